@@ -1,0 +1,1 @@
+//! Async Rust client and worker for Taskmaster.

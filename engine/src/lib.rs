@@ -1,0 +1,1 @@
+//! The task engine as a pure, deterministic state machine.

@@ -1,0 +1,1 @@
+//! The binary protocol: frames, bodies and limits, without I/O.

@@ -1,0 +1,1 @@
+//! Listener, connections and shard mesh.

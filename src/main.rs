@@ -1,0 +1,3 @@
+//! The `taskmaster` binary.
+
+fn main() {}

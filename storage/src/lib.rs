@@ -1,0 +1,1 @@
+//! Write-ahead log, snapshots and data directory.
