@@ -1,0 +1,2 @@
+//! Criterion bench.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Payload and result store behind relocatable handles.
