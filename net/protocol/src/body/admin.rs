@@ -1,0 +1,71 @@
+//! Operators' requests: cancel, retry, queue settings.
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+use super::Span;
+use crate::TaskId;
+
+/// Cancels tasks, or workflows with all their unfinished tasks.
+#[derive(Clone, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct Cancel {
+    /// Task or workflow ids, all of the frame's partition.
+    pub ids: Vec<TaskId>,
+    /// 1: the ids name workflows.
+    pub workflows: u32,
+}
+
+/// Makes failed, expired or cancelled tasks ready again with a fresh attempt budget.
+#[derive(Clone, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct Retry {
+    /// Task ids, all of the frame's partition.
+    pub ids: Vec<TaskId>,
+}
+
+/// Bits of [`ConfigureQueue::set`].
+pub mod queue_field {
+    /// `paused`.
+    pub const PAUSED: u32 = 1;
+    /// `draining`.
+    pub const DRAINING: u32 = 2;
+    /// `rate_milli_per_s` and `rate_burst`.
+    pub const RATE: u32 = 4;
+    /// `concurrency`.
+    pub const CONCURRENCY: u32 = 8;
+    /// `deadline_action`.
+    pub const DEADLINE_ACTION: u32 = 16;
+    /// `retention_ms`.
+    pub const RETENTION: u32 = 32;
+    /// `depth_max`.
+    pub const DEPTH: u32 = 64;
+}
+
+/// Creates a queue or changes the fields named in `set`. Sent to every partition by the client.
+#[derive(Clone, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct ConfigureQueue {
+    /// Starts per second over the whole queue, in thousandths; 0 for no limit.
+    pub rate_milli_per_s: u64,
+    /// Most unfinished tasks; 0 for no limit of its own.
+    pub depth_max: u64,
+    /// Namespace (UTF-8); empty is `default`.
+    pub namespace: Span,
+    /// Queue name (UTF-8).
+    pub queue: Span,
+    /// Which fields to change: bits of [`queue_field`].
+    pub set: u32,
+    /// Most starts at once after idleness.
+    pub rate_burst: u32,
+    /// Most leases at once over the whole queue; 0 for no limit.
+    pub concurrency: u32,
+    /// How long finished tasks are kept unless they say otherwise, in milliseconds.
+    pub retention_ms: u32,
+    /// 1: nothing of this queue is assigned.
+    pub paused: u32,
+    /// 1: new tasks are refused, accepted ones run.
+    pub draining: u32,
+    /// At a task's deadline: 0 expire it, 1 only flag it.
+    pub deadline_action: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Byte area.
+    pub bytes: Vec<u8>,
+}

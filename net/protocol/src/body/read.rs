@@ -1,0 +1,233 @@
+//! Queries and their answers.
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+use super::Span;
+use crate::TaskId;
+
+/// Asks for one task, or why it waits.
+#[derive(Clone, Copy, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct GetTask {
+    /// The task.
+    pub id: TaskId,
+}
+
+/// Asks for one task's outcome once it is final.
+#[derive(Clone, Copy, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct AwaitTask {
+    /// The task (or a workflow, when `workflow` is 1).
+    pub id: TaskId,
+    /// Longest wait, in milliseconds; then the answer is `timed_out`.
+    pub timeout_ms: u32,
+    /// 1: `id` names a workflow.
+    pub workflow: u32,
+}
+
+/// Asks for a page of a partition's tasks.
+#[derive(Clone, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct ListTasks {
+    /// Namespace (UTF-8); empty is `default`.
+    pub namespace: Span,
+    /// Only this queue (UTF-8); empty for all.
+    pub queue: Span,
+    /// Only this kind (UTF-8); empty for all.
+    pub kind: Span,
+    /// Bit set of states, bit n for state n; 0 for all.
+    pub states: u32,
+    /// Continue at this position; 0 starts.
+    pub cursor: u32,
+    /// Most rows.
+    pub limit: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Byte area.
+    pub bytes: Vec<u8>,
+}
+
+/// Tasks, with payloads and results only when a single one was asked for.
+#[derive(Clone, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct TaskPage {
+    /// The tasks.
+    pub rows: Vec<TaskInfo>,
+    /// Continue here; 0 when nothing is left.
+    pub cursor: u32,
+    /// Byte area.
+    pub bytes: Vec<u8>,
+}
+
+/// What is known of one task.
+#[derive(Clone, Copy, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct TaskInfo {
+    /// The task.
+    pub id: TaskId,
+    /// Its workflow, or zero.
+    pub workflow: TaskId,
+    /// When it entered its present state, or is due for delayed tasks, in microseconds since 1970; 0 if unknown.
+    pub at_us: u64,
+    /// When the latest attempt started, in microseconds since 1970; 0 if unknown.
+    pub started_us: u64,
+    /// Deadline, in milliseconds since 1970; 0 for none.
+    pub deadline_ms: u64,
+    /// Namespace.
+    pub namespace: Span,
+    /// Queue.
+    pub queue: Span,
+    /// Kind.
+    pub kind: Span,
+    /// Step name within a workflow.
+    pub name: Span,
+    /// Payload (single-task answers).
+    pub payload: Span,
+    /// Result (single-task answers).
+    pub result: Span,
+    /// Last error code.
+    pub error_code: Span,
+    /// Last error sentence.
+    pub error: Span,
+    /// Last log tail (single-task answers).
+    pub log_tail: Span,
+    /// Worker that holds or last held it.
+    pub worker: Span,
+    /// Last progress note.
+    pub note: Span,
+    /// Progress in parts per thousand.
+    pub done_permille: u32,
+    /// Attempts begun.
+    pub attempt: u32,
+    /// Attempts allowed.
+    pub attempts_max: u32,
+    /// 0 waiting, 1 delayed, 2 ready, 3 leased, 4 succeeded, 5 failed, 6 cancelled, 7 expired.
+    pub state: u8,
+    /// 0 critical, 1 high, 2 normal, 3 low.
+    pub priority: u8,
+    /// 1: the deadline passed and the queue only flags.
+    pub late: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+
+/// The answer to `why`: facts as name and sentence, in order of importance.
+#[derive(Clone, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct Explanation {
+    /// Name and sentence, alternating.
+    pub facts: Vec<Span>,
+    /// Byte area.
+    pub bytes: Vec<u8>,
+}
+
+/// Asks for a partition's queues.
+#[derive(Clone, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct ListQueues {
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// A partition's queues.
+#[derive(Clone, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct QueuePage {
+    /// The queues.
+    pub rows: Vec<QueueInfo>,
+    /// Byte area.
+    pub bytes: Vec<u8>,
+}
+
+/// One queue within one partition.
+#[derive(Clone, Copy, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct QueueInfo {
+    /// Tasks by state, in the order of [`TaskInfo::state`].
+    pub counts: [u64; 8],
+    /// As configured.
+    pub rate_milli_per_s: u64,
+    /// As configured.
+    pub depth_max: u64,
+    /// Namespace.
+    pub namespace: Span,
+    /// Name.
+    pub queue: Span,
+    /// As configured.
+    pub rate_burst: u32,
+    /// As configured.
+    pub concurrency: u32,
+    /// As configured, in milliseconds.
+    pub retention_ms: u32,
+    /// 1: paused.
+    pub paused: u32,
+    /// 1: draining.
+    pub draining: u32,
+    /// 0 expire, 1 flag.
+    pub deadline_action: u32,
+}
+
+/// Asks for a page of a workflow.
+#[derive(Clone, Copy, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct GetWorkflow {
+    /// The workflow.
+    pub id: TaskId,
+    /// First row.
+    pub from: u32,
+    /// Most rows.
+    pub limit: u32,
+}
+
+/// Asks for a partition's workflows.
+#[derive(Clone, Copy, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct ListWorkflows {
+    /// Most workflows, the newest first.
+    pub limit: u32,
+}
+
+/// Workflows, and the rows of one when it was asked for.
+#[derive(Clone, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct WorkflowPage {
+    /// The workflows.
+    pub workflows: Vec<WorkflowInfo>,
+    /// Rows of the one workflow asked for.
+    pub rows: Vec<WorkflowTask>,
+    /// Byte area.
+    pub bytes: Vec<u8>,
+}
+
+/// One workflow.
+#[derive(Clone, Copy, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct WorkflowInfo {
+    /// The workflow.
+    pub id: TaskId,
+    /// Tasks by state, in the order of [`TaskInfo::state`].
+    pub counts: [u32; 8],
+    /// When it was accepted, in microseconds since 1970.
+    pub submitted_us: u64,
+    /// When its last task became final, in microseconds since 1970; 0 while it runs.
+    pub finished_us: u64,
+    /// Name.
+    pub name: Span,
+}
+
+/// One task of a workflow.
+#[derive(Clone, Copy, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct WorkflowTask {
+    /// The task.
+    pub id: TaskId,
+    /// When it became ready, in microseconds since 1970; 0 before.
+    pub ready_us: u64,
+    /// When its latest attempt was assigned, in microseconds since 1970; 0 before.
+    pub started_us: u64,
+    /// When it became final, in microseconds since 1970; 0 before.
+    pub finished_us: u64,
+    /// Step name.
+    pub name: Span,
+    /// Attempts begun.
+    pub attempt: u32,
+    /// State, in the order of [`TaskInfo::state`].
+    pub state: u32,
+}
+
+/// Counters of the node, as names and values.
+#[derive(Clone, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct NodeStats {
+    /// Names (UTF-8).
+    pub names: Vec<Span>,
+    /// Values, by the same index.
+    pub values: Vec<u64>,
+    /// Byte area.
+    pub bytes: Vec<u8>,
+}
