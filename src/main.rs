@@ -1,3 +1,7 @@
 //! The `taskmaster` binary.
 
+mod config;
+mod doctor;
+mod output;
+
 fn main() {}

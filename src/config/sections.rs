@@ -1,0 +1,239 @@
+//! Every section and key: type, default and range. `taskmaster.toml` at the root of the repository documents them for
+//! users and is checked against this file by a test.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use super::setting::{Raw, Setting};
+use super::value::{ByteSize, Format, Interval, Level, Memory, ShardPorts};
+use super::{Origin, Problem};
+
+/// Most shards of one node.
+const SHARDS_MAX: u16 = 1_024;
+/// Most partitions of a cluster.
+const PARTITIONS_MAX: u16 = taskmaster_protocol::limits::PARTITIONS_MAX;
+/// Longest retention.
+const RETENTION_MAX: Interval = Interval::ms(365 * 86_400_000);
+
+macro_rules! sections {
+    ($($(#[$doc:meta])* $section:ident: $name:ident {
+        $($(#[$key_doc:meta])* $key:ident: $type:ty = $default:expr, $check:expr;)*
+    })*) => {
+        $(
+            $(#[$doc])*
+            #[derive(Clone, Debug, PartialEq, Eq)]
+            pub(crate) struct $name { $($(#[$key_doc])* pub(crate) $key: $type,)* }
+
+            impl Default for $name {
+                fn default() -> Self {
+                    Self { $($key: $default,)* }
+                }
+            }
+        )*
+
+        /// The configuration of a node.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub(crate) struct Config { $($(#[$doc])* pub(crate) $section: $name,)* }
+
+        impl Config {
+            /// Names of the sections.
+            pub(crate) const SECTIONS: &'static [&'static str] = &[$(stringify!($section),)*];
+
+            /// Keys of a section, if it exists.
+            pub(crate) fn keys(section: &str) -> Option<&'static [&'static str]> {
+                match section {
+                    $(stringify!($section) => Some(&[$(stringify!($key),)*]),)*
+                    _ => None,
+                }
+            }
+
+            /// Sets one value after checking its shape and range.
+            ///
+            /// # Errors
+            /// What is wrong and what would be right, continuing the key's name.
+            pub(crate) fn set(&mut self, section: &str, key: &str, raw: &Raw) -> Result<(), String> {
+                match section {
+                    $(stringify!($section) => match key {
+                        $(stringify!($key) => {
+                            let value = <$type as Setting>::read(raw)?;
+                            let check: fn(&$type) -> Result<(), String> = $check;
+                            check(&value)?;
+                            self.$section.$key = value;
+                            Ok(())
+                        })*
+                        _ => Err("is unknown".to_owned()),
+                    },)*
+                    _ => Err("is in an unknown section".to_owned()),
+                }
+            }
+
+            /// Section, key and value as TOML, in the order of this file.
+            pub(crate) fn shown(&self) -> Vec<(&'static str, &'static str, String)> {
+                vec![$($((stringify!($section), stringify!($key), self.$section.$key.show()),)*)*]
+            }
+
+            /// As one JSON object of sections; sizes in bytes, durations in milliseconds.
+            pub(crate) fn json(&self) -> Value {
+                let mut root = serde_json::Map::new();
+                $({
+                    let mut section = serde_json::Map::new();
+                    $(section.insert(stringify!($key).to_owned(), self.$section.$key.json());)*
+                    root.insert(stringify!($section).to_owned(), Value::Object(section));
+                })*
+                Value::Object(root)
+            }
+        }
+    };
+}
+
+sections! {
+    /// The node itself.
+    node: Node {
+        /// Where the log, snapshots and identity live.
+        data_dir: PathBuf = PathBuf::from("taskmaster-data"), any;
+        /// Name shown to operators.
+        name: String = "taskmaster".to_owned(), |name| name_like(name);
+        /// Shards, one pinned thread each; 0 means one per core.
+        shards: u16 = 0, |&value| between(value, 0, SHARDS_MAX);
+        /// Partitions, fixed when the data directory is created.
+        partitions: u16 = 64, |&value| between(value, 1, PARTITIONS_MAX);
+    }
+    /// Where clients connect.
+    listen: Listen {
+        /// Address shared by all shards; port 0 takes any free one.
+        address: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 7700)), any;
+        /// Ports of the single shards.
+        shard_ports: ShardPorts = ShardPorts::Follow, any;
+    }
+    /// Bounds: what is beyond them is refused, never queued without end.
+    limits: Limits {
+        /// Memory for tasks, payloads and results.
+        memory: Memory = Memory::Auto, |value| match value {
+            Memory::Auto => Ok(()),
+            Memory::Bytes(size) => size_between(*size, ByteSize::mib(16), ByteSize::gib(16 << 10)),
+        };
+        /// Most client connections of the node.
+        max_connections: u32 = 4_096, |&value| between(value, 1, 1_000_000);
+        /// Most bytes of requests that a shard has taken and not yet answered.
+        max_inflight: ByteSize = ByteSize::mib(64), |&value| size_between(value, ByteSize::mib(16), ByteSize::gib(64));
+    }
+    /// Defaults for queues.
+    queues: Queues {
+        /// Whether a queue comes into being with its first task.
+        auto_create: bool = true, any;
+        /// How long finished tasks and their results are kept.
+        retention: Interval = Interval::ms(3_600_000), |&value| interval_between(value, Interval::ms(0), RETENTION_MAX);
+        /// Most finished tasks kept by a node, whatever their retention: the oldest go first.
+        finished_max: u64 = 1_000_000, |&value| between(value, 0, 1_000_000_000);
+    }
+    /// The write-ahead log.
+    wal: Wal {
+        /// Size of one file of the log.
+        segment_size: ByteSize = ByteSize::mib(64), |&value| {
+            size_between(value, ByteSize::mib(32), ByteSize::gib(4))?;
+            if value.0.is_multiple_of(1 << 20) { Ok(()) } else { Err("must be a multiple of 1MiB".to_owned()) }
+        };
+        /// Files prepared ahead of need, per shard.
+        segments_ahead: u16 = 2, |&value| between(value, 1, 64);
+        /// Most writes under way at once, per shard.
+        inflight_writes: u16 = 3, |&value| between(value, 1, 64);
+        /// Log written since the last snapshot after which a new one is taken, per shard.
+        snapshot_after: ByteSize = ByteSize::gib(1), |&value| size_between(value, ByteSize::mib(64), ByteSize::gib(1 << 10));
+    }
+    /// Workers inside the node's process (`dev` and `run`).
+    workers: Workers {
+        /// Most tasks at once; 0 means twice the cores.
+        concurrency: u32 = 0, |&value| between(value, 0, 100_000);
+        /// Kinds they handle.
+        kinds: Vec<String> = ["noop", "sleep", "spin", "fail", "exec"].map(str::to_owned).to_vec(), |kinds| kinds.iter().try_for_each(|kind| name_like(kind));
+        /// Queues they serve.
+        queues: Vec<String> = vec!["default".to_owned()], |queues| queues.iter().try_for_each(|queue| name_like(queue));
+    }
+    /// Log lines, written to standard error.
+    log: Log {
+        /// Least urgent lines.
+        level: Level = Level::Info, any;
+        /// Shape of lines.
+        format: Format = Format::Text, any;
+    }
+}
+
+impl Config {
+    /// Checks what concerns several values at once.
+    pub(crate) fn check_together(&self, problems: &mut Vec<Problem>) {
+        if self.node.shards > self.node.partitions {
+            problems.push(Problem::global(format!(
+                "node.shards is {}, but must be at most node.partitions ({}): a shard without a partition has no work",
+                self.node.shards, self.node.partitions
+            )));
+        }
+        if self.wal.snapshot_after < self.wal.segment_size {
+            problems.push(Problem::global(format!(
+                "wal.snapshot_after is {}, but must be at least wal.segment_size ({})",
+                self.wal.snapshot_after, self.wal.segment_size
+            )));
+        }
+        let last_port = u64::from(self.listen.address.port()) + u64::try_from(self.shard_count()).unwrap_or(u64::MAX);
+        if self.listen.shard_ports == ShardPorts::Follow && self.listen.address.port() != 0 && last_port > 65_535 {
+            problems.push(Problem::global(format!(
+                "listen.address has port {}, which leaves no ports for the shards above it: take a lower one, or set \
+                 listen.shard_ports to \"ephemeral\"",
+                self.listen.address.port()
+            )));
+        }
+    }
+
+    /// As TOML, with the origin of what is not a default.
+    pub(crate) fn to_toml(&self, origin: impl Fn(&str) -> Origin) -> String {
+        let mut text = String::new();
+        let mut current = "";
+        for (section, key, value) in self.shown() {
+            if section != current {
+                let gap = if current.is_empty() { "" } else { "\n" };
+                text.push_str(&format!("{gap}[{section}]\n"));
+                current = section;
+            }
+            let note = match origin(&format!("{section}.{key}")) {
+                Origin::Default => String::new(),
+                Origin::File(line) => format!("  # line {line}"),
+                Origin::Environment => "  # environment".to_owned(),
+            };
+            text.push_str(&format!("{key} = {value}{note}\n"));
+        }
+        text
+    }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "it stands where checks stand")]
+fn any<T>(_value: &T) -> Result<(), String> {
+    Ok(())
+}
+
+fn between<T: PartialOrd + std::fmt::Display>(value: T, least: T, most: T) -> Result<(), String> {
+    if value >= least && value <= most {
+        return Ok(());
+    }
+    Err(format!("is {value}, but must be between {least} and {most}"))
+}
+
+fn size_between(value: ByteSize, least: ByteSize, most: ByteSize) -> Result<(), String> {
+    between(value, least, most)
+}
+
+fn interval_between(value: Interval, least: Interval, most: Interval) -> Result<(), String> {
+    between(value, least, most)
+}
+
+/// Names: 1 to 128 bytes without blanks or control characters.
+fn name_like(name: &str) -> Result<(), String> {
+    let most = taskmaster_protocol::limits::NAME_BYTES_MAX;
+    if name.is_empty() || name.len() > most {
+        return Err(format!("has a name of {} bytes, but a name has 1 to {most}", name.len()));
+    }
+    if name.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return Err(format!("has the name {name:?}, but a name has no blanks or control characters"));
+    }
+    Ok(())
+}

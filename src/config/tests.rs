@@ -1,0 +1,132 @@
+//! Behaviour of reading a configuration.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn read(text: &str) -> Result<Config, String> {
+    parse("t.toml", text, Vec::new()).map(|loaded| loaded.config).map_err(|error| error.to_string())
+}
+
+fn refusal(text: &str) -> String {
+    read(text).expect_err("must be refused")
+}
+
+fn with_variable(name: &str, value: &str) -> Result<Loaded, Error> {
+    parse("t.toml", "[node]\nshards = 1\n", vec![(name.to_owned(), value.to_owned())])
+}
+
+#[test]
+fn empty_file_gives_the_defaults() {
+    assert_eq!(read("").unwrap(), Config::default());
+}
+
+#[test]
+fn the_documented_file_equals_the_defaults_and_names_every_key() {
+    let text = include_str!("../../taskmaster.toml");
+    let loaded = parse("taskmaster.toml", text, Vec::new()).unwrap();
+    assert_eq!(loaded.config, Config::default());
+    for (section, key, _) in Config::default().shown() {
+        assert!(loaded.origins.contains_key(&format!("{section}.{key}")), "{section}.{key} is not documented");
+    }
+}
+
+#[test]
+fn shown_toml_reads_back_as_the_same_configuration() {
+    let text = "[limits]\nmemory = \"3GiB\"\n[queues]\nretention = \"1h2m3s4ms\"\n[workers]\nkinds = [\"a\", \"b\"]\n";
+    let config = read(text).unwrap();
+    let shown = config.to_toml(|key| if key == "node.shards" { Origin::Environment } else { Origin::File(7) });
+    assert_eq!(read(&shown).unwrap(), config);
+}
+
+#[test]
+fn unknown_keys_and_sections_are_refused_with_line_and_suggestion() {
+    assert_eq!(
+        refusal("[node]\ndata_dir = \"x\"\nshard = 2\n"),
+        "t.toml:3: unknown key 'shard' in [node]; did you mean 'shards'?"
+    );
+    assert_eq!(refusal("[limit]\n"), "t.toml:1: unknown section [limit]; did you mean 'limits'?");
+    assert_eq!(
+        refusal("[node]\nretention = \"1h\"\n"),
+        "t.toml:2: unknown key 'retention' in [node]; it belongs in [queues]"
+    );
+    assert!(refusal("[log]\ncolour = true\n").contains("its keys are level, format"));
+    assert!(refusal("node = 3\n").contains("write [node]"));
+}
+
+#[test]
+fn values_of_wrong_shape_unit_or_range_are_refused_with_advice() {
+    for (text, part) in [
+        ("[wal]\nsegment_size = \"64\"", "has no unit; write for example 64MiB"),
+        ("[wal]\nsegment_size = 64", "with its unit in quotes"),
+        ("[wal]\nsegment_size = \"64MB\"", "multiple of 1MiB"),
+        ("[wal]\nsegment_size = \"1MiB\"", "between 32MiB and 4GiB"),
+        ("[queues]\nretention = \"5 weeks\"", "no duration"),
+        ("[queues]\nretention = \"9999d\"", "over ten years"),
+        ("[node]\nshards = -1", "must not be negative"),
+        ("[node]\nshards = \"two\"", "whole number"),
+        ("[node]\nshards = 70000", "at most 65535"),
+        ("[node]\npartitions = 0", "between 1 and 4096"),
+        ("[node]\nshards = 1.5", "cannot be a float"),
+        ("[node]\nname = \"a b\"", "no blanks"),
+        ("[listen]\naddress = \"localhost\"", "127.0.0.1:7700"),
+        ("[listen]\naddress = \"127.0.0.1:65535\"", "ephemeral"),
+        ("[log]\nlevel = \"loud\"", "one of error, warn, info, debug, trace"),
+        ("[queues]\nauto_create = \"yes\"", "true or false"),
+        ("[workers]\nkinds = \"noop\"", "list of texts"),
+        ("[workers]\nkinds = [1]", "list of texts"),
+        ("[limits]\nmemory = \"lots\"", "\"auto\""),
+        ("[node]\nshards = 8\npartitions = 4", "at most node.partitions"),
+        ("[node\n", "is not TOML"),
+    ] {
+        let message = refusal(text);
+        assert!(message.contains(part), "{text:?} gave {message:?}, expected {part:?}");
+    }
+}
+
+#[test]
+fn all_problems_are_reported_together() {
+    assert_eq!(refusal("[node]\nshard = 2\npartitions = 0\n[lag]\n").lines().count(), 3);
+}
+
+#[test]
+fn environment_overrides_the_file_and_is_checked_alike() {
+    let loaded = with_variable("NODE__SHARDS", "3").unwrap();
+    assert_eq!(loaded.config.node.shards, 3);
+    assert_eq!(loaded.origins["node.shards"], Origin::Environment);
+    assert_eq!(with_variable("WORKERS__KINDS", "a, b").unwrap().config.workers.kinds, ["a", "b"]);
+    assert!(!with_variable("QUEUES__AUTO_CREATE", "false").unwrap().config.queues.auto_create);
+
+    let refused = |name, value| with_variable(name, value).unwrap_err().to_string();
+    assert!(
+        refused("NODE__SHARD", "3").contains("TASKMASTER_NODE__SHARD: unknown key 'shard' in [node]; did you mean")
+    );
+    assert!(refused("NOD__SHARDS", "3").contains("unknown section 'nod'; did you mean 'node'?"));
+    assert!(refused("WAL__SEGMENT_SIZE", "12").contains("TASKMASTER_WAL__SEGMENT_SIZE: wal.segment_size is no size"));
+}
+
+#[test]
+fn variables_without_the_double_underscore_are_no_settings() {
+    let all = [("TASKMASTER_ADDR", "x"), ("TASKMASTER_NODE__SHARDS", "2"), ("HOME", "/")];
+    let found = variables(all.into_iter().map(|(name, value)| (name.into(), value.into())));
+    assert_eq!(found, [("NODE__SHARDS".to_owned(), "2".to_owned())]);
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = load(Some(Path::new("no/such/file.toml"))).unwrap_err().to_string();
+    assert!(error.starts_with("no/such/file.toml: cannot be read"), "{error}");
+}
+
+proptest! {
+    #[test]
+    fn sizes_and_intervals_read_back_as_shown(bytes in 1u64..(1 << 50), ms in 0u64..315_000_000_000) {
+        prop_assert_eq!(ByteSize(bytes).to_string().parse(), Ok(ByteSize(bytes)));
+        prop_assert_eq!(Interval::ms(ms).to_string().parse(), Ok(Interval::ms(ms)));
+    }
+
+    #[test]
+    fn hostile_text_never_panics(text in "\\PC{0,200}") {
+        let _ = read(&text);
+    }
+}
