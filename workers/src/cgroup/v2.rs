@@ -1,0 +1,103 @@
+//! Version 2: one hierarchy, whose controllers are passed down level by level.
+//!
+//! A cgroup other than the root may not have both processes and controllers passed down. So a worker alone in a delegated
+//! cgroup moves itself one level down; one that is not alone leaves things as they are and says so.
+
+use super::discover::Found;
+use super::v1::quota_us;
+use super::{Base, Controller, Version, stale, write};
+use std::fs;
+use std::io;
+use std::path::Path;
+
+const PERIOD_US: u64 = 100_000;
+/// Where a worker moves itself.
+const OWN: &str = "taskmaster-self";
+
+/// Makes our directory with whatever of the wanted can be had, and takes that off the list.
+pub(super) fn open(found: &[Found], wanted: &mut Vec<Controller>, refusals: &mut Vec<String>) -> Option<Base> {
+    let Some(hierarchy) = found.iter().find(|found| found.version == Version::V2) else {
+        refusals.push("cgroup v2 is not mounted".to_owned());
+        return None;
+    };
+    let dir = match hierarchy.dir.file_name() {
+        // A worker which was here before moved itself.
+        Some(name) if name == OWN => hierarchy.dir.parent().unwrap_or(&hierarchy.dir),
+        _ => &hierarchy.dir,
+    };
+    let offered = match fs::read_to_string(dir.join("cgroup.controllers")) {
+        Ok(offered) => offered,
+        Err(error) => {
+            refusals.push(format!("{} is no usable cgroup v2 directory: {error}", dir.display()));
+            return None;
+        }
+    };
+    let (had, missing): (Vec<Controller>, Vec<Controller>) =
+        wanted.iter().partition(|controller| offered.split_ascii_whitespace().any(|name| name == controller.name()));
+    if !missing.is_empty() {
+        let names: Vec<&str> = missing.iter().map(|controller| controller.name()).collect();
+        refusals.push(format!("cgroup v2 at {} does not offer {}", dir.display(), names.join(" and ")));
+    }
+    if had.is_empty() {
+        return None;
+    }
+    stale::clear(dir);
+    let base = dir.join(stale::new_name());
+    match pass_down(dir, &had).and_then(|()| fs::create_dir(&base)).and_then(|()| enable(&base, &had)) {
+        Ok(()) => {
+            wanted.retain(|controller| !had.contains(controller));
+            Some(Base { dir: base, version: Version::V2, controllers: had })
+        }
+        Err(error) => {
+            let _ = fs::remove_dir(&base);
+            refusals.push(format!(
+                "cgroup v2 at {} cannot be used: {error} (run the worker as root, or in a unit with `Delegate=yes`)",
+                dir.display()
+            ));
+            None
+        }
+    }
+}
+
+/// Passes controllers down to the children of `dir`, moving this process out of the way if it is alone there.
+fn pass_down(dir: &Path, controllers: &[Controller]) -> io::Result<()> {
+    let Err(error) = enable(dir, controllers) else { return Ok(()) };
+    if error.kind() != io::ErrorKind::ResourceBusy {
+        return Err(error);
+    }
+    let procs = fs::read_to_string(dir.join("cgroup.procs"))?;
+    let own = std::process::id().to_string();
+    if procs.lines().any(|pid| pid != own) {
+        return Err(io::Error::new(error.kind(), "other processes live in the same cgroup"));
+    }
+    let below = dir.join(OWN);
+    if let Err(error) = fs::create_dir(&below)
+        && error.kind() != io::ErrorKind::AlreadyExists
+    {
+        return Err(error);
+    }
+    write(&below.join("cgroup.procs"), "0")?;
+    enable(dir, controllers)
+}
+
+fn enable(dir: &Path, controllers: &[Controller]) -> io::Result<()> {
+    for controller in controllers {
+        write(&dir.join("cgroup.subtree_control"), &format!("+{}", controller.name()))?;
+    }
+    Ok(())
+}
+
+/// Sets a limit: bytes of memory, or thousandths of a core.
+pub(super) fn limit(dir: &Path, controller: Controller, limit: u64) -> io::Result<()> {
+    match controller {
+        Controller::Memory => {
+            write(&dir.join("memory.max"), &limit.to_string())?;
+            // Otherwise the limit would only move memory to swap. Absent without swap accounting.
+            let _ = fs::write(dir.join("memory.swap.max"), "0");
+            // A task without one of its processes is no task.
+            let _ = fs::write(dir.join("memory.oom.group"), "1");
+            Ok(())
+        }
+        Controller::Cpu => write(&dir.join("cpu.max"), &format!("{} {PERIOD_US}", quota_us(limit, PERIOD_US))),
+    }
+}
