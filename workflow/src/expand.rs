@@ -65,8 +65,7 @@ fn layout(spec: &Spec, problems: &mut Vec<Problem>) -> Option<Layout> {
     let mut places: HashMap<&str, usize> = HashMap::with_capacity(spec.tasks.len());
     for (place, declared) in spec.tasks.iter().enumerate() {
         if let Some(first) = places.insert(&declared.name, place) {
-            let sentence =
-                format!("two tasks are named '{}'; the first is at {}", declared.name, spec.tasks[first].at);
+            let sentence = format!("two tasks are named '{}'; the first is at {}", declared.name, spec.tasks[first].at);
             problems.push(Problem::new(Code::DuplicateName, declared.at, sentence));
         }
     }
@@ -82,7 +81,11 @@ fn layout(spec: &Spec, problems: &mut Vec<Problem>) -> Option<Layout> {
         firsts.push(tasks);
         tasks += elements(declared);
         if tasks > limits::TASKS_MAX {
-            let sentence = format!("with '{}' there are {tasks} tasks; a workflow has at most {}", declared.name, limits::TASKS_MAX);
+            let sentence = format!(
+                "with '{}' there are {tasks} tasks; a workflow has at most {}",
+                declared.name,
+                limits::TASKS_MAX
+            );
             problems.push(Problem::new(Code::TooManyTasks, declared.at, sentence));
             return None;
         }
@@ -100,7 +103,8 @@ fn needs(
     let mut found: BTreeMap<usize, bool> = BTreeMap::new();
     for need in &declared.needs {
         let Some(&place) = places.get(&*need.task) else {
-            let advice = did_you_mean(&need.task, spec.tasks.iter().map(|task| task.name.as_str()));
+            let others = spec.tasks.iter().map(|task| task.name.as_str()).filter(|name| *name != declared.name);
+            let advice = did_you_mean(&need.task, others);
             let sentence = format!("task '{}' needs '{}', which does not exist{advice}", declared.name, need.task);
             problems.push(Problem::new(Code::UnknownTask, need.at, sentence));
             continue;
@@ -126,7 +130,9 @@ fn mismatch(declared: &Declared, needed: &Declared) -> Option<String> {
             own.len(),
             theirs.len()
         )),
-        (None, _) => Some(format!("task '{name}' is no array; remove 'each', or give it an 'array' like that of '{other}'")),
+        (None, _) => {
+            Some(format!("task '{name}' is no array; remove 'each', or give it an 'array' like that of '{other}'"))
+        }
         (_, None) => Some(format!("task '{other}' is no array, so '{name}' needs it without 'each'")),
     }
 }

@@ -1,13 +1,14 @@
 //! "Did you mean": the nearest of some names by edit distance.
 
-/// The nearest candidate within a third of the word's length (at least one edit), or `None`. Ties go to the first.
+/// The nearest candidate within a third of the word's length (at least one edit, none for a single letter), or `None`.
+/// Ties go to the first.
 pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     const WORD_CHARS_MAX: usize = 64;
     let word: Vec<char> = word.to_lowercase().chars().collect();
     if word.len() > WORD_CHARS_MAX {
         return None;
     }
-    let allowed = (word.len() / 3).max(1);
+    let allowed = if word.len() < 2 { 0 } else { (word.len() / 3).max(1) };
     let mut best: Option<(usize, &str)> = None;
     for candidate in candidates {
         if candidate.len().abs_diff(word.len()) > allowed * 4 {

@@ -114,7 +114,11 @@ fn variables(reader: &mut Reader<'_>, node: Option<&Node>, options: &Options) ->
         let reserved = ELEMENT_NAMES.contains(&&*entry.key) || matches!(&*entry.key, "workdir" | "filedir");
         if reserved || !is_name(&entry.key) {
             let why = if reserved { "is built in" } else { NAME_RULE };
-            reader.problem(Code::BadName, entry.key_at, format!("a variable cannot be named '{}': it {why}", entry.key));
+            reader.problem(
+                Code::BadName,
+                entry.key_at,
+                format!("a variable cannot be named '{}': it {why}", entry.key),
+            );
             continue;
         }
         declared.push(&entry.key);
@@ -148,7 +152,8 @@ fn decode_tasks(reader: &mut Reader<'_>, node: &Node, defaults: &Defaults) -> Ve
             }
         }
         other => {
-            let sentence = format!("'tasks' is a mapping from names to tasks or a list of tasks, not {}", other.shape());
+            let sentence =
+                format!("'tasks' is a mapping from names to tasks or a list of tasks, not {}", other.shape());
             reader.problem(Code::WrongType, node.at, sentence);
             return tasks;
         }
@@ -160,7 +165,8 @@ fn decode_tasks(reader: &mut Reader<'_>, node: &Node, defaults: &Defaults) -> Ve
 }
 
 /// Completes the sentence "it ...".
-const NAME_RULE: &str = "must have letters, digits and any of '_-./' only, start with a letter or digit, and have at most 128 bytes";
+const NAME_RULE: &str =
+    "must have letters, digits and any of '_-./' only, start with a letter or digit, and have at most 128 bytes";
 
 fn is_name(text: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/');

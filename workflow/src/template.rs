@@ -27,10 +27,6 @@ impl Variables {
         self.values.insert(name.into(), value.into());
     }
 
-    pub(crate) fn contains(&self, name: &str) -> bool {
-        self.values.contains_key(name)
-    }
-
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.values.keys().map(String::as_str)
     }

@@ -25,7 +25,8 @@ pub fn duration_ms(text: &str) -> Result<u64, String> {
             "" => return Err(format!("the duration '{text}' has no unit; write for example {text}s or {text}ms")),
             _ => return Err(format!("the duration '{text}' has an unknown unit '{unit}'; use ms, s, m, h or d")),
         };
-        let part_ms = scaled(number, unit_ms).ok_or_else(|| format!("'{text}' is no duration; write for example 30s"))?;
+        let part_ms =
+            scaled(number, unit_ms).ok_or_else(|| format!("'{text}' is no duration; write for example 30s"))?;
         total_ms = total_ms.saturating_add(part_ms);
         rest = tail;
     }

@@ -104,7 +104,7 @@ struct Measured {
     runtime_s: Option<f64>,
     #[serde(rename = "avgCPU")]
     avg_cpu_percent: Option<f64>,
-    #[serde(rename = "memoryInBytes", alias = "memory")]
+    #[serde(rename = "memoryInBytes")]
     memory_bytes: Option<f64>,
     #[serde(rename = "coreCount", alias = "cores")]
     cores: Option<f64>,
@@ -227,11 +227,7 @@ fn recorded<'a>(workflow: &'a Workflow, problems: &mut Vec<Problem>) -> Option<R
     Some(Recorded { tasks, executed, sizes, places })
 }
 
-fn parents(
-    recorded: &Recorded<'_>,
-    problems: &mut Vec<Problem>,
-    warnings: &mut Vec<Problem>,
-) -> Option<Vec<Vec<u32>>> {
+fn parents(recorded: &Recorded<'_>, problems: &mut Vec<Problem>, warnings: &mut Vec<Problem>) -> Option<Vec<Vec<u32>>> {
     let mut parents: Vec<Vec<u32>> = vec![Vec::new(); recorded.tasks.len()];
     let mut dependencies = 0_usize;
     for (place, task) in recorded.tasks.iter().enumerate() {
@@ -270,13 +266,7 @@ fn parents(
     problems.is_empty().then_some(parents)
 }
 
-fn look_up(
-    recorded: &Recorded<'_>,
-    task: &Task,
-    role: &str,
-    name: &str,
-    problems: &mut Vec<Problem>,
-) -> Option<usize> {
+fn look_up(recorded: &Recorded<'_>, task: &Task, role: &str, name: &str, problems: &mut Vec<Problem>) -> Option<usize> {
     let place = recorded.places.get(name).copied();
     if place.is_none() && problems.len() < Rejected::PROBLEMS_MAX {
         let advice = did_you_mean(name, recorded.tasks.iter().map(Task::id));

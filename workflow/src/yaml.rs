@@ -115,7 +115,11 @@ impl Tree {
     fn build(mut self, text: &str) -> Result<Node, Box<Problem>> {
         for event in Parser::new_from_str(text) {
             let (event, span) = event.map_err(|error| {
-                Box::new(Problem::new(Code::YamlSyntax, position(*error.marker()), format!("not YAML: {}", error.info())))
+                Box::new(Problem::new(
+                    Code::YamlSyntax,
+                    position(*error.marker()),
+                    format!("not YAML: {}", error.info()),
+                ))
             })?;
             self.event(event, position(span.start))?;
         }
@@ -127,7 +131,9 @@ impl Tree {
         match event {
             Event::Scalar(text, style, anchor, tag) => {
                 self.check_tag(tag.as_deref(), at)?;
-                let null = style == ScalarStyle::Plain && tag.is_none() && matches!(&*text, "" | "~" | "null" | "Null" | "NULL");
+                let null = style == ScalarStyle::Plain
+                    && tag.is_none()
+                    && matches!(&*text, "" | "~" | "null" | "Null" | "NULL");
                 let value = if null { Value::Null } else { Value::Text(Rc::from(&*text)) };
                 self.node(Node { value, at }, anchor)
             }

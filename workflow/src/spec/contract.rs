@@ -18,7 +18,8 @@ pub(super) fn decode(reader: &mut Reader<'_>, fields: Fields<'_>, base: &Contrac
     if let Some(node) = fields.get("queue") {
         contract.queue = reader.name(node, "'queue'");
     }
-    if let Some(priority) = fields.get("priority").and_then(|node| reader.one_of(node, "'priority'", &Priority::NAMES)) {
+    if let Some(priority) = fields.get("priority").and_then(|node| reader.one_of(node, "'priority'", &Priority::NAMES))
+    {
         contract.priority = priority;
     }
     if let Some(node) = fields.get("resources") {

@@ -32,9 +32,8 @@ impl Defaults {
     }
 }
 
-const TASK_KEYS: [&str; 11] = [
-    "name", "description", "run", "command", "kind", "payload", "stdin", "env", "cwd", "needs", "array",
-];
+const TASK_KEYS: [&str; 11] =
+    ["name", "description", "run", "command", "kind", "payload", "stdin", "env", "cwd", "needs", "array"];
 
 /// Reads a task; its name is given when tasks are a mapping, else it is a key.
 pub(super) fn decode(
@@ -77,7 +76,9 @@ fn work(reader: &mut Reader<'_>, fields: Fields<'_>, what: &str, defaults: &Defa
         }
         (None, Some(node), None) => {
             if matches!(node.value, Value::Text(_)) {
-                let sentence = format!("{what}: 'command' is a list of a program and its arguments; for a line of shell use 'run'");
+                let sentence = format!(
+                    "{what}: 'command' is a list of a program and its arguments; for a line of shell use 'run'"
+                );
                 reader.problem(Code::WrongType, node.at, sentence);
                 return None;
             }
@@ -195,7 +196,8 @@ fn array(reader: &mut Reader<'_>, node: &Node, what: &str) -> Option<Array> {
         return None;
     }
     if array.len() > limits::TASKS_MAX {
-        let sentence = format!("{what} has {} elements; a workflow has at most {} tasks", array.len(), limits::TASKS_MAX);
+        let sentence =
+            format!("{what} has {} elements; a workflow has at most {} tasks", array.len(), limits::TASKS_MAX);
         reader.problem(Code::TooManyTasks, node.at, sentence);
         return None;
     }
