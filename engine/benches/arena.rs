@@ -19,9 +19,12 @@ fn in_order(c: &mut Criterion) {
     let mut group = c.benchmark_group("arena/alloc_get_free_64B_oldest");
     group.throughput(Throughput::Elements(1));
     for live in [1_000, 100_000, 10_000_000] {
-        let (mut arena, handles) = filled(live);
-        let mut queue: VecDeque<Handle> = handles.into();
+        let mut state = None;
         group.bench_function(BenchmarkId::from_parameter(live), |b| {
+            let (arena, queue) = state.get_or_insert_with(|| {
+                let (arena, handles) = filled(live);
+                (arena, VecDeque::from(handles))
+            });
             b.iter(|| {
                 queue.push_back(arena.alloc(&PAYLOAD).expect("no limit"));
                 let oldest = queue.pop_front().expect("never empty");
@@ -38,9 +41,10 @@ fn at_random(c: &mut Criterion) {
     let mut group = c.benchmark_group("arena/alloc_get_free_64B_random");
     group.throughput(Throughput::Elements(1));
     for live in [1_000, 100_000, 10_000_000] {
-        let (mut arena, mut handles) = filled(live);
+        let mut content = None;
         let mut state = 1_u64;
         group.bench_function(BenchmarkId::from_parameter(live), |b| {
+            let (arena, handles) = content.get_or_insert_with(|| filled(live));
             b.iter(|| {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 let index = usize::try_from(state >> 33).expect("31 bits") % live;

@@ -9,7 +9,7 @@
 //! - One free moves at most one object, of the freed object's class, so no call has a pause that grows with the arena.
 //! - The charge of an object depends on its length alone, so whether an allocation fits does not depend on the history of
 //!   the arena: a replica restored from a snapshot decides alike. What is reserved beyond the charges is bounded by
-//!   1.5 chunks per class in use (64 KiB chunks, 256 KiB for classes over 2 KiB) and the handle table's holes.
+//!   1.5 chunks per class in use (136 KiB, or 272 KiB for classes over 2 KiB) and the handle table's holes.
 //! - An object of 64 bytes costs 12 more: 8 in the handle table, 4 of back-reference. Classes are 4 bytes apart up to
 //!   512 bytes, then 1/16 of the power of two below.
 //!

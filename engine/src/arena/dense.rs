@@ -11,9 +11,11 @@
 /// Bytes in front of each object.
 pub(super) const BACK_REFERENCE_BYTES: usize = size_of::<u32>();
 
-const CHUNK_BYTES: usize = 64 * 1024;
+/// Chunks are over 128 KiB, where common allocators start to map each block by itself and so can return it to the system,
+/// and, with the allocator's header, just fill their pages.
+const CHUNK_BYTES: usize = 136 * 1024 - 64;
 /// For slots of more than `COARSE_FROM_BYTES`, so that what a chunk holds is not much less than its size.
-const COARSE_CHUNK_BYTES: usize = 256 * 1024;
+const COARSE_CHUNK_BYTES: usize = 272 * 1024 - 64;
 const COARSE_FROM_BYTES: usize = 2 * 1024;
 /// The first chunk starts at this size, or at one slot.
 const FIRST_BYTES: usize = 1024;

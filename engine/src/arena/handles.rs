@@ -1,6 +1,6 @@
 //! The handle table: where each object is, and which handles are free.
 //!
-//! Blocks of 8192 entries with a free list each. New handles come from the lowest block with room, so that after a burst
+//! Blocks of 16,384 entries with a free list each. New handles come from the lowest block with room, so that after a burst
 //! the high blocks drain; a drained block gives its memory back (one is kept, against churn at the edge).
 
 /// Where an object is and how long it is; in a free entry `len` is `FREE` and `at` the next free one of the block.
@@ -12,7 +12,7 @@ pub(super) struct Entry {
 
 const FREE: u32 = u32::MAX;
 const END: u32 = u32::MAX;
-const BLOCK_BITS: u32 = 13;
+const BLOCK_BITS: u32 = 14;
 const BLOCK: usize = 1 << BLOCK_BITS;
 /// One block less than 32 bits would name, so that no handle is `Handle::NONE`.
 const BLOCKS_MAX: usize = (1 << (u32::BITS - BLOCK_BITS)) - 1;
