@@ -266,6 +266,38 @@ fn memory_returns_when_a_burst_is_freed_in_any_order() {
 }
 
 #[test]
+fn freed_handles_are_used_again_before_the_table_grows() {
+    let mut pair = Pair::new(UNLIMITED);
+    let mut number = numbers(5);
+    let highest = |pair: &Pair| pair.order.iter().map(|handle| handle.0).max().unwrap();
+    for i in 0..70_000 {
+        pair.alloc(bytes(8, i));
+    }
+    assert_eq!(highest(&pair), 69_999);
+    for i in 0..200_000 {
+        pair.free(number());
+        if i % 4 == 0 {
+            pair.free(number());
+            pair.alloc(bytes(8, i));
+        }
+        pair.alloc(bytes(8, i));
+        let newest = pair.order.last().unwrap().0;
+        assert!(newest < 70_000, "{newest}");
+    }
+    pair.verify();
+    while pair.order.len() > 1000 {
+        pair.free(number());
+    }
+    // The lowest blocks fill first, so that the high ones drain as the old objects go.
+    for i in 0..20_000 {
+        pair.free(number());
+        pair.alloc(bytes(8, i));
+    }
+    assert!(highest(&pair) < 16_384, "{}", highest(&pair));
+    assert!(pair.arena.handles.reserved_bytes() < 3 * 16_384 * 8);
+}
+
+#[test]
 fn a_shift_of_sizes_leaves_little_waste() {
     let mut pair = Pair::new(UNLIMITED);
     let mut number = numbers(9);

@@ -99,13 +99,14 @@ fn check_expire(wheel: &mut Wheel<u32>, model: &mut Model, now_ms: u64, budget: 
     let mut fired = Vec::new();
     let mut more = wheel.expire(now_ms, budget, &mut fired);
     prop_assert!(fired.len() <= budget);
-    // An entry that arrives while work is left over takes its place in the order as well.
+    // Entries that arrive while work is left over take their places in the order as well.
     if more {
-        let due_ms = wheel.now_ms() + 1;
-        let item = u32::MAX;
-        wheel.insert(due_ms, item);
         let mut expected = model_without(model, &fired);
-        expected.insert(due_ms, item);
+        for (delay_ms, item) in [(1, u32::MAX), (0, u32::MAX - 1), (64, u32::MAX - 2), (4096, u32::MAX - 3)] {
+            let due_ms = wheel.now_ms().saturating_add(delay_ms);
+            wheel.insert(due_ms, item);
+            expected.insert(due_ms, item);
+        }
         *model = expected;
         let mut rest = Vec::new();
         while more {
@@ -147,6 +148,23 @@ fn entries_of_one_ms_fire_in_order_of_insertion_through_interrupted_hand_downs()
     }
     while wheel.expire(5000, 7, &mut out) {}
     assert_eq!(out, (0..2000).collect::<Vec<_>>());
+}
+
+#[test]
+fn entries_beyond_the_span_keep_their_order_through_an_interrupted_drain() {
+    let due_ms = (3 << SPAN_BITS) + 5;
+    let mut wheel = Wheel::new(0);
+    for item in 0..1000_u32 {
+        wheel.insert(due_ms, item);
+    }
+    let mut out = Vec::new();
+    assert!(wheel.expire(due_ms, 10, &mut out));
+    assert_eq!(wheel.now_ms(), 3 << SPAN_BITS);
+    wheel.insert(due_ms, 1000);
+    wheel.insert(due_ms + (1 << SPAN_BITS), 1001);
+    while wheel.expire(due_ms, 7, &mut out) {}
+    assert_eq!(out, (0..=1000).collect::<Vec<_>>());
+    assert_eq!((wheel.len(), wheel.next_due_ms()), (1, Some(4 << SPAN_BITS)));
 }
 
 #[test]
