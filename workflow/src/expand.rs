@@ -45,7 +45,12 @@ pub(crate) fn plan(spec: &Spec, options: &Options, problems: &mut Vec<Problem>) 
             });
         }
     }
-    problems.is_empty().then(|| Plan { name: spec.name.clone(), tasks, warnings: Vec::new() })
+    if !problems.is_empty() {
+        return None;
+    }
+    let mut plan = Plan { name: spec.name.clone(), tasks, on_failure: spec.on_failure, warnings: Vec::new() };
+    plan.sort().expect("elements of declared tasks without a cycle have none");
+    Some(plan)
 }
 
 fn elements(declared: &Declared) -> usize {

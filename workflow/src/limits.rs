@@ -19,11 +19,15 @@ pub const COMMAND_BYTES_MAX: usize = 900 << 10;
 /// Bytes of all tasks' commands together.
 pub const COMMANDS_BYTES_MAX: usize = 256 << 20;
 /// Attempts of one task.
-pub const ATTEMPTS_MAX: u32 = 1_000;
+pub const ATTEMPTS_MAX: u16 = 1_000;
 /// Milliseconds of any duration: about ten years.
 pub const DURATION_MS_MAX: u64 = 10 * 366 * 24 * 3_600 * 1_000;
+/// Milliseconds between two attempts: thirty days.
+pub const BACKOFF_MS_MAX: u32 = 30 * 24 * 3_600 * 1_000;
 /// Thousandths of a core that one task may ask for.
 pub const CPU_MILLI_MAX: u32 = 4_096 * 1_000;
+/// Thousandths of a GPU that one task may ask for.
+pub const GPU_MILLI_MAX: u32 = 1_024 * 1_000;
 /// Bytes of memory that one task may ask for.
 pub const MEMORY_BYTES_MAX: u64 = 64 << 40;
 /// Units of any other resource that one task may ask for.

@@ -1,9 +1,10 @@
 //! The graph that every format becomes: tasks with the indices of their parents, and the bounds of its makespan.
 //!
-//! Invariants of a plan that a reader returned: names are unique, parents are sorted, distinct and in range, and there
-//! is a topological order. Times are in seconds unless a name says otherwise.
+//! Invariants of a plan that a reader returned: names are unique, parents are sorted, distinct and stand before the tasks
+//! that need them. Times are in seconds unless a name says otherwise.
 
 pub(crate) mod bounds;
+mod payload;
 
 use std::sync::Arc;
 
@@ -16,8 +17,10 @@ use crate::problem::{Code, Problem};
 pub struct Plan {
     /// The workflow's name.
     pub name: String,
-    /// Tasks; a task's index is its identity inside the plan.
+    /// Tasks, parents before those that need them; a task's index is its identity inside the plan.
     pub tasks: Vec<PlanTask>,
+    /// What becomes of those that need a task when it fails for good.
+    pub on_failure: OnFailure,
     /// What was odd but harmless in the file.
     pub warnings: Vec<Problem>,
 }
@@ -111,8 +114,6 @@ pub struct Contract {
     pub timeout_ms: Option<u64>,
     /// Milliseconds from submission within which it must have ended.
     pub deadline_ms: Option<u64>,
-    /// What becomes of those that need it when it fails for good.
-    pub on_failure: OnFailure,
 }
 
 /// Priority classes, lowest first.
@@ -133,6 +134,17 @@ impl Priority {
     /// Every class and its name, lowest first.
     pub const NAMES: [(&str, Self); 4] =
         [("low", Self::Low), ("normal", Self::Normal), ("high", Self::High), ("critical", Self::Critical)];
+
+    /// Its number in the protocol: 0 critical, 1 high, 2 normal, 3 low.
+    #[must_use]
+    pub const fn class(self) -> u8 {
+        match self {
+            Self::Critical => 0,
+            Self::High => 1,
+            Self::Normal => 2,
+            Self::Low => 3,
+        }
+    }
 }
 
 /// What becomes of a task's dependents when it fails for good.
@@ -149,13 +161,13 @@ pub enum OnFailure {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retry {
     /// Attempts in all, at least 1.
-    pub max_attempts: u32,
+    pub max_attempts: u16,
     /// Milliseconds before the second attempt.
-    pub backoff_initial_ms: u64,
+    pub backoff_initial_ms: u32,
     /// Milliseconds that no wait exceeds.
-    pub backoff_max_ms: u64,
-    /// Thousandths by which each wait is longer than the one before: 2,000 doubles.
-    pub backoff_factor_milli: u32,
+    pub backoff_max_ms: u32,
+    /// Hundredths by which each wait is longer than the one before: 200 doubles.
+    pub backoff_factor_centi: u16,
     /// Exit codes that end the task at once.
     pub non_retryable_exit_codes: Vec<u8>,
     /// Error names that end the task at once.
@@ -169,7 +181,7 @@ impl Default for Retry {
             max_attempts: 1,
             backoff_initial_ms: 1_000,
             backoff_max_ms: 60_000,
-            backoff_factor_milli: 2_000,
+            backoff_factor_centi: 200,
             non_retryable_exit_codes: Vec::new(),
             non_retryable_errors: Vec::new(),
         }
@@ -183,8 +195,8 @@ pub struct Resources {
     pub cpu_milli: u32,
     /// Bytes of memory; 0 asks for none in particular.
     pub memory_bytes: u64,
-    /// Whole GPUs.
-    pub gpu: u64,
+    /// Thousandths of a GPU.
+    pub gpu_milli: u32,
     /// Other resources by name, sorted by name.
     pub custom: Vec<(String, u64)>,
 }
@@ -260,8 +272,8 @@ fn lack(wanted: &Resources, capacity: &Capacity) -> Option<String> {
         let (wanted, has) = (wanted.memory_bytes, capacity.memory_bytes);
         return Some(format!("{wanted} bytes of memory, the largest worker has {has}"));
     }
-    if wanted.gpu > capacity.gpu {
-        return Some(format!("{} gpu, the largest worker has {}", wanted.gpu, capacity.gpu));
+    if wanted.gpu_milli > capacity.gpu_milli {
+        return Some(format!("{}m of gpu, the largest worker has {}m", wanted.gpu_milli, capacity.gpu_milli));
     }
     wanted.custom.iter().find_map(|(name, units)| {
         let has = capacity.custom.iter().find(|(other, _)| other == name).map_or(0, |(_, has)| *has);

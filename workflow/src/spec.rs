@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::limits;
 use crate::nearest::did_you_mean;
-use crate::plan::Contract;
+use crate::plan::{Contract, OnFailure};
 use crate::problem::{Code, Position, Problem};
 use crate::template::{ELEMENT_NAMES, Variables};
 use crate::yaml::{Node, Value};
@@ -33,6 +33,7 @@ pub struct Options {
 /// A file's tasks as declared.
 pub(crate) struct Spec {
     pub(crate) name: String,
+    pub(crate) on_failure: OnFailure,
     pub(crate) variables: Variables,
     pub(crate) tasks: Vec<Declared>,
 }
@@ -78,7 +79,7 @@ impl Array {
     }
 }
 
-const FILE_KEYS: [&str; 5] = ["name", "description", "vars", "defaults", "tasks"];
+const FILE_KEYS: [&str; 6] = ["name", "description", "on_failure", "vars", "defaults", "tasks"];
 
 /// Reads the whole tree; problems are pushed, and `None` means that there was nothing to go on with.
 pub(crate) fn decode(root: &Node, options: &Options, problems: &mut Vec<Problem>) -> Option<Spec> {
@@ -99,8 +100,10 @@ pub(crate) fn decode(root: &Node, options: &Options, problems: &mut Vec<Problem>
         return None;
     };
     let tasks = decode_tasks(&mut reader, tasks, &defaults);
+    let words = [("cancel", OnFailure::Cancel), ("continue", OnFailure::Continue)];
+    let on_failure = fields.get("on_failure").and_then(|node| reader.one_of(node, "'on_failure'", &words));
     let variables = reader.variables;
-    Some(Spec { name, variables, tasks })
+    Some(Spec { name, on_failure: on_failure.unwrap_or_default(), variables, tasks })
 }
 
 const EMPTY: &str = "the workflow has no tasks; list at least one under 'tasks'";

@@ -57,20 +57,20 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     scaled(number, factor).ok_or_else(|| format!("'{text}' is no size in bytes; write for example 256MiB"))
 }
 
-/// Thousandths of a core of `1`, `0.5`, `500m`.
+/// Thousandths of a core or another device of `1`, `0.5`, `500m`.
 ///
 /// # Errors
-/// A sentence for people when the text is no number of cores.
-pub fn cpu_milli(text: &str) -> Result<u32, String> {
+/// A sentence for people when the text is no such number.
+pub fn milli(text: &str) -> Result<u32, String> {
     let (number, unit) = split_number(text.trim());
     let factor = match unit {
         "" => 1_000,
         "m" => 1,
-        _ => return Err(format!("'{text}' is no number of cores; write for example 2, 0.5 or 500m")),
+        _ => return Err(format!("'{text}' is no share of a device; write for example 2, 0.5 or 500m")),
     };
     scaled(number, factor)
         .and_then(|milli| u32::try_from(milli).ok())
-        .ok_or_else(|| format!("'{text}' is no number of cores; write for example 2, 0.5 or 500m"))
+        .ok_or_else(|| format!("'{text}' is no share of a device; write for example 2, 0.5 or 500m"))
 }
 
 /// The leading digits and points, and what follows.
@@ -120,10 +120,10 @@ mod tests {
         assert_eq!(bytes("1.5 GB"), Ok(1_500_000_000));
         assert_eq!(bytes("12"), Ok(12));
         assert!(bytes("1 potato").is_err());
-        assert_eq!(cpu_milli("2"), Ok(2_000));
-        assert_eq!(cpu_milli("0.25"), Ok(250));
-        assert_eq!(cpu_milli("500m"), Ok(500));
-        assert!(cpu_milli("1e9").is_err());
-        assert!(cpu_milli("99999999999").is_err());
+        assert_eq!(milli("2"), Ok(2_000));
+        assert_eq!(milli("0.25"), Ok(250));
+        assert_eq!(milli("500m"), Ok(500));
+        assert!(milli("1e9").is_err());
+        assert!(milli("99999999999").is_err());
     }
 }

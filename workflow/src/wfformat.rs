@@ -13,7 +13,7 @@ use crate::expand::cycle_sentence;
 use crate::limits;
 use crate::nearest::did_you_mean;
 use crate::plan::bounds::{index, number};
-use crate::plan::{Contract, Plan, PlanTask, Replay, Work};
+use crate::plan::{Contract, OnFailure, Plan, PlanTask, Replay, Work};
 use crate::problem::{Code, Position, Problem, Rejected};
 
 #[derive(Deserialize)]
@@ -154,7 +154,12 @@ fn plan(instance: &Instance, problems: &mut Vec<Problem>) -> Option<Plan> {
     let recorded = recorded(&instance.workflow, problems)?;
     let mut warnings = Vec::new();
     let parents = parents(&recorded, problems, &mut warnings)?;
-    let mut plan = Plan { name: instance.name.clone(), tasks: Vec::with_capacity(recorded.tasks.len()), warnings };
+    let mut plan = Plan {
+        name: instance.name.clone(),
+        tasks: Vec::with_capacity(recorded.tasks.len()),
+        on_failure: OnFailure::default(),
+        warnings,
+    };
     if plan.name.is_empty() {
         plan.name = "instance".to_owned();
     }
@@ -173,7 +178,7 @@ fn plan(instance: &Instance, problems: &mut Vec<Problem>) -> Option<Plan> {
     if !problems.is_empty() {
         return None;
     }
-    if let Err(cycle) = plan.topological_order() {
+    if let Err(cycle) = plan.sort() {
         let names = cycle.iter().map(|&task| plan.tasks[index(task)].name.as_str());
         problems.push(Problem::new(Code::Cycle, None, cycle_sentence(names)));
         return None;

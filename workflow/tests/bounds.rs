@@ -1,9 +1,10 @@
 //! Bounds and order checks against models that are obvious and slow.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use proptest::prelude::*;
-use taskmaster_workflow::{Plan, PlanTask, Replay, Span, Violation, Work, verify_order};
+use taskmaster_workflow::{OnFailure, Plan, PlanTask, Replay, Span, Violation, Work, verify_order};
 
 fn plan_of(parents: Vec<Vec<u32>>, runtimes: &[f64]) -> Plan {
     let task = |(number, parents): (usize, Vec<u32>)| PlanTask {
@@ -20,7 +21,8 @@ fn plan_of(parents: Vec<Vec<u32>>, runtimes: &[f64]) -> Plan {
         }),
         contract: Arc::default(),
     };
-    Plan { name: "p".into(), tasks: parents.into_iter().enumerate().map(task).collect(), warnings: Vec::new() }
+    let tasks = parents.into_iter().enumerate().map(task).collect();
+    Plan { name: "p".into(), tasks, on_failure: OnFailure::Cancel, warnings: Vec::new() }
 }
 
 /// Small graphs with whole run times (so sums are exact); edges lead from lower to higher numbers, then all numbers
@@ -78,7 +80,7 @@ fn list_schedule(plan: &Plan, slots: usize) -> (Vec<Option<Span>>, f64) {
         let ready = plan.tasks[task].parents.iter().map(|&parent| spans[parent as usize].expect("ran").1).max();
         let slot = (0..slots).min_by_key(|&slot| free[slot]).expect("a slot");
         let start = free[slot].max(ready.unwrap_or(0));
-        free[slot] = start + plan.tasks[task].work.runtime_s() as u64;
+        free[slot] = start + Duration::from_secs_f64(plan.tasks[task].work.runtime_s()).as_secs();
         spans[task] = Some((start, free[slot]));
     }
     let makespan = free.into_iter().max().unwrap_or(0);

@@ -52,6 +52,13 @@ fn speed_divides_run_times_and_leaves_sizes() {
 }
 
 #[test]
+fn a_replay_is_a_task_of_the_replay_kind() {
+    let plan = good("diamond");
+    let (kind, payload) = plan.tasks[1].kind_and_payload();
+    assert_eq!((kind, payload.as_slice()), ("replay", &br#"{"ms":4000.0,"memory_bytes":134217728}"#[..]));
+}
+
+#[test]
 fn recorded_resources_are_asked_for_only_on_demand() {
     let mut plan = good("diamond");
     assert_eq!(task(&plan, "right").contract.resources, Default::default());
@@ -124,6 +131,7 @@ fn every_recorded_instance_parses_and_has_bounds() {
         let plan = from_wfformat(text).unwrap_or_else(|rejected| panic!("{name}: {rejected}"));
         assert_eq!(plan.warnings, [], "{name}");
         let order = plan.topological_order().expect("acyclic");
+        assert!(order.is_sorted(), "{name}: parents stand before their children");
         assert_eq!(order.len(), plan.tasks.len(), "{name}");
         let (path, work) = (plan.critical_path_s(), plan.total_work_s());
         assert!(path > 0.0 && path <= work * (1.0 + 1e-9), "{name}: critical path {path}, work {work}");

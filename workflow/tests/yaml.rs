@@ -99,30 +99,72 @@ fn variables_come_from_the_file_and_may_be_replaced() {
 #[test]
 fn defaults_apply_unless_a_task_says_otherwise() {
     let plan = read(
-        "defaults: {queue: batch, timeout: 1m, retries: 2, resources: {cpu: 500m, memory: 64MiB, seat: 1}, env: {A: 1, B: 2}, cwd: sub}
+        "on_failure: continue
+defaults: {queue: batch, timeout: 1m, retries: 2, resources: {cpu: 500m, memory: 64MiB, seat: 1}, env: {A: 1, B: 2}, cwd: sub}
 tasks:
   a: {run: x}
   b: {run: x, queue: fast, timeout: 1h30m, retries: {max_attempts: 5, backoff: {initial: 100ms, max: 2s, factor: 1.5}, non_retryable: {exit_codes: [64, 2], errors: [Bad]}},
-      resources: {cpu: 2, licence: 3}, env: {B: 3}, cwd: /abs, priority: high, deadline: 1d, on_failure: continue, stdin: hello}
+      resources: {cpu: 2, licence: 3}, env: {B: 3}, cwd: /abs, priority: high, deadline: 1d, stdin: hello}
 ",
     );
     let (a, b) = (&plan.tasks[0].contract, &plan.tasks[1].contract);
     assert_eq!((a.queue.as_deref(), a.timeout_ms, a.retry.max_attempts), (Some("batch"), Some(60_000), 3));
     let seat = ("seat".to_owned(), 1);
-    let wanted = Resources { cpu_milli: 500, memory_bytes: 64 << 20, gpu: 0, custom: vec![seat.clone()] };
+    let wanted = Resources { cpu_milli: 500, memory_bytes: 64 << 20, gpu_milli: 0, custom: vec![seat.clone()] };
     assert_eq!(a.resources, wanted);
-    assert_eq!((a.priority, a.on_failure), (Priority::Normal, OnFailure::Cancel));
     assert_eq!((b.queue.as_deref(), b.timeout_ms, b.deadline_ms), (Some("fast"), Some(5_400_000), Some(86_400_000)));
-    assert_eq!((b.priority, b.on_failure), (Priority::High, OnFailure::Continue));
+    assert_eq!((a.priority, b.priority, plan.on_failure), (Priority::Normal, Priority::High, OnFailure::Continue));
     let custom = vec![("licence".to_owned(), 3), seat];
-    assert_eq!(b.resources, Resources { cpu_milli: 2_000, memory_bytes: 64 << 20, gpu: 0, custom });
+    assert_eq!(b.resources, Resources { cpu_milli: 2_000, memory_bytes: 64 << 20, gpu_milli: 0, custom });
     let retry = &b.retry;
     assert_eq!((retry.max_attempts, retry.backoff_initial_ms, retry.backoff_max_ms), (5, 100, 2_000));
-    assert_eq!((retry.backoff_factor_milli, &retry.non_retryable_exit_codes[..]), (1_500, &[2, 64][..]));
+    assert_eq!((retry.backoff_factor_centi, &retry.non_retryable_exit_codes[..]), (150, &[2, 64][..]));
     assert_eq!(retry.non_retryable_errors, ["Bad"]);
     let (a, b) = (command(&plan, "a"), command(&plan, "b"));
     assert_eq!((a.cwd.as_str(), b.cwd.as_str(), b.stdin.as_deref()), ("/w/sub", "/abs", Some("hello")));
     assert_eq!((env(&a, "B"), env(&b, "A"), env(&b, "B")), (Some("2"), Some("1"), Some("3")));
+}
+
+#[test]
+fn tasks_stand_after_those_they_need_whatever_the_file_does() {
+    let plan = read("tasks:\n  z: {run: x, needs: [m, a]}\n  m: {run: x, needs: a}\n  a: {run: x}\n  b: {run: x}\n");
+    let names: Vec<&str> = plan.tasks.iter().map(|task| task.name.as_str()).collect();
+    assert_eq!(names, ["a", "m", "z", "b"]);
+    assert_eq!((parents(&plan, "z"), parents(&plan, "m")), (vec!["a".into(), "m".into()], vec!["a".to_owned()]));
+}
+
+#[test]
+fn payloads_are_what_workers_read() {
+    let plan = read(
+        "tasks:
+  a: {command: [ls, -l], env: {A: b}, stdin: in, timeout: 2s, retries: {non_retryable: {exit_codes: [3]}}}
+  b: {kind: noop}
+",
+    );
+    let (kind, payload) = plan.tasks[0].kind_and_payload();
+    let payload = String::from_utf8(payload).expect("JSON is text");
+    assert_eq!(kind, "exec");
+    assert_eq!(
+        payload,
+        "{\"command\":[\"ls\",\"-l\"],\"env\":{\"A\":\"b\",\"TASKMASTER_TASK\":\"a\",\"TASKMASTER_WORKDIR\":\"/w\",\
+         \"TASKMASTER_WORKFLOW\":\"file\"},\"cwd\":\"/w\",\"stdin\":\"in\",\"timeout_ms\":2000,\
+         \"non_retryable\":[3],\"truncate\":true}"
+    );
+    assert_eq!(plan.tasks[1].kind_and_payload(), ("noop", Vec::new()));
+}
+
+#[test]
+fn what_no_worker_could_run_is_found() {
+    let plan = read(
+        "tasks:\n  a: {run: x, array: 3, resources: {memory: 4GiB, seat: 2}}\n  b: {run: x, resources: {seat: 1}}\n",
+    );
+    let seats = |units| vec![("seat".to_owned(), units)];
+    let small = Resources { cpu_milli: 2_000, memory_bytes: 1 << 30, gpu_milli: 0, custom: seats(1) };
+    let problems = plan.impossible(&small);
+    assert_eq!(problems.len(), 1, "one for the whole array: {problems:?}");
+    assert_eq!(problems[0].code, Code::ImpossibleResources);
+    assert!(problems[0].sentence.contains("'a[0]'") && problems[0].sentence.contains("memory"), "{problems:?}");
+    assert_eq!(plan.impossible(&Resources { memory_bytes: 8 << 30, custom: seats(2), ..small }), []);
 }
 
 #[test]
@@ -241,12 +283,15 @@ const CASES: &[Case] = &[
     ("tasks:\n  a: {run: x, timeout: 0s}\n", Code::BadValue, &["longer"], None),
     ("tasks:\n  a: {run: x, timeout: 3 fortnights}\n", Code::BadValue, &["unit", "'timeout'"], None),
     ("tasks:\n  a: {run: x, priority: hihg}\n", Code::BadValue, &["'hihg'", "did you mean 'high'"], None),
-    ("tasks:\n  a: {run: x, on_failure: explode}\n", Code::BadValue, &["cancel, continue"], None),
+    ("on_failure: explode\ntasks:\n  a: {run: x}\n", Code::BadValue, &["cancel, continue"], None),
     ("tasks:\n  a: {run: x, retries: -1}\n", Code::BadValue, &["'-1'"], None),
     ("tasks:\n  a: {run: x, retries: {max_attempts: 0}}\n", Code::BadValue, &["from 1 to 1000"], None),
     ("tasks:\n  a: {run: x, retries: {attempts: 3}}\n", Code::UnknownKey, &["'attempts'"], None),
     ("tasks:\n  a: {run: x, retries: {backoff: {initial: 5s, max: 1s}}}\n", Code::BadValue, &["shorter"], None),
     ("tasks:\n  a: {run: x, retries: {backoff: {factor: 0.5}}}\n", Code::BadValue, &["from 1 to 100"], None),
+    ("tasks:\n  a: {run: x, retries: {backoff: {max: 99d}}}\n", Code::BadValue, &["thirty days"], None),
+    ("tasks:\n  a: {run: x, retries: {non_retryable: {errors: ['a,b']}}}\n", Code::BadName, &["'a,b'"], None),
+    ("tasks:\n  a: {run: x, resources: {gpu: 9999}}\n", Code::ImpossibleResources, &["gpu"], None),
     ("tasks:\n  a: {run: x, retries: {non_retryable: {exit_codes: [256]}}}\n", Code::BadValue, &["255"], None),
     (
         "tasks:\n  a: {run: x, resources: {cpu: 9999}}\n",

@@ -1,6 +1,9 @@
 //! What no schedule can beat: the critical path, and the work spread evenly over all slots.
 
-use super::{Plan, Work};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use super::{Plan, PlanTask, Work};
 
 impl Work {
     /// Recorded run time; 0 for work that has not run yet.
@@ -15,12 +18,29 @@ impl Work {
 
 impl Plan {
     /// Indices with every parent before its children, or the indices of one cycle (each needs the one before it, the
-    /// first needs the last). Stable: among tasks that are ready at once, the file's order.
+    /// first needs the last). Stable: of the tasks that could come next, the first of the plan does.
     ///
     /// # Errors
     /// The tasks of a cycle.
     pub fn topological_order(&self) -> Result<Vec<u32>, Vec<u32>> {
         topological_order(self.tasks.len(), |task| &self.tasks[task].parents)
+    }
+
+    /// Puts parents before children; among tasks that are free to stand anywhere, the file's order stays. `Err` holds
+    /// the tasks of a cycle, and then nothing has moved.
+    pub(crate) fn sort(&mut self) -> Result<(), Vec<u32>> {
+        let order = self.topological_order()?;
+        let mut places = vec![0_u32; order.len()];
+        for (place, &task) in order.iter().enumerate() {
+            places[index(task)] = number(place);
+        }
+        let mut unsorted: Vec<Option<PlanTask>> = std::mem::take(&mut self.tasks).into_iter().map(Some).collect();
+        self.tasks = order.iter().filter_map(|&task| unsorted[index(task)].take()).collect();
+        for task in &mut self.tasks {
+            task.parents.iter_mut().for_each(|parent| *parent = places[index(*parent)]);
+            task.parents.sort_unstable();
+        }
+        Ok(())
     }
 
     /// Recorded run time of each task in seconds.
@@ -114,16 +134,17 @@ pub(crate) fn topological_order<'a>(
             children[index(parent)].push(number(task));
         }
     }
-    let mut order: Vec<u32> = (0..tasks).filter(|&task| waiting[task] == 0).map(number).collect();
-    let mut next = 0;
-    while next < order.len() {
-        for &child in &children[index(order[next])] {
+    let mut ready: BinaryHeap<Reverse<u32>> =
+        (0..tasks).filter(|&task| waiting[task] == 0).map(|task| Reverse(number(task))).collect();
+    let mut order: Vec<u32> = Vec::with_capacity(tasks);
+    while let Some(Reverse(task)) = ready.pop() {
+        order.push(task);
+        for &child in &children[index(task)] {
             waiting[index(child)] -= 1;
             if waiting[index(child)] == 0 {
-                order.push(child);
+                ready.push(Reverse(child));
             }
         }
-        next += 1;
     }
     if order.len() == tasks {
         return Ok(order);

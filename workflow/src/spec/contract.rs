@@ -1,16 +1,15 @@
 //! The terms of a task: queue, priority, resources, retries, times.
 
-use std::rc::Rc;
-
+use super::Text;
 use super::fields::{Fields, Reader};
 use crate::limits;
-use crate::plan::{Contract, OnFailure, Priority, Resources, Retry};
+use crate::plan::{Contract, Priority, Resources, Retry};
 use crate::problem::Code;
 use crate::units;
 use crate::yaml::{Node, Value};
 
 /// Keys of a task and of `defaults` that this file reads.
-pub(super) const KEYS: [&str; 7] = ["queue", "priority", "resources", "retries", "timeout", "deadline", "on_failure"];
+pub(super) const KEYS: [&str; 6] = ["queue", "priority", "resources", "retries", "timeout", "deadline"];
 
 /// `base` with what the fields say instead.
 pub(super) fn decode(reader: &mut Reader<'_>, fields: Fields<'_>, base: &Contract) -> Contract {
@@ -34,10 +33,6 @@ pub(super) fn decode(reader: &mut Reader<'_>, fields: Fields<'_>, base: &Contrac
     if let Some(node) = fields.get("deadline") {
         contract.deadline_ms = positive_ms(reader, node, "'deadline'");
     }
-    if let Some(node) = fields.get("on_failure") {
-        let words = [("cancel", OnFailure::Cancel), ("continue", OnFailure::Continue)];
-        contract.on_failure = reader.one_of(node, "'on_failure'", &words).unwrap_or_default();
-    }
     contract
 }
 
@@ -57,7 +52,7 @@ fn resources(reader: &mut Reader<'_>, node: &Node, resources: &mut Resources) {
         let what = format!("the resource '{}'", entry.key);
         match &*entry.key {
             "cpu" => {
-                if let Some(milli) = reader.parsed(&entry.value, &what, units::cpu_milli) {
+                if let Some(milli) = reader.parsed(&entry.value, &what, units::milli) {
                     possible(reader, &entry.value, &what, u64::from(milli), u64::from(limits::CPU_MILLI_MAX), "m");
                     resources.cpu_milli = milli;
                 }
@@ -69,8 +64,9 @@ fn resources(reader: &mut Reader<'_>, node: &Node, resources: &mut Resources) {
                 }
             }
             "gpu" => {
-                if let Some(gpu) = units_of(reader, &entry.value, &what) {
-                    resources.gpu = gpu;
+                if let Some(milli) = reader.parsed(&entry.value, &what, units::milli) {
+                    possible(reader, &entry.value, &what, u64::from(milli), u64::from(limits::GPU_MILLI_MAX), "m");
+                    resources.gpu_milli = milli;
                 }
             }
             _ => custom(reader, entry, &what, resources),
@@ -113,7 +109,7 @@ fn retries(reader: &mut Reader<'_>, node: &Node, retry: &mut Retry) {
     let attempts_max = u64::from(limits::ATTEMPTS_MAX);
     if matches!(node.value, Value::Text(_)) {
         if let Some(retries) = reader.whole(node, "'retries'", 0, attempts_max - 1) {
-            retry.max_attempts = u32::try_from(retries + 1).expect("at most ATTEMPTS_MAX");
+            retry.max_attempts = u16::try_from(retries + 1).expect("at most ATTEMPTS_MAX");
         }
         return;
     }
@@ -121,7 +117,7 @@ fn retries(reader: &mut Reader<'_>, node: &Node, retry: &mut Retry) {
     if let Some(node) = fields.get("max_attempts")
         && let Some(attempts) = reader.whole(node, "'max_attempts'", 1, attempts_max)
     {
-        retry.max_attempts = u32::try_from(attempts).expect("at most ATTEMPTS_MAX");
+        retry.max_attempts = u16::try_from(attempts).expect("at most ATTEMPTS_MAX");
     }
     if let Some(node) = fields.get("backoff") {
         backoff(reader, node, retry);
@@ -133,34 +129,46 @@ fn retries(reader: &mut Reader<'_>, node: &Node, retry: &mut Retry) {
             retry.non_retryable_exit_codes = exit_codes(reader, node);
         }
         if let Some(errors) = fields.get("errors").and_then(|node| reader.texts(node, "'errors'")) {
-            retry.non_retryable_errors = errors.iter().map(|error| Rc::clone(&error.text).to_string()).collect();
+            let named = |error: &Text| reader.checked_name(&error.text, error.at, "an error's name");
+            retry.non_retryable_errors = errors.iter().filter_map(named).collect();
         }
     }
 }
 
+fn wait_ms(text: &str) -> Result<u32, String> {
+    let ms = units::duration_ms(text)?;
+    u32::try_from(ms)
+        .ok()
+        .filter(|ms| *ms <= limits::BACKOFF_MS_MAX)
+        .ok_or_else(|| format!("'{text}' between two attempts is over thirty days"))
+}
+
 fn backoff(reader: &mut Reader<'_>, node: &Node, retry: &mut Retry) {
     let Some(fields) = reader.fields(node, "'backoff'", &BACKOFF_KEYS) else { return };
-    if let Some(ms) = fields.get("initial").and_then(|node| reader.parsed(node, "'initial'", units::duration_ms)) {
+    if let Some(ms) = fields.get("initial").and_then(|node| reader.parsed(node, "'initial'", wait_ms)) {
         retry.backoff_initial_ms = ms;
         retry.backoff_max_ms = retry.backoff_max_ms.max(ms);
     }
-    if let Some(ms) = fields.get("max").and_then(|node| reader.parsed(node, "'max'", units::duration_ms)) {
+    if let Some(ms) = fields.get("max").and_then(|node| reader.parsed(node, "'max'", wait_ms)) {
         retry.backoff_max_ms = ms;
+        if fields.get("initial").is_none() {
+            retry.backoff_initial_ms = retry.backoff_initial_ms.min(ms);
+        }
         if ms < retry.backoff_initial_ms {
             let sentence = format!("'max' ({ms} ms) is shorter than 'initial' ({} ms)", retry.backoff_initial_ms);
             reader.problem(Code::BadValue, fields.at, sentence);
         }
     }
-    if let Some(milli) = fields.get("factor").and_then(|node| reader.parsed(node, "'factor'", factor_milli)) {
-        retry.backoff_factor_milli = milli;
+    if let Some(centi) = fields.get("factor").and_then(|node| reader.parsed(node, "'factor'", factor_centi)) {
+        retry.backoff_factor_centi = centi;
     }
 }
 
-/// Thousandths of a factor from 1 to 100.
-fn factor_milli(text: &str) -> Result<u32, String> {
-    units::scaled(text, 1_000)
-        .filter(|milli| (1_000..=100_000).contains(milli))
-        .and_then(|milli| u32::try_from(milli).ok())
+/// Hundredths of a factor from 1 to 100.
+fn factor_centi(text: &str) -> Result<u16, String> {
+    units::scaled(text, 100)
+        .filter(|centi| (100..=10_000).contains(centi))
+        .and_then(|centi| u16::try_from(centi).ok())
         .ok_or_else(|| format!("'{text}' is no number from 1 to 100, such as 2 or 1.5"))
 }
 
