@@ -1,1 +1,35 @@
-//! Load generator, reports and criterion benches.
+//! The load generator behind `taskmaster bench`, and its report.
+//!
+//! [`run`] drives one running node over TCP as producer and worker at once, in closed-loop saturation or at a fixed rate,
+//! and answers with a [`Report`]: throughput, latencies, exactly-once verification, what the node spent, and the floor
+//! the machine sets (bare append+flush, loopback round trips) measured in the same run. [`run_suite`] runs the cases whose
+//! targets the project publishes.
+//!
+//! Invariants:
+//! - A latency starts at the *intended* time of its submission, so a generator that falls behind cannot hide it
+//!   (coordinated omission).
+//! - A task counts as done only when its completion was acknowledged; what was acknowledged and never done is `lost`, what
+//!   was accepted twice is `duplicated`.
+//! - The generator shares the machine with the node: one thread, raw frames, no allocation per frame once warm.
+//!
+//! It does not start nodes (the binary does) and does not survive a lost connection: that ends the run with an error.
+
+mod connection;
+mod control;
+mod floor;
+mod generator;
+mod ledger;
+mod machine;
+mod options;
+mod report;
+mod run;
+mod schedule;
+pub mod stub;
+mod submission;
+mod suite;
+
+pub use floor::Floor;
+pub use options::{NodeInfo, Options};
+pub use report::{Config, Latency, Report};
+pub use run::run;
+pub use suite::{Check, SuiteCase, SuiteOptions, SuiteReport, run_suite};

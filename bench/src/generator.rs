@@ -1,0 +1,491 @@
+//! One generator thread: an epoll loop that submits, works and completes on all of its connections.
+//!
+//! Each turn handles what arrived, makes the submissions that are due, and writes once per connection. In closed loop a
+//! submission is due when fewer tasks than the backlog allows are unfinished and the connection has a free frame in its
+//! window; in open loop when its intended time has come.
+
+use std::num::NonZeroU64;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+use hdrhistogram::Histogram;
+use rustix::event::{Timespec, epoll};
+use taskmaster_protocol::body::{self, ArchivedAssign, ArchivedBatchReply, ArchivedRefusal, CompleteRow, Credit};
+use taskmaster_protocol::frame::{self, Frame, Header};
+use taskmaster_protocol::{Code, Operation, PartitionId, TaskId};
+
+use crate::connection::{Completion, Connection, Delayed, Link, Request};
+use crate::control::refusal_text;
+use crate::ledger::Ledger;
+use crate::schedule::{Clock, Schedule};
+use crate::submission::{self, Encoder, Submission};
+
+/// Longest time without looking at the clock for a stall or an abort.
+const IDLE_NS_MAX: u64 = 200_000_000;
+/// At high rates sends are gathered for this long, so that pacing does not take the CPU the node needs.
+const PACE_NS: u64 = 100_000;
+/// A send is late when it leaves this long after its intended time.
+const LATE_NS: u64 = 1_000_000;
+/// Longest latency that is told apart, in nanoseconds.
+const LATENCY_NS_MAX: u64 = 600_000_000_000;
+
+/// What one thread is to do.
+pub(crate) struct Plan {
+    pub(crate) batch: u32,
+    pub(crate) window_frames: usize,
+    pub(crate) backlog_tasks: u64,
+    pub(crate) credit: u32,
+    pub(crate) completion_rows: usize,
+    pub(crate) schedule: Option<Schedule>,
+    /// Start of the measurement, in nanoseconds since the run's start.
+    pub(crate) measure_from_ns: u64,
+    /// End of submissions, likewise.
+    pub(crate) submit_until_ns: u64,
+    /// Tasks to measure.
+    pub(crate) tasks: u64,
+    pub(crate) stall_ns: u64,
+    pub(crate) verify: bool,
+}
+
+/// What all threads see.
+pub(crate) struct Shared {
+    pub(crate) clock: Clock,
+    pub(crate) done: AtomicU64,
+    pub(crate) abort: AtomicBool,
+}
+
+/// What one thread found out.
+pub(crate) struct Outcome {
+    pub(crate) submit: Histogram<u64>,
+    pub(crate) initiation: Histogram<u64>,
+    pub(crate) end_to_end: Histogram<u64>,
+    pub(crate) ledger: Ledger,
+    pub(crate) tallies: Tallies,
+}
+
+/// Counts of unusual events, and times.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tallies {
+    pub(crate) overloaded: u64,
+    pub(crate) refused_completions: u64,
+    pub(crate) redelivered: u64,
+    pub(crate) late_sends: u64,
+    /// Last acknowledged completion, in nanoseconds since the run's start.
+    pub(crate) last_done_ns: u64,
+    /// CPU time of the generator thread, in nanoseconds.
+    pub(crate) cpu_ns: u64,
+    /// Tasks submitted, warm-up included.
+    pub(crate) handled: u64,
+}
+
+impl Tallies {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.overloaded += other.overloaded;
+        self.refused_completions += other.refused_completions;
+        self.redelivered += other.redelivered;
+        self.late_sends += other.late_sends;
+        self.last_done_ns = self.last_done_ns.max(other.last_done_ns);
+        self.cpu_ns += other.cpu_ns;
+        self.handled += other.handled;
+    }
+}
+
+/// The state of one generator thread; [`Generator::run`] uses it up.
+pub(crate) struct Generator<'a> {
+    plan: Plan,
+    shared: &'a Shared,
+    poll: OwnedFd,
+    encoder: Encoder,
+    /// The first so many connections submit.
+    producers: usize,
+    next_producer: usize,
+    /// Sequence number of the next task; in open loop also its place in the schedule.
+    next: u64,
+    measured: u64,
+    /// Open loop: earliest time of the next send.
+    paced_ns: u64,
+    /// Last time the node answered.
+    progress_ns: u64,
+    /// Submit and completion frames without an answer, including the delayed ones.
+    awaited_submits: u64,
+    awaited_completes: u64,
+    /// Requests waiting to be sent again.
+    delayed: usize,
+    pool: Vec<Completion>,
+    outcome: Outcome,
+}
+
+impl<'a> Generator<'a> {
+    pub(crate) fn new(plan: Plan, encoder: Encoder, producers: usize, shared: &'a Shared) -> Result<Self> {
+        let histogram = || Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3);
+        let outcome = Outcome {
+            submit: histogram()?,
+            initiation: histogram()?,
+            end_to_end: histogram()?,
+            ledger: Ledger::new(plan.verify),
+            tallies: Tallies::default(),
+        };
+        Ok(Self {
+            plan,
+            shared,
+            poll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            encoder,
+            producers,
+            next_producer: 0,
+            next: 0,
+            measured: 0,
+            paced_ns: 0,
+            progress_ns: 0,
+            awaited_submits: 0,
+            awaited_completes: 0,
+            delayed: 0,
+            pool: Vec::new(),
+            outcome,
+        })
+    }
+
+    /// Runs until every acknowledged task is done, or nothing has moved for the stall limit.
+    pub(crate) fn run(mut self, connections: &mut [Connection]) -> Result<Outcome> {
+        if self.plan.schedule.is_some() {
+            rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?;
+        }
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
+        for (connection, number) in connections.iter().zip(0u64..) {
+            epoll::add(&self.poll, connection.link.stream(), epoll::EventData::new_u64(number), flags)?;
+        }
+        let cpu_before_ns = thread_cpu_ns();
+        let mut events = Vec::with_capacity(connections.len().clamp(16, 1024));
+        while let Some(due_ns) = self.send_due(connections)? {
+            let wait_ns = due_ns.saturating_sub(self.shared.clock.now_ns());
+            let timeout = Timespec::try_from(Duration::from_nanos(wait_ns))?;
+            events.clear();
+            match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), Some(&timeout)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let done_before = self.outcome.ledger.done;
+            for event in &events {
+                self.turn(&mut connections[usize::try_from(event.data.u64())?])?;
+            }
+            self.shared.done.fetch_add(self.outcome.ledger.done - done_before, Ordering::Relaxed);
+        }
+        let tallies = &mut self.outcome.tallies;
+        tallies.cpu_ns = thread_cpu_ns() - cpu_before_ns;
+        tallies.handled = self.next;
+        Ok(self.outcome)
+    }
+
+    /// Sends what is due. When to look again, or `None` when the run is over.
+    fn send_due(&mut self, connections: &mut [Connection]) -> Result<Option<u64>> {
+        let now_ns = self.shared.clock.now_ns();
+        if self.outcome.ledger.done == self.next && self.awaited_submits == 0 {
+            self.progress_ns = now_ns;
+        }
+        let mut due_ns = now_ns + IDLE_NS_MAX;
+        if self.delayed > 0 {
+            due_ns = due_ns.min(self.resend(connections, now_ns));
+        }
+        let next_ns = match self.plan.schedule {
+            Some(schedule) => self.submit_open(connections, schedule, now_ns),
+            None => self.submit_closed(connections, now_ns),
+        };
+        for connection in connections.iter_mut().filter(|connection| !connection.link.out.is_empty()) {
+            connection.link.flush()?;
+        }
+        ensure!(!self.shared.abort.load(Ordering::Relaxed), "another generator thread failed");
+        let done = self.outcome.ledger.done >= self.outcome.ledger.acknowledged;
+        if next_ns.is_none() && self.awaited_submits + self.awaited_completes == 0 && done {
+            return Ok(None);
+        }
+        if now_ns - self.progress_ns > self.plan.stall_ns {
+            let ledger = &self.outcome.ledger;
+            ensure!(
+                self.awaited_submits == 0 && ledger.acknowledged > 0,
+                "the node has answered nothing for {} s: {} submit and {} completion requests wait, {} tasks are \
+                 acknowledged and {} done",
+                self.plan.stall_ns / 1_000_000_000,
+                self.awaited_submits,
+                self.awaited_completes,
+                ledger.acknowledged,
+                ledger.done
+            );
+            return Ok(None);
+        }
+        Ok(Some(due_ns.min(next_ns.unwrap_or(u64::MAX))))
+    }
+
+    /// Submits while backlog and windows allow. `None` when everything is submitted.
+    fn submit_closed(&mut self, connections: &mut [Connection], now_ns: u64) -> Option<u64> {
+        let mut full = 0;
+        while full < self.producers {
+            if now_ns >= self.plan.submit_until_ns || self.measured >= self.plan.tasks {
+                return None;
+            }
+            let mut count = u64::from(self.plan.batch);
+            if now_ns >= self.plan.measure_from_ns {
+                count = count.min(self.plan.tasks - self.measured);
+            }
+            if self.next - self.outcome.ledger.done + count > self.plan.backlog_tasks {
+                break;
+            }
+            let link = self.rotate(connections);
+            if link.unacknowledged() >= self.plan.window_frames {
+                full += 1;
+                continue;
+            }
+            full = 0;
+            self.submit(link, count, now_ns, now_ns);
+            if now_ns >= self.plan.measure_from_ns {
+                self.measured += count;
+            }
+        }
+        Some(u64::MAX)
+    }
+
+    /// Submits everything whose time has come. When the next time comes, or `None` when everything is submitted.
+    fn submit_open(&mut self, connections: &mut [Connection], schedule: Schedule, now_ns: u64) -> Option<u64> {
+        let first_measured = schedule.first_at(self.plan.measure_from_ns);
+        let end = schedule.first_at(self.plan.submit_until_ns).min(first_measured.saturating_add(self.plan.tasks));
+        let due = schedule.first_at(now_ns.saturating_add(1)).min(end);
+        if now_ns >= self.paced_ns {
+            let mut full = 0;
+            while self.next < due && full < self.producers {
+                let count = u64::from(self.plan.batch).min(due - self.next);
+                if self.next - self.outcome.ledger.done + count > self.plan.backlog_tasks {
+                    break;
+                }
+                let link = self.rotate(connections);
+                if link.unacknowledged() >= self.plan.window_frames {
+                    full += 1;
+                    continue;
+                }
+                full = 0;
+                let intended_ns = schedule.intended_ns(self.next);
+                if now_ns - intended_ns > LATE_NS {
+                    self.outcome.tallies.late_sends += count;
+                }
+                self.submit(link, count, intended_ns, now_ns);
+            }
+            if self.next < due {
+                // The node is too far behind: its next answer makes room, the lateness shows in the latencies.
+                return Some(u64::MAX);
+            }
+            self.paced_ns = now_ns + PACE_NS;
+        }
+        (self.next < end).then(|| schedule.intended_ns(self.next).max(self.paced_ns))
+    }
+
+    fn rotate<'c>(&mut self, connections: &'c mut [Connection]) -> &'c mut Link {
+        let at = self.next_producer;
+        self.next_producer = (at + 1) % self.producers;
+        &mut connections[at].link
+    }
+
+    fn submit(&mut self, link: &mut Link, count: u64, intended_ns: u64, now_ns: u64) {
+        let submission = Submission {
+            first: self.next,
+            count: u32::try_from(count).expect("at most a batch"),
+            partition: link.rotate_partition(),
+            intended_ns,
+            unix_ms: self.shared.clock.unix_ms(now_ns),
+        };
+        self.next += count;
+        self.awaited_submits += 1;
+        self.send(link, Request::Submit(submission));
+    }
+
+    /// Puts a request into the connection's output.
+    fn send(&mut self, link: &mut Link, request: Request) {
+        match request {
+            Request::Submit(submission) => {
+                let (correlation, submission) = link.submits.insert(submission);
+                self.encoder.encode(&mut link.out.frames, correlation, submission, self.plan.schedule);
+            }
+            Request::Complete(completion) => link.send_completion(completion),
+        }
+    }
+
+    /// Sends again what is due. When the next such request is due.
+    fn resend(&mut self, connections: &mut [Connection], now_ns: u64) -> u64 {
+        let mut next_ns = u64::MAX;
+        for link in connections.iter_mut().map(|connection| &mut connection.link) {
+            let mut at = 0;
+            while at < link.delayed.len() {
+                if link.delayed[at].due_ns > now_ns {
+                    next_ns = next_ns.min(link.delayed[at].due_ns);
+                    at += 1;
+                } else {
+                    let delayed = link.delayed.swap_remove(at);
+                    self.delayed -= 1;
+                    self.send(link, delayed.request);
+                }
+            }
+        }
+        next_ns
+    }
+
+    /// Receives and handles everything a connection has.
+    fn turn(&mut self, connection: &mut Connection) -> Result<()> {
+        let Connection { inbound, link } = connection;
+        loop {
+            let more = inbound.receive(link.stream())?;
+            let now_ns = self.shared.clock.now_ns();
+            inbound.drain(|frame| self.handle(link, frame, now_ns))?;
+            if !more {
+                break;
+            }
+        }
+        if link.credit_owed >= self.plan.credit.div_ceil(2) {
+            link.give_credit();
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, link: &mut Link, frame: Frame<'_>, now_ns: u64) -> Result<()> {
+        self.progress_ns = now_ns;
+        match (Operation::from_number(frame.header.operation), frame.header.is_response()) {
+            (Some(Operation::Submit), true) => self.on_submit_reply(link, frame, now_ns),
+            (Some(Operation::Complete), true) => self.on_complete_reply(link, frame, now_ns),
+            (Some(Operation::Assign), false) => self.on_assign(link, frame, now_ns),
+            (Some(Operation::Revoke), false) => Ok(()),
+            (Some(Operation::GoAway), false) => bail!("the node is shutting down"),
+            _ => bail!("unexpected frame from the node: {:?}", frame.header),
+        }
+    }
+
+    fn on_assign(&mut self, link: &mut Link, frame: Frame<'_>, now_ns: u64) -> Result<()> {
+        let assign = body::access::<ArchivedAssign>(frame.body)?;
+        link.credit_owed += u32::try_from(assign.rows.len())?;
+        for rows in assign.rows.chunks(self.plan.completion_rows) {
+            let mut completion = self.pool.pop().unwrap_or_default();
+            completion.partition = frame.header.partition;
+            for row in rows {
+                let id = TaskId::from(&row.id);
+                let payload = body::slice(&assign.bytes, row.payload)?;
+                let (Some(sequence), Some(intended_ns)) =
+                    (self.encoder.sequence(id.lo), submission::intended_ns(payload))
+                else {
+                    bail!("the node assigned task {id}, which this run did not submit");
+                };
+                if self.plan.verify {
+                    ensure!(self.encoder.is_intact(payload, sequence), "the payload of task {id} came back changed");
+                }
+                let attempt = row.attempt.to_native();
+                self.outcome.tallies.redelivered += u64::from(attempt > 1);
+                let (token, locator) = (row.token.to_native(), row.locator.to_native());
+                completion.body.rows.push(CompleteRow { id, token, locator, attempt, result: body::Span::default() });
+                completion.stamps.push((sequence, intended_ns));
+            }
+            record(&mut self.outcome.initiation, &completion.stamps, now_ns, self.plan.measure_from_ns);
+            self.awaited_completes += 1;
+            link.send_completion(completion);
+        }
+        Ok(())
+    }
+
+    fn on_submit_reply(&mut self, link: &mut Link, frame: Frame<'_>, now_ns: u64) -> Result<()> {
+        let Some(submission) = link.submits.remove(frame.header.correlation) else {
+            bail!("the node answered a submission that does not wait: {:?}", frame.header);
+        };
+        let code = Code::from_number(frame.header.code);
+        if code == Code::Overloaded {
+            return self.delay(link, frame, Request::Submit(submission), now_ns);
+        }
+        ensure!(code == Code::Ok, "the node refused a submission: {}", refusal_text(code, frame.body));
+        let reply = body::access::<ArchivedBatchReply>(frame.body)?;
+        ensure!(
+            reply.accepted.to_native() == submission.count && reply.exceptions.is_empty(),
+            "the node took {} of {} tasks; the first exception is {:?}",
+            reply.accepted,
+            submission.count,
+            reply.exceptions.first().map(|row| Code::from_number(row.code.to_native()))
+        );
+        self.awaited_submits -= 1;
+        self.outcome.ledger.acknowledge(submission.first, u64::from(submission.count));
+        let (histogram, from_ns) = (&mut self.outcome.submit, self.plan.measure_from_ns);
+        submission.for_each_intended(self.plan.schedule, |intended_ns, count| {
+            record_one(histogram, intended_ns, count, now_ns, from_ns);
+        });
+        Ok(())
+    }
+
+    fn on_complete_reply(&mut self, link: &mut Link, frame: Frame<'_>, now_ns: u64) -> Result<()> {
+        let Some(mut completion) = link.completes.remove(frame.header.correlation) else {
+            bail!("the node answered a completion that does not wait: {:?}", frame.header);
+        };
+        let code = Code::from_number(frame.header.code);
+        if code == Code::Overloaded {
+            return self.delay(link, frame, Request::Complete(completion), now_ns);
+        }
+        ensure!(code == Code::Ok, "the node refused a completion: {}", refusal_text(code, frame.body));
+        let reply = body::access::<ArchivedBatchReply>(frame.body)?;
+        for exception in reply.exceptions.iter().rev() {
+            let row = usize::try_from(exception.index.to_native())?;
+            ensure!(row < completion.stamps.len(), "the node answered for row {row}, which was not sent");
+            completion.stamps.remove(row);
+            self.outcome.tallies.refused_completions += 1;
+        }
+        ensure!(
+            usize::try_from(reply.accepted.to_native())? == completion.stamps.len(),
+            "the node took {} completions where its exceptions leave {}",
+            reply.accepted,
+            completion.stamps.len()
+        );
+        self.awaited_completes -= 1;
+        for (sequence, _) in &completion.stamps {
+            self.outcome.ledger.complete(*sequence);
+        }
+        record(&mut self.outcome.end_to_end, &completion.stamps, now_ns, self.plan.measure_from_ns);
+        self.outcome.tallies.last_done_ns = now_ns;
+        completion.body.rows.clear();
+        completion.stamps.clear();
+        self.pool.push(completion);
+        Ok(())
+    }
+
+    /// Keeps a request that was refused as overloaded until the node wants it again.
+    fn delay(&mut self, link: &mut Link, frame: Frame<'_>, request: Request, now_ns: u64) -> Result<()> {
+        let refusal = body::access::<ArchivedRefusal>(frame.body)?;
+        let wait_ns = u64::from(refusal.retry_after_ms.to_native().max(1)) * 1_000_000;
+        // Up to a quarter more, so that refused connections do not come back all at once.
+        let jitter_ns = (now_ns % 1024) * (wait_ns / 4096);
+        self.outcome.tallies.overloaded += 1;
+        self.delayed += 1;
+        link.delayed.push(Delayed { due_ns: now_ns + wait_ns + jitter_ns, request });
+        Ok(())
+    }
+}
+
+impl Link {
+    fn send_completion(&mut self, completion: Completion) {
+        let partition = Some(PartitionId(completion.partition));
+        let (correlation, completion) = self.completes.insert(completion);
+        let header = Header::request(Operation::Complete, correlation, partition);
+        frame::encode(&mut self.out.frames, header, &completion.body);
+    }
+
+    fn give_credit(&mut self) {
+        let credit = Credit { credit: std::mem::take(&mut self.credit_owed) };
+        frame::encode(&mut self.out.frames, Header::request(Operation::Credit, 0, None), &credit);
+    }
+}
+
+/// Records the latency of each stamp up to `now_ns`, neighbours with the same intended time in one step.
+fn record(histogram: &mut Histogram<u64>, stamps: &[(u64, u64)], now_ns: u64, from_ns: u64) {
+    for streak in stamps.chunk_by(|a, b| a.1 == b.1) {
+        record_one(histogram, streak[0].1, streak.len() as u64, now_ns, from_ns);
+    }
+}
+
+fn record_one(histogram: &mut Histogram<u64>, intended_ns: u64, count: u64, now_ns: u64, from_ns: u64) {
+    if intended_ns >= from_ns {
+        histogram.saturating_record_n(now_ns.saturating_sub(intended_ns).max(1), count);
+    }
+}
+
+fn thread_cpu_ns() -> u64 {
+    let spent = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    u64::try_from(spent.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(spent.tv_nsec).unwrap_or(0)
+}

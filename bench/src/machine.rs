@@ -1,0 +1,59 @@
+//! What the operating system knows: file systems, kernel, and what a process has used.
+
+use std::path::Path;
+
+/// Name of the file system type that holds `path`, such as `ext4`.
+pub(crate) fn file_system(path: &Path) -> Option<String> {
+    let path = path.canonicalize().ok()?;
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let mounted = mounts.lines().filter_map(parse_mount).filter(|(point, _)| path.starts_with(point));
+    // Of mounts on the same directory the last one is visible, which is the one that `max_by_key` keeps.
+    mounted.max_by_key(|(point, _)| point.len()).map(|(_, kind)| kind.to_owned())
+}
+
+/// Mount point and type of a line of `mountinfo`: fields 5 and, after a lone hyphen, the first (proc(5)).
+fn parse_mount(line: &str) -> Option<(&str, &str)> {
+    let (head, tail) = line.split_once(" - ")?;
+    Some((head.split(' ').nth(4)?, tail.split(' ').next()?))
+}
+
+/// Kernel name and release.
+pub(crate) fn kernel() -> String {
+    let name = rustix::system::uname();
+    format!("{} {}", name.sysname().to_string_lossy(), name.release().to_string_lossy())
+}
+
+/// Largest resident memory of a process so far, in bytes.
+pub(crate) fn rss_bytes_max(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// User and system CPU time of a process so far, in seconds.
+pub(crate) fn cpu_s(pid: u32) -> Option<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command, field 2, may hold spaces and parentheses; utime and stime are fields 14 and 15.
+    let (_, after_command) = stat.rsplit_once(')')?;
+    let mut fields = after_command.split_whitespace().skip(11);
+    let user: u32 = fields.next()?.parse().ok()?;
+    let system: u32 = fields.next()?.parse().ok()?;
+    let per_s = u32::try_from(rustix::param::clock_ticks_per_second()).ok()?;
+    Some((f64::from(user) + f64::from(system)) / f64::from(per_s))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_process_and_root_are_known() {
+        let pid = std::process::id();
+        assert!(rss_bytes_max(pid).unwrap() > 100_000);
+        assert!(cpu_s(pid).unwrap() >= 0.0);
+        assert!(!file_system(Path::new("/")).unwrap().is_empty());
+        assert_eq!(file_system(Path::new("/proc/self")).unwrap(), "proc");
+        assert!(kernel().starts_with("Linux "));
+    }
+}

@@ -1,0 +1,285 @@
+//! A run: connect, measure the floor, start the generator threads, watch, and put the report together.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use taskmaster_protocol::limits;
+
+use crate::connection::Connection;
+use crate::control::{Control, Greeting};
+use crate::floor::Floor;
+use crate::generator::{Generator, Outcome, Plan, Shared};
+use crate::machine;
+use crate::options::{NodeInfo, Options};
+use crate::report::{Config, Latency, Report, count};
+use crate::schedule::{Clock, Schedule};
+use crate::submission::Encoder;
+
+const STACK_BYTES: usize = 1 << 20;
+
+/// Drives the node as asked and reports.
+///
+/// # Errors
+/// An option is out of range, the node cannot be reached, refuses what it should take, breaks the protocol or a payload,
+/// closes a connection, or leaves requests unanswered for longer than the stall limit. Lost and duplicated tasks are no
+/// error here: see [`Report::is_exact`].
+pub fn run(options: &Options, node: &NodeInfo) -> Result<Report> {
+    options.validate()?;
+    let (mut control, greeting) = Control::connect(&node.addr)?;
+    let floor = Floor::measure(node.data_dir.as_deref(), options.floor_s)?;
+    let run = RandomState::new().build_hasher().finish();
+    let mut crews = Vec::new();
+    for thread in 0..options.threads {
+        crews.push(Crew::connect(options, node, &greeting, run, thread)?);
+    }
+    let clock = Clock::start();
+    let shared = Shared { clock, done: AtomicU64::new(0), abort: AtomicBool::new(false) };
+    let measure_from_ns = nanoseconds(options.warmup_s);
+    let ((before, after), outcomes) = thread::scope(|scope| -> Result<_> {
+        let (running, ended) = channel::<()>();
+        let mut threads = Vec::new();
+        for (number, crew) in (0..).zip(crews) {
+            let plan = plan(options, number, crew.credit, measure_from_ns);
+            let (shared, running) = (&shared, running.clone());
+            let builder = thread::Builder::new().name(format!("bench-{number}")).stack_size(STACK_BYTES);
+            threads.push(builder.spawn_scoped(scope, move || {
+                let _running = running;
+                let outcome = crew.run(plan, shared);
+                if outcome.is_err() {
+                    shared.abort.store(true, Ordering::Relaxed);
+                }
+                outcome
+            })?);
+        }
+        drop(running);
+        wait(&ended, Duration::from_nanos(measure_from_ns));
+        let before = Spent::so_far(&mut control, node);
+        watch(&ended, &shared, options.progress);
+        let joined = threads.into_iter().map(|thread| thread.join().expect("a generator does not panic"));
+        let outcomes = first_cause(joined.collect())?;
+        let after = Control::connect(&node.addr).map(|(mut control, _)| Spent::so_far(&mut control, node));
+        Ok(((before, after.unwrap_or_default()), outcomes))
+    })?;
+    let config = config(options, node, greeting);
+    report(options, config, floor, measure_from_ns, after.since(before), outcomes)
+}
+
+/// The outcomes, or the error that made the other threads give up.
+fn first_cause(results: Vec<Result<Outcome>>) -> Result<Vec<Outcome>> {
+    let mut outcomes = Vec::new();
+    let mut errors = Vec::new();
+    for result in results {
+        match result {
+            Ok(outcome) => outcomes.push(outcome),
+            Err(error) => errors.push(error),
+        }
+    }
+    errors.sort_by_key(|error| error.to_string().contains("another generator thread"));
+    match errors.into_iter().next() {
+        Some(error) => Err(error),
+        None => Ok(outcomes),
+    }
+}
+
+/// The connections of one generator thread. It has a queue of its own, so that its tasks come back to it.
+struct Crew {
+    connections: Vec<Connection>,
+    producers: usize,
+    encoder: Encoder,
+    credit: u32,
+}
+
+impl Crew {
+    fn connect(options: &Options, node: &NodeInfo, greeting: &Greeting, run: u64, thread: u32) -> Result<Self> {
+        let run = run.wrapping_add(u64::from(thread));
+        let queue = format!("bench-{:06x}", run & 0xFF_FFFF);
+        let encoder = Encoder::new(&queue, run, options.payload_bytes, options.retention_ms);
+        let own = (thread..options.connections).step_by(options.threads as usize).count();
+        let credit = options.credit(greeting.credit_max.min(limits::CREDIT_MAX));
+        let roles: &[(bool, bool)] = if options.split { &[(true, false), (false, true)] } else { &[(true, true)] };
+        let mut connections = Vec::new();
+        for (_, is_worker) in roles {
+            for at in 0..own {
+                let addr = shard_addr(&node.addr, greeting, at + thread as usize)?;
+                let (mut control, attached) = Control::connect(&addr)?;
+                if *is_worker {
+                    control.subscribe(&queue, credit)?;
+                }
+                let partitions = attached.partitions();
+                let spread = at * partitions.len() / own;
+                connections.push(Connection::new(control.into_stream(), partitions, spread)?);
+            }
+        }
+        Ok(Self { connections, producers: own, encoder, credit })
+    }
+
+    fn run(mut self, plan: Plan, shared: &Shared) -> Result<Outcome> {
+        Generator::new(plan, self.encoder, self.producers, shared)?.run(&mut self.connections)
+    }
+}
+
+/// The address of one of the node's shards, in turn.
+fn shard_addr(addr: &str, greeting: &Greeting, number: usize) -> Result<String> {
+    let ports = &greeting.shard_ports;
+    if ports.len() < 2 {
+        return Ok(addr.to_owned());
+    }
+    let (host, _) = addr.rsplit_once(':').with_context(|| format!("\"{addr}\" is not host:port"))?;
+    Ok(format!("{host}:{}", ports[number % ports.len()]))
+}
+
+fn plan(options: &Options, thread: u32, credit: u32, measure_from_ns: u64) -> Plan {
+    let threads = u64::from(options.threads);
+    let (tasks, duration_s) = options.goal();
+    let share = tasks / threads + u64::from(u64::from(thread) < tasks % threads);
+    let own = (thread..options.connections).step_by(options.threads as usize).count();
+    Plan {
+        batch: options.batch,
+        window_frames: options.window_frames() as usize,
+        backlog_tasks: options.backlog_tasks(u32::try_from(own).expect("a share of a u32")),
+        credit,
+        completion_rows: options.completion_rows(),
+        schedule: options.rate_per_s.map(|rate| Schedule::new(rate / f64::from(options.threads))),
+        measure_from_ns,
+        submit_until_ns: measure_from_ns.saturating_add(nanoseconds(duration_s)),
+        tasks: if tasks == u64::MAX { u64::MAX } else { share },
+        stall_ns: nanoseconds(options.stall_s),
+        verify: options.verify,
+    }
+}
+
+/// Nanoseconds of a checked number of seconds; infinity is the end of time.
+fn nanoseconds(seconds: f64) -> u64 {
+    Duration::try_from_secs_f64(seconds).map_or(u64::MAX, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// Waits until the threads have ended, but at most so long. Whether they have ended.
+fn wait(ended: &Receiver<()>, time: Duration) -> bool {
+    matches!(ended.recv_timeout(time), Err(RecvTimeoutError::Disconnected))
+}
+
+/// Waits for the threads and shows each second how they do.
+fn watch(ended: &Receiver<()>, shared: &Shared, progress: bool) {
+    let shown = progress && std::io::stderr().is_terminal();
+    let (mut since, mut done_before) = (Instant::now(), shared.done.load(Ordering::Relaxed));
+    while !wait(ended, Duration::from_secs(1)) {
+        let done = shared.done.load(Ordering::Relaxed);
+        let per_s = (done - done_before) as f64 / since.elapsed().as_secs_f64();
+        (since, done_before) = (Instant::now(), done);
+        if shown {
+            eprint!("\r\x1b[K{} tasks done, {} tasks/s", count(done as f64), count(per_s));
+        }
+    }
+    if shown {
+        eprint!("\r\x1b[K");
+        // A terminal that is gone is no reason to lose the report.
+        let _ = std::io::stderr().flush();
+    }
+}
+
+/// What the node has used since its start.
+#[derive(Clone, Copy, Debug, Default)]
+struct Spent {
+    flushes: Option<u64>,
+    wal_bytes: Option<u64>,
+    cpu_s: Option<f64>,
+    rss_bytes_max: Option<u64>,
+}
+
+impl Spent {
+    fn so_far(control: &mut Control, node: &NodeInfo) -> Self {
+        // A node without counters is still worth measuring.
+        let [flushes, wal_bytes] = control.counters(["wal_flushes", "wal_bytes"]).unwrap_or_default();
+        Self {
+            flushes,
+            wal_bytes,
+            cpu_s: node.pid.and_then(machine::cpu_s),
+            rss_bytes_max: node.pid.and_then(machine::rss_bytes_max),
+        }
+    }
+
+    fn since(self, before: Self) -> Self {
+        Self {
+            flushes: self.flushes.zip(before.flushes).map(|(now, then)| now.saturating_sub(then)),
+            wal_bytes: self.wal_bytes.zip(before.wal_bytes).map(|(now, then)| now.saturating_sub(then)),
+            cpu_s: self.cpu_s.zip(before.cpu_s).map(|(now, then)| ((now - then) * 100.0).round() / 100.0),
+            rss_bytes_max: self.rss_bytes_max,
+        }
+    }
+}
+
+fn config(options: &Options, node: &NodeInfo, greeting: Greeting) -> Config {
+    Config {
+        mode: if options.is_open_loop() { "open" } else { "closed" },
+        batch: options.batch,
+        connections: options.connections,
+        split: options.split,
+        threads: options.threads,
+        window: options.window_frames(),
+        payload_bytes: options.payload_bytes,
+        rate_per_s: options.rate_per_s,
+        duration_s: options.duration_s,
+        warmup_s: options.warmup_s,
+        retention_ms: options.retention_ms,
+        addr: node.addr.clone(),
+        server: greeting.server,
+        shards: greeting.shard_ports.len().max(1) as u64,
+        partitions: greeting.partition_shards.len() as u64,
+        data_dir: node.data_dir.clone(),
+        file_system: node.data_dir.as_deref().and_then(machine::file_system),
+        kernel: machine::kernel(),
+        cpus: thread::available_parallelism().map_or(0, |cpus| cpus.get() as u64),
+        version: env!("CARGO_PKG_VERSION"),
+    }
+}
+
+fn report(
+    options: &Options,
+    config: Config,
+    floor: Floor,
+    measure_from_ns: u64,
+    spent: Spent,
+    outcomes: Vec<Outcome>,
+) -> Result<Report> {
+    let mut outcomes = outcomes.into_iter();
+    let mut all = outcomes.next().context("at least one generator thread")?;
+    let (mut lost, mut duplicated) = (all.ledger.missing(), all.ledger.duplicated);
+    for outcome in outcomes {
+        all.submit.add(&outcome.submit)?;
+        all.initiation.add(&outcome.initiation)?;
+        all.end_to_end.add(&outcome.end_to_end)?;
+        lost += outcome.ledger.missing();
+        duplicated += outcome.ledger.duplicated;
+        all.tallies.add(&outcome.tallies);
+    }
+    let (tasks, tallies) = (all.end_to_end.len(), all.tallies);
+    ensure!(tasks > 0 || lost > 0, "no task was measured: the run ended within its warm-up");
+    let elapsed_s = Duration::from_nanos(tallies.last_done_ns.saturating_sub(measure_from_ns).max(1)).as_secs_f64();
+    Ok(Report {
+        tasks,
+        elapsed_s,
+        tasks_per_s: tasks as f64 / elapsed_s,
+        submit_us: Latency::of(&all.submit),
+        initiation_us: Latency::of(&all.initiation),
+        end_to_end_us: Latency::of(&all.end_to_end),
+        verified: options.verify,
+        lost,
+        duplicated,
+        redelivered: tallies.redelivered,
+        refused_completions: tallies.refused_completions,
+        overloaded: tallies.overloaded,
+        late_sends: tallies.late_sends,
+        flushes: spent.flushes,
+        wal_bytes: spent.wal_bytes,
+        rss_bytes_max: spent.rss_bytes_max,
+        cpu_s: spent.cpu_s,
+        generator_ns_per_task: tallies.cpu_ns as f64 / tallies.handled.max(1) as f64,
+        floor,
+        config,
+    })
+}
