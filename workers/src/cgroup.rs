@@ -29,13 +29,16 @@ pub struct Config {
     pub memory: bool,
     /// Limit the processor time of tasks which ask for processors.
     pub cpu: bool,
+    /// Give every process a cgroup, limits or not: then also what leaves the task's process group and session (a daemon)
+    /// ends with the task.
+    pub contain: bool,
     /// A delegated cgroup v2 directory to use in place of the worker's own.
     pub base: Option<PathBuf>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { memory: true, cpu: true, base: None }
+        Self { memory: true, cpu: true, contain: false, base: None }
     }
 }
 
@@ -43,7 +46,7 @@ impl Config {
     /// No limits at all.
     #[must_use]
     pub const fn off() -> Self {
-        Self { memory: false, cpu: false, base: None }
+        Self { memory: false, cpu: false, contain: false, base: None }
     }
 }
 
@@ -76,6 +79,15 @@ pub struct Probe {
 enum Version {
     V1,
     V2,
+}
+
+impl Version {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::V1 => "v1",
+            Self::V2 => "v2",
+        }
+    }
 }
 
 /// A controller which limits can be set by.
@@ -112,6 +124,7 @@ impl Drop for Base {
 #[derive(Debug)]
 pub struct Cgroups {
     bases: Vec<Arc<Base>>,
+    contain: bool,
     refusals: Vec<String>,
     next: AtomicU64,
     failed_before: AtomicBool,
@@ -131,7 +144,7 @@ impl Cgroups {
             }
         }
         let mut bases = Vec::new();
-        if !wanted.is_empty() {
+        if !wanted.is_empty() || config.contain {
             let found = match &config.base {
                 Some(dir) => vec![discover::Found { version: Version::V2, controllers: Vec::new(), dir: dir.clone() }],
                 None => discover::own(),
@@ -140,9 +153,18 @@ impl Cgroups {
             if config.base.is_none() {
                 bases.extend(v1::open(&found, &mut wanted, &mut refusals));
             }
+            if config.contain && bases.is_empty() {
+                bases.extend(v2::open_bare(&found, &mut refusals));
+            }
         }
         let bases = bases.into_iter().map(Arc::new).collect();
-        Self { bases, refusals, next: AtomicU64::new(0), failed_before: AtomicBool::new(false) }
+        Self {
+            bases,
+            contain: config.contain,
+            refusals,
+            next: AtomicU64::new(0),
+            failed_before: AtomicBool::new(false),
+        }
     }
 
     /// What this host allows; leaves nothing behind.
@@ -164,20 +186,26 @@ impl Cgroups {
     #[must_use]
     pub fn sentence(&self) -> String {
         let mut parts: Vec<String> = Vec::new();
-        for base in &self.bases {
+        for base in self.bases.iter().filter(|base| !base.controllers.is_empty()) {
             let names: Vec<&str> = base.controllers.iter().map(|controller| controller.name()).collect();
-            let version = if base.version == Version::V2 { "v2" } else { "v1" };
             let place = base.dir.parent().unwrap_or(&base.dir).display();
+            let version = base.version.name();
             parts.push(format!("cgroup {version} enforces {} limits of tasks beneath {place}", names.join(" and ")));
         }
-        if self.bases.is_empty() {
+        if parts.is_empty() {
             parts.push("tasks run without memory and cpu limits".to_owned());
+        }
+        if self.contain
+            && let Some(base) = self.bases.first()
+        {
+            parts.push(format!("cgroup {} holds each task together", base.version.name()));
         }
         parts.extend(self.refusals.iter().cloned());
         parts.join("; ")
     }
 
-    /// A cgroup for a task that asks for limits; `None` where it asks for none, or none can be had (noted once).
+    /// A cgroup for a task that asks for limits, or is to be contained; `None` where it needs none, or none can be had
+    /// (noted once).
     pub(crate) fn for_task(&self, id: &str, limits: TaskLimits) -> Option<TaskGroup> {
         let mut wanted: Vec<(Controller, u64)> = Vec::new();
         for (controller, limit) in
@@ -187,15 +215,13 @@ impl Cgroups {
                 wanted.push((controller, limit));
             }
         }
-        if wanted.is_empty() {
-            return None;
-        }
+        let bare = if wanted.is_empty() { Some(self.bases.first().filter(|_| self.contain)?) } else { None };
         let id: String = id.chars().filter(char::is_ascii_alphanumeric).take(64).collect();
         let name = format!("task-{id}-{}", self.next.fetch_add(1, Ordering::Relaxed));
         let mut group = TaskGroup { parts: Vec::new(), memory_bytes: limits.memory_bytes };
         for base in &self.bases {
             let limits: Vec<_> = wanted.iter().copied().filter(|(c, _)| base.controllers.contains(c)).collect();
-            if !limits.is_empty()
+            if (!limits.is_empty() || bare.is_some_and(|bare| Arc::ptr_eq(bare, base)))
                 && let Err(error) = group.add(base, &name, &limits)
             {
                 self.note(&error);

@@ -51,8 +51,25 @@ pub(super) fn open(found: &[Found], wanted: &mut Vec<Controller>, refusals: &mut
         Err(error) => {
             let _ = fs::remove_dir(&base);
             refusals.push(format!(
-                "cgroup v2 at {} cannot be used: {error} (run the worker as root, or in a unit with `Delegate=yes`)",
+                "cgroup v2 at {} cannot be used: {error} (run the worker as root in a unit of its own, or by `systemd-run --scope -p Delegate=yes`)",
                 dir.display()
+            ));
+            None
+        }
+    }
+}
+
+/// Makes our directory without any controller: it holds tasks together, no more.
+pub(super) fn open_bare(found: &[Found], refusals: &mut Vec<String>) -> Option<Base> {
+    let hierarchy = found.iter().find(|found| found.version == Version::V2)?;
+    stale::clear(&hierarchy.dir);
+    let dir = hierarchy.dir.join(stale::new_name());
+    match fs::create_dir(&dir) {
+        Ok(()) => Some(Base { dir, version: Version::V2, controllers: Vec::new() }),
+        Err(error) => {
+            refusals.push(format!(
+                "tasks cannot be held together, for {} cannot be used: {error}",
+                hierarchy.dir.display()
             ));
             None
         }
@@ -99,5 +116,50 @@ pub(super) fn limit(dir: &Path, controller: Controller, limit: u64) -> io::Resul
             Ok(())
         }
         Controller::Cpu => write(&dir.join("cpu.max"), &format!("{} {PERIOD_US}", quota_us(limit, PERIOD_US))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory which answers as a delegated cgroup would, up to a point.
+    fn delegated(controllers: &str) -> (tempfile::TempDir, Vec<Found>) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("cgroup.controllers"), controllers).unwrap();
+        let found = vec![Found { version: Version::V2, controllers: Vec::new(), dir: dir.path().to_owned() }];
+        (dir, found)
+    }
+
+    #[test]
+    fn what_is_offered_is_taken_and_the_rest_stays_wanted() {
+        let (_dir, found) = delegated("cpuset memory pids\n");
+        let (mut wanted, mut refusals) = (vec![Controller::Memory, Controller::Cpu], Vec::new());
+        let base = open(&found, &mut wanted, &mut refusals).unwrap();
+        assert_eq!(base.controllers, [Controller::Memory]);
+        assert_eq!(wanted, [Controller::Cpu]);
+        assert!(refusals[0].ends_with("does not offer cpu"), "{refusals:?}");
+        assert_eq!(fs::read_to_string(base.dir.join("cgroup.subtree_control")).unwrap(), "+memory");
+    }
+
+    #[test]
+    fn limits_are_written_as_the_kernel_reads_them() {
+        let (dir, _found) = delegated("");
+        let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
+        limit(dir.path(), Controller::Memory, 64 << 20).unwrap();
+        assert_eq!((read("memory.max").as_str(), read("memory.swap.max").as_str()), ("67108864", "0"));
+        for (milli, text) in [(1500, "150000 100000"), (1, "1000 100000"), (u64::from(u32::MAX), "429496729500 100000")]
+        {
+            limit(dir.path(), Controller::Cpu, milli).unwrap();
+            assert_eq!(read("cpu.max"), text);
+        }
+    }
+
+    #[test]
+    fn deaths_for_want_of_memory_are_counted_in_the_events() {
+        let (dir, _found) = delegated("");
+        let file = dir.path().join("memory.events");
+        fs::write(&file, "low 0\nhigh 0\nmax 41\noom 3\noom_kill 2\noom_group_kill 1\n").unwrap();
+        assert_eq!(super::super::counter(&file, "oom_kill"), Some(2));
     }
 }

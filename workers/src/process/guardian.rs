@@ -40,12 +40,13 @@ impl Guardian {
             return;
         }
         self.stop();
-        match start(stack) {
+        match start(group, stack) {
             Ok(running) => {
                 self.running = Some(running);
-                let groups: Vec<i32> = self.groups.iter().copied().collect();
-                for group in groups {
-                    self.tell('+', group);
+                let others: Vec<i32> =
+                    self.groups.iter().copied().filter(|&other| other != group.as_raw_pid()).collect();
+                for other in others {
+                    self.tell('+', other);
                 }
             }
             Err(error) => {
@@ -81,8 +82,10 @@ impl Drop for Guardian {
     }
 }
 
-fn start(stack: &mut Stack) -> io::Result<(Pid, PipeWriter)> {
-    let (reader, writer) = io::pipe()?;
+/// Its first group waits for it in the pipe: were it told afterwards, a worker killed in between would leave that one.
+fn start(first: Pid, stack: &mut Stack) -> io::Result<(Pid, PipeWriter)> {
+    let (reader, mut writer) = io::pipe()?;
+    writeln!(writer, "+ {first}")?;
     let null = File::options().write(true).open("/dev/null")?;
     let image = Image {
         program: c"/bin/sh".to_owned(),

@@ -307,8 +307,23 @@ fn wait_with(pid: Pid, options: c_int) -> io::Result<Option<Reaped>> {
     } else {
         Status::Exited(libc::WEXITSTATUS(status))
     };
-    let peak_bytes = u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024;
-    Ok(Some(Reaped { status, cpu_user: time(usage.ru_utime), cpu_system: time(usage.ru_stime), peak_bytes }))
+    let (cpu_user, cpu_system) = (time(usage.ru_utime), time(usage.ru_stime));
+    Ok(Some(Reaped { status, cpu_user, cpu_system, peak_bytes: peak_bytes(&usage) }))
+}
+
+/// Greatest resident size that this process has had.
+#[expect(unsafe_code, reason = "getrusage has no safe wrapper")]
+pub(super) fn own_peak_bytes() -> u64 {
+    // SAFETY: all-zero is a valid rusage.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: a live rusage; RUSAGE_SELF cannot be refused.
+    unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) };
+    peak_bytes(&usage)
+}
+
+/// Linux counts it in KiB.
+fn peak_bytes(usage: &libc::rusage) -> u64 {
+    u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024
 }
 
 fn time(time: libc::timeval) -> Duration {

@@ -130,8 +130,7 @@ fn start(plan: Plan, home: Sender<Request>, stack: &mut Stack) -> Result<Child, 
             cgroup.remove();
         }
     })?;
-    let own_peak = group::peak_bytes(rustix::process::getpid()).unwrap_or(u64::MAX);
-    let own_peak_bytes = own_peak.saturating_add(PEAK_SLACK_BYTES);
+    let own_peak_bytes = launch::own_peak_bytes().saturating_add(PEAK_SLACK_BYTES);
     if let Some(error) = launched.cgroup_error {
         tracing::warn!(%error, "a process could not enter its cgroup, so it runs without limits");
     }
