@@ -1,4 +1,38 @@
 //! The task engine as a pure, deterministic state machine.
+//!
+//! [`Shard::handle`] takes one closed set of inputs and returns what is to be done as [`Effects`] (frames to send) and
+//! log entries ([`Shard::take_unlogged`]). The crate never reads a clock, file, socket or random source, starts no
+//! thread and awaits nothing: time is an input, so the simulator and the production loop drive the same code.
+//!
+//! The path of a logged request: admitted (checked against present state) → appended to the log → durable → applied →
+//! answered. Nothing is applied, and nothing answered, before it is durable.
 
 pub mod arena;
 pub mod wheel;
+
+mod assign;
+mod command;
+mod contract;
+mod dispatch;
+mod effects;
+mod entry;
+mod extra;
+mod hash;
+mod partition;
+mod query;
+mod queue;
+mod refused;
+mod resources;
+mod shard;
+mod snapshot;
+mod state;
+mod task;
+mod timer;
+mod workflow;
+
+pub use contract::DEFAULT_NAMESPACE;
+pub use effects::{ConnId, Effects, Outgoing};
+pub use entry::{ENTRY_FORMAT, ENTRY_HEADER_BYTES, Entry, EntryError, decode as decode_entry};
+pub use refused::Refused;
+pub use shard::{Config, Input, Shard, Stats};
+pub use state::{STATES, State};

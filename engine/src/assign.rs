@@ -1,0 +1,210 @@
+//! Assign: matches ready tasks with workers that have credit, and pushes leases. Volatile.
+//!
+//! Within a queue the highest priority with a task that fits goes first; lanes of one priority take turns, and so do
+//! workers. Queue limits (rate, concurrency) bound every step.
+
+use taskmaster_protocol::body::{self, Assign, AssignRow, AssignSpec};
+use taskmaster_protocol::frame::{self, Header};
+use taskmaster_protocol::{Operation, PartitionId};
+
+use crate::arena::Arena;
+use crate::dispatch::{Dispatch, LaneRef, PRIORITIES};
+use crate::effects::Effects;
+use crate::partition::Partition;
+use crate::state::State;
+use crate::timer::{Timer, TimerKind, Timers};
+
+/// Most rows and payload bytes of one assign frame.
+const ROWS_MAX: u32 = 1_024;
+const BYTES_MAX: usize = 4 << 20;
+/// Workers with at least this much credit take what there is; others share it.
+const BULK_CREDIT: u32 = 64;
+
+/// Buffers reused from frame to frame.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    body: Assign,
+    contracts: Vec<u32>,
+}
+
+/// What assignment reads and changes.
+pub(crate) struct Assigner<'a> {
+    pub(crate) partitions: &'a mut [Option<Box<Partition>>],
+    pub(crate) dispatch: &'a mut Dispatch,
+    pub(crate) arena: &'a Arena,
+    pub(crate) timers: &'a mut Timers,
+    pub(crate) scratch: &'a mut Scratch,
+    pub(crate) effects: &'a mut Effects,
+    pub(crate) now_us: u64,
+    /// Leases given in this call.
+    pub(crate) assigned: u64,
+}
+
+impl Assigner<'_> {
+    /// Serves every queue where something changed.
+    pub(crate) fn run(&mut self) {
+        while let Some(queue) = self.dispatch.next_dirty() {
+            while self.dispatch.queues[queue as usize].with_credit > 0 {
+                let permits = self.permits(queue);
+                if permits == 0 || !self.assign_one_frame(queue, permits) {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// How many tasks the queue's limits let start.
+    fn permits(&mut self, queue: u32) -> u32 {
+        let now_us = self.now_us;
+        let entry = &mut self.dispatch.queues[queue as usize];
+        let mut permits = ROWS_MAX;
+        if let Some(limit) = entry.concurrency {
+            let free = limit.saturating_sub(entry.leased).min(u64::from(permits));
+            permits = u32::try_from(free).expect("bounded by a u32");
+        }
+        if let Some(bucket) = &mut entry.bucket {
+            permits = permits.min(bucket.available(now_us));
+            let waits = entry.rings.iter().any(|ring| !ring.is_empty());
+            if permits == 0 && waits && !entry.bucket_armed {
+                entry.bucket_armed = true;
+                let timer = Timer::of_index(PartitionId(0), TimerKind::Bucket, queue);
+                self.timers.insert(bucket.next_us().max(now_us + 1), timer);
+            }
+        }
+        permits
+    }
+
+    /// Whether a frame was sent.
+    fn assign_one_frame(&mut self, queue: u32, permits: u32) -> bool {
+        for priority in 0..PRIORITIES {
+            for _ in 0..self.dispatch.queues[queue as usize].rings[priority].len() {
+                let entry = &mut self.dispatch.queues[queue as usize];
+                let Some(lane) = entry.rings[priority].pop_front() else { break };
+                let Some(partition) = self.partitions[usize::from(lane.partition)].as_deref_mut() else { continue };
+                let ready = &partition.lanes[lane.lane as usize];
+                if ready.list.len == 0 || partition.queues[ready.queue as usize].settings.paused {
+                    partition.lane_left(lane.lane);
+                    continue;
+                }
+                let sent = self.assign_lane(queue, lane, permits);
+                self.dispatch.queues[queue as usize].rings[priority].push_back(lane);
+                if sent {
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    fn assign_lane(&mut self, queue: u32, lane: LaneRef, permits: u32) -> bool {
+        let partition = self.partitions[usize::from(lane.partition)].as_deref_mut().expect("checked by the caller");
+        let ready = &partition.lanes[lane.lane as usize];
+        let Some((worker, fits)) = choose(self.dispatch, queue, ready.list.len, &ready.resources) else {
+            return false;
+        };
+        let count = fits.min(permits).min(ready.list.len);
+        let (conn, need) = (self.dispatch.workers[worker as usize].conn, ready.resources.clone());
+        let taken = fill(partition, self.arena, self.scratch, lane.lane, worker, count, self.now_us, self.timers);
+        self.dispatch.take_credit(worker, taken, &need);
+        let entry = &mut self.dispatch.queues[queue as usize];
+        entry.leased += u64::from(taken);
+        if let Some(bucket) = &mut entry.bucket {
+            bucket.take(taken);
+        }
+        self.assigned += u64::from(taken);
+        let header = Header::request(Operation::Assign, 0, Some(partition.id));
+        frame::encode(self.effects.buffer(conn), header, &self.scratch.body);
+        true
+    }
+}
+
+/// The worker whose turn it is among those with credit and room, and how many tasks it may take.
+fn choose(dispatch: &mut Dispatch, queue: u32, ready: u32, need: &crate::resources::Resources) -> Option<(u32, u32)> {
+    let entry = &dispatch.queues[queue as usize];
+    let count = entry.workers.len();
+    for step in 0..count {
+        let position = (entry.cursor + step) % count;
+        let index = entry.workers[position];
+        let worker = &dispatch.workers[index as usize];
+        if worker.credit == 0 {
+            continue;
+        }
+        let share = ready.div_ceil(entry.with_credit);
+        let take = if worker.credit >= BULK_CREDIT { worker.credit } else { worker.credit.min(share) };
+        let fits = worker.capacity.as_ref().map_or(take, |capacity| need.fits(capacity, &worker.used, take));
+        if fits > 0 {
+            dispatch.queues[queue as usize].cursor = (position + 1) % count;
+            return Some((index, fits));
+        }
+    }
+    None
+}
+
+/// Leases up to `count` tasks of a lane and describes them in the scratch body. Returns how many.
+#[expect(clippy::too_many_arguments, reason = "the parts of the shard that leasing touches")]
+fn fill(
+    partition: &mut Partition,
+    arena: &Arena,
+    scratch: &mut Scratch,
+    lane: u32,
+    worker: u32,
+    count: u32,
+    now_us: u64,
+    timers: &mut Timers,
+) -> u32 {
+    let body = &mut scratch.body;
+    body.rows.clear();
+    body.specs.clear();
+    body.bytes.clear();
+    scratch.contracts.clear();
+    let mut taken = 0;
+    while taken < count && body.bytes.len() < BYTES_MAX {
+        let Some(slot) = partition.lanes[lane as usize].list.pop_front(&mut partition.tasks) else { break };
+        let ready_us = partition.tasks[slot].at_us;
+        partition.set_state(slot, State::Leased);
+        let token = partition.next_token();
+        let task = &mut partition.tasks[slot];
+        task.token = token;
+        task.worker = worker;
+        let contract = &partition.contracts[task.contract];
+        let list = contract.lease_list;
+        let lease_list = &mut partition.lease_lists[list as usize];
+        task.at_us = now_us + u64::from(lease_list.lease_ms) * 1_000;
+        let (id, attempt, blob) = (task.id, task.attempt(), task.blob);
+        if let Some(extra) = partition.extras.get_mut(task.extra) {
+            extra.started_us = now_us;
+        }
+        let number = task.contract;
+        let spec = match scratch.contracts.iter().position(|&known| known == number) {
+            Some(position) => position,
+            None => {
+                let queue = &partition.queues[contract.queue as usize];
+                body.specs.push(AssignSpec {
+                    memory_bytes: contract.resources.memory_bytes,
+                    cpu_milli: u32::try_from(contract.resources.cpu_milli).unwrap_or(u32::MAX),
+                    gpu_milli: u32::try_from(contract.resources.gpu_milli).unwrap_or(u32::MAX),
+                    queue: body::put(&mut body.bytes, queue.name.as_bytes()),
+                    kind: body::put(&mut body.bytes, contract.kind.as_bytes()),
+                    lease_ms: contract.lease_ms,
+                    attempts_max: u32::from(contract.retry.attempts_max),
+                });
+                scratch.contracts.push(number);
+                scratch.contracts.len() - 1
+            }
+        };
+        lease_list.list.push_back(&mut partition.tasks, slot);
+        partition.arm_lease_list(list, timers);
+        body.rows.push(AssignRow {
+            id,
+            token,
+            ready_us,
+            payload: body::put(&mut body.bytes, arena.get(blob)),
+            locator: slot,
+            spec: u32::try_from(spec).expect("no more specs than rows"),
+            attempt,
+            reserved: 0,
+        });
+        taken += 1;
+    }
+    taken
+}

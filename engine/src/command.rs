@@ -1,0 +1,82 @@
+//! The engine's verbs, one per file.
+//!
+//! A logged verb has two halves: `admit` looks at a request and refuses it or lets it into the log, without changing
+//! anything; `apply` carries a logged request out and cannot fail. Volatile verbs (leases, heartbeats, progress) change
+//! the leader's view at once and are never logged.
+
+pub(crate) mod cancel;
+pub(crate) mod complete;
+pub(crate) mod configure_queue;
+pub(crate) mod expire;
+pub(crate) mod extend;
+pub(crate) mod fail;
+pub(crate) mod progress;
+pub(crate) mod release;
+pub(crate) mod retry;
+pub(crate) mod submit;
+
+use taskmaster_protocol::body::{BatchReply, ExceptionRow};
+use taskmaster_protocol::{Code, TaskId};
+
+use crate::partition::Partition;
+use crate::state::State;
+use crate::task::Slot;
+
+/// Adds an exception for a row to a reply.
+pub(crate) fn except(reply: &mut BatchReply, index: usize, id: TaskId, code: Code, state: Option<State>) {
+    reply.exceptions.push(ExceptionRow {
+        id,
+        index: u32::try_from(index).expect("rows are bounded"),
+        code: code.number(),
+        state: state.map_or(0, State::number),
+        reserved: 0,
+    });
+}
+
+/// The task a lease row speaks of if that very lease is in force, else the code and state to answer with.
+pub(crate) fn leased(
+    partition: &Partition,
+    id: TaskId,
+    token: u64,
+    locator: u32,
+    attempt: u32,
+) -> Result<Slot, (Code, Option<State>)> {
+    let Some(slot) = partition.find(id, locator) else { return Err((Code::UnknownTask, None)) };
+    let task = &partition.tasks[slot];
+    match task.state {
+        State::Leased if task.token == token && task.attempt() == attempt => Ok(slot),
+        state if state.is_final() => Err((Code::AlreadyFinal, Some(state))),
+        state => Err((Code::StaleLease, Some(state))),
+    }
+}
+
+/// The rows of a request that may go into the log, and exceptions for the others.
+pub(crate) struct Admitted {
+    /// Indexes of admitted rows, when not all are.
+    pub(crate) rows: Option<Vec<u32>>,
+    /// What the others hear.
+    pub(crate) reply: BatchReply,
+}
+
+/// Splits rows by a check.
+pub(crate) fn split(
+    count: usize,
+    mut check: impl FnMut(usize) -> Result<(), (TaskId, Code, Option<State>)>,
+) -> Admitted {
+    let mut reply = BatchReply::default();
+    let mut rows = Vec::new();
+    for index in 0..count {
+        match check(index) {
+            Ok(()) if reply.exceptions.is_empty() => {}
+            Ok(()) => rows.push(u32::try_from(index).expect("rows are bounded")),
+            Err((id, code, state)) => {
+                if reply.exceptions.is_empty() {
+                    rows.extend((0u32..).take(index));
+                }
+                except(&mut reply, index, id, code, state);
+            }
+        }
+    }
+    let partly = !reply.exceptions.is_empty();
+    Admitted { rows: partly.then_some(rows), reply }
+}

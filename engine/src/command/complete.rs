@@ -1,0 +1,81 @@
+//! Complete: attempts that succeeded. The first valid completion of a task stands.
+
+use taskmaster_protocol::body::{self, ArchivedComplete, BatchReply, Complete, CompleteRow};
+use taskmaster_protocol::{Code, TaskId, limits};
+
+use super::{Admitted, except, leased, split};
+use crate::partition::{Cx, Partition};
+use crate::refused::Refused;
+use crate::state::State;
+
+/// Checks layout and limits, and which rows hold their lease.
+pub(crate) fn admit(partition: &Partition, body: &ArchivedComplete) -> Result<Admitted, Refused> {
+    for (row, completion) in (0u32..).zip(body.rows.iter()) {
+        let result = body::slice(&body.bytes, completion.result)?;
+        if result.len() > limits::RESULT_BYTES_MAX {
+            let message = format!(
+                "result of {} bytes: at most {} are taken; keep larger outputs in a store and return a reference",
+                result.len(),
+                limits::RESULT_BYTES_MAX
+            );
+            return Err(Refused::new(Code::TooLarge, message).at_row(row));
+        }
+    }
+    Ok(split(body.rows.len(), |index| {
+        let row = &body.rows[index];
+        let id = TaskId::from(&row.id);
+        leased(partition, id, row.token.to_native(), row.locator.to_native(), row.attempt.to_native())
+            .map(|_| ())
+            .map_err(|(code, state)| (id, code, state))
+    }))
+}
+
+/// Bytes of results that the arena must take.
+pub(crate) fn blob_bytes(body: &ArchivedComplete) -> u64 {
+    body.rows.iter().map(|row| u64::from(row.result.len.to_native())).sum()
+}
+
+/// The same body with only these rows.
+pub(crate) fn narrowed(body: &ArchivedComplete, rows: &[u32]) -> Complete {
+    let mut narrow = Complete::default();
+    for &row in rows {
+        let row = &body.rows[row as usize];
+        let result = body::slice(&body.bytes, row.result).unwrap_or_default();
+        narrow.rows.push(CompleteRow {
+            id: TaskId::from(&row.id),
+            token: row.token.to_native(),
+            locator: row.locator.to_native(),
+            attempt: row.attempt.to_native(),
+            result: body::put(&mut narrow.bytes, result),
+        });
+    }
+    narrow
+}
+
+/// Carries logged completions out. A row counts if the task is unfinished and still in the attempt it speaks of.
+pub(crate) fn apply(partition: &mut Partition, body: &ArchivedComplete, cx: &mut Cx<'_>) -> BatchReply {
+    let mut reply = BatchReply::default();
+    for (index, row) in body.rows.iter().enumerate() {
+        let id = TaskId::from(&row.id);
+        let Some(slot) = partition.find(id, row.locator.to_native()) else {
+            except(&mut reply, index, id, Code::UnknownTask, None);
+            continue;
+        };
+        let task = &partition.tasks[slot];
+        if task.state.is_final() {
+            except(&mut reply, index, id, Code::AlreadyFinal, Some(task.state));
+            continue;
+        }
+        if task.attempt() != row.attempt.to_native() || task.state == State::Waiting {
+            except(&mut reply, index, id, Code::StaleLease, Some(task.state));
+            continue;
+        }
+        crate::snapshot::touch(partition, slot, cx.arena);
+        partition.detach(slot, cx);
+        let result = body::slice(&body.bytes, row.result).unwrap_or_default();
+        let result = super::submit::store(cx.arena, result);
+        partition.finish(slot, State::Succeeded, result, cx);
+        reply.accepted += 1;
+    }
+    reply
+}

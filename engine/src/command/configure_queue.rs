@@ -1,0 +1,70 @@
+//! Configure a queue: create it, change settings, pause, resume, drain.
+
+use taskmaster_protocol::Code;
+use taskmaster_protocol::body::{self, ArchivedConfigureQueue, queue_field};
+
+use super::submit::check_name;
+use crate::contract::DEFAULT_NAMESPACE;
+use crate::partition::{Cx, Partition};
+use crate::refused::Refused;
+
+/// Checks names and ranges.
+pub(crate) fn admit(body: &ArchivedConfigureQueue) -> Result<(), Refused> {
+    let invalid = |sentence| Refused::new(Code::Invalid, sentence);
+    check_name("queue", body::text(&body.bytes, body.queue)?).map_err(invalid)?;
+    let namespace = body::text(&body.bytes, body.namespace)?;
+    if !namespace.is_empty() {
+        check_name("namespace", namespace).map_err(invalid)?;
+    }
+    let known = queue_field::DEPTH * 2 - 1;
+    if body.set.to_native() & !known != 0 {
+        return Err(Refused::new(Code::Invalid, "the request sets fields that this version does not know"));
+    }
+    if body.rate_milli_per_s.to_native() > 1_000_000_000_000 {
+        return Err(Refused::new(
+            Code::Invalid,
+            "rates reach at most a thousand million tasks per second; 0 removes the limit",
+        ));
+    }
+    Ok(())
+}
+
+/// Carries a logged change out.
+pub(crate) fn apply(partition: &mut Partition, body: &ArchivedConfigureQueue, cx: &mut Cx<'_>) {
+    let namespace = body::text(&body.bytes, body.namespace).unwrap_or_default();
+    let namespace = if namespace.is_empty() { DEFAULT_NAMESPACE } else { namespace };
+    let name = body::text(&body.bytes, body.queue).unwrap_or_default();
+    let queue = partition.queue(namespace, name, cx.dispatch);
+    let settings = &mut partition.queues[queue as usize].settings;
+    let set = body.set.to_native();
+    let was_paused = settings.paused;
+    if set & queue_field::PAUSED != 0 {
+        settings.paused = body.paused.to_native() != 0;
+    }
+    if set & queue_field::DRAINING != 0 {
+        settings.draining = body.draining.to_native() != 0;
+    }
+    if set & queue_field::RATE != 0 {
+        settings.rate_milli_per_s = body.rate_milli_per_s.to_native();
+        settings.rate_burst = body.rate_burst.to_native();
+    }
+    if set & queue_field::CONCURRENCY != 0 {
+        settings.concurrency = body.concurrency.to_native();
+    }
+    if set & queue_field::DEADLINE_ACTION != 0 {
+        settings.flag_late = body.deadline_action.to_native() == 1;
+    }
+    if set & queue_field::RETENTION != 0 {
+        settings.retention_ms = body.retention_ms.to_native().max(1);
+    }
+    if set & queue_field::DEPTH != 0 {
+        settings.depth_max = body.depth_max.to_native();
+    }
+    let (resumed, settings) = (was_paused && !settings.paused, settings.clone());
+    let target = partition.queues[queue as usize].dispatch;
+    cx.dispatch.set_limits(target, &settings, cx.time_us);
+    if resumed {
+        partition.ring_lanes(queue, cx.dispatch);
+    }
+    cx.dispatch.mark(target);
+}

@@ -1,0 +1,119 @@
+//! Fail: attempts that ended without success. The retry policy decides between another attempt and the dead letter.
+
+use taskmaster_protocol::body::{self, ArchivedFail, BatchReply, Fail, FailRow};
+use taskmaster_protocol::{Code, TaskId, limits};
+
+use super::{Admitted, except, leased, split};
+use crate::arena::Handle;
+use crate::extra::pack_error;
+use crate::partition::{Cx, Partition};
+use crate::refused::Refused;
+use crate::state::State;
+use crate::task::Slot;
+
+/// Checks layout and limits, and which rows hold their lease.
+pub(crate) fn admit(partition: &Partition, body: &ArchivedFail) -> Result<Admitted, Refused> {
+    for (row, failure) in (0u32..).zip(body.rows.iter()) {
+        let code = body::text(&body.bytes, failure.code)?;
+        let message = body::text(&body.bytes, failure.message)?;
+        let log_tail = body::slice(&body.bytes, failure.log_tail)?;
+        if code.len().max(message.len()) > limits::ERROR_BYTES_MAX || log_tail.len() > limits::LOG_TAIL_BYTES_MAX {
+            let message = format!(
+                "error texts take {} bytes and log tails {}: cut them",
+                limits::ERROR_BYTES_MAX,
+                limits::LOG_TAIL_BYTES_MAX
+            );
+            return Err(Refused::new(Code::TooLarge, message).at_row(row));
+        }
+    }
+    Ok(split(body.rows.len(), |index| {
+        let row = &body.rows[index];
+        let id = TaskId::from(&row.id);
+        leased(partition, id, row.token.to_native(), row.locator.to_native(), row.attempt.to_native())
+            .map(|_| ())
+            .map_err(|(code, state)| (id, code, state))
+    }))
+}
+
+/// The same body with only these rows.
+pub(crate) fn narrowed(body: &ArchivedFail, rows: &[u32]) -> Fail {
+    let mut narrow = Fail::default();
+    for &row in rows {
+        let row = &body.rows[row as usize];
+        let mut copy = |span| body::put(&mut narrow.bytes, body::slice(&body.bytes, span).unwrap_or_default());
+        let (code, message, log_tail) = (copy(row.code), copy(row.message), copy(row.log_tail));
+        narrow.rows.push(FailRow {
+            id: TaskId::from(&row.id),
+            token: row.token.to_native(),
+            locator: row.locator.to_native(),
+            attempt: row.attempt.to_native(),
+            code,
+            message,
+            log_tail,
+            is_final: row.is_final.to_native(),
+            reserved: 0,
+        });
+    }
+    narrow
+}
+
+/// Carries logged failures out.
+pub(crate) fn apply(partition: &mut Partition, body: &ArchivedFail, cx: &mut Cx<'_>) -> BatchReply {
+    let mut reply = BatchReply::default();
+    for (index, row) in body.rows.iter().enumerate() {
+        let id = TaskId::from(&row.id);
+        let Some(slot) = partition.find(id, row.locator.to_native()) else {
+            except(&mut reply, index, id, Code::UnknownTask, None);
+            continue;
+        };
+        let task = &partition.tasks[slot];
+        if task.state.is_final() {
+            except(&mut reply, index, id, Code::AlreadyFinal, Some(task.state));
+            continue;
+        }
+        if task.attempt() != row.attempt.to_native() || task.state == State::Waiting {
+            except(&mut reply, index, id, Code::StaleLease, Some(task.state));
+            continue;
+        }
+        let code = body::text(&body.bytes, row.code).unwrap_or_default();
+        let message = body::slice(&body.bytes, row.message).unwrap_or_default();
+        let log_tail = body::slice(&body.bytes, row.log_tail).unwrap_or_default();
+        attempt_failed(partition, slot, code, message, log_tail, row.is_final.to_native() != 0, cx);
+        reply.accepted += 1;
+    }
+    reply
+}
+
+/// Ends an attempt without success: the next one after its pause, or the dead letter.
+pub(crate) fn attempt_failed(
+    partition: &mut Partition,
+    slot: Slot,
+    code: &str,
+    message: &[u8],
+    log_tail: &[u8],
+    is_final: bool,
+    cx: &mut Cx<'_>,
+) {
+    crate::snapshot::touch(partition, slot, cx.arena);
+    partition.detach(slot, cx);
+    let packed = pack_error(code.as_bytes(), message, log_tail);
+    let error = super::submit::store(cx.arena, &packed);
+    let extra = partition.extra_mut(slot);
+    let previous = core::mem::replace(&mut extra.error, error);
+    cx.arena.free(previous);
+    let task = &mut partition.tasks[slot];
+    task.failures = task.failures.saturating_add(1);
+    let (failures, seed) = (task.failures, task.id.mix());
+    let retry = &partition.contracts[task.contract].retry;
+    if is_final || !retry.allows(failures, code) {
+        partition.finish(slot, State::Failed, Handle::NONE, cx);
+        return;
+    }
+    let wait_us = retry.backoff_us(failures, seed);
+    partition.release_key(slot, cx);
+    if wait_us == 0 {
+        partition.enter_ready(slot, cx);
+    } else {
+        partition.enter_delayed(slot, cx.time_us + wait_us, cx);
+    }
+}

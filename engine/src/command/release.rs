@@ -1,0 +1,24 @@
+//! Release: leases given back before they were worked on. No attempt is counted. Volatile.
+
+use taskmaster_protocol::TaskId;
+use taskmaster_protocol::body::{ArchivedLeases, BatchReply};
+
+use super::{except, leased};
+use crate::partition::{Cx, Partition};
+
+/// Makes each named task ready again.
+pub(crate) fn apply(partition: &mut Partition, body: &ArchivedLeases, cx: &mut Cx<'_>) -> BatchReply {
+    let mut reply = BatchReply::default();
+    for (index, row) in body.rows.iter().enumerate() {
+        let id = TaskId::from(&row.id);
+        match leased(partition, id, row.token.to_native(), row.locator.to_native(), row.attempt.to_native()) {
+            Ok(slot) => {
+                partition.detach(slot, cx);
+                partition.enter_ready(slot, cx);
+                reply.accepted += 1;
+            }
+            Err((code, state)) => except(&mut reply, index, id, code, state),
+        }
+    }
+    reply
+}

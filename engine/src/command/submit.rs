@@ -1,0 +1,450 @@
+//! Submit: a batch of tasks, or one workflow.
+
+use taskmaster_protocol::body::{self, ArchivedExtra, ArchivedSubmit, ArchivedTaskRow, BatchReply, ExceptionRow};
+use taskmaster_protocol::{Code, TaskId, limits};
+
+use super::except;
+use crate::arena::{Arena, Handle};
+use crate::contract::SpecView;
+use crate::extra::Extra;
+use crate::partition::{Cx, Partition};
+use crate::refused::Refused;
+use crate::resources::Resources;
+use crate::state::State;
+use crate::task::{NONE, Task, flag};
+use crate::timer::{Timer, TimerKind};
+use crate::workflow::{self, Workflow};
+
+/// What an admitted submission will take.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Size {
+    pub(crate) tasks: u64,
+    pub(crate) blob_bytes: u64,
+}
+
+/// Checks everything that does not depend on other requests in flight.
+pub(crate) fn admit(
+    partition: &Partition,
+    body: &ArchivedSubmit,
+    now_us: u64,
+    auto_create: bool,
+) -> Result<Size, Refused> {
+    let count = body.tasks.len();
+    if count == 0 {
+        return Err(Refused::new(Code::Invalid, "a submission needs at least one task"));
+    }
+    if count > limits::ROWS_MAX || body.specs.len() > limits::SPECS_MAX {
+        let message = format!(
+            "{count} tasks with {} specs in one frame: at most {} and {} are taken, split the batch",
+            body.specs.len(),
+            limits::ROWS_MAX,
+            limits::SPECS_MAX
+        );
+        return Err(Refused::new(Code::TooLarge, message));
+    }
+    for spec in body.specs.iter() {
+        check_spec(partition, &SpecView::of(spec, &body.bytes)?, auto_create)?;
+    }
+    let mut blob_bytes = 0;
+    for (row, task) in (0u32..).zip(body.tasks.iter()) {
+        blob_bytes += check_row(partition, body, row, task, now_us).map_err(|refused| refused.at_row(row))?;
+    }
+    check_workflow(partition, body)?;
+    Ok(Size { tasks: count as u64, blob_bytes })
+}
+
+fn check_spec(partition: &Partition, spec: &SpecView<'_>, auto_create: bool) -> Result<(), Refused> {
+    let invalid = |message: String| Err(Refused::new(Code::Invalid, message));
+    for (what, name) in [("namespace", spec.namespace), ("queue", spec.queue), ("kind", spec.kind)] {
+        if let Err(sentence) = check_name(what, name) {
+            return invalid(sentence);
+        }
+    }
+    if spec.custom.len() > limits::KEY_BYTES_MAX || spec.non_retryable.len() > limits::KEY_BYTES_MAX {
+        return invalid(format!("custom resources and non-retryable codes take {} bytes each", limits::KEY_BYTES_MAX));
+    }
+    if spec.priority > 3 {
+        return invalid(format!("priority {} is not one of 0 critical, 1 high, 2 normal, 3 low", spec.priority));
+    }
+    if !(limits::LEASE_MS_MIN..=limits::LEASE_MS_MAX).contains(&spec.lease_ms) {
+        let (min, max) = (limits::LEASE_MS_MIN, limits::LEASE_MS_MAX);
+        return invalid(format!("a lease of {} ms is outside {min} to {max} ms", spec.lease_ms));
+    }
+    if spec.attempts_max == 0 || spec.attempts_max > limits::ATTEMPTS_MAX {
+        return invalid(format!("{} attempts are outside 1 to {}", spec.attempts_max, limits::ATTEMPTS_MAX));
+    }
+    Resources::parse(spec.cpu_milli, spec.memory_bytes, spec.gpu_milli, spec.custom)
+        .map_err(|sentence| Refused::new(Code::Invalid, sentence))?;
+    match partition.find_queue(spec.namespace, spec.queue) {
+        Some(queue) if partition.queues[queue as usize].settings.draining => {
+            let message = format!("queue \"{}\" is draining and takes no new tasks: resume it first", spec.queue);
+            Err(Refused::new(Code::QueueDraining, message))
+        }
+        None if !auto_create => {
+            let message = format!("queue \"{}\" does not exist: create it with `queue set {0}`", spec.queue);
+            Err(Refused::new(Code::UnknownQueue, message))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a name may be used.
+pub(crate) fn check_name(what: &str, name: &str) -> Result<(), String> {
+    if name.is_empty() {
+        return Err(format!("the {what} is missing"));
+    }
+    if name.len() > limits::NAME_BYTES_MAX {
+        return Err(format!("the {what} has {} bytes, at most {} are taken", name.len(), limits::NAME_BYTES_MAX));
+    }
+    if name.chars().any(|c| c.is_control() || c == ',') {
+        return Err(format!("the {what} \"{}\" has control characters or commas", name.escape_debug()));
+    }
+    Ok(())
+}
+
+fn check_row(
+    partition: &Partition,
+    body: &ArchivedSubmit,
+    row: u32,
+    task: &ArchivedTaskRow,
+    now_us: u64,
+) -> Result<u64, Refused> {
+    let id = TaskId::from(&task.id);
+    if id.partition() != partition.id || id.lo == 0 {
+        let message = format!("task id {id} belongs to partition {}, the frame to {}", id.partition(), partition.id);
+        return Err(Refused::new(Code::WrongPartition, message));
+    }
+    if task.spec.to_native() as usize >= body.specs.len() {
+        return Err(Refused::new(Code::Malformed, format!("spec {} of {}", task.spec.to_native(), body.specs.len())));
+    }
+    let payload = body::slice(&body.bytes, task.payload)?;
+    if payload.len() > limits::PAYLOAD_BYTES_MAX {
+        let message = format!(
+            "payload of {} bytes: at most {} are taken; keep larger inputs in a store and pass a reference",
+            payload.len(),
+            limits::PAYLOAD_BYTES_MAX
+        );
+        return Err(Refused::new(Code::TooLarge, message));
+    }
+    let mut blob_bytes = payload.len() as u64;
+    match task.extra.to_native() {
+        0 if body.workflow.is_empty() => {}
+        0 => {}
+        number => {
+            let extra = body
+                .extras
+                .get(number as usize - 1)
+                .ok_or_else(|| Refused::new(Code::Malformed, format!("extra {number} of {}", body.extras.len())))?;
+            blob_bytes += check_extra(body, row, extra, now_us)?;
+        }
+    }
+    Ok(blob_bytes)
+}
+
+fn check_extra(body: &ArchivedSubmit, row: u32, extra: &ArchivedExtra, now_us: u64) -> Result<u64, Refused> {
+    let mut blob_bytes = 0;
+    for (what, span) in [("unique key", extra.unique_key), ("concurrency key", extra.concurrency_key)] {
+        let key = body::slice(&body.bytes, span)?;
+        if key.len() > limits::KEY_BYTES_MAX {
+            let message = format!("the {what} has {} bytes, at most {} are taken", key.len(), limits::KEY_BYTES_MAX);
+            return Err(Refused::new(Code::TooLarge, message));
+        }
+        blob_bytes += key.len() as u64;
+    }
+    if extra.name.len.to_native() > 0 {
+        let name = body::text(&body.bytes, extra.name)?;
+        check_name("step name", name).map_err(|sentence| Refused::new(Code::Invalid, sentence))?;
+        blob_bytes += name.len() as u64;
+    }
+    let horizon_ms = now_us / 1_000 + limits::HORIZON_MS_MAX;
+    let absolute = [extra.not_before_ms.to_native(), extra.deadline_ms.to_native()];
+    let relative = [extra.delay_ms.to_native(), extra.deadline_in_ms.to_native()];
+    if absolute.iter().any(|&ms| ms > horizon_ms) || relative.iter().any(|&ms| ms > limits::HORIZON_MS_MAX) {
+        return Err(Refused::new(Code::Invalid, "delays and deadlines reach at most ten years ahead"));
+    }
+    let deadline_us = deadline_us(extra, now_us);
+    if deadline_us != 0 && deadline_us <= now_us {
+        let past_ms = (now_us - deadline_us) / 1_000;
+        return Err(Refused::new(Code::DeadlinePast, format!("the deadline passed {past_ms} ms ago")));
+    }
+    if deadline_us != 0 && due_us(extra, now_us) >= deadline_us {
+        return Err(Refused::new(Code::Invalid, "the task may not start before its deadline is over"));
+    }
+    for need in needs_of(body, extra)? {
+        if body.workflow.is_empty() {
+            return Err(Refused::new(Code::BadDependency, "only tasks of a workflow can need others"));
+        }
+        if need.to_native() >= row {
+            let message = format!(
+                "row {row} needs row {}: needs name earlier rows, so order the tasks before their dependants",
+                need.to_native()
+            );
+            return Err(Refused::new(Code::BadDependency, message));
+        }
+    }
+    Ok(blob_bytes)
+}
+
+fn needs_of<'a>(body: &'a ArchivedSubmit, extra: &ArchivedExtra) -> Result<&'a [rkyv::rend::u32_le], Refused> {
+    let (at, len) = (extra.needs.at.to_native() as usize, extra.needs.len.to_native() as usize);
+    body.needs.get(at..).and_then(|rest| rest.get(..len)).ok_or_else(|| {
+        Refused::new(Code::Malformed, format!("needs {at}+{len} lie outside the {} given", body.needs.len()))
+    })
+}
+
+fn due_us(extra: &ArchivedExtra, now_us: u64) -> u64 {
+    let delayed = match extra.delay_ms.to_native() {
+        0 => 0,
+        delay_ms => now_us + delay_ms * 1_000,
+    };
+    delayed.max(extra.not_before_ms.to_native() * 1_000)
+}
+
+fn deadline_us(extra: &ArchivedExtra, now_us: u64) -> u64 {
+    let absolute = extra.deadline_ms.to_native() * 1_000;
+    match extra.deadline_in_ms.to_native() {
+        0 => absolute,
+        ms if absolute == 0 => now_us + ms * 1_000,
+        ms => absolute.min(now_us + ms * 1_000),
+    }
+}
+
+fn check_workflow(partition: &Partition, body: &ArchivedSubmit) -> Result<(), Refused> {
+    let Some(row) = body.workflow.first() else { return Ok(()) };
+    let id = TaskId::from(&row.id);
+    if body.workflow.len() > 1 {
+        return Err(Refused::new(Code::Malformed, "a frame brings at most one workflow"));
+    }
+    if id.partition() != partition.id || id.lo == 0 {
+        let message = format!("workflow id {id} belongs to partition {}", id.partition());
+        return Err(Refused::new(Code::WrongPartition, message));
+    }
+    if body::text(&body.bytes, row.name)?.len() > limits::NAME_BYTES_MAX {
+        return Err(Refused::new(Code::TooLarge, "the workflow's name is too long"));
+    }
+    let has_key =
+        |extra: &ArchivedExtra| extra.unique_key.len.to_native() > 0 || extra.concurrency_key.len.to_native() > 0;
+    if body.extras.iter().any(has_key) {
+        let message = "tasks of a workflow cannot have unique or concurrency keys: a key's owner is another partition";
+        return Err(Refused::new(Code::Invalid, message));
+    }
+    Ok(())
+}
+
+/// Carries a logged submission out.
+pub(crate) fn apply(partition: &mut Partition, body: &ArchivedSubmit, resend: bool, cx: &mut Cx<'_>) -> BatchReply {
+    let mut reply = BatchReply::default();
+    let specs: Vec<SpecView<'_>> = body.specs.iter().filter_map(|spec| SpecView::of(spec, &body.bytes).ok()).collect();
+    let contracts: Vec<u32> = specs.iter().map(|spec| partition.contract(spec, cx.dispatch)).collect();
+    if let Some(row) = body.workflow.first() {
+        apply_workflow(partition, body, row, &contracts, resend, &mut reply, cx);
+    } else {
+        for (index, row) in body.tasks.iter().enumerate() {
+            apply_row(partition, body, index, row, &specs, &contracts, resend, &mut reply, cx);
+        }
+    }
+    for contract in contracts {
+        partition.drop_unused_contract(contract);
+    }
+    reply
+}
+
+/// Whether the id may be used; if not, says so in the reply.
+fn is_new(partition: &Partition, index: usize, id: TaskId, resend: bool, reply: &mut BatchReply) -> bool {
+    if let Some(slot) = partition.find(id, NONE) {
+        except(reply, index, id, Code::Duplicate, Some(partition.tasks[slot].state));
+        return false;
+    }
+    if resend && id.time_ms() <= partition.forgotten_ms {
+        except(reply, index, id, Code::OutcomeForgotten, None);
+        return false;
+    }
+    true
+}
+
+#[expect(clippy::too_many_arguments, reason = "one row of a batch in its context")]
+fn apply_row(
+    partition: &mut Partition,
+    body: &ArchivedSubmit,
+    index: usize,
+    row: &ArchivedTaskRow,
+    specs: &[SpecView<'_>],
+    contracts: &[u32],
+    resend: bool,
+    reply: &mut BatchReply,
+    cx: &mut Cx<'_>,
+) {
+    let id = TaskId::from(&row.id);
+    if !is_new(partition, index, id, resend, reply) {
+        return;
+    }
+    let spec = row.spec.to_native() as usize;
+    let extra = row.extra.to_native().checked_sub(1).and_then(|number| body.extras.get(number as usize));
+    let mut record = NONE;
+    if let Some(extra) = extra {
+        match claim_keys(partition, body, &specs[spec], extra, cx) {
+            Ok(made) => record = partition.extras.insert(made),
+            Err((holder, state)) => {
+                reply.exceptions.push(ExceptionRow {
+                    id: holder,
+                    index: u32::try_from(index).expect("rows are bounded"),
+                    code: Code::UniqueConflict.number(),
+                    state: state.number(),
+                    reserved: 0,
+                });
+                return;
+            }
+        }
+    }
+    let slot = insert(partition, body, row, contracts[spec], record, State::Ready, cx);
+    if record != NONE {
+        let (unique, due_us) = (partition.extras[record].unique, partition.extras[record].due_us);
+        if unique != Handle::NONE {
+            partition.unique.insert(cx.arena.get(unique).to_vec(), slot);
+        }
+        if due_us > cx.time_us {
+            partition.enter_delayed(slot, due_us, cx);
+            reply.accepted += 1;
+            return;
+        }
+    }
+    partition.enter_ready(slot, cx);
+    reply.accepted += 1;
+}
+
+/// Stores a new task. It is counted in `state` and on no list.
+fn insert(
+    partition: &mut Partition,
+    body: &ArchivedSubmit,
+    row: &ArchivedTaskRow,
+    contract: u32,
+    extra: u32,
+    state: State,
+    cx: &mut Cx<'_>,
+) -> u32 {
+    let id = TaskId::from(&row.id);
+    let payload = body::slice(&body.bytes, row.payload).unwrap_or_default();
+    let blob = store(cx.arena, payload);
+    let slot = partition.insert(Task {
+        id,
+        at_us: cx.time_us,
+        token: 0,
+        blob,
+        extra,
+        contract,
+        next: NONE,
+        prev: NONE,
+        worker: 0,
+        failures: 0,
+        state,
+        flags: if partition.snapshot.parity { flag::SNAPSHOT_PARITY } else { 0 },
+    });
+    if let Some(extra) = partition.extras.get(extra)
+        && extra.deadline_us != 0
+    {
+        cx.timers.insert(extra.deadline_us, Timer::of_task(partition.id, TimerKind::Deadline, slot, id));
+    }
+    slot
+}
+
+/// Stores a blob whose room was reserved at admission.
+pub(crate) fn store(arena: &mut Arena, bytes: &[u8]) -> Handle {
+    if bytes.is_empty() {
+        return Handle::NONE;
+    }
+    arena.alloc(bytes).expect("room for admitted blobs is reserved")
+}
+
+/// Builds the extra of a plain task, and takes its keys unless the unique one is held.
+fn claim_keys(
+    partition: &mut Partition,
+    body: &ArchivedSubmit,
+    spec: &SpecView<'_>,
+    extra: &ArchivedExtra,
+    cx: &mut Cx<'_>,
+) -> Result<Extra, (TaskId, State)> {
+    let concurrency = body::slice(&body.bytes, extra.concurrency_key).unwrap_or_default();
+    let unique = body::slice(&body.bytes, extra.unique_key).unwrap_or_default();
+    let mut made =
+        Extra { due_us: due_us(extra, cx.time_us), deadline_us: deadline_us(extra, cx.time_us), ..Extra::default() };
+    if !unique.is_empty() {
+        let scoped = scoped_key(spec, &[concurrency, unique]);
+        if let Some(&holder) = partition.unique.get(&scoped) {
+            let task = &partition.tasks[holder];
+            if !task.state.is_final() || partition.extras[task.extra].unique_until_us > cx.time_us {
+                return Err((task.id, task.state));
+            }
+        }
+        made.unique_until_us = match extra.unique_window_ms.to_native() {
+            0 => 0,
+            window_ms => cx.time_us + u64::from(window_ms) * 1_000,
+        };
+        made.unique = store(cx.arena, &scoped);
+    }
+    if !concurrency.is_empty() {
+        let scoped = scoped_key(spec, &[concurrency]);
+        made.key = partition.key(scoped, extra.concurrency_limit.to_native(), cx.dispatch);
+    }
+    Ok(made)
+}
+
+fn scoped_key(spec: &SpecView<'_>, parts: &[&[u8]]) -> Vec<u8> {
+    let mut scoped = Vec::with_capacity(64);
+    for part in [spec.namespace.as_bytes(), spec.queue.as_bytes()].iter().chain(parts) {
+        scoped.extend_from_slice(&u32::try_from(part.len()).expect("keys are bounded").to_le_bytes());
+        scoped.extend_from_slice(part);
+    }
+    scoped
+}
+
+fn apply_workflow(
+    partition: &mut Partition,
+    body: &ArchivedSubmit,
+    row: &body::ArchivedWorkflowRow,
+    contracts: &[u32],
+    resend: bool,
+    reply: &mut BatchReply,
+    cx: &mut Cx<'_>,
+) {
+    for (index, row) in body.tasks.iter().enumerate() {
+        is_new(partition, index, TaskId::from(&row.id), resend, reply);
+    }
+    if !reply.exceptions.is_empty() || partition.workflows.find(TaskId::from(&row.id)).is_some() {
+        return;
+    }
+    let extra_of = |task: &ArchivedTaskRow| {
+        task.extra.to_native().checked_sub(1).and_then(|number| body.extras.get(number as usize))
+    };
+    let needs: Vec<Vec<u32>> = body
+        .tasks
+        .iter()
+        .map(|task| {
+            let needs = extra_of(task).and_then(|extra| needs_of(body, extra).ok()).unwrap_or_default();
+            let mut needs: Vec<u32> = needs.iter().map(|need| need.to_native()).collect();
+            needs.sort_unstable();
+            needs.dedup();
+            needs
+        })
+        .collect();
+    let name = store(cx.arena, body::slice(&body.bytes, row.name).unwrap_or_default());
+    let continues = row.on_failure.to_native() == 1;
+    let made = Workflow::new(TaskId::from(&row.id), name, continues, &needs, cx.time_us);
+    let workflow = partition.workflows.insert(made);
+    for ((number, task), needs) in (0u32..).zip(body.tasks.iter()).zip(&needs) {
+        let mut made = Extra { workflow, row: number, ..Extra::default() };
+        made.needs = u32::try_from(needs.len()).expect("rows are bounded");
+        if let Some(extra) = extra_of(task) {
+            made.due_us = due_us(extra, cx.time_us);
+            made.deadline_us = deadline_us(extra, cx.time_us);
+            made.name = store(cx.arena, body::slice(&body.bytes, extra.name).unwrap_or_default());
+        }
+        let record = partition.extras.insert(made);
+        let contract = contracts[task.spec.to_native() as usize];
+        let slot = insert(partition, body, task, contract, record, State::Waiting, cx);
+        partition.workflows[workflow].rows.push(slot);
+        reply.accepted += 1;
+        if needs.is_empty() {
+            workflow::release(partition, slot, cx);
+        }
+    }
+}

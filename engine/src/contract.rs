@@ -1,0 +1,294 @@
+//! Contracts: what tasks of one kind have in common, stored once per partition and shared by reference count.
+//!
+//! A contract's canonical bytes (numbers and names in a fixed order) are its identity, so equal specs of different
+//! batches meet in one contract, and a snapshot can carry contracts as those bytes.
+
+use hashbrown::HashMap;
+use taskmaster_protocol::body::{self, ArchivedSpec, Malformed};
+
+use crate::resources::Resources;
+
+/// How failed attempts are repeated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Retry {
+    pub(crate) attempts_max: u16,
+    pub(crate) backoff_ms: u32,
+    pub(crate) backoff_max_ms: u32,
+    pub(crate) factor_centi: u16,
+    /// Error codes that are final at once, separated by commas.
+    pub(crate) non_retryable: String,
+}
+
+impl Retry {
+    /// Whether an attempt that ended with `code` may be followed by another.
+    pub(crate) fn allows(&self, failures: u16, code: &str) -> bool {
+        failures < self.attempts_max && !self.non_retryable.split(',').any(|c| !c.is_empty() && c == code)
+    }
+
+    /// Wait before the next attempt, in microseconds: exponential, bounded, with up to a quarter taken off by a jitter
+    /// that depends on `seed` alone, so every replica waits the same.
+    pub(crate) fn backoff_us(&self, failures: u16, seed: u64) -> u64 {
+        let mut wait_us = u64::from(self.backoff_ms) * 1_000;
+        let limit_us = u64::from(self.backoff_max_ms.max(self.backoff_ms)) * 1_000;
+        for _ in 1..failures {
+            if wait_us == 0 || wait_us >= limit_us {
+                break;
+            }
+            wait_us = wait_us * u64::from(self.factor_centi.max(100)) / 100;
+            if self.factor_centi <= 100 {
+                break;
+            }
+        }
+        let wait_us = wait_us.min(limit_us);
+        let spread = wait_us / 4;
+        let mixed = (seed ^ u64::from(failures)).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+        wait_us - if spread == 0 { 0 } else { mixed % spread }
+    }
+}
+
+/// The contract shared by tasks.
+#[derive(Debug)]
+pub(crate) struct Contract {
+    /// Index of the queue in the partition.
+    pub(crate) queue: u32,
+    /// Index of the lane in the partition.
+    pub(crate) lane: u32,
+    pub(crate) kind: String,
+    pub(crate) priority: u8,
+    pub(crate) lease_ms: u32,
+    /// Index of the lease list in the partition.
+    pub(crate) lease_list: u32,
+    /// 0: the queue's setting.
+    pub(crate) retention_ms: u32,
+    pub(crate) retry: Retry,
+    pub(crate) resources: Resources,
+    /// Canonical bytes.
+    pub(crate) canonical: Box<[u8]>,
+    /// Tasks that refer to it.
+    pub(crate) tasks: u32,
+}
+
+/// A spec read from canonical bytes or from the wire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SpecView<'a> {
+    pub(crate) namespace: &'a str,
+    pub(crate) queue: &'a str,
+    pub(crate) kind: &'a str,
+    pub(crate) custom: &'a str,
+    pub(crate) non_retryable: &'a str,
+    pub(crate) memory_bytes: u64,
+    pub(crate) cpu_milli: u32,
+    pub(crate) gpu_milli: u32,
+    pub(crate) lease_ms: u32,
+    pub(crate) backoff_ms: u32,
+    pub(crate) backoff_max_ms: u32,
+    pub(crate) retention_ms: u32,
+    pub(crate) backoff_factor_centi: u16,
+    pub(crate) attempts_max: u16,
+    pub(crate) priority: u8,
+}
+
+/// The namespace used when none is given.
+pub const DEFAULT_NAMESPACE: &str = "default";
+
+impl<'a> SpecView<'a> {
+    /// Reads a spec of a submit body.
+    pub(crate) fn of(spec: &ArchivedSpec, area: &'a rkyv::vec::ArchivedVec<u8>) -> Result<Self, Malformed> {
+        let namespace = body::text(area, spec.namespace)?;
+        Ok(Self {
+            namespace: if namespace.is_empty() { DEFAULT_NAMESPACE } else { namespace },
+            queue: body::text(area, spec.queue)?,
+            kind: body::text(area, spec.kind)?,
+            custom: body::text(area, spec.custom)?,
+            non_retryable: body::text(area, spec.non_retryable)?,
+            memory_bytes: spec.memory_bytes.to_native(),
+            cpu_milli: spec.cpu_milli.to_native(),
+            gpu_milli: spec.gpu_milli.to_native(),
+            lease_ms: spec.lease_ms.to_native(),
+            backoff_ms: spec.backoff_ms.to_native(),
+            backoff_max_ms: spec.backoff_max_ms.to_native(),
+            retention_ms: spec.retention_ms.to_native(),
+            backoff_factor_centi: spec.backoff_factor_centi.to_native(),
+            attempts_max: spec.attempts_max.to_native(),
+            priority: spec.priority,
+        })
+    }
+
+    /// Writes the canonical bytes: numbers little-endian, then each text after its u16 length.
+    pub(crate) fn write_canonical(&self, out: &mut Vec<u8>) {
+        out.clear();
+        out.extend_from_slice(&self.memory_bytes.to_le_bytes());
+        for number in
+            [self.cpu_milli, self.gpu_milli, self.lease_ms, self.backoff_ms, self.backoff_max_ms, self.retention_ms]
+        {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        out.extend_from_slice(&self.backoff_factor_centi.to_le_bytes());
+        out.extend_from_slice(&self.attempts_max.to_le_bytes());
+        out.push(self.priority);
+        for text in [self.namespace, self.queue, self.kind, self.custom, self.non_retryable] {
+            out.extend_from_slice(&u16::try_from(text.len()).expect("names are bounded at admission").to_le_bytes());
+            out.extend_from_slice(text.as_bytes());
+        }
+    }
+
+    /// Reads canonical bytes; `None` if they are not.
+    pub(crate) fn read_canonical(mut bytes: &'a [u8]) -> Option<Self> {
+        let mut take = |count: usize| -> Option<&'a [u8]> {
+            let (head, rest) = bytes.split_at_checked(count)?;
+            bytes = rest;
+            Some(head)
+        };
+        let memory_bytes = u64::from_le_bytes(*take(8)?.first_chunk()?);
+        let mut numbers = [0u32; 6];
+        for number in &mut numbers {
+            *number = u32::from_le_bytes(*take(4)?.first_chunk()?);
+        }
+        let backoff_factor_centi = u16::from_le_bytes(*take(2)?.first_chunk()?);
+        let attempts_max = u16::from_le_bytes(*take(2)?.first_chunk()?);
+        let priority = *take(1)?.first()?;
+        let mut texts = [""; 5];
+        for text in &mut texts {
+            let length = u16::from_le_bytes(*take(2)?.first_chunk()?);
+            *text = core::str::from_utf8(take(usize::from(length))?).ok()?;
+        }
+        let [cpu_milli, gpu_milli, lease_ms, backoff_ms, backoff_max_ms, retention_ms] = numbers;
+        let [namespace, queue, kind, custom, non_retryable] = texts;
+        Some(Self {
+            namespace,
+            queue,
+            kind,
+            custom,
+            non_retryable,
+            memory_bytes,
+            cpu_milli,
+            gpu_milli,
+            lease_ms,
+            backoff_ms,
+            backoff_max_ms,
+            retention_ms,
+            backoff_factor_centi,
+            attempts_max,
+            priority,
+        })
+    }
+}
+
+/// The contracts of a partition.
+#[derive(Default)]
+pub(crate) struct Contracts {
+    items: Vec<Option<Contract>>,
+    by_canonical: HashMap<Box<[u8]>, u32, crate::hash::FixedState>,
+    free: Vec<u32>,
+}
+
+impl Contracts {
+    /// The contract with these canonical bytes.
+    pub(crate) fn find(&self, canonical: &[u8]) -> Option<u32> {
+        self.by_canonical.get(canonical).copied()
+    }
+
+    /// The contract at `index`, if there is one.
+    pub(crate) fn get(&self, index: u32) -> Option<&Contract> {
+        self.items.get(index as usize)?.as_ref()
+    }
+
+    /// Stores a contract that is not there yet.
+    pub(crate) fn insert(&mut self, contract: Contract) -> u32 {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.items.push(None);
+            u32::try_from(self.items.len() - 1).expect("no more contracts than task slots")
+        });
+        self.by_canonical.insert(contract.canonical.clone(), index);
+        self.items[index as usize] = Some(contract);
+        index
+    }
+
+    /// Removes a contract that no task refers to.
+    pub(crate) fn remove(&mut self, index: u32) -> Contract {
+        let contract = self.items[index as usize].take().expect("the index is live");
+        debug_assert_eq!(contract.tasks, 0);
+        self.by_canonical.remove(&contract.canonical);
+        self.free.push(index);
+        contract
+    }
+
+    /// Live contracts in index order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Contract)> {
+        (0u32..).zip(&self.items).filter_map(|(index, item)| item.as_ref().map(|contract| (index, contract)))
+    }
+}
+
+impl core::ops::Index<u32> for Contracts {
+    type Output = Contract;
+    fn index(&self, index: u32) -> &Contract {
+        self.items[index as usize].as_ref().expect("tasks refer to live contracts")
+    }
+}
+
+impl core::ops::IndexMut<u32> for Contracts {
+    fn index_mut(&mut self, index: u32) -> &mut Contract {
+        self.items[index as usize].as_mut().expect("tasks refer to live contracts")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn retry() -> Retry {
+        Retry {
+            attempts_max: 4,
+            backoff_ms: 100,
+            backoff_max_ms: 1_000,
+            factor_centi: 200,
+            non_retryable: "bad_input,gone".to_owned(),
+        }
+    }
+
+    #[test]
+    fn backoff_doubles_to_its_limit_and_jitter_takes_at_most_a_quarter() {
+        for seed in 0..200u64 {
+            for (failures, full_ms) in [(1, 100), (2, 200), (3, 400), (4, 800), (5, 1_000), (60_000, 1_000)] {
+                let wait_us = retry().backoff_us(failures, seed);
+                assert!(wait_us <= full_ms * 1_000 && wait_us > full_ms * 750 - 1, "{failures}: {wait_us}");
+                assert_eq!(wait_us, retry().backoff_us(failures, seed));
+            }
+        }
+    }
+
+    #[test]
+    fn retries_stop_at_the_limit_and_at_final_codes() {
+        assert!(retry().allows(3, "exit:1"));
+        assert!(!retry().allows(4, "exit:1"));
+        assert!(!retry().allows(1, "gone"));
+        assert!(retry().allows(1, ""));
+    }
+
+    #[test]
+    fn canonical_bytes_round_trip() {
+        let spec = SpecView {
+            namespace: "default",
+            queue: "emails",
+            kind: "send",
+            custom: "license=2",
+            non_retryable: "",
+            memory_bytes: 5 << 30,
+            cpu_milli: 500,
+            gpu_milli: 0,
+            lease_ms: 30_000,
+            backoff_ms: 100,
+            backoff_max_ms: 10_000,
+            retention_ms: 0,
+            backoff_factor_centi: 200,
+            attempts_max: 3,
+            priority: 2,
+        };
+        let mut bytes = Vec::new();
+        spec.write_canonical(&mut bytes);
+        assert_eq!(SpecView::read_canonical(&bytes), Some(spec));
+        for cut in 0..bytes.len() {
+            assert_eq!(SpecView::read_canonical(&bytes[..cut]), None);
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! The dispatcher's volatile picture: which queues have ready lanes, which workers have credit.
+//!
+//! Nothing here is logged. After a restart it is rebuilt from the partitions' ready tasks and the workers'
+//! subscriptions. Matching itself is in [`crate::assign`].
+
+use std::collections::VecDeque;
+
+use hashbrown::HashMap;
+
+use crate::effects::ConnId;
+use crate::hash::FixedState;
+use crate::queue::QueueSettings;
+use crate::resources::Resources;
+
+/// A lane of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LaneRef {
+    pub(crate) partition: u16,
+    pub(crate) lane: u32,
+}
+
+/// Number of priority classes.
+pub(crate) const PRIORITIES: usize = 4;
+
+/// A token bucket in thousandths of a task.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bucket {
+    pub(crate) rate_milli_per_s: u64,
+    pub(crate) burst_milli: u64,
+    level_milli: u64,
+    at_us: u64,
+}
+
+impl Bucket {
+    pub(crate) fn new(rate_milli_per_s: u64, burst: u32, now_us: u64) -> Self {
+        let burst_milli = u64::from(burst.max(1)) * 1_000;
+        Self { rate_milli_per_s, burst_milli, level_milli: burst_milli, at_us: now_us }
+    }
+
+    /// Whole tasks that may start.
+    pub(crate) fn available(&mut self, now_us: u64) -> u32 {
+        let elapsed_us = now_us.saturating_sub(self.at_us);
+        let gain_milli = u128::from(elapsed_us) * u128::from(self.rate_milli_per_s) / 1_000_000;
+        if gain_milli > 0 {
+            let level = u128::from(self.level_milli) + gain_milli;
+            self.level_milli = u64::try_from(level.min(u128::from(self.burst_milli))).expect("bounded by a u64");
+            self.at_us = now_us;
+        }
+        u32::try_from((self.level_milli / 1_000).min(u64::from(u32::MAX))).expect("bounded above")
+    }
+
+    /// Takes `count` tasks that [`Self::available`] granted.
+    pub(crate) const fn take(&mut self, count: u32) {
+        self.level_milli -= count as u64 * 1_000;
+    }
+
+    /// When the next whole task will be available, in microseconds since 1970.
+    pub(crate) fn next_us(&self) -> u64 {
+        let missing_milli = 1_000u64.saturating_sub(self.level_milli);
+        self.at_us + (missing_milli * 1_000_000).div_ceil(self.rate_milli_per_s.max(1))
+    }
+}
+
+/// One queue as the dispatcher sees it.
+#[derive(Debug, Default)]
+pub(crate) struct DispatchQueue {
+    /// Lanes with ready tasks, by priority, taken in turns.
+    pub(crate) rings: [VecDeque<LaneRef>; PRIORITIES],
+    /// Subscribed workers.
+    pub(crate) workers: Vec<u32>,
+    /// Whose turn it is.
+    pub(crate) cursor: usize,
+    /// Subscribed workers that have credit.
+    pub(crate) with_credit: u32,
+    /// Leases held.
+    pub(crate) leased: u64,
+    /// Most leases at once on this shard; `None` for no limit.
+    pub(crate) concurrency: Option<u64>,
+    pub(crate) bucket: Option<Bucket>,
+    /// A timer is set for the bucket.
+    pub(crate) bucket_armed: bool,
+    dirty: bool,
+}
+
+/// A subscribed worker.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) conn: ConnId,
+    pub(crate) name: String,
+    pub(crate) queues: Vec<u32>,
+    pub(crate) credit: u32,
+    /// `None`: resources are not counted.
+    pub(crate) capacity: Option<Resources>,
+    pub(crate) used: Resources,
+    pub(crate) leases: u32,
+    pub(crate) connected: bool,
+}
+
+/// The dispatcher of a shard.
+#[derive(Debug, Default)]
+pub(crate) struct Dispatch {
+    pub(crate) queues: Vec<DispatchQueue>,
+    by_name: HashMap<(String, String), u32, FixedState>,
+    pub(crate) workers: Vec<Worker>,
+    by_conn: HashMap<ConnId, u32, FixedState>,
+    free_workers: Vec<u32>,
+    pub(crate) dirty: Vec<u32>,
+}
+
+impl Dispatch {
+    /// The index of a queue, made on first use.
+    pub(crate) fn queue(&mut self, namespace: &str, name: &str) -> u32 {
+        if let Some(&index) = self.by_name.get(&(namespace.to_owned(), name.to_owned())) {
+            return index;
+        }
+        let index = u32::try_from(self.queues.len()).expect("queues are bounded at admission");
+        self.queues.push(DispatchQueue::default());
+        self.by_name.insert((namespace.to_owned(), name.to_owned()), index);
+        index
+    }
+
+    /// Notes that something changed that may let tasks of `queue` start.
+    pub(crate) fn mark(&mut self, queue: u32) {
+        let entry = &mut self.queues[queue as usize];
+        if !entry.dirty {
+            entry.dirty = true;
+            self.dirty.push(queue);
+        }
+    }
+
+    /// The next queue to look at.
+    pub(crate) fn next_dirty(&mut self) -> Option<u32> {
+        let queue = self.dirty.pop()?;
+        self.queues[queue as usize].dirty = false;
+        Some(queue)
+    }
+
+    /// Puts a lane with ready tasks in line.
+    pub(crate) fn ring(&mut self, queue: u32, priority: u8, lane: LaneRef) {
+        self.queues[queue as usize].rings[usize::from(priority)].push_back(lane);
+        self.mark(queue);
+    }
+
+    /// Registers or replaces the subscription of a connection.
+    pub(crate) fn subscribe(
+        &mut self,
+        conn: ConnId,
+        name: String,
+        queues: Vec<u32>,
+        capacity: Option<Resources>,
+        credit: u32,
+    ) {
+        self.disconnect(conn);
+        let worker =
+            Worker { conn, name, queues, credit: 0, capacity, used: Resources::default(), leases: 0, connected: true };
+        let index = if let Some(index) = self.free_workers.pop() {
+            self.workers[index as usize] = worker;
+            index
+        } else {
+            self.workers.push(worker);
+            u32::try_from(self.workers.len() - 1).expect("connections are bounded")
+        };
+        self.by_conn.insert(conn, index);
+        for position in 0..self.workers[index as usize].queues.len() {
+            let queue = self.workers[index as usize].queues[position];
+            self.queues[queue as usize].workers.push(index);
+        }
+        self.add_credit(index, credit);
+    }
+
+    /// The worker behind a connection.
+    pub(crate) fn worker_of(&self, conn: ConnId) -> Option<u32> {
+        self.by_conn.get(&conn).copied()
+    }
+
+    /// Gives a worker more credit, bounded by `CREDIT_MAX`.
+    pub(crate) fn add_credit(&mut self, index: u32, credit: u32) {
+        let worker = &mut self.workers[index as usize];
+        let had = worker.credit;
+        worker.credit = had.saturating_add(credit).min(taskmaster_protocol::limits::CREDIT_MAX);
+        let has = worker.credit;
+        for position in 0..self.workers[index as usize].queues.len() {
+            let queue = self.workers[index as usize].queues[position];
+            if had == 0 && has > 0 {
+                self.queues[queue as usize].with_credit += 1;
+            }
+            self.mark(queue);
+        }
+    }
+
+    /// Uses up credit for `count` leases of tasks that need `need` each.
+    pub(crate) fn take_credit(&mut self, index: u32, count: u32, need: &Resources) {
+        let worker = &mut self.workers[index as usize];
+        worker.credit -= count;
+        worker.leases += count;
+        if worker.capacity.is_some() {
+            worker.used.add(need, u64::from(count));
+        }
+        if worker.credit == 0 {
+            for position in 0..self.workers[index as usize].queues.len() {
+                let queue = self.workers[index as usize].queues[position];
+                self.queues[queue as usize].with_credit -= 1;
+            }
+        }
+    }
+
+    /// Notes the end of one lease.
+    pub(crate) fn lease_ended(&mut self, queue: u32, index: u32, need: &Resources) {
+        let entry = &mut self.queues[queue as usize];
+        entry.leased -= 1;
+        let limited = entry.concurrency.is_some();
+        let worker = &mut self.workers[index as usize];
+        worker.leases -= 1;
+        let counts = worker.capacity.is_some();
+        if counts {
+            worker.used.subtract(need);
+        }
+        if !worker.connected && worker.leases == 0 {
+            self.free_workers.push(index);
+        }
+        if counts {
+            for position in 0..self.workers[index as usize].queues.len() {
+                let queue = self.workers[index as usize].queues[position];
+                self.mark(queue);
+            }
+        }
+        if limited {
+            self.mark(queue);
+        }
+    }
+
+    /// A lease goes from a worker that is gone to one that came back.
+    pub(crate) fn move_lease(&mut self, queue: u32, gone: u32, worker: u32, need: &Resources) {
+        self.queues[queue as usize].leased += 1;
+        self.lease_ended(queue, gone, need);
+        let worker = &mut self.workers[worker as usize];
+        worker.leases += 1;
+        if worker.capacity.is_some() {
+            worker.used.add(need, 1);
+        }
+    }
+
+    /// Takes over a queue's limits. A queue's limits are this shard's share of them.
+    pub(crate) fn set_limits(&mut self, queue: u32, settings: &QueueSettings, now_us: u64) {
+        let entry = &mut self.queues[queue as usize];
+        entry.concurrency = (settings.concurrency > 0).then_some(u64::from(settings.concurrency));
+        let (rate, burst) = (settings.rate_milli_per_s, settings.rate_burst);
+        let same =
+            |bucket: &Bucket| bucket.rate_milli_per_s == rate && bucket.burst_milli == u64::from(burst.max(1)) * 1_000;
+        if rate == 0 {
+            entry.bucket = None;
+        } else if !entry.bucket.as_ref().is_some_and(same) {
+            entry.bucket = Some(Bucket::new(rate, burst, now_us));
+        }
+    }
+
+    /// Ends a connection's subscription; its leases stay counted. The worker's index if it held leases.
+    pub(crate) fn disconnect(&mut self, conn: ConnId) -> Option<u32> {
+        let index = self.by_conn.remove(&conn)?;
+        let queues = core::mem::take(&mut self.workers[index as usize].queues);
+        let had_credit = self.workers[index as usize].credit > 0;
+        for queue in queues {
+            let entry = &mut self.queues[queue as usize];
+            entry.workers.retain(|&other| other != index);
+            if had_credit {
+                entry.with_credit -= 1;
+            }
+        }
+        let worker = &mut self.workers[index as usize];
+        worker.credit = 0;
+        worker.connected = false;
+        if worker.leases == 0 {
+            self.free_workers.push(index);
+            return None;
+        }
+        Some(index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bucket_never_grants_more_than_its_rate_and_burst() {
+        let mut bucket = Bucket::new(2_500, 4, 0);
+        let mut started = 0u64;
+        let mut now_us = 0;
+        while now_us < 10_000_000 {
+            let count = bucket.available(now_us);
+            bucket.take(count);
+            started += u64::from(count);
+            assert!(started * 1_000 <= 4_000 + now_us * 2_500 / 1_000_000);
+            now_us = bucket.next_us().max(now_us + 1);
+        }
+        assert!(started >= 28, "{started}");
+    }
+}

@@ -1,0 +1,71 @@
+//! What the engine wants done: frames to send. (What it wants logged is read from [`crate::Shard::take_unlogged`].)
+
+use hashbrown::HashMap;
+use taskmaster_protocol::frame::{self, Header};
+use taskmaster_protocol::{Body, Code, FrameBuffer, body::Refusal};
+
+use crate::hash::FixedState;
+
+/// A connection, as named by the loop that drives the engine. The engine only compares it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u64);
+
+/// Frames for one connection, in order.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// The connection.
+    pub conn: ConnId,
+    /// Whole frames.
+    pub frames: FrameBuffer,
+}
+
+/// Collects what one or more calls of [`crate::Shard::handle`] ask for. The loop drains it.
+#[derive(Debug, Default)]
+pub struct Effects {
+    outgoing: Vec<Outgoing>,
+    by_conn: HashMap<ConnId, usize, FixedState>,
+    spare: Vec<FrameBuffer>,
+}
+
+/// Emptied buffers kept for reuse, and the largest capacity worth keeping, in bytes.
+const SPARE_MAX: usize = 256;
+const SPARE_BYTES_MAX: usize = 1 << 20;
+
+impl Effects {
+    /// The buffer that collects frames for `conn`.
+    pub fn buffer(&mut self, conn: ConnId) -> &mut FrameBuffer {
+        let (outgoing, spare) = (&mut self.outgoing, &mut self.spare);
+        let index = *self.by_conn.entry(conn).or_insert_with(|| {
+            outgoing.push(Outgoing { conn, frames: spare.pop().unwrap_or_default() });
+            outgoing.len() - 1
+        });
+        &mut outgoing[index].frames
+    }
+
+    pub(crate) fn reply<B: Body>(&mut self, conn: ConnId, request: &Header, body: &B) {
+        frame::encode(self.buffer(conn), request.response(Code::Ok), body);
+    }
+
+    pub(crate) fn refuse(&mut self, conn: ConnId, request: &Header, refusal: &crate::Refused) {
+        let body = Refusal::new(&refusal.message, refusal.row, refusal.retry_after_ms);
+        frame::encode(self.buffer(conn), request.response(refusal.code), &body);
+    }
+
+    /// Hands every collected buffer to `send`, which may keep it or swap another into its place.
+    pub fn drain(&mut self, mut send: impl FnMut(ConnId, &mut FrameBuffer)) {
+        self.by_conn.clear();
+        for mut outgoing in self.outgoing.drain(..) {
+            send(outgoing.conn, &mut outgoing.frames);
+            if self.spare.len() < SPARE_MAX && outgoing.frames.capacity() <= SPARE_BYTES_MAX {
+                outgoing.frames.clear();
+                self.spare.push(outgoing.frames);
+            }
+        }
+    }
+
+    /// Whether nothing is waiting to be drained.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.outgoing.is_empty()
+    }
+}

@@ -1,0 +1,611 @@
+//! One partition: a deterministic state machine over its log of commands, and the leader's volatile view beside it.
+//!
+//! Invariants:
+//! - Every task is in the index under its id and on the list its state asks for.
+//! - Counts by state are exact at every moment.
+//! - All changes of state go through [`Partition::set_state`], which asserts the transition table.
+//! - What is replicated changes only in `command::*::apply`; ready order, leases and key holds are volatile.
+
+use hashbrown::{HashMap, HashTable};
+use taskmaster_protocol::{PartitionId, TaskId};
+
+use crate::arena::{Arena, Handle};
+use crate::contract::{Contract, Contracts, Retry, SpecView};
+use crate::dispatch::{Dispatch, LaneRef};
+use crate::extra::{Extra, Extras};
+use crate::hash::FixedState;
+use crate::queue::{Queue, QueueSettings};
+use crate::resources::Resources;
+use crate::state::State;
+use crate::task::{List, NONE, Slot, Task, Tasks, flag};
+use crate::timer::{Timer, TimerKind, Timers};
+use crate::workflow::Workflows;
+
+/// Ready tasks of one queue, priority and resource need, in order of readiness.
+#[derive(Debug, Default)]
+pub(crate) struct Lane {
+    pub(crate) queue: u32,
+    pub(crate) priority: u8,
+    pub(crate) resources: Resources,
+    pub(crate) list: List,
+    /// The dispatcher has it in line.
+    pub(crate) ringed: bool,
+    contracts: u32,
+}
+
+/// Leases of one length, the first to expire first.
+#[derive(Debug)]
+pub(crate) struct LeaseList {
+    pub(crate) lease_ms: u32,
+    pub(crate) list: List,
+    pub(crate) armed: bool,
+}
+
+/// Final tasks kept for the same time, the first to go first.
+#[derive(Debug)]
+pub(crate) struct RetentionList {
+    pub(crate) retention_ms: u32,
+    pub(crate) list: List,
+}
+
+/// A concurrency key.
+#[derive(Debug, Default)]
+pub(crate) struct Key {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) limit: u32,
+    pub(crate) held: u32,
+    pub(crate) waiting: List,
+    pub(crate) tasks: u32,
+}
+
+/// What a transition may touch outside the partition.
+pub(crate) struct Cx<'a> {
+    /// Time of the entry being applied, or now for volatile changes; microseconds since 1970.
+    pub(crate) time_us: u64,
+    pub(crate) arena: &'a mut Arena,
+    pub(crate) timers: &'a mut Timers,
+    pub(crate) dispatch: &'a mut Dispatch,
+    /// Awaited tasks and workflows that became final.
+    pub(crate) settled: &'a mut Vec<TaskId>,
+    /// Leases of cancelled or expired tasks: worker, task, token.
+    pub(crate) revoked: &'a mut Vec<(u32, TaskId, u64)>,
+}
+
+/// One partition.
+pub(crate) struct Partition {
+    pub(crate) id: PartitionId,
+    pub(crate) tasks: Tasks,
+    pub(crate) extras: Extras,
+    pub(crate) contracts: Contracts,
+    pub(crate) queues: Vec<Queue>,
+    pub(crate) lanes: Vec<Lane>,
+    free_lanes: Vec<u32>,
+    pub(crate) lease_lists: Vec<LeaseList>,
+    pub(crate) retention: Vec<RetentionList>,
+    pub(crate) keys: Vec<Key>,
+    free_keys: Vec<u32>,
+    key_by_bytes: HashMap<Vec<u8>, u32, FixedState>,
+    pub(crate) unique: HashMap<Vec<u8>, Slot, FixedState>,
+    pub(crate) workflows: Workflows,
+    index: HashTable<Slot>,
+    /// Final tasks that are kept.
+    pub(crate) kept: u32,
+    /// Highest creation time of an id whose outcome was forgotten, in milliseconds since 1970.
+    pub(crate) forgotten_ms: u64,
+    /// Fencing tokens given out, with the term in the upper 24 bits.
+    pub(crate) last_token: u64,
+    pub(crate) snapshot: crate::snapshot::Progress,
+    scratch: Vec<u8>,
+}
+
+impl Partition {
+    pub(crate) fn new(id: PartitionId, term: u32) -> Self {
+        Self {
+            id,
+            tasks: Tasks::default(),
+            extras: Extras::default(),
+            contracts: Contracts::default(),
+            queues: Vec::new(),
+            lanes: Vec::new(),
+            free_lanes: Vec::new(),
+            lease_lists: Vec::new(),
+            retention: Vec::new(),
+            keys: Vec::new(),
+            free_keys: Vec::new(),
+            key_by_bytes: HashMap::default(),
+            unique: HashMap::default(),
+            workflows: Workflows::default(),
+            index: HashTable::new(),
+            kept: 0,
+            forgotten_ms: 0,
+            last_token: u64::from(term) << 40,
+            snapshot: crate::snapshot::Progress::default(),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// The slot of a task; `locator` is tried first.
+    pub(crate) fn find(&self, id: TaskId, locator: u32) -> Option<Slot> {
+        if self.tasks.get(locator).is_some_and(|task| task.id == id) {
+            return Some(locator);
+        }
+        self.index.find(id.mix(), |&slot| self.tasks[slot].id == id).copied()
+    }
+
+    /// The queue with this name, made on first use.
+    pub(crate) fn queue(&mut self, namespace: &str, name: &str, dispatch: &mut Dispatch) -> u32 {
+        if let Some(index) = self.find_queue(namespace, name) {
+            return index;
+        }
+        let index = u32::try_from(self.queues.len()).expect("queues are bounded at admission");
+        self.queues.push(Queue {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            settings: QueueSettings::default(),
+            counts: [0; crate::state::STATES],
+            dispatch: dispatch.queue(namespace, name),
+        });
+        index
+    }
+
+    /// The queue with this name.
+    pub(crate) fn find_queue(&self, namespace: &str, name: &str) -> Option<u32> {
+        let position = self.queues.iter().position(|queue| queue.name == name && queue.namespace == namespace)?;
+        u32::try_from(position).ok()
+    }
+
+    /// The contract of a spec that passed admission, made on first use.
+    pub(crate) fn contract(&mut self, spec: &SpecView<'_>, dispatch: &mut Dispatch) -> u32 {
+        let mut canonical = core::mem::take(&mut self.scratch);
+        spec.write_canonical(&mut canonical);
+        let index = match self.contracts.find(&canonical) {
+            Some(index) => index,
+            None => self.add_contract(spec, canonical.as_slice().into(), dispatch),
+        };
+        self.scratch = canonical;
+        index
+    }
+
+    fn add_contract(&mut self, spec: &SpecView<'_>, canonical: Box<[u8]>, dispatch: &mut Dispatch) -> u32 {
+        let queue = self.queue(spec.namespace, spec.queue, dispatch);
+        let resources = Resources::parse(spec.cpu_milli, spec.memory_bytes, spec.gpu_milli, spec.custom)
+            .expect("checked at admission");
+        let lane = self.lane(queue, spec.priority, &resources);
+        let lease_list = self.lease_list(spec.lease_ms);
+        self.contracts.insert(Contract {
+            queue,
+            lane,
+            kind: spec.kind.to_owned(),
+            priority: spec.priority,
+            lease_ms: spec.lease_ms,
+            lease_list,
+            retention_ms: spec.retention_ms,
+            retry: Retry {
+                attempts_max: spec.attempts_max,
+                backoff_ms: spec.backoff_ms,
+                backoff_max_ms: spec.backoff_max_ms,
+                factor_centi: spec.backoff_factor_centi,
+                non_retryable: spec.non_retryable.to_owned(),
+            },
+            resources,
+            canonical,
+            tasks: 0,
+        })
+    }
+
+    fn lane(&mut self, queue: u32, priority: u8, resources: &Resources) -> u32 {
+        let same = |lane: &Lane| {
+            lane.contracts > 0 && lane.queue == queue && lane.priority == priority && lane.resources == *resources
+        };
+        let index = match self.lanes.iter().position(same) {
+            Some(position) => u32::try_from(position).expect("lanes are no more than contracts"),
+            None => {
+                let lane = Lane { queue, priority, resources: resources.clone(), ..Lane::default() };
+                if let Some(free) = self.free_lanes.pop() {
+                    self.lanes[free as usize] = lane;
+                    free
+                } else {
+                    self.lanes.push(lane);
+                    u32::try_from(self.lanes.len() - 1).expect("lanes are no more than contracts")
+                }
+            }
+        };
+        self.lanes[index as usize].contracts += 1;
+        index
+    }
+
+    /// The lease list of a length, made on first use. Lengths are quantised upwards so that lists stay few.
+    pub(crate) fn lease_list(&mut self, lease_ms: u32) -> u32 {
+        let lease_ms = quantised(lease_ms);
+        let position = self.lease_lists.iter().position(|list| list.lease_ms == lease_ms).unwrap_or_else(|| {
+            self.lease_lists.push(LeaseList { lease_ms, list: List::default(), armed: false });
+            self.lease_lists.len() - 1
+        });
+        u32::try_from(position).expect("lengths are quantised")
+    }
+
+    fn retention_list(&mut self, retention_ms: u32) -> usize {
+        let retention_ms = quantised(retention_ms);
+        self.retention.iter().position(|list| list.retention_ms == retention_ms).unwrap_or_else(|| {
+            self.retention.push(RetentionList { retention_ms, list: List::default() });
+            self.retention.len() - 1
+        })
+    }
+
+    /// Adds a task in `state` to slab, index and counts, on no list yet.
+    pub(crate) fn insert(&mut self, task: Task) -> Slot {
+        let (id, contract, state) = (task.id, task.contract, task.state);
+        self.contracts[contract].tasks += 1;
+        let queue = self.contracts[contract].queue;
+        self.queues[queue as usize].counts[state as usize] += 1;
+        let slot = self.tasks.insert(task);
+        let tasks = &self.tasks;
+        self.index.insert_unique(id.mix(), slot, |&other| tasks[other].id.mix());
+        slot
+    }
+
+    /// Changes a task's state; lists are the caller's business.
+    ///
+    /// # Panics
+    /// When the transition table forbids it: a defect.
+    pub(crate) fn set_state(&mut self, slot: Slot, next: State) {
+        let task = &mut self.tasks[slot];
+        let state = task.state;
+        assert!(state.may_become(next), "task {} may not go from {state} to {next}", task.id);
+        task.state = next;
+        let queue = self.contracts[task.contract].queue;
+        let counts = &mut self.queues[queue as usize].counts;
+        counts[state as usize] -= 1;
+        counts[next as usize] += 1;
+    }
+
+    /// Takes an unfinished task off whatever list its state put it on and ends its lease if it has one.
+    pub(crate) fn detach(&mut self, slot: Slot, cx: &mut Cx<'_>) {
+        let task = &self.tasks[slot];
+        match task.state {
+            State::Ready if task.has(flag::BLOCKED) => {
+                let key = self.extras[task.extra].key;
+                self.keys[key as usize].waiting.unlink(&mut self.tasks, slot);
+                self.tasks[slot].flags &= !flag::BLOCKED;
+            }
+            State::Ready => {
+                let lane = self.contracts[task.contract].lane;
+                self.lanes[lane as usize].list.unlink(&mut self.tasks, slot);
+            }
+            State::Leased => self.end_lease(slot, cx.dispatch),
+            State::Waiting | State::Delayed => {}
+            State::Succeeded | State::Failed | State::Cancelled | State::Expired => {
+                unreachable!("final tasks are on retention lists")
+            }
+        }
+    }
+
+    /// Takes a leased task off its lease list and gives its worker's resources back.
+    pub(crate) fn end_lease(&mut self, slot: Slot, dispatch: &mut Dispatch) {
+        let task = &self.tasks[slot];
+        let (contract, worker) = (&self.contracts[task.contract], task.worker);
+        let list = if task.worker & DETACHED != 0 { self.grace_list() } else { contract.lease_list };
+        let queue = self.queues[contract.queue as usize].dispatch;
+        dispatch.lease_ended(queue, worker & !DETACHED, &contract.resources);
+        self.lease_lists[list as usize].list.unlink(&mut self.tasks, slot);
+    }
+
+    /// The lease list of workers that are gone: it is the one of [`GRACE_MS`].
+    pub(crate) fn grace_list(&self) -> u32 {
+        let position = self.lease_lists.iter().position(|list| list.lease_ms == GRACE_MS);
+        u32::try_from(position.expect("made before a lease was moved to it")).expect("lengths are quantised")
+    }
+
+    /// Makes a task ready: into its lane, or behind its concurrency key.
+    pub(crate) fn enter_ready(&mut self, slot: Slot, cx: &mut Cx<'_>) {
+        let at_us = cx.time_us;
+        if self.tasks[slot].state != State::Ready {
+            self.set_state(slot, State::Ready);
+        }
+        let task = &mut self.tasks[slot];
+        task.at_us = at_us;
+        let (extra, held) = (task.extra, task.has(flag::KEY_HELD));
+        if let Some(extra) = self.extras.get_mut(extra) {
+            extra.ready_us = at_us;
+            if extra.key != NONE && !held {
+                let key = &mut self.keys[extra.key as usize];
+                if key.held >= key.limit {
+                    self.tasks[slot].flags |= flag::BLOCKED;
+                    key.waiting.push_back(&mut self.tasks, slot);
+                    return;
+                }
+                key.held += 1;
+                self.tasks[slot].flags |= flag::KEY_HELD;
+            }
+        }
+        self.push_lane(slot, cx.dispatch);
+    }
+
+    fn push_lane(&mut self, slot: Slot, dispatch: &mut Dispatch) {
+        let index = self.contracts[self.tasks[slot].contract].lane;
+        let lane = &mut self.lanes[index as usize];
+        lane.list.push_back(&mut self.tasks, slot);
+        let queue = &self.queues[lane.queue as usize];
+        if !lane.ringed && !queue.settings.paused {
+            lane.ringed = true;
+            dispatch.ring(queue.dispatch, lane.priority, LaneRef { partition: self.id.0, lane: index });
+        } else {
+            dispatch.mark(queue.dispatch);
+        }
+    }
+
+    /// Puts every lane of a queue that has ready tasks back in line, after a pause.
+    pub(crate) fn ring_lanes(&mut self, queue: u32, dispatch: &mut Dispatch) {
+        for (index, lane) in (0u32..).zip(&mut self.lanes) {
+            if lane.queue == queue && lane.list.len > 0 && !lane.ringed {
+                lane.ringed = true;
+                let target = self.queues[queue as usize].dispatch;
+                dispatch.ring(target, lane.priority, LaneRef { partition: self.id.0, lane: index });
+            }
+        }
+    }
+
+    /// Makes a task wait until `due_us`.
+    pub(crate) fn enter_delayed(&mut self, slot: Slot, due_us: u64, cx: &mut Cx<'_>) {
+        if self.tasks[slot].state != State::Delayed {
+            self.set_state(slot, State::Delayed);
+        }
+        let task = &mut self.tasks[slot];
+        task.at_us = due_us;
+        cx.timers.insert(due_us, Timer::of_task(self.id, TimerKind::Due, slot, task.id));
+    }
+
+    /// A task's concurrency key is free for the next one: after its end, or before a pause between attempts.
+    pub(crate) fn release_key(&mut self, slot: Slot, cx: &mut Cx<'_>) {
+        if !self.tasks[slot].has(flag::KEY_HELD) {
+            return;
+        }
+        self.tasks[slot].flags &= !flag::KEY_HELD;
+        let index = self.extras[self.tasks[slot].extra].key;
+        let key = &mut self.keys[index as usize];
+        key.held -= 1;
+        self.unblock(index, cx.dispatch);
+    }
+
+    fn unblock(&mut self, index: u32, dispatch: &mut Dispatch) {
+        loop {
+            let key = &mut self.keys[index as usize];
+            if key.held >= key.limit {
+                return;
+            }
+            let Some(next) = key.waiting.pop_front(&mut self.tasks) else { return };
+            key.held += 1;
+            let task = &mut self.tasks[next];
+            task.flags = (task.flags & !flag::BLOCKED) | flag::KEY_HELD;
+            self.push_lane(next, dispatch);
+        }
+    }
+
+    /// The concurrency key with these bytes, made on first use; the latest limit holds.
+    pub(crate) fn key(&mut self, bytes: Vec<u8>, limit: u32, dispatch: &mut Dispatch) -> u32 {
+        let limit = limit.max(1);
+        if let Some(&index) = self.key_by_bytes.get(&bytes) {
+            let key = &mut self.keys[index as usize];
+            key.tasks += 1;
+            key.limit = limit;
+            self.unblock(index, dispatch);
+            return index;
+        }
+        let key = Key { bytes: bytes.clone(), limit, tasks: 1, ..Key::default() };
+        let index = if let Some(index) = self.free_keys.pop() {
+            self.keys[index as usize] = key;
+            index
+        } else {
+            self.keys.push(key);
+            u32::try_from(self.keys.len() - 1).expect("no more keys than task slots")
+        };
+        self.key_by_bytes.insert(bytes, index);
+        index
+    }
+
+    fn drop_key(&mut self, index: u32) {
+        let key = &mut self.keys[index as usize];
+        key.tasks -= 1;
+        if key.tasks == 0 {
+            self.key_by_bytes.remove(&key.bytes);
+            *key = Key::default();
+            self.free_keys.push(index);
+        }
+    }
+
+    /// Settles a task. It must be detached. `result` is the blob of a succeeded task; other ends keep the payload, so
+    /// that the task can be retried.
+    pub(crate) fn finish(&mut self, slot: Slot, end: State, result: Handle, cx: &mut Cx<'_>) {
+        self.set_state(slot, end);
+        let task = &mut self.tasks[slot];
+        if end == State::Succeeded {
+            cx.arena.free(task.blob);
+            task.blob = result;
+        }
+        task.at_us = cx.time_us;
+        let (id, flags, extra) = (task.id, task.flags, task.extra);
+        if flags & flag::KEY_HELD != 0 {
+            self.release_key(slot, cx);
+        }
+        if flags & flag::AWAITED != 0 {
+            self.tasks[slot].flags &= !flag::AWAITED;
+            cx.settled.push(id);
+        }
+        self.kept += 1;
+        let workflow = self.extras.get(extra).map_or(NONE, |extra| extra.workflow);
+        if workflow == NONE {
+            self.retain(slot);
+        } else {
+            crate::workflow::task_finished(self, workflow, slot, cx);
+        }
+    }
+
+    /// Starts a final task's retention.
+    pub(crate) fn retain(&mut self, slot: Slot) {
+        let task = &self.tasks[slot];
+        let contract = &self.contracts[task.contract];
+        let queue = &self.queues[contract.queue as usize];
+        let mut retention_ms =
+            if contract.retention_ms == 0 { queue.settings.retention_ms } else { contract.retention_ms };
+        if let Some(extra) = self.extras.get(task.extra)
+            && extra.unique_until_us > task.at_us
+        {
+            let window_ms = (extra.unique_until_us - task.at_us).div_ceil(1_000);
+            retention_ms = retention_ms.max(u32::try_from(window_ms).unwrap_or(u32::MAX));
+        }
+        let list = self.retention_list(retention_ms);
+        self.tasks[slot].worker = u32::try_from(list).expect("lengths are quantised");
+        self.retention[list].list.push_back(&mut self.tasks, slot);
+    }
+
+    /// Takes a final task off its retention list, for a retry.
+    pub(crate) fn unretain(&mut self, slot: Slot) {
+        let list = self.tasks[slot].worker as usize;
+        self.retention[list].list.unlink(&mut self.tasks, slot);
+    }
+
+    /// Forgets final tasks whose retention is over, and the oldest ones above `kept_max`; at most `work_max` of them.
+    pub(crate) fn evict(&mut self, kept_max: u32, work_max: usize, cx: &mut Cx<'_>) {
+        let mut work = 0;
+        for index in 0..self.retention.len() {
+            let limit_us = u64::from(self.retention[index].retention_ms) * 1_000;
+            while work < work_max {
+                let head = self.retention[index].list.head;
+                if head == NONE || (self.tasks[head].at_us + limit_us > cx.time_us && self.kept <= kept_max) {
+                    break;
+                }
+                self.retention[index].list.unlink(&mut self.tasks, head);
+                self.forget(head, cx);
+                work += 1;
+            }
+        }
+    }
+
+    /// Removes a final task that is on no list.
+    fn forget(&mut self, slot: Slot, cx: &mut Cx<'_>) {
+        crate::snapshot::touch(self, slot, cx.arena);
+        let task = self.tasks[slot].clone();
+        self.kept -= 1;
+        self.forgotten_ms = self.forgotten_ms.max(task.id.time_ms());
+        if task.extra != NONE {
+            let extra = self.extras.remove(task.extra);
+            self.drop_extra(slot, &extra, cx.arena);
+        }
+        cx.arena.free(task.blob);
+        let contract = &mut self.contracts[task.contract];
+        contract.tasks -= 1;
+        let queue = contract.queue;
+        if contract.tasks == 0 {
+            let contract = self.contracts.remove(task.contract);
+            self.drop_lane(contract.lane);
+        }
+        self.queues[queue as usize].counts[task.state as usize] -= 1;
+        let tasks = &self.tasks;
+        if let Ok(entry) = self.index.find_entry(task.id.mix(), |&other| tasks[other].id == task.id) {
+            entry.remove();
+        }
+        self.tasks.remove(slot);
+    }
+
+    fn drop_lane(&mut self, index: u32) {
+        let lane = &mut self.lanes[index as usize];
+        lane.contracts -= 1;
+        if lane.contracts == 0 && !lane.ringed {
+            self.free_lanes.push(index);
+        }
+    }
+
+    fn drop_extra(&mut self, slot: Slot, extra: &Extra, arena: &mut Arena) {
+        if extra.unique != Handle::NONE {
+            let bytes = arena.get(extra.unique);
+            if self.unique.get(bytes) == Some(&slot) {
+                self.unique.remove(bytes);
+            }
+        }
+        if extra.key != NONE {
+            self.drop_key(extra.key);
+        }
+        if extra.workflow != NONE {
+            self.workflows.task_forgotten(extra.workflow, extra.row, arena);
+        }
+        for blob in [extra.unique, extra.name, extra.error, extra.note] {
+            arena.free(blob);
+        }
+    }
+
+    /// Removes a contract that a submission made and no task came to use.
+    pub(crate) fn drop_unused_contract(&mut self, index: u32) {
+        if self.contracts.get(index).is_some_and(|contract| contract.tasks == 0) {
+            let contract = self.contracts.remove(index);
+            self.drop_lane(contract.lane);
+        }
+    }
+
+    /// A lane left the dispatcher's line.
+    pub(crate) fn lane_left(&mut self, index: u32) {
+        let lane = &mut self.lanes[index as usize];
+        lane.ringed = false;
+        if lane.contracts == 0 {
+            self.free_lanes.push(index);
+        }
+    }
+
+    /// Sets the timer of a lease list unless it is set.
+    pub(crate) fn arm_lease_list(&mut self, index: u32, timers: &mut Timers) {
+        let list = &mut self.lease_lists[index as usize];
+        if !list.armed && list.list.head != NONE {
+            list.armed = true;
+            let due_us = self.tasks[list.list.head].at_us;
+            timers.insert(due_us, Timer::of_index(self.id, TimerKind::LeaseList, index));
+        }
+    }
+
+    /// The task's extra, made on first use.
+    pub(crate) fn extra_mut(&mut self, slot: Slot) -> &mut Extra {
+        if self.tasks[slot].extra == NONE {
+            self.tasks[slot].extra = self.extras.insert(Extra::default());
+        }
+        &mut self.extras[self.tasks[slot].extra]
+    }
+
+    /// The next fencing token.
+    pub(crate) const fn next_token(&mut self) -> u64 {
+        self.last_token += 1;
+        self.last_token
+    }
+
+    /// Memory held beside blobs, in bytes.
+    pub(crate) fn reserved_bytes(&self) -> usize {
+        self.tasks.reserved_bytes() + self.extras.reserved_bytes() + self.index.allocation_size()
+    }
+}
+
+/// How long a lost worker may still complete or extend its leases, in milliseconds.
+pub(crate) const GRACE_MS: u32 = 2_048;
+/// Bit of [`Task::worker`]: the lease was moved to the grace list because the connection is gone.
+pub(crate) const DETACHED: u32 = 1 << 31;
+
+/// Rounds up to five significant bits (at most 6% more), so that different lengths are few.
+fn quantised(ms: u32) -> u32 {
+    let shift = 27u32.saturating_sub(ms.leading_zeros());
+    let unit = 1u32 << shift;
+    ms.checked_next_multiple_of(unit).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantised_lengths_are_few_and_never_shorter() {
+        let mut distinct = std::collections::BTreeSet::new();
+        for ms in (1..2_000_000u32).chain((2_000_000..86_400_000).step_by(999)) {
+            let rounded = quantised(ms);
+            assert!(rounded >= ms && rounded <= ms + ms / 15, "{ms} -> {rounded}");
+            distinct.insert(rounded);
+        }
+        assert!(distinct.len() < 600, "{}", distinct.len());
+        assert_eq!(quantised(GRACE_MS), GRACE_MS);
+        assert_eq!(quantised(u32::MAX), u32::MAX);
+    }
+}

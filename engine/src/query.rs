@@ -1,0 +1,6 @@
+//! Queries: read-only answers from a partition's present, durable state.
+
+pub(crate) mod queues;
+pub(crate) mod task;
+pub(crate) mod why;
+pub(crate) mod workflow;

@@ -1,0 +1,110 @@
+//! Tasks, one or a page of them.
+
+use taskmaster_protocol::TaskId;
+use taskmaster_protocol::body::{self, ArchivedListTasks, Malformed, Span, TaskInfo, TaskPage};
+
+use crate::arena::{Arena, Handle};
+use crate::contract::DEFAULT_NAMESPACE;
+use crate::dispatch::Dispatch;
+use crate::extra::unpack_error;
+use crate::partition::{DETACHED, Partition};
+use crate::state::State;
+use crate::task::{NONE, Slot, flag};
+
+/// Most rows per page, and slots looked at per request, so that a listing never holds the shard up.
+const ROWS_MAX: usize = 1_000;
+const SLOTS_MAX: u32 = 50_000;
+
+/// Describes one task with its payload, result and log.
+pub(crate) fn one(partition: &Partition, slot: Slot, arena: &Arena, dispatch: &Dispatch) -> TaskPage {
+    let mut page = TaskPage::default();
+    describe(partition, slot, arena, dispatch, true, &mut page);
+    page
+}
+
+/// A page of tasks that match.
+pub(crate) fn list(
+    partition: &Partition,
+    body: &ArchivedListTasks,
+    arena: &Arena,
+    dispatch: &Dispatch,
+) -> Result<TaskPage, Malformed> {
+    let namespace = body::text(&body.bytes, body.namespace)?;
+    let namespace = if namespace.is_empty() { DEFAULT_NAMESPACE } else { namespace };
+    let queue = body::text(&body.bytes, body.queue)?;
+    let kind = body::text(&body.bytes, body.kind)?;
+    let states = body.states.to_native();
+    let limit = (body.limit.to_native() as usize).clamp(1, ROWS_MAX);
+    let mut page = TaskPage::default();
+    let mut slot = body.cursor.to_native();
+    let end = partition.tasks.slots();
+    let last = end.min(slot.saturating_add(SLOTS_MAX));
+    while slot < last && page.rows.len() < limit {
+        if let Some(task) = partition.tasks.get(slot) {
+            let contract = &partition.contracts[task.contract];
+            let its_queue = &partition.queues[contract.queue as usize];
+            if its_queue.namespace == namespace
+                && (queue.is_empty() || its_queue.name == queue)
+                && (kind.is_empty() || contract.kind == kind)
+                && (states == 0 || states & (1 << task.state.number()) != 0)
+            {
+                describe(partition, slot, arena, dispatch, false, &mut page);
+            }
+        }
+        slot += 1;
+    }
+    page.cursor = if slot < end { slot } else { 0 };
+    Ok(page)
+}
+
+fn describe(partition: &Partition, slot: Slot, arena: &Arena, dispatch: &Dispatch, whole: bool, page: &mut TaskPage) {
+    let task = &partition.tasks[slot];
+    let contract = &partition.contracts[task.contract];
+    let queue = &partition.queues[contract.queue as usize];
+    let mut put = |bytes: &[u8]| body::put(&mut page.bytes, bytes);
+    let mut info = TaskInfo {
+        id: task.id,
+        at_us: task.at_us,
+        namespace: put(queue.namespace.as_bytes()),
+        queue: put(queue.name.as_bytes()),
+        kind: put(contract.kind.as_bytes()),
+        attempt: begun(task.state, task.failures),
+        attempts_max: u32::from(contract.retry.attempts_max),
+        state: task.state.number(),
+        priority: contract.priority,
+        late: task.has(flag::LATE).into(),
+        ..TaskInfo::default()
+    };
+    if whole {
+        let blob = put(arena.get(task.blob));
+        if task.state == State::Succeeded { info.result = blob } else { info.payload = blob }
+    }
+    if task.state == State::Leased
+        && let Some(worker) = dispatch.workers.get((task.worker & !DETACHED) as usize)
+    {
+        info.worker = put(worker.name.as_bytes());
+    }
+    if let Some(extra) = partition.extras.get(task.extra) {
+        let mut text = |handle: Handle| if handle == Handle::NONE { Span::default() } else { put(arena.get(handle)) };
+        (info.name, info.note) = (text(extra.name), text(extra.note));
+        let (code, message, log_tail) = unpack_error(arena.get(extra.error));
+        (info.error_code, info.error) = (put(code), put(message));
+        if whole {
+            info.log_tail = put(log_tail);
+        }
+        info.started_us = extra.started_us;
+        info.deadline_ms = extra.deadline_us / 1_000;
+        info.done_permille = extra.done_permille;
+        info.workflow = workflow_id(partition, extra.workflow);
+    }
+    page.rows.push(info);
+}
+
+fn workflow_id(partition: &Partition, index: u32) -> TaskId {
+    if index == NONE { TaskId::default() } else { partition.workflows[index].id }
+}
+
+/// Attempts begun so far.
+pub(crate) fn begun(state: State, failures: u16) -> u32 {
+    u32::from(failures) + u32::from(matches!(state, State::Leased | State::Succeeded))
+}

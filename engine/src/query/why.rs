@@ -1,0 +1,141 @@
+//! Why a task waits, or how it ended, in sentences for a person at 3 a.m.
+
+use taskmaster_protocol::body::{self, Explanation};
+
+use crate::arena::Arena;
+use crate::dispatch::Dispatch;
+use crate::extra::{Extra, unpack_error};
+use crate::partition::{DETACHED, Partition};
+use crate::state::State;
+use crate::task::{NONE, Slot, Task, flag};
+
+/// Explains a task's present state.
+pub(crate) fn explain(
+    partition: &Partition,
+    slot: Slot,
+    arena: &Arena,
+    dispatch: &Dispatch,
+    now_us: u64,
+) -> Explanation {
+    let task = &partition.tasks[slot];
+    let contract = &partition.contracts[task.contract];
+    let queue = &partition.queues[contract.queue as usize];
+    let extra = partition.extras.get(task.extra);
+    let mut facts: Vec<(&str, String)> = vec![("state", task.state.name().to_owned())];
+    match task.state {
+        State::Waiting => {
+            let needs = extra.map_or(0, |extra| extra.needs);
+            facts.push(("reason", format!("it needs {needs} other tasks of its workflow that are not final yet")));
+            facts.extend(open_needs(partition, extra, arena).map(|names| ("needs", names)));
+        }
+        State::Delayed => {
+            let left_ms = task.at_us.saturating_sub(now_us) / 1_000;
+            let why = if task.failures > 0 { "it pauses between attempts" } else { "it was submitted with a delay" };
+            facts.push(("reason", format!("{why} and is due in {left_ms} ms")));
+        }
+        State::Ready => ready(partition, task, slot, extra, dispatch, now_us, &mut facts),
+        State::Leased => {
+            let worker = dispatch.workers.get((task.worker & !DETACHED) as usize);
+            let name = worker.map_or("", |worker| worker.name.as_str());
+            let left_ms = task.at_us.saturating_sub(now_us) / 1_000;
+            facts.push(("reason", format!("worker \"{name}\" runs attempt {}", task.attempt())));
+            facts.push(("lease", format!("ends in {left_ms} ms unless extended")));
+            if task.worker & DETACHED != 0 {
+                facts.push(("worker", "its connection is gone; the lease ends soon".to_owned()));
+            }
+        }
+        State::Succeeded | State::Failed | State::Cancelled | State::Expired => {
+            let ago_ms = now_us.saturating_sub(task.at_us) / 1_000;
+            facts.push(("reason", format!("it became final {ago_ms} ms ago")));
+        }
+    }
+    if let Some(extra) = extra {
+        let (code, message, _) = unpack_error(arena.get(extra.error));
+        if !message.is_empty() {
+            let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+            facts.push(("last_error", format!("{}: {}", text(code), text(message))));
+        }
+        if extra.deadline_us != 0 {
+            let word = if extra.deadline_us < now_us { "passed" } else { "in" };
+            facts.push(("deadline", format!("{word} {} ms", extra.deadline_us.abs_diff(now_us) / 1_000)));
+        }
+    }
+    let attempts = contract.retry.attempts_max;
+    facts.push(("attempts", format!("{} of {attempts} ended without success", task.failures)));
+    facts.push(("queue", format!("{} ({} ready, {} leased)", queue.name, queue.counts[2], queue.counts[3])));
+    let mut answer = Explanation::default();
+    for (name, sentence) in facts {
+        answer.facts.push(body::put(&mut answer.bytes, name.as_bytes()));
+        answer.facts.push(body::put(&mut answer.bytes, sentence.as_bytes()));
+    }
+    answer
+}
+
+fn ready(
+    partition: &Partition,
+    task: &Task,
+    slot: Slot,
+    extra: Option<&Extra>,
+    dispatch: &Dispatch,
+    now_us: u64,
+    facts: &mut Vec<(&str, String)>,
+) {
+    let contract = &partition.contracts[task.contract];
+    let queue = &partition.queues[contract.queue as usize];
+    let served = &dispatch.queues[queue.dispatch as usize];
+    let fitting = |index: &&u32| {
+        let worker = &dispatch.workers[**index as usize];
+        worker.capacity.as_ref().is_none_or(|capacity| contract.resources.fits(capacity, &Default::default(), 1) > 0)
+    };
+    let reason = if task.has(flag::BLOCKED) {
+        let key = extra.map(|extra| &partition.keys[extra.key as usize]);
+        key.map_or_else(String::new, |key| {
+            format!("its concurrency key is at its limit of {} ({} wait)", key.limit, key.waiting.len)
+        })
+    } else if queue.settings.paused {
+        format!("queue \"{0}\" is paused: `taskmaster queue resume {0}` lets it go on", queue.name)
+    } else if served.workers.is_empty() {
+        format!("no worker serves queue \"{0}\": start one with `taskmaster worker --queue {0}`", queue.name)
+    } else if served.workers.iter().filter(fitting).count() == 0 {
+        format!("it asks for {}, and no connected worker offers that much", contract.resources)
+    } else if served.concurrency.is_some_and(|limit| served.leased >= limit) {
+        format!("the queue runs its limit of {} tasks", served.leased)
+    } else if served.bucket.is_some_and(|mut bucket| bucket.available(now_us) == 0) {
+        "the queue's rate limit has no start left right now".to_owned()
+    } else if served.with_credit == 0 {
+        format!("all {} workers of the queue are busy", served.workers.len())
+    } else {
+        "it is next in line, or the workers with room lack the resources it asks for".to_owned()
+    };
+    facts.push(("reason", reason));
+    facts.push(("waited", format!("{} ms", now_us.saturating_sub(task.at_us) / 1_000)));
+    let mut ahead = 0;
+    let mut before = task.prev;
+    while before != NONE && ahead < 10_000 {
+        ahead += 1;
+        before = partition.tasks[before].prev;
+    }
+    let _ = slot;
+    facts.push((
+        "ahead",
+        format!("{ahead}{} tasks of its lane in this partition", if ahead == 10_000 { "+" } else { "" }),
+    ));
+}
+
+fn open_needs(partition: &Partition, extra: Option<&Extra>, arena: &Arena) -> Option<String> {
+    let extra = extra.filter(|extra| extra.workflow != NONE)?;
+    let workflow = &partition.workflows[extra.workflow];
+    let needs = workflow.needs();
+    let names: Vec<String> = needs[extra.row as usize]
+        .iter()
+        .map(|&row| workflow.rows[row as usize])
+        .filter(|&slot| slot != NONE && !partition.tasks[slot].state.is_final())
+        .take(10)
+        .map(|slot| {
+            let task = &partition.tasks[slot];
+            let name = String::from_utf8_lossy(arena.get(partition.extras[task.extra].name)).into_owned();
+            format!("{name} ({}, {})", task.id, task.state)
+        })
+        .collect();
+    Some(names.join(", "))
+}

@@ -1,0 +1,57 @@
+//! Queues: settings and exact counts within one partition.
+
+use crate::state::STATES;
+
+/// What operators configure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct QueueSettings {
+    /// Starts per second over the whole queue, in thousandths; 0 for no limit.
+    pub(crate) rate_milli_per_s: u64,
+    pub(crate) rate_burst: u32,
+    /// Most leases at once over the whole queue; 0 for no limit.
+    pub(crate) concurrency: u32,
+    /// Most unfinished tasks over the whole queue; 0 for no limit of its own.
+    pub(crate) depth_max: u64,
+    pub(crate) retention_ms: u32,
+    pub(crate) paused: bool,
+    pub(crate) draining: bool,
+    /// At a deadline: only flag the task instead of expiring it.
+    pub(crate) flag_late: bool,
+}
+
+/// How long final tasks are kept unless told otherwise, in milliseconds (one hour).
+pub(crate) const RETENTION_MS_DEFAULT: u32 = 3_600_000;
+
+impl Default for QueueSettings {
+    fn default() -> Self {
+        Self {
+            rate_milli_per_s: 0,
+            rate_burst: 1,
+            concurrency: 0,
+            depth_max: 0,
+            retention_ms: RETENTION_MS_DEFAULT,
+            paused: false,
+            draining: false,
+            flag_late: false,
+        }
+    }
+}
+
+/// One queue within one partition.
+#[derive(Clone, Debug)]
+pub(crate) struct Queue {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) settings: QueueSettings,
+    /// Tasks by state.
+    pub(crate) counts: [u64; STATES],
+    /// Its index in the dispatcher.
+    pub(crate) dispatch: u32,
+}
+
+impl Queue {
+    /// Tasks that are not final.
+    pub(crate) fn unfinished(&self) -> u64 {
+        self.counts[..4].iter().sum()
+    }
+}

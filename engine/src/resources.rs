@@ -1,0 +1,128 @@
+//! Typed resources: CPU, memory, GPU and named custom ones.
+
+use core::fmt;
+
+/// Amounts asked for or offered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Resources {
+    /// Thousandths of a core.
+    pub(crate) cpu_milli: u64,
+    /// Bytes.
+    pub(crate) memory_bytes: u64,
+    /// Thousandths of a device.
+    pub(crate) gpu_milli: u64,
+    /// Named amounts, sorted by name.
+    pub(crate) custom: Vec<(String, u64)>,
+}
+
+impl Resources {
+    /// Reads the wire form; `custom` is `name=amount` pairs separated by commas.
+    ///
+    /// # Errors
+    /// A sentence about the pair that is wrong.
+    pub(crate) fn parse(cpu_milli: u32, memory_bytes: u64, gpu_milli: u32, custom: &str) -> Result<Self, String> {
+        let mut pairs = Vec::new();
+        for pair in custom.split(',').filter(|pair| !pair.is_empty()) {
+            let (name, amount) =
+                pair.split_once('=').ok_or_else(|| format!("resource \"{pair}\" must be name=amount"))?;
+            let amount: u64 =
+                amount.parse().map_err(|_| format!("resource \"{name}\" needs a whole amount, not \"{amount}\""))?;
+            if name.is_empty() || pairs.iter().any(|(other, _)| other == name) {
+                return Err(format!("resource names must be present and distinct, see \"{pair}\""));
+            }
+            pairs.push((name.to_owned(), amount));
+        }
+        pairs.sort();
+        Ok(Self { cpu_milli: u64::from(cpu_milli), memory_bytes, gpu_milli: u64::from(gpu_milli), custom: pairs })
+    }
+
+    /// Whether nothing is asked for.
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// How many times `self` fits into `capacity` beside `used`, at most `limit`.
+    pub(crate) fn fits(&self, capacity: &Self, used: &Self, limit: u32) -> u32 {
+        let of = |need: u64, capacity: u64, used: u64| match need {
+            0 => u64::MAX,
+            need => capacity.saturating_sub(used) / need,
+        };
+        let mut times = of(self.cpu_milli, capacity.cpu_milli, used.cpu_milli)
+            .min(of(self.memory_bytes, capacity.memory_bytes, used.memory_bytes))
+            .min(of(self.gpu_milli, capacity.gpu_milli, used.gpu_milli));
+        for (name, need) in &self.custom {
+            times = times.min(of(*need, capacity.amount(name), used.amount(name)));
+        }
+        u32::try_from(times.min(u64::from(limit))).expect("bounded by a u32")
+    }
+
+    fn amount(&self, name: &str) -> u64 {
+        self.custom.iter().find(|(other, _)| other == name).map_or(0, |(_, amount)| *amount)
+    }
+
+    /// Adds `other` `times` times.
+    pub(crate) fn add(&mut self, other: &Self, times: u64) {
+        self.change(other, |have, amount| have.saturating_add(amount.saturating_mul(times)));
+    }
+
+    /// Subtracts `other` once.
+    pub(crate) fn subtract(&mut self, other: &Self) {
+        self.change(other, u64::saturating_sub);
+    }
+
+    fn change(&mut self, other: &Self, f: impl Fn(u64, u64) -> u64) {
+        self.cpu_milli = f(self.cpu_milli, other.cpu_milli);
+        self.memory_bytes = f(self.memory_bytes, other.memory_bytes);
+        self.gpu_milli = f(self.gpu_milli, other.gpu_milli);
+        for (name, amount) in &other.custom {
+            if let Some((_, have)) = self.custom.iter_mut().find(|(other, _)| other == name) {
+                *have = f(*have, *amount);
+            } else {
+                self.custom.push((name.clone(), f(0, *amount)));
+            }
+        }
+    }
+}
+
+impl fmt::Display for Resources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts = Vec::new();
+        if self.cpu_milli > 0 {
+            parts.push(format!("{} milli-cpu", self.cpu_milli));
+        }
+        if self.memory_bytes > 0 {
+            parts.push(format!("{} bytes of memory", self.memory_bytes));
+        }
+        if self.gpu_milli > 0 {
+            parts.push(format!("{} milli-gpu", self.gpu_milli));
+        }
+        parts.extend(self.custom.iter().map(|(name, amount)| format!("{amount} {name}")));
+        f.write_str(if parts.is_empty() { "nothing".to_owned() } else { parts.join(", ") }.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_scarcest_resource_decides_how_often_a_task_fits() {
+        let need = Resources::parse(500, 1 << 30, 0, "license=1").unwrap();
+        let have = Resources::parse(4_000, 16 << 30, 0, "license=3").unwrap();
+        let mut used = Resources::default();
+        assert_eq!(need.fits(&have, &used, 100), 3);
+        used.add(&need, 2);
+        assert_eq!(need.fits(&have, &used, 100), 1);
+        used.subtract(&need);
+        assert_eq!(need.fits(&have, &used, 100), 2);
+        assert_eq!(Resources::default().fits(&have, &used, 100), 100);
+        assert_eq!(need.fits(&Resources::default(), &Resources::default(), 9), 0);
+    }
+
+    #[test]
+    fn broken_custom_resources_are_named() {
+        for custom in ["license", "license=x", "=3", "a=1,a=2"] {
+            assert!(Resources::parse(0, 0, 0, custom).is_err(), "{custom}");
+        }
+    }
+}

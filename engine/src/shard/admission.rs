@@ -1,0 +1,204 @@
+//! Admission: each logged operation's way into the log, or its refusal.
+
+use taskmaster_protocol::body::{
+    self, ArchivedCancel, ArchivedComplete, ArchivedConfigureQueue, ArchivedFail, ArchivedRetry, ArchivedSubmit, Body,
+    Expire, ExpireRow,
+};
+use taskmaster_protocol::frame::Header;
+use taskmaster_protocol::{Code, Operation, PartitionId, TaskId, limits};
+
+use super::pending::{LOG_BYTES_PENDING_MAX, Request};
+use super::{Effects, Shard};
+use crate::command::{self, Admitted};
+use crate::effects::ConnId;
+use crate::refused::Refused;
+
+/// Memory a task takes beside its blobs, as admission counts it, in bytes.
+const TASK_BYTES: u64 = 128;
+/// When a client refused as overloaded should come back, in milliseconds.
+const OVERLOADED_RETRY_MS: u32 = 100;
+
+impl Shard {
+    pub(super) fn submit(&mut self, conn: ConnId, header: Header, bytes: &[u8]) -> Result<(), Refused> {
+        if self.draining {
+            let message = "the node is shutting down: reconnect and resend";
+            return Err(Refused::new(Code::ShuttingDown, message).retry_after_ms(1_000));
+        }
+        if self.disk_full {
+            let message = "the log's disk is full: free space or add a disk; accepted work goes on";
+            return Err(Refused::new(Code::DiskFull, message).retry_after_ms(1_000));
+        }
+        let body = body::access::<ArchivedSubmit>(bytes)?;
+        let partition = self.partition(&header)?;
+        let size = command::submit::admit(partition, body, self.last_time_us, self.config.auto_create_queues)?;
+        self.check_room(size.blob_bytes + size.tasks * TASK_BYTES)?;
+        self.check_depth(body, size.tasks)?;
+        let request = Request {
+            origin: Some((conn, header)),
+            blob_bytes: size.blob_bytes,
+            tasks: size.tasks,
+            ..Request::default()
+        };
+        self.append(Operation::Submit, PartitionId(header.partition), request, bytes);
+        Ok(())
+    }
+
+    /// Refuses what the memory budget or the log's backlog has no room for.
+    fn check_room(&self, bytes: u64) -> Result<(), Refused> {
+        if self.pending.bytes() > LOG_BYTES_PENDING_MAX {
+            let message = format!("{} bytes wait for the disk: slow down", self.pending.bytes());
+            return Err(Refused::new(Code::Overloaded, message).retry_after_ms(OVERLOADED_RETRY_MS));
+        }
+        let (blobs, tasks) = self.pending.reserved();
+        let used = self.memory_bytes() + blobs + tasks * TASK_BYTES;
+        let limit = self.config.memory_bytes_max;
+        if used + bytes > limit {
+            let message =
+                format!("{used} of {limit} bytes of task memory are in use: add workers, or raise limits.memory");
+            return Err(Refused::new(Code::Overloaded, message).retry_after_ms(OVERLOADED_RETRY_MS));
+        }
+        Ok(())
+    }
+
+    /// Refuses what would make a queue deeper than its own limit.
+    fn check_depth(&self, body: &ArchivedSubmit, tasks: u64) -> Result<(), Refused> {
+        for spec in body.specs.iter() {
+            let spec = crate::contract::SpecView::of(spec, &body.bytes)?;
+            let mut depth = 0;
+            let mut limit = 0;
+            for partition in self.partitions.iter().flatten() {
+                let Some(queue) = partition.find_queue(spec.namespace, spec.queue) else { continue };
+                let queue = &partition.queues[queue as usize];
+                limit = queue.settings.depth_max;
+                if limit == 0 {
+                    break;
+                }
+                depth += queue.unfinished();
+            }
+            if limit > 0 && depth + self.pending.reserved().1 + tasks > limit {
+                let message = format!("queue \"{}\" holds {depth} of at most {limit} unfinished tasks", spec.queue);
+                return Err(Refused::new(Code::Overloaded, message).retry_after_ms(OVERLOADED_RETRY_MS));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn complete(
+        &mut self,
+        conn: ConnId,
+        header: Header,
+        bytes: &[u8],
+        effects: &mut Effects,
+    ) -> Result<(), Refused> {
+        let body = body::access::<ArchivedComplete>(bytes)?;
+        let admitted = command::complete::admit(self.partition(&header)?, body)?;
+        let blob_bytes = command::complete::blob_bytes(body);
+        let narrow = admitted.rows.as_ref().map(|rows| command::complete::narrowed(body, rows));
+        self.append_admitted(conn, header, admitted, blob_bytes, bytes, narrow, effects);
+        Ok(())
+    }
+
+    pub(super) fn fail(
+        &mut self,
+        conn: ConnId,
+        header: Header,
+        bytes: &[u8],
+        effects: &mut Effects,
+    ) -> Result<(), Refused> {
+        let body = body::access::<ArchivedFail>(bytes)?;
+        let admitted = command::fail::admit(self.partition(&header)?, body)?;
+        let blob_bytes = body.bytes.len() as u64;
+        let narrow = admitted.rows.as_ref().map(|rows| command::fail::narrowed(body, rows));
+        self.append_admitted(conn, header, admitted, blob_bytes, bytes, narrow, effects);
+        Ok(())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a request and what admission made of it")]
+    fn append_admitted<B: Body>(
+        &mut self,
+        conn: ConnId,
+        header: Header,
+        admitted: Admitted,
+        blob_bytes: u64,
+        bytes: &[u8],
+        narrow: Option<B>,
+        effects: &mut Effects,
+    ) {
+        if admitted.rows.as_ref().is_some_and(Vec::is_empty) {
+            effects.reply(conn, &header, &admitted.reply);
+            return;
+        }
+        let operation = Operation::from_number(header.operation).expect("dispatched by operation");
+        let request = Request {
+            origin: Some((conn, header)),
+            rows: admitted.rows,
+            refused: admitted.reply,
+            blob_bytes,
+            tasks: 0,
+        };
+        let partition = PartitionId(header.partition);
+        match narrow {
+            None => self.append(operation, partition, request, bytes),
+            Some(body) => self.append_body(operation, partition, request, &body),
+        }
+    }
+
+    pub(super) fn cancel(&mut self, conn: ConnId, header: Header, bytes: &[u8]) -> Result<(), Refused> {
+        let body = body::access::<ArchivedCancel>(bytes)?;
+        self.check_ids(&header, &body.ids)?;
+        self.append_request(Operation::Cancel, conn, header, bytes);
+        Ok(())
+    }
+
+    pub(super) fn retry(&mut self, conn: ConnId, header: Header, bytes: &[u8]) -> Result<(), Refused> {
+        let body = body::access::<ArchivedRetry>(bytes)?;
+        self.check_ids(&header, &body.ids)?;
+        self.append_request(Operation::Retry, conn, header, bytes);
+        Ok(())
+    }
+
+    fn check_ids(&self, header: &Header, ids: &[taskmaster_protocol::id::ArchivedTaskId]) -> Result<(), Refused> {
+        let partition = self.partition(header)?;
+        if ids.is_empty() || ids.len() > limits::ROWS_MAX {
+            return Err(Refused::new(Code::Invalid, format!("{} ids: send 1 to {}", ids.len(), limits::ROWS_MAX)));
+        }
+        match (0u32..).zip(ids).find(|(_, id)| TaskId::from(*id).partition() != partition.id) {
+            None => Ok(()),
+            Some((row, id)) => {
+                let message = format!("id {} is not of partition {}", TaskId::from(id), partition.id);
+                Err(Refused::new(Code::WrongPartition, message).at_row(row))
+            }
+        }
+    }
+
+    pub(super) fn configure_queue(&mut self, conn: ConnId, header: Header, bytes: &[u8]) -> Result<(), Refused> {
+        self.partition(&header)?;
+        command::configure_queue::admit(body::access::<ArchivedConfigureQueue>(bytes)?)?;
+        self.append_request(Operation::ConfigureQueue, conn, header, bytes);
+        Ok(())
+    }
+
+    fn append_request(&mut self, operation: Operation, conn: ConnId, header: Header, bytes: &[u8]) {
+        let request = Request { origin: Some((conn, header)), ..Request::default() };
+        self.append(operation, PartitionId(header.partition), request, bytes);
+    }
+
+    /// Proposes expiries, one entry per partition.
+    pub(super) fn propose_expired(&mut self, mut expired: Vec<(u16, ExpireRow)>) {
+        expired.sort_by_key(|(partition, _)| *partition);
+        for rows in expired.chunk_by(|a, b| a.0 == b.0) {
+            let body = Expire { rows: rows.iter().map(|(_, row)| *row).collect() };
+            self.append_body(Operation::Expire, PartitionId(rows[0].0), Request::default(), &body);
+        }
+    }
+
+    fn append(&mut self, operation: Operation, partition: PartitionId, request: Request, bytes: &[u8]) {
+        self.stats.entries += 1;
+        self.pending.push(operation, partition, self.last_time_us, request, |out| out.extend_from_slice(bytes));
+    }
+
+    fn append_body(&mut self, operation: Operation, partition: PartitionId, request: Request, body: &impl Body) {
+        self.stats.entries += 1;
+        self.pending.push(operation, partition, self.last_time_us, request, |out| body.append_to(out));
+    }
+}

@@ -1,0 +1,231 @@
+//! Requests that are not logged: subscriptions, leases, queries. And the table of what each operation does.
+
+use taskmaster_protocol::body::{
+    self, ArchivedAwaitTask, ArchivedCredit, ArchivedGetTask, ArchivedGetWorkflow, ArchivedLeases, ArchivedListTasks,
+    ArchivedListWorkflows, ArchivedProgress, ArchivedSubscribe, Empty, LeaseRow, Leases,
+};
+use taskmaster_protocol::frame::{self, Header};
+use taskmaster_protocol::{Code, Operation, PartitionId, TaskId, limits};
+
+use super::{Effects, Shard};
+use crate::command;
+use crate::contract::DEFAULT_NAMESPACE;
+use crate::effects::ConnId;
+use crate::query;
+use crate::refused::Refused;
+use crate::resources::Resources;
+use crate::task::NONE;
+
+impl Shard {
+    /// Does what a frame asks for.
+    pub(super) fn request(
+        &mut self,
+        conn: ConnId,
+        header: Header,
+        bytes: &[u8],
+        effects: &mut Effects,
+    ) -> Result<(), Refused> {
+        let Some(operation) = Operation::from_number(header.operation) else {
+            let message = format!("operation {} is unknown in this version", header.operation);
+            return Err(Refused::new(Code::UnknownOperation, message));
+        };
+        match operation {
+            Operation::Submit => self.submit(conn, header, bytes),
+            Operation::Complete => self.complete(conn, header, bytes, effects),
+            Operation::Fail => self.fail(conn, header, bytes, effects),
+            Operation::Credit => self.credit(conn, bytes),
+            Operation::Subscribe => self.subscribe(conn, header, bytes, effects),
+            Operation::Extend | Operation::Release => self.leases_of(conn, operation, header, bytes, effects),
+            Operation::Progress => self.progress(&header, bytes),
+            Operation::Cancel => self.cancel(conn, header, bytes),
+            Operation::Retry => self.retry(conn, header, bytes),
+            Operation::ConfigureQueue => self.configure_queue(conn, header, bytes),
+            Operation::GetTask | Operation::Why => self.look_up(conn, operation, &header, bytes, effects),
+            Operation::AwaitTask => self.await_task(conn, header, bytes, effects),
+            Operation::ListTasks => {
+                let body = body::access::<ArchivedListTasks>(bytes)?;
+                let page = query::task::list(self.partition(&header)?, body, &self.arena, &self.dispatch)?;
+                effects.reply(conn, &header, &page);
+                Ok(())
+            }
+            Operation::ListQueues => {
+                let page = query::queues::list(self.partition(&header)?);
+                effects.reply(conn, &header, &page);
+                Ok(())
+            }
+            Operation::GetWorkflow | Operation::ListWorkflows => {
+                self.workflows(conn, operation, &header, bytes, effects)
+            }
+            Operation::Ping => {
+                effects.reply(conn, &header, &Empty::default());
+                Ok(())
+            }
+            Operation::Hello
+            | Operation::NodeStats
+            | Operation::Expire
+            | Operation::Assign
+            | Operation::Revoke
+            | Operation::GoAway => {
+                let message = format!("{operation:?} is not a request to a shard");
+                Err(Refused::new(Code::UnknownOperation, message))
+            }
+        }
+    }
+
+    fn subscribe(&mut self, conn: ConnId, header: Header, bytes: &[u8], effects: &mut Effects) -> Result<(), Refused> {
+        let body = body::access::<ArchivedSubscribe>(bytes)?;
+        if body.queues.is_empty() || body.queues.len() > limits::SUBSCRIPTIONS_MAX {
+            let message = format!("{} queues: subscribe to 1 to {}", body.queues.len(), limits::SUBSCRIPTIONS_MAX);
+            return Err(Refused::new(Code::Invalid, message));
+        }
+        let namespace = body::text(&body.bytes, body.namespace)?;
+        let namespace = if namespace.is_empty() { DEFAULT_NAMESPACE } else { namespace };
+        let mut names = Vec::with_capacity(body.queues.len());
+        for queue in body.queues.iter() {
+            let name = body::text(&body.bytes, *queue)?;
+            command::submit::check_name("queue", name).map_err(|sentence| Refused::new(Code::Invalid, sentence))?;
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        let capacity = Resources::parse(
+            body.cpu_milli.to_native(),
+            body.memory_bytes.to_native(),
+            body.gpu_milli.to_native(),
+            body::text(&body.bytes, body.custom)?,
+        )
+        .map_err(|sentence| Refused::new(Code::Invalid, sentence))?;
+        let worker = body::text(&body.bytes, body.worker)?.chars().take(limits::NAME_BYTES_MAX).collect();
+        let queues = names.into_iter().map(|name| self.dispatch.queue(namespace, name)).collect();
+        let capacity = (!capacity.is_empty()).then_some(capacity);
+        effects.reply(conn, &header, &Empty::default());
+        self.detach_worker(conn);
+        self.dispatch.subscribe(conn, worker, queues, capacity, body.credit.to_native());
+        Ok(())
+    }
+
+    fn detach_worker(&mut self, conn: ConnId) {
+        if self.dispatch.worker_of(conn).is_some() {
+            self.disconnected(conn);
+        }
+    }
+
+    fn credit(&mut self, conn: ConnId, bytes: &[u8]) -> Result<(), Refused> {
+        let credit = body::access::<ArchivedCredit>(bytes)?.credit.to_native();
+        if let Some(worker) = self.dispatch.worker_of(conn) {
+            self.dispatch.add_credit(worker, credit);
+        }
+        Ok(())
+    }
+
+    fn leases_of(
+        &mut self,
+        conn: ConnId,
+        operation: Operation,
+        header: Header,
+        bytes: &[u8],
+        effects: &mut Effects,
+    ) -> Result<(), Refused> {
+        let body = body::access::<ArchivedLeases>(bytes)?;
+        self.partition(&header)?;
+        let worker = self.dispatch.worker_of(conn);
+        let now_us = self.last_time_us;
+        let Some((partition, mut cx)) = self.split(PartitionId(header.partition), now_us) else { return Ok(()) };
+        let reply = if operation == Operation::Extend {
+            command::extend::apply(partition, body, worker, &mut cx)
+        } else {
+            command::release::apply(partition, body, &mut cx)
+        };
+        effects.reply(conn, &header, &reply);
+        Ok(())
+    }
+
+    fn progress(&mut self, header: &Header, bytes: &[u8]) -> Result<(), Refused> {
+        let body = body::access::<ArchivedProgress>(bytes)?;
+        self.partition(header)?;
+        let now_us = self.last_time_us;
+        if let Some((partition, cx)) = self.split(PartitionId(header.partition), now_us) {
+            command::progress::apply(partition, body, cx.arena);
+        }
+        Ok(())
+    }
+
+    fn look_up(
+        &mut self,
+        conn: ConnId,
+        operation: Operation,
+        header: &Header,
+        bytes: &[u8],
+        effects: &mut Effects,
+    ) -> Result<(), Refused> {
+        let id = TaskId::from(&body::access::<ArchivedGetTask>(bytes)?.id);
+        let partition = self.partition(header)?;
+        let slot = partition.find(id, NONE).ok_or_else(|| unknown_task(id))?;
+        if operation == Operation::Why {
+            let answer = query::why::explain(partition, slot, &self.arena, &self.dispatch, self.last_time_us);
+            effects.reply(conn, header, &answer);
+        } else {
+            effects.reply(conn, header, &query::task::one(partition, slot, &self.arena, &self.dispatch));
+        }
+        Ok(())
+    }
+
+    fn await_task(&mut self, conn: ConnId, header: Header, bytes: &[u8], effects: &mut Effects) -> Result<(), Refused> {
+        let body = body::access::<ArchivedAwaitTask>(bytes)?;
+        let (id, timeout_ms) = (TaskId::from(&body.id), body.timeout_ms.to_native());
+        let is_workflow = body.workflow.to_native() == 1;
+        let settled = {
+            let partition = self.partition(&header)?;
+            if is_workflow {
+                let index = partition.workflows.find(id).ok_or_else(|| unknown_workflow(id))?;
+                partition.workflows[index].unfinished == 0
+            } else {
+                let slot = partition.find(id, NONE).ok_or_else(|| unknown_task(id))?;
+                partition.tasks[slot].state.is_final()
+            }
+        };
+        if settled {
+            self.answer_await(conn, &header, id, is_workflow, effects);
+            return Ok(());
+        }
+        self.register_await(conn, header, id, is_workflow, timeout_ms)
+    }
+
+    fn workflows(
+        &mut self,
+        conn: ConnId,
+        operation: Operation,
+        header: &Header,
+        bytes: &[u8],
+        effects: &mut Effects,
+    ) -> Result<(), Refused> {
+        let partition = self.partition(header)?;
+        if operation == Operation::ListWorkflows {
+            let limit = body::access::<ArchivedListWorkflows>(bytes)?.limit.to_native();
+            effects.reply(conn, header, &query::workflow::list(partition, limit, &self.arena));
+            return Ok(());
+        }
+        let body = body::access::<ArchivedGetWorkflow>(bytes)?;
+        let id = TaskId::from(&body.id);
+        let index = partition.workflows.find(id).ok_or_else(|| unknown_workflow(id))?;
+        let (from, limit) = (body.from.to_native(), body.limit.to_native());
+        effects.reply(conn, header, &query::workflow::one(partition, index, from, limit, &self.arena));
+        Ok(())
+    }
+
+    /// Tells a worker to stop a task whose lease ended by cancellation or deadline.
+    pub(super) fn revoke(&mut self, worker: u32, id: TaskId, token: u64, effects: &mut Effects) {
+        let Some(worker) = self.dispatch.workers.get(worker as usize).filter(|worker| worker.connected) else { return };
+        let header = Header::request(Operation::Revoke, 0, Some(id.partition()));
+        let body = Leases { rows: vec![LeaseRow { id, token, locator: NONE, attempt: 0 }] };
+        frame::encode(effects.buffer(worker.conn), header, &body);
+    }
+}
+
+pub(super) fn unknown_task(id: TaskId) -> Refused {
+    Refused::new(Code::UnknownTask, format!("no task {id}: it was never accepted, or its retention is over"))
+}
+
+pub(super) fn unknown_workflow(id: TaskId) -> Refused {
+    Refused::new(Code::UnknownWorkflow, format!("no workflow {id}: it was never accepted, or its retention is over"))
+}

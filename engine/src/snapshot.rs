@@ -1,0 +1,448 @@
+//! Snapshots of a shard, written in slices while it goes on working.
+//!
+//! A snapshot describes one moment (an entry's sequence). Tasks are copied slot by slot; a task that is about to change
+//! before its turn is copied first ([`touch`]). One parity bit per task tells copied and younger tasks from those still
+//! to be copied, so no second table is needed and a pause is bounded by one slice.
+//!
+//! Volatile state is left out: a leased task is written as ready, and key holds and ready order follow from the rest.
+
+use hashbrown::HashMap;
+use rkyv::{Archive, Deserialize, Serialize};
+use taskmaster_protocol::body::{self, Malformed, Span};
+use taskmaster_protocol::{FrameBuffer, PartitionId, TaskId};
+
+use crate::arena::{Arena, Handle};
+use crate::command::submit::store;
+use crate::contract::SpecView;
+use crate::extra::Extra;
+use crate::hash::FixedState;
+use crate::partition::{Cx, Partition};
+use crate::state::State;
+use crate::task::{NONE, Slot, Task, flag};
+use crate::timer::{Timer, TimerKind};
+use crate::workflow::Workflow;
+
+/// A piece of a snapshot: rkyv, like frame bodies.
+#[derive(Debug, Default, Archive, Serialize, Deserialize)]
+pub(crate) struct Chunk {
+    /// 1: the first chunk of its partition, with everything but tasks.
+    first: u32,
+    partition: u32,
+    forgotten_ms: u64,
+    queues: Vec<QueueRecord>,
+    contracts: Vec<ContractRecord>,
+    workflows: Vec<WorkflowRecord>,
+    /// Pairs of child row and parent row.
+    edges: Vec<[u32; 2]>,
+    tasks: Vec<TaskRecord>,
+    bytes: Vec<u8>,
+}
+
+#[derive(Debug, Default, Archive, Serialize, Deserialize)]
+struct QueueRecord {
+    rate_milli_per_s: u64,
+    depth_max: u64,
+    namespace: Span,
+    name: Span,
+    rate_burst: u32,
+    concurrency: u32,
+    retention_ms: u32,
+    paused: u32,
+    draining: u32,
+    flag_late: u32,
+}
+
+#[derive(Debug, Default, Archive, Serialize, Deserialize)]
+struct ContractRecord {
+    index: u32,
+    canonical: Span,
+}
+
+#[derive(Debug, Default, Archive, Serialize, Deserialize)]
+struct WorkflowRecord {
+    id: TaskId,
+    submitted_us: u64,
+    name: Span,
+    /// Range of `edges`.
+    edges: Span,
+    rows: u32,
+    continues: u32,
+}
+
+#[derive(Debug, Default, Archive, Serialize, Deserialize)]
+struct TaskRecord {
+    id: TaskId,
+    workflow: TaskId,
+    at_us: u64,
+    due_us: u64,
+    deadline_us: u64,
+    unique_until_us: u64,
+    blob: Span,
+    error: Span,
+    name: Span,
+    unique: Span,
+    key: Span,
+    key_limit: u32,
+    contract: u32,
+    row: u32,
+    failures: u32,
+    state: u32,
+    /// Bit 0: late; bit 1: holds its unique key; bit 2: has an extra.
+    marks: u32,
+}
+
+const MARK_LATE: u32 = 1;
+const MARK_HOLDS_UNIQUE: u32 = 2;
+const MARK_EXTRA: u32 = 4;
+
+/// A partition's part in the snapshot in progress.
+#[derive(Default)]
+pub(crate) struct Progress {
+    active: bool,
+    /// Parity of tasks that are copied or younger than the snapshot.
+    pub(crate) parity: bool,
+    cursor: Slot,
+    staged: Chunk,
+}
+
+/// Most bytes of blobs and tasks per chunk, beyond which a chunk is closed.
+const CHUNK_BYTES: usize = 256 << 10;
+const CHUNK_TASKS: usize = 2_048;
+
+/// Copies a task into the snapshot in progress before it changes, unless it is copied or younger.
+#[inline]
+pub(crate) fn touch(partition: &mut Partition, slot: Slot, arena: &Arena) {
+    if partition.snapshot.active && partition.tasks[slot].has(flag::SNAPSHOT_PARITY) != partition.snapshot.parity {
+        copy(partition, slot, arena);
+    }
+}
+
+#[cold]
+fn copy(partition: &mut Partition, slot: Slot, arena: &Arena) {
+    let parity = partition.snapshot.parity;
+    let task = &mut partition.tasks[slot];
+    task.flags = (task.flags & !flag::SNAPSHOT_PARITY) | if parity { flag::SNAPSHOT_PARITY } else { 0 };
+    let task = &partition.tasks[slot];
+    let staged = &mut partition.snapshot.staged;
+    let mut put = |handle: Handle| body::put(&mut staged.bytes, arena.get(handle));
+    let mut record = TaskRecord {
+        id: task.id,
+        at_us: task.at_us,
+        blob: put(task.blob),
+        contract: task.contract,
+        failures: u32::from(task.failures),
+        state: u32::from(if task.state == State::Leased { State::Ready } else { task.state }.number()),
+        marks: if task.has(flag::LATE) { MARK_LATE } else { 0 },
+        ..TaskRecord::default()
+    };
+    if let Some(extra) = partition.extras.get(task.extra) {
+        record.marks |= MARK_EXTRA;
+        (record.due_us, record.deadline_us) = (extra.due_us, extra.deadline_us);
+        record.unique_until_us = extra.unique_until_us;
+        (record.error, record.name, record.unique) = (put(extra.error), put(extra.name), put(extra.unique));
+        if partition.unique.get(arena.get(extra.unique)) == Some(&slot) {
+            record.marks |= MARK_HOLDS_UNIQUE;
+        }
+        if task.state == State::Leased {
+            record.at_us = extra.ready_us;
+        }
+        if extra.key != NONE {
+            let key = &partition.keys[extra.key as usize];
+            record.key = body::put(&mut staged.bytes, &key.bytes);
+            record.key_limit = key.limit;
+        }
+        if extra.workflow != NONE {
+            record.workflow = partition.workflows[extra.workflow].id;
+            record.row = extra.row;
+        }
+    }
+    staged.tasks.push(record);
+}
+
+/// Starts a snapshot of this partition's present state.
+pub(crate) fn begin(partition: &mut Partition, arena: &Arena) {
+    let progress = &mut partition.snapshot;
+    assert!(!progress.active, "one snapshot at a time");
+    progress.active = true;
+    progress.parity = !progress.parity;
+    progress.cursor = 0;
+    let mut chunk = Chunk {
+        first: 1,
+        partition: u32::from(partition.id.0),
+        forgotten_ms: partition.forgotten_ms,
+        ..Chunk::default()
+    };
+    for queue in &partition.queues {
+        let settings = &queue.settings;
+        chunk.queues.push(QueueRecord {
+            rate_milli_per_s: settings.rate_milli_per_s,
+            depth_max: settings.depth_max,
+            namespace: body::put(&mut chunk.bytes, queue.namespace.as_bytes()),
+            name: body::put(&mut chunk.bytes, queue.name.as_bytes()),
+            rate_burst: settings.rate_burst,
+            concurrency: settings.concurrency,
+            retention_ms: settings.retention_ms,
+            paused: settings.paused.into(),
+            draining: settings.draining.into(),
+            flag_late: settings.flag_late.into(),
+        });
+    }
+    for (index, contract) in partition.contracts.iter() {
+        let canonical = body::put(&mut chunk.bytes, &contract.canonical);
+        chunk.contracts.push(ContractRecord { index, canonical });
+    }
+    for workflow in partition.workflows.iter() {
+        let at = u32::try_from(chunk.edges.len()).expect("edges are bounded by memory");
+        for (row, needs) in (0u32..).zip(workflow.needs()) {
+            chunk.edges.extend(needs.into_iter().map(|parent| [row, parent]));
+        }
+        let len = u32::try_from(chunk.edges.len()).expect("edges are bounded by memory") - at;
+        chunk.workflows.push(WorkflowRecord {
+            id: workflow.id,
+            submitted_us: workflow.submitted_us,
+            name: body::put(&mut chunk.bytes, arena.get(workflow.name)),
+            edges: Span { at, len },
+            rows: u32::try_from(workflow.rows.len()).expect("rows are bounded"),
+            continues: workflow.continues.into(),
+        });
+    }
+    partition.snapshot.staged = chunk;
+}
+
+/// Appends the next chunk to `out`; `false` when the partition's part is complete and nothing was appended.
+pub(crate) fn next(partition: &mut Partition, arena: &Arena, out: &mut FrameBuffer) -> bool {
+    if !partition.snapshot.active {
+        return false;
+    }
+    let slots = partition.tasks.slots();
+    while partition.snapshot.cursor < slots
+        && partition.snapshot.staged.tasks.len() < CHUNK_TASKS
+        && partition.snapshot.staged.bytes.len() < CHUNK_BYTES
+    {
+        let slot = partition.snapshot.cursor;
+        partition.snapshot.cursor += 1;
+        if partition.tasks.get(slot).is_some() {
+            touch(partition, slot, arena);
+        }
+    }
+    let empty = Chunk { partition: u32::from(partition.id.0), ..Chunk::default() };
+    let chunk = core::mem::replace(&mut partition.snapshot.staged, empty);
+    if chunk.first == 0 && chunk.tasks.is_empty() {
+        partition.snapshot.active = false;
+        return false;
+    }
+    rkyv::api::high::to_bytes_in::<_, rkyv::rancor::Error>(&chunk, out).expect("archiving plain records cannot fail");
+    true
+}
+
+/// Rebuilds partitions from the chunks of a snapshot.
+#[derive(Default)]
+pub(crate) struct Restore {
+    /// The partition whose chunks are being taken.
+    pub(crate) partition: Option<PartitionId>,
+    contracts: HashMap<u32, u32, FixedState>,
+    /// Restored slots of the present partition, to be put on lists in the order of their times.
+    slots: Vec<Slot>,
+}
+
+impl Restore {
+    /// The partition a chunk is about.
+    pub(crate) fn partition_of(bytes: &[u8]) -> Result<(PartitionId, bool), Malformed> {
+        let chunk = body::access::<ArchivedChunk>(bytes)?;
+        let number = u16::try_from(chunk.partition.to_native());
+        let number = number.map_err(|_| Malformed("the partition number is out of range".to_owned()))?;
+        Ok((PartitionId(number), chunk.first.to_native() == 1))
+    }
+
+    /// Takes one chunk; those of one partition come together, the first one first.
+    pub(crate) fn chunk(&mut self, bytes: &[u8], partition: &mut Partition, cx: &mut Cx<'_>) -> Result<(), Malformed> {
+        let chunk = body::access::<ArchivedChunk>(bytes)?;
+        if chunk.first.to_native() == 1 {
+            self.first(chunk, partition, cx)?;
+        }
+        for record in chunk.tasks.iter() {
+            self.task(chunk, record, partition, cx)?;
+        }
+        Ok(())
+    }
+
+    fn first(&mut self, chunk: &ArchivedChunk, partition: &mut Partition, cx: &mut Cx<'_>) -> Result<(), Malformed> {
+        (self.contracts, self.slots) = (HashMap::default(), Vec::new());
+        partition.forgotten_ms = chunk.forgotten_ms.to_native();
+        for record in chunk.queues.iter() {
+            let namespace = body::text(&chunk.bytes, record.namespace)?;
+            let queue = partition.queue(namespace, body::text(&chunk.bytes, record.name)?, cx.dispatch);
+            let settings = &mut partition.queues[queue as usize].settings;
+            settings.rate_milli_per_s = record.rate_milli_per_s.to_native();
+            settings.depth_max = record.depth_max.to_native();
+            settings.rate_burst = record.rate_burst.to_native();
+            settings.concurrency = record.concurrency.to_native();
+            settings.retention_ms = record.retention_ms.to_native();
+            settings.paused = record.paused.to_native() != 0;
+            settings.draining = record.draining.to_native() != 0;
+            settings.flag_late = record.flag_late.to_native() != 0;
+            let (settings, target) = (settings.clone(), partition.queues[queue as usize].dispatch);
+            cx.dispatch.set_limits(target, &settings, cx.time_us);
+        }
+        for record in chunk.contracts.iter() {
+            let spec = SpecView::read_canonical(body::slice(&chunk.bytes, record.canonical)?)
+                .ok_or_else(|| Malformed("a contract does not read as one".to_owned()))?;
+            self.contracts.insert(record.index.to_native(), partition.contract(&spec, cx.dispatch));
+        }
+        for record in chunk.workflows.iter() {
+            let rows = record.rows.to_native() as usize;
+            let (at, len) = (record.edges.at.to_native() as usize, record.edges.len.to_native() as usize);
+            let edges = chunk.edges.get(at..).and_then(|rest| rest.get(..len));
+            let edges = edges.ok_or_else(|| Malformed("a workflow's edges are missing".to_owned()))?;
+            let mut needs = vec![Vec::new(); rows];
+            for [child, parent] in edges {
+                let (child, parent) = (child.to_native(), parent.to_native());
+                if parent >= child || child as usize >= rows {
+                    return Err(Malformed("a workflow's edge points nowhere".to_owned()));
+                }
+                needs[child as usize].push(parent);
+            }
+            let name = store(cx.arena, body::slice(&chunk.bytes, record.name)?);
+            let (id, submitted_us) = (TaskId::from(&record.id), record.submitted_us.to_native());
+            let mut workflow = Workflow::new(id, name, record.continues.to_native() != 0, &needs, submitted_us);
+            workflow.rows = vec![NONE; rows];
+            (workflow.unfinished, workflow.remembered) = (0, 0);
+            partition.workflows.insert(workflow);
+        }
+        Ok(())
+    }
+
+    fn task(
+        &mut self,
+        chunk: &ArchivedChunk,
+        record: &ArchivedTaskRecord,
+        partition: &mut Partition,
+        cx: &mut Cx<'_>,
+    ) -> Result<(), Malformed> {
+        let missing = |what: &str| Malformed(format!("a task's {what} is missing"));
+        let contract = *self.contracts.get(&record.contract.to_native()).ok_or_else(|| missing("contract"))?;
+        let state = u8::try_from(record.state.to_native()).ok().and_then(State::from_number);
+        let state = state.filter(|state| *state != State::Leased).ok_or_else(|| missing("state"))?;
+        let marks = record.marks.to_native();
+        let extra = if marks & MARK_EXTRA == 0 { NONE } else { Self::extra(chunk, record, partition, cx)? };
+        let id = TaskId::from(&record.id);
+        let slot = partition.insert(Task {
+            id,
+            at_us: record.at_us.to_native(),
+            token: 0,
+            blob: store(cx.arena, body::slice(&chunk.bytes, record.blob)?),
+            extra,
+            contract,
+            next: NONE,
+            prev: NONE,
+            worker: 0,
+            failures: u16::try_from(record.failures.to_native()).unwrap_or(u16::MAX),
+            state,
+            flags: if marks & MARK_LATE == 0 { 0 } else { flag::LATE },
+        });
+        if state.is_final() {
+            partition.kept += 1;
+        }
+        if marks & MARK_HOLDS_UNIQUE != 0 {
+            partition.unique.insert(body::slice(&chunk.bytes, record.unique)?.to_vec(), slot);
+        }
+        if let Some(extra) = partition.extras.get(extra) {
+            if extra.deadline_us != 0 && !state.is_final() {
+                cx.timers.insert(extra.deadline_us, Timer::of_task(partition.id, TimerKind::Deadline, slot, id));
+            }
+            if extra.workflow != NONE {
+                let workflow = &mut partition.workflows[extra.workflow];
+                let place = workflow.rows.get_mut(extra.row as usize).ok_or_else(|| missing("workflow row"))?;
+                *place = slot;
+                workflow.remembered += 1;
+                workflow.unfinished += u32::from(!state.is_final());
+            }
+        }
+        self.slots.push(slot);
+        Ok(())
+    }
+
+    fn extra(
+        chunk: &ArchivedChunk,
+        record: &ArchivedTaskRecord,
+        partition: &mut Partition,
+        cx: &mut Cx<'_>,
+    ) -> Result<u32, Malformed> {
+        let mut extra = Extra {
+            due_us: record.due_us.to_native(),
+            deadline_us: record.deadline_us.to_native(),
+            unique_until_us: record.unique_until_us.to_native(),
+            unique: store(cx.arena, body::slice(&chunk.bytes, record.unique)?),
+            name: store(cx.arena, body::slice(&chunk.bytes, record.name)?),
+            error: store(cx.arena, body::slice(&chunk.bytes, record.error)?),
+            ..Extra::default()
+        };
+        let key = body::slice(&chunk.bytes, record.key)?;
+        if !key.is_empty() {
+            extra.key = partition.key(key.to_vec(), record.key_limit.to_native(), cx.dispatch);
+        }
+        let workflow = TaskId::from(&record.workflow);
+        if workflow != TaskId::default() {
+            let known = partition.workflows.find(workflow);
+            extra.workflow = known.ok_or_else(|| Malformed("a task's workflow is missing".to_owned()))?;
+            extra.row = record.row.to_native();
+        }
+        Ok(partition.extras.insert(extra))
+    }
+
+    /// All chunks of the partition were taken: puts its tasks on their lists.
+    pub(crate) fn finish(&mut self, partition: &mut Partition, cx: &mut Cx<'_>) {
+        let mut slots = core::mem::take(&mut self.slots);
+        slots.sort_unstable_by_key(|&slot| (partition.tasks[slot].at_us, partition.tasks[slot].id));
+        Self::count_needs(partition);
+        for slot in slots {
+            let task = &partition.tasks[slot];
+            cx.time_us = task.at_us;
+            let workflow = partition.extras.get(task.extra).map_or(NONE, |extra| extra.workflow);
+            match task.state {
+                State::Ready => partition.enter_ready(slot, cx),
+                State::Delayed => {
+                    let due_us = task.at_us;
+                    partition.enter_delayed(slot, due_us, cx);
+                }
+                State::Waiting | State::Leased => {}
+                State::Succeeded | State::Failed | State::Cancelled | State::Expired => {
+                    if workflow == NONE {
+                        partition.retain(slot);
+                    } else {
+                        Self::retain_row(partition, workflow, slot);
+                    }
+                }
+            }
+        }
+        for (_, contract) in core::mem::take(&mut self.contracts) {
+            partition.drop_unused_contract(contract);
+        }
+    }
+
+    /// Counts, for every row, the needed rows that are not final.
+    fn count_needs(partition: &mut Partition) {
+        let mut open = Vec::new();
+        for workflow in partition.workflows.iter() {
+            for (row, &slot) in (0u32..).zip(&workflow.rows) {
+                if slot != NONE && !partition.tasks[slot].state.is_final() {
+                    open.extend(workflow.children_of(row).iter().map(|&child| workflow.rows[child as usize]));
+                }
+            }
+        }
+        for slot in open.into_iter().filter(|&slot| slot != NONE) {
+            partition.extras[partition.tasks[slot].extra].needs += 1;
+        }
+    }
+
+    fn retain_row(partition: &mut Partition, workflow: u32, slot: Slot) {
+        let at_us = partition.tasks[slot].at_us;
+        let record = &mut partition.workflows[workflow];
+        record.finished_us = record.finished_us.max(at_us);
+        if record.unfinished == 0 {
+            partition.retain(slot);
+        } else {
+            record.finished_us = 0;
+        }
+    }
+}

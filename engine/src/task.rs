@@ -1,0 +1,210 @@
+//! The task record and its slab, with the intrusive lists that order tasks.
+//!
+//! Invariants:
+//! - A task occupies 64 bytes (one cache line) in a chunked slab; a slot number stays valid until the task is evicted.
+//! - A task is on at most one list at a time, so one pair of links suffices: a lane (ready), a key's queue (ready but
+//!   blocked), a lease list (leased) or a retention list (final).
+//! - What few tasks need (deadline, keys, workflow, error) is in [`crate::extra::Extra`].
+
+use taskmaster_protocol::TaskId;
+
+use crate::State;
+use crate::arena::Handle;
+
+/// Slot number of a task within its partition.
+pub(crate) type Slot = u32;
+/// No slot.
+pub(crate) const NONE: u32 = u32::MAX;
+
+/// Bits of [`Task::flags`].
+pub(crate) mod flag {
+    /// Somebody awaits this task's outcome.
+    pub(crate) const AWAITED: u8 = 1;
+    /// Ready, but its concurrency key is at its limit.
+    pub(crate) const BLOCKED: u8 = 2;
+    /// An expiry has been proposed to the log and not been applied yet.
+    pub(crate) const EXPIRING: u8 = 4;
+    /// The deadline passed in a queue that only flags.
+    pub(crate) const LATE: u8 = 8;
+    /// Already written to the snapshot in progress, or younger than it (parity of the snapshot's number).
+    pub(crate) const SNAPSHOT_PARITY: u8 = 16;
+    /// Holds a place of its concurrency key.
+    pub(crate) const KEY_HELD: u8 = 32;
+}
+
+/// One task.
+#[derive(Clone, Debug)]
+pub(crate) struct Task {
+    pub(crate) id: TaskId,
+    /// Ready: since when; leased: lease expiry; delayed: due; final: when it became so. Microseconds since 1970.
+    pub(crate) at_us: u64,
+    /// Fencing token of the current lease: term (24 bits), counter (40 bits).
+    pub(crate) token: u64,
+    /// Payload; of a succeeded task, its result.
+    pub(crate) blob: Handle,
+    /// Index of its `Extra`, or [`NONE`].
+    pub(crate) extra: u32,
+    /// Index of its contract.
+    pub(crate) contract: u32,
+    pub(crate) next: Slot,
+    pub(crate) prev: Slot,
+    /// Leased: the worker, as its index in the dispatcher; final: its retention list.
+    pub(crate) worker: u32,
+    /// Attempts that ended without success.
+    pub(crate) failures: u16,
+    pub(crate) state: State,
+    pub(crate) flags: u8,
+}
+
+const _: () = assert!(size_of::<Task>() == 64, "a task record is one cache line");
+
+impl Task {
+    /// Whether all bits of `flags` are set.
+    pub(crate) const fn has(&self, flags: u8) -> bool {
+        self.flags & flags == flags
+    }
+
+    /// This attempt's number, from 1.
+    pub(crate) fn attempt(&self) -> u32 {
+        u32::from(self.failures) + 1
+    }
+}
+
+const CHUNK_BITS: u32 = 8;
+const CHUNK: usize = 1 << CHUNK_BITS;
+
+/// A chunked slab of tasks. Growth never moves a task.
+#[derive(Default)]
+pub(crate) struct Tasks {
+    chunks: Vec<Vec<Task>>,
+    /// Head of the free list, linked through `next`.
+    free: Option<Slot>,
+    used: u32,
+    live: u32,
+}
+
+impl Tasks {
+    /// Stores a task and returns its slot.
+    pub(crate) fn insert(&mut self, task: Task) -> Slot {
+        self.live += 1;
+        if let Some(slot) = self.free {
+            let place = &mut self[slot];
+            let next = place.next;
+            *place = task;
+            self.free = (next != NONE).then_some(next);
+            return slot;
+        }
+        let slot = self.used;
+        assert!(slot < NONE - 1, "slots of one partition are bounded by the admission limit");
+        if (slot as usize).is_multiple_of(CHUNK) {
+            self.chunks.push(Vec::with_capacity(CHUNK));
+        }
+        self.chunks.last_mut().expect("a chunk was pushed for the first slot").push(task);
+        self.used += 1;
+        slot
+    }
+
+    /// Gives the slot back. The caller has taken the task off its list.
+    pub(crate) fn remove(&mut self, slot: Slot) {
+        let next = self.free.unwrap_or(NONE);
+        let place = &mut self[slot];
+        place.id = TaskId::default();
+        place.next = next;
+        self.free = Some(slot);
+        self.live -= 1;
+    }
+
+    /// The task at `slot` if there is one.
+    pub(crate) fn get(&self, slot: Slot) -> Option<&Task> {
+        let task = self.chunks.get((slot >> CHUNK_BITS) as usize)?.get(slot as usize & (CHUNK - 1))?;
+        (task.id != TaskId::default()).then_some(task)
+    }
+
+    /// Number of tasks.
+    pub(crate) const fn len(&self) -> usize {
+        self.live as usize
+    }
+
+    /// Slots ever used; slots below may be free.
+    pub(crate) const fn slots(&self) -> u32 {
+        self.used
+    }
+
+    /// Memory held, in bytes.
+    pub(crate) fn reserved_bytes(&self) -> usize {
+        self.chunks.len() * (CHUNK * size_of::<Task>() + size_of::<Vec<Task>>())
+    }
+}
+
+impl core::ops::Index<Slot> for Tasks {
+    type Output = Task;
+    fn index(&self, slot: Slot) -> &Task {
+        &self.chunks[(slot >> CHUNK_BITS) as usize][slot as usize & (CHUNK - 1)]
+    }
+}
+
+impl core::ops::IndexMut<Slot> for Tasks {
+    fn index_mut(&mut self, slot: Slot) -> &mut Task {
+        &mut self.chunks[(slot >> CHUNK_BITS) as usize][slot as usize & (CHUNK - 1)]
+    }
+}
+
+/// A doubly linked list through the tasks' links. Order is insertion order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct List {
+    pub(crate) head: Slot,
+    pub(crate) tail: Slot,
+    pub(crate) len: u32,
+}
+
+impl Default for List {
+    fn default() -> Self {
+        Self { head: NONE, tail: NONE, len: 0 }
+    }
+}
+
+impl List {
+    /// Appends a task that is on no list.
+    pub(crate) fn push_back(&mut self, tasks: &mut Tasks, slot: Slot) {
+        let tail = self.tail;
+        {
+            let task = &mut tasks[slot];
+            task.prev = tail;
+            task.next = NONE;
+        }
+        if tail == NONE {
+            self.head = slot;
+        } else {
+            tasks[tail].next = slot;
+        }
+        self.tail = slot;
+        self.len += 1;
+    }
+
+    /// Takes a task of this list off it.
+    pub(crate) fn unlink(&mut self, tasks: &mut Tasks, slot: Slot) {
+        let (prev, next) = (tasks[slot].prev, tasks[slot].next);
+        if prev == NONE {
+            debug_assert_eq!(self.head, slot);
+            self.head = next;
+        } else {
+            tasks[prev].next = next;
+        }
+        if next == NONE {
+            self.tail = prev;
+        } else {
+            tasks[next].prev = prev;
+        }
+        self.len -= 1;
+    }
+
+    /// Takes the first task off the list.
+    pub(crate) fn pop_front(&mut self, tasks: &mut Tasks) -> Option<Slot> {
+        let head = self.head;
+        if head == NONE {
+            return None;
+        }
+        self.unlink(tasks, head);
+        Some(head)
+    }
+}
