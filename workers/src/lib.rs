@@ -9,6 +9,22 @@
 //! - Memory per running task is bounded: [`process::Limits`] bounds the result and the log tail.
 //! - Nothing here knows of connections, leases or queues: whoever joins this crate to a client bounds the concurrency,
 //!   renews leases, and turns a lost lease into a [`Canceller::cancel`].
+//!
+//! ```
+//! use taskmaster_workers::{Command, Job, Outcome, ProcessExecutor, ProgressSink, Registry, cancel, cgroup, process::Limits};
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+//! let processes = ProcessExecutor::new(Limits::default(), &cgroup::Config::default())?;
+//! let registry = Registry::new()
+//!     .with_builtins()
+//!     .with_processes(processes)
+//!     .with_command_for_all(Command::from_exec_argument("tr a-z A-Z"));
+//! let job = Job { id: "0190".into(), kind: "shout".into(), attempt: 1, payload: b"hello".into(), ..Job::default() };
+//! let (_canceller, cancel) = cancel::pair();
+//! let finished = registry.execute(job, cancel, &ProgressSink::none()).await;
+//! assert_eq!(finished.outcome, Outcome::Succeeded { result: b"HELLO".into() });
+//! # std::io::Result::Ok(()) }).unwrap();
+//! ```
 
 pub mod builtin;
 pub mod cancel;
