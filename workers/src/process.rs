@@ -4,8 +4,8 @@
 //! the result, standard error a log of which the end is kept. Whatever way an attempt ends (exit, timeout, cancel, dropped
 //! future, death of the worker), its process group ends with it; with a cgroup also what left the group.
 //!
-//! Reading order: [`launch`] (one process), [`spawner`] (the thread that starts them), [`guardian`] (the worker's own
-//! death), [`attempt`] (one task's life).
+//! Reading order: `launch` (one process), `spawner` (the thread that starts them), `guardian` (the worker's own
+//! death), `attempt` (one task's life).
 
 mod attempt;
 mod group;

@@ -51,7 +51,7 @@ fn is_plausible(way: usize, ended: bool, finished: &Finished) -> bool {
 }
 
 async fn one(executor: &ProcessExecutor, choices: &mut Choices) {
-    let way = usize::try_from(choices.below(8)).unwrap();
+    let way = usize::try_from(choices.below(8)).expect("a small number");
     let mut command = Command { run: Some(WAYS[way].to_owned()), ..Command::default() };
     command.env.insert("TASKMASTER_SOAK".to_owned(), "yes".to_owned());
     command.timeout_ms = Some(choices.below(120));
@@ -59,7 +59,7 @@ async fn one(executor: &ProcessExecutor, choices: &mut Choices) {
     let job = Job { memory_bytes, ..Job::default() };
     let (canceller, cancel) = cancel::pair();
     let sink = ProgressSink::none();
-    let payload = vec![b'x'; usize::try_from(choices.below(3) * 100_000).unwrap()];
+    let payload = b"x".repeat(usize::try_from(choices.below(3) * 100_000).expect("a small number"));
     let attempt = executor.execute(&command, &job, &payload, cancel, &sink);
     let moment = tokio::time::sleep(Duration::from_micros(choices.below(60_000)));
     let ending = choices.below(3);
