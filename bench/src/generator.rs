@@ -7,9 +7,10 @@
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use hdrhistogram::Histogram;
 use rustix::event::{Timespec, epoll};
 use taskmaster_protocol::body::{self, ArchivedAssign, ArchivedBatchReply, ArchivedRefusal, CompleteRow, Credit};
@@ -31,6 +32,9 @@ const LATE_NS: u64 = 1_000_000;
 /// Longest latency that is told apart, in nanoseconds.
 const LATENCY_NS_MAX: u64 = 600_000_000_000;
 
+/// The error of a thread that gives up because of another one's.
+pub(crate) const ELSEWHERE: &str = "another generator thread failed";
+
 /// What one thread is to do.
 pub(crate) struct Plan {
     pub(crate) batch: u32,
@@ -38,11 +42,13 @@ pub(crate) struct Plan {
     pub(crate) backlog_tasks: u64,
     pub(crate) credit: u32,
     pub(crate) completion_rows: usize,
-    pub(crate) schedule: Option<Schedule>,
-    /// Start of the measurement, in nanoseconds since the run's start.
-    pub(crate) measure_from_ns: u64,
-    /// End of submissions, likewise.
-    pub(crate) submit_until_ns: u64,
+    pub(crate) rate_per_s: Option<f64>,
+    /// Tasks to queue before the load starts.
+    pub(crate) queued: u64,
+    /// Load before the measurement, in nanoseconds.
+    pub(crate) warmup_ns: u64,
+    /// Submissions after the warm-up, in nanoseconds.
+    pub(crate) duration_ns: u64,
     /// Tasks to measure.
     pub(crate) tasks: u64,
     pub(crate) stall_ns: u64,
@@ -54,6 +60,14 @@ pub(crate) struct Shared {
     pub(crate) clock: Clock,
     pub(crate) done: AtomicU64,
     pub(crate) abort: AtomicBool,
+}
+
+/// How a thread waits for the others.
+pub(crate) struct Gate {
+    /// The queue is filled, or cannot be.
+    pub(crate) filled: Sender<()>,
+    /// When the load starts, in nanoseconds since the run's start.
+    pub(crate) load_from_ns: Receiver<u64>,
 }
 
 /// What one thread found out.
@@ -72,6 +86,10 @@ pub(crate) struct Tallies {
     pub(crate) refused_completions: u64,
     pub(crate) redelivered: u64,
     pub(crate) late_sends: u64,
+    /// Completions from the start of the measurement to the end of submissions.
+    pub(crate) steady: u64,
+    /// End of submissions, in nanoseconds since the run's start.
+    pub(crate) submitted_ns: u64,
     /// Last acknowledged completion, in nanoseconds since the run's start.
     pub(crate) last_done_ns: u64,
     /// CPU time of the generator thread, in nanoseconds.
@@ -86,10 +104,24 @@ impl Tallies {
         self.refused_completions += other.refused_completions;
         self.redelivered += other.redelivered;
         self.late_sends += other.late_sends;
+        self.steady += other.steady;
+        self.submitted_ns = self.submitted_ns.max(other.submitted_ns);
         self.last_done_ns = self.last_done_ns.max(other.last_done_ns);
         self.cpu_ns += other.cpu_ns;
         self.handled += other.handled;
     }
+}
+
+/// What a generator thread is at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Submitting the tasks that stay ahead of the load; no worker has credit.
+    Filling,
+    /// Submitting, not measured yet.
+    Warming,
+    Measuring,
+    /// Everything is submitted.
+    Draining,
 }
 
 /// The state of one generator thread; [`Generator::run`] uses it up.
@@ -100,10 +132,20 @@ pub(crate) struct Generator<'a> {
     encoder: Encoder,
     /// The first so many connections submit.
     producers: usize,
+    /// The connections from this one on work.
+    workers_from: usize,
     next_producer: usize,
+    phase: Phase,
+    schedule: Option<Schedule>,
+    /// Start of the measurement, in nanoseconds since the run's start.
+    measure_from_ns: u64,
+    /// End of submissions, likewise.
+    submit_until_ns: u64,
     /// Sequence number of the next task; in open loop also its place in the schedule.
     next: u64,
     measured: u64,
+    /// Tasks done when the measurement started.
+    done_before: u64,
     /// Open loop: earliest time of the next send.
     paced_ns: u64,
     /// Last time the node answered.
@@ -118,7 +160,14 @@ pub(crate) struct Generator<'a> {
 }
 
 impl<'a> Generator<'a> {
-    pub(crate) fn new(plan: Plan, encoder: Encoder, producers: usize, shared: &'a Shared) -> Result<Self> {
+    /// A generator whose first `producers` connections submit and whose connections from `workers_from` on work.
+    pub(crate) fn new(
+        plan: Plan,
+        encoder: Encoder,
+        producers: usize,
+        workers_from: usize,
+        shared: &'a Shared,
+    ) -> Result<Self> {
         let histogram = || Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3);
         let outcome = Outcome {
             submit: histogram()?,
@@ -133,9 +182,15 @@ impl<'a> Generator<'a> {
             poll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             encoder,
             producers,
+            workers_from,
             next_producer: 0,
+            phase: Phase::Filling,
+            schedule: None,
+            measure_from_ns: u64::MAX,
+            submit_until_ns: u64::MAX,
             next: 0,
             measured: 0,
+            done_before: 0,
             paced_ns: 0,
             progress_ns: 0,
             awaited_submits: 0,
@@ -146,16 +201,42 @@ impl<'a> Generator<'a> {
         })
     }
 
-    /// Runs until every acknowledged task is done, or nothing has moved for the stall limit.
-    pub(crate) fn run(mut self, connections: &mut [Connection]) -> Result<Outcome> {
-        if self.plan.schedule.is_some() {
+    /// Fills the queue, waits for the other threads, and runs until every acknowledged task is done, or nothing has moved
+    /// for the stall limit.
+    pub(crate) fn run(mut self, connections: &mut [Connection], gate: &Gate) -> Result<Outcome> {
+        let filled = self.fill(connections);
+        let is_awaited = gate.filled.send(()).is_ok();
+        filled?;
+        ensure!(is_awaited, ELSEWHERE);
+        let load_from_ns = gate.load_from_ns.recv().context(ELSEWHERE)?;
+        self.phase = Phase::Warming;
+        self.measure_from_ns = load_from_ns + self.plan.warmup_ns;
+        self.submit_until_ns = self.measure_from_ns.saturating_add(self.plan.duration_ns);
+        if let Some(per_s) = self.plan.rate_per_s {
+            self.schedule = Some(Schedule::new(per_s, load_from_ns, self.next));
             rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?;
         }
+        for connection in &mut connections[self.workers_from..] {
+            connection.link.credit_owed = self.plan.credit;
+            connection.link.give_credit();
+        }
+        let cpu_before_ns = thread_cpu_ns();
+        self.turn_until_done(connections)?;
+        let tallies = &mut self.outcome.tallies;
+        tallies.cpu_ns = thread_cpu_ns() - cpu_before_ns;
+        tallies.handled = self.next - self.plan.queued;
+        Ok(self.outcome)
+    }
+
+    fn fill(&mut self, connections: &mut [Connection]) -> Result<()> {
         let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
         for (connection, number) in connections.iter().zip(0u64..) {
             epoll::add(&self.poll, connection.link.stream(), epoll::EventData::new_u64(number), flags)?;
         }
-        let cpu_before_ns = thread_cpu_ns();
+        if self.plan.queued == 0 { Ok(()) } else { self.turn_until_done(connections) }
+    }
+
+    fn turn_until_done(&mut self, connections: &mut [Connection]) -> Result<()> {
         let mut events = Vec::with_capacity(connections.len().clamp(16, 1024));
         while let Some(due_ns) = self.send_due(connections)? {
             let wait_ns = due_ns.saturating_sub(self.shared.clock.now_ns());
@@ -171,10 +252,7 @@ impl<'a> Generator<'a> {
             }
             self.shared.done.fetch_add(self.outcome.ledger.done - done_before, Ordering::Relaxed);
         }
-        let tallies = &mut self.outcome.tallies;
-        tallies.cpu_ns = thread_cpu_ns() - cpu_before_ns;
-        tallies.handled = self.next;
-        Ok(self.outcome)
+        Ok(())
     }
 
     /// Sends what is due. When to look again, or `None` when the run is over.
@@ -187,15 +265,22 @@ impl<'a> Generator<'a> {
         if self.delayed > 0 {
             due_ns = due_ns.min(self.resend(connections, now_ns));
         }
-        let next_ns = match self.plan.schedule {
-            Some(schedule) => self.submit_open(connections, schedule, now_ns),
-            None => self.submit_closed(connections, now_ns),
+        self.enter_phase(now_ns);
+        let next_ns = match (self.phase, self.schedule) {
+            (Phase::Draining, _) => None,
+            (_, Some(schedule)) => self.submit_open(connections, schedule, now_ns),
+            (_, None) => self.submit_closed(connections, now_ns),
         };
+        if next_ns.is_none() && matches!(self.phase, Phase::Warming | Phase::Measuring) {
+            self.phase = Phase::Draining;
+            self.outcome.tallies.submitted_ns = now_ns;
+            self.outcome.tallies.steady = self.outcome.ledger.done - self.done_before;
+        }
         for connection in connections.iter_mut().filter(|connection| !connection.link.out.is_empty()) {
             connection.link.flush()?;
         }
-        ensure!(!self.shared.abort.load(Ordering::Relaxed), "another generator thread failed");
-        let done = self.outcome.ledger.done >= self.outcome.ledger.acknowledged;
+        ensure!(!self.shared.abort.load(Ordering::Relaxed), ELSEWHERE);
+        let done = self.phase == Phase::Filling || self.outcome.ledger.done >= self.outcome.ledger.acknowledged;
         if next_ns.is_none() && self.awaited_submits + self.awaited_completes == 0 && done {
             return Ok(None);
         }
@@ -216,18 +301,34 @@ impl<'a> Generator<'a> {
         Ok(Some(due_ns.min(next_ns.unwrap_or(u64::MAX))))
     }
 
+    fn enter_phase(&mut self, now_ns: u64) {
+        if self.phase == Phase::Warming && now_ns >= self.measure_from_ns {
+            self.phase = Phase::Measuring;
+            self.done_before = self.outcome.ledger.done;
+        }
+    }
+
+    /// Whether the backlog has room for so many more tasks.
+    fn has_room(&self, count: u64) -> bool {
+        self.phase == Phase::Filling
+            || self.next - self.outcome.ledger.done + count <= self.plan.backlog_tasks + self.plan.queued
+    }
+
     /// Submits while backlog and windows allow. `None` when everything is submitted.
     fn submit_closed(&mut self, connections: &mut [Connection], now_ns: u64) -> Option<u64> {
         let mut full = 0;
         while full < self.producers {
-            if now_ns >= self.plan.submit_until_ns || self.measured >= self.plan.tasks {
+            let left = match self.phase {
+                Phase::Filling => self.plan.queued - self.next,
+                Phase::Measuring if now_ns < self.submit_until_ns => self.plan.tasks - self.measured,
+                Phase::Warming => u64::MAX,
+                Phase::Measuring | Phase::Draining => 0,
+            };
+            if left == 0 {
                 return None;
             }
-            let mut count = u64::from(self.plan.batch);
-            if now_ns >= self.plan.measure_from_ns {
-                count = count.min(self.plan.tasks - self.measured);
-            }
-            if self.next - self.outcome.ledger.done + count > self.plan.backlog_tasks {
+            let count = u64::from(self.plan.batch).min(left);
+            if !self.has_room(count) {
                 break;
             }
             let link = self.rotate(connections);
@@ -237,7 +338,7 @@ impl<'a> Generator<'a> {
             }
             full = 0;
             self.submit(link, count, now_ns, now_ns);
-            if now_ns >= self.plan.measure_from_ns {
+            if self.phase == Phase::Measuring {
                 self.measured += count;
             }
         }
@@ -246,14 +347,14 @@ impl<'a> Generator<'a> {
 
     /// Submits everything whose time has come. When the next time comes, or `None` when everything is submitted.
     fn submit_open(&mut self, connections: &mut [Connection], schedule: Schedule, now_ns: u64) -> Option<u64> {
-        let first_measured = schedule.first_at(self.plan.measure_from_ns);
-        let end = schedule.first_at(self.plan.submit_until_ns).min(first_measured.saturating_add(self.plan.tasks));
+        let first_measured = schedule.first_at(self.measure_from_ns);
+        let end = schedule.first_at(self.submit_until_ns).min(first_measured.saturating_add(self.plan.tasks));
         let due = schedule.first_at(now_ns.saturating_add(1)).min(end);
         if now_ns >= self.paced_ns {
             let mut full = 0;
             while self.next < due && full < self.producers {
                 let count = u64::from(self.plan.batch).min(due - self.next);
-                if self.next - self.outcome.ledger.done + count > self.plan.backlog_tasks {
+                if !self.has_room(count) {
                     break;
                 }
                 let link = self.rotate(connections);
@@ -301,7 +402,7 @@ impl<'a> Generator<'a> {
         match request {
             Request::Submit(submission) => {
                 let (correlation, submission) = link.submits.insert(submission);
-                self.encoder.encode(&mut link.out.frames, correlation, submission, self.plan.schedule);
+                self.encoder.encode(&mut link.out.frames, correlation, submission, self.schedule);
             }
             Request::Complete(completion) => link.send_completion(completion),
         }
@@ -378,7 +479,7 @@ impl<'a> Generator<'a> {
                 completion.body.rows.push(CompleteRow { id, token, locator, attempt, result: body::Span::default() });
                 completion.stamps.push((sequence, intended_ns));
             }
-            record(&mut self.outcome.initiation, &completion.stamps, now_ns, self.plan.measure_from_ns);
+            record(&mut self.outcome.initiation, &completion.stamps, now_ns, self.measure_from_ns);
             self.awaited_completes += 1;
             link.send_completion(completion);
         }
@@ -404,8 +505,8 @@ impl<'a> Generator<'a> {
         );
         self.awaited_submits -= 1;
         self.outcome.ledger.acknowledge(submission.first, u64::from(submission.count));
-        let (histogram, from_ns) = (&mut self.outcome.submit, self.plan.measure_from_ns);
-        submission.for_each_intended(self.plan.schedule, |intended_ns, count| {
+        let (histogram, from_ns) = (&mut self.outcome.submit, self.measure_from_ns);
+        submission.for_each_intended(self.schedule, |intended_ns, count| {
             record_one(histogram, intended_ns, count, now_ns, from_ns);
         });
         Ok(())
@@ -437,7 +538,7 @@ impl<'a> Generator<'a> {
         for (sequence, _) in &completion.stamps {
             self.outcome.ledger.complete(*sequence);
         }
-        record(&mut self.outcome.end_to_end, &completion.stamps, now_ns, self.plan.measure_from_ns);
+        record(&mut self.outcome.end_to_end, &completion.stamps, now_ns, self.measure_from_ns);
         self.outcome.tallies.last_done_ns = now_ns;
         completion.body.rows.clear();
         completion.stamps.clear();

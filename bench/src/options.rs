@@ -39,6 +39,9 @@ pub struct Options {
     pub warmup_s: f64,
     /// Closed loop: submit frames in flight per connection. 0 chooses: 1 for unbatched load, else 4.
     pub window: u32,
+    /// Tasks put into the queue before the load starts and kept ahead of it until submissions end, to measure at depth.
+    /// Latencies then include the wait behind them; throughput is counted until submissions end.
+    pub queued: u64,
     /// Producers and workers use separate connections.
     pub split: bool,
     /// Generator threads.
@@ -66,6 +69,7 @@ impl Default for Options {
             duration_s: None,
             warmup_s: 0.5,
             window: 0,
+            queued: 0,
             split: false,
             threads: 1,
             verify: true,

@@ -87,6 +87,8 @@ pub struct Config {
     pub window: u32,
     /// Payload per task, in bytes.
     pub payload_bytes: u32,
+    /// Tasks kept in the queue ahead of the load.
+    pub queued: u64,
     /// Intended submissions per second.
     pub rate_per_s: Option<f64>,
     /// Time asked for, in seconds.

@@ -13,11 +13,11 @@ use taskmaster_protocol::limits;
 use crate::connection::Connection;
 use crate::control::{Control, Greeting};
 use crate::floor::Floor;
-use crate::generator::{Generator, Outcome, Plan, Shared};
+use crate::generator::{ELSEWHERE, Gate, Generator, Outcome, Plan, Shared};
 use crate::machine;
 use crate::options::{NodeInfo, Options};
 use crate::report::{Config, Latency, Report, count};
-use crate::schedule::{Clock, Schedule};
+use crate::schedule::Clock;
 use crate::submission::Encoder;
 
 const STACK_BYTES: usize = 1 << 20;
@@ -37,36 +37,55 @@ pub fn run(options: &Options, node: &NodeInfo) -> Result<Report> {
     for thread in 0..options.threads {
         crews.push(Crew::connect(options, node, &greeting, run, thread)?);
     }
-    let clock = Clock::start();
-    let shared = Shared { clock, done: AtomicU64::new(0), abort: AtomicBool::new(false) };
-    let measure_from_ns = nanoseconds(options.warmup_s);
-    let ((before, after), outcomes) = thread::scope(|scope| -> Result<_> {
+    let shared = Shared { clock: Clock::start(), done: AtomicU64::new(0), abort: AtomicBool::new(false) };
+    let mut generators = Vec::new();
+    for (number, crew) in (0..).zip(crews) {
+        let plan = plan(options, number, crew.credit);
+        let generator = Generator::new(plan, crew.encoder, crew.producers, crew.workers_from, &shared)?;
+        generators.push((generator, crew.connections));
+    }
+    let count = generators.len();
+    let (load, outcomes) = thread::scope(|scope| -> Result<_> {
+        let (filled, all_filled) = channel();
         let (running, ended) = channel::<()>();
-        let mut threads = Vec::new();
-        for (number, crew) in (0..).zip(crews) {
-            let plan = plan(options, number, crew.credit, measure_from_ns);
-            let (shared, running) = (&shared, running.clone());
-            let builder = thread::Builder::new().name(format!("bench-{number}")).stack_size(STACK_BYTES);
+        let (mut threads, mut starts) = (Vec::new(), Vec::new());
+        for (generator, mut connections) in generators {
+            let (start, load_from_ns) = channel();
+            starts.push(start);
+            let gate = Gate { filled: filled.clone(), load_from_ns };
+            let (running, abort) = (running.clone(), &shared.abort);
+            let builder = thread::Builder::new().name("bench".to_owned()).stack_size(STACK_BYTES);
             threads.push(builder.spawn_scoped(scope, move || {
                 let _running = running;
-                let outcome = crew.run(plan, shared);
-                if outcome.is_err() {
-                    shared.abort.store(true, Ordering::Relaxed);
-                }
+                let outcome = generator.run(&mut connections, &gate);
+                abort.fetch_or(outcome.is_err(), Ordering::Relaxed);
                 outcome
             })?);
         }
         drop(running);
-        wait(&ended, Duration::from_nanos(measure_from_ns));
+        all_filled.iter().take(count).for_each(drop);
+        let from_ns = shared.clock.now_ns();
+        for start in starts {
+            // A thread that is not there any more has an error, which is collected below.
+            let _ = start.send(from_ns);
+        }
+        wait(&ended, Duration::from_secs_f64(options.warmup_s));
         let before = Spent::so_far(&mut control, node);
         watch(&ended, &shared, options.progress);
         let joined = threads.into_iter().map(|thread| thread.join().expect("a generator does not panic"));
         let outcomes = first_cause(joined.collect())?;
         let after = Control::connect(&node.addr).map(|(mut control, _)| Spent::so_far(&mut control, node));
-        Ok(((before, after.unwrap_or_default()), outcomes))
+        let spent = after.unwrap_or_default().since(before);
+        Ok((Load { measure_from_ns: from_ns + nanoseconds(options.warmup_s), spent }, outcomes))
     })?;
     let config = config(options, node, greeting);
-    report(options, config, floor, measure_from_ns, after.since(before), outcomes)
+    report(options, config, floor, load, outcomes)
+}
+
+/// When the measurement began and what the node spent on it.
+struct Load {
+    measure_from_ns: u64,
+    spent: Spent,
 }
 
 /// The outcomes, or the error that made the other threads give up.
@@ -79,7 +98,7 @@ fn first_cause(results: Vec<Result<Outcome>>) -> Result<Vec<Outcome>> {
             Err(error) => errors.push(error),
         }
     }
-    errors.sort_by_key(|error| error.to_string().contains("another generator thread"));
+    errors.sort_by_key(|error| error.to_string().contains(ELSEWHERE));
     match errors.into_iter().next() {
         Some(error) => Err(error),
         None => Ok(outcomes),
@@ -90,6 +109,7 @@ fn first_cause(results: Vec<Result<Outcome>>) -> Result<Vec<Outcome>> {
 struct Crew {
     connections: Vec<Connection>,
     producers: usize,
+    workers_from: usize,
     encoder: Encoder,
     credit: u32,
 }
@@ -108,18 +128,15 @@ impl Crew {
                 let addr = shard_addr(&node.addr, greeting, at + thread as usize)?;
                 let (mut control, attached) = Control::connect(&addr)?;
                 if *is_worker {
-                    control.subscribe(&queue, credit)?;
+                    control.subscribe(&queue, 0)?;
                 }
                 let partitions = attached.partitions();
                 let spread = at * partitions.len() / own;
                 connections.push(Connection::new(control.into_stream(), partitions, spread)?);
             }
         }
-        Ok(Self { connections, producers: own, encoder, credit })
-    }
-
-    fn run(mut self, plan: Plan, shared: &Shared) -> Result<Outcome> {
-        Generator::new(plan, self.encoder, self.producers, shared)?.run(&mut self.connections)
+        let workers_from = connections.len() - own;
+        Ok(Self { connections, producers: own, workers_from, encoder, credit })
     }
 }
 
@@ -133,10 +150,10 @@ fn shard_addr(addr: &str, greeting: &Greeting, number: usize) -> Result<String> 
     Ok(format!("{host}:{}", ports[number % ports.len()]))
 }
 
-fn plan(options: &Options, thread: u32, credit: u32, measure_from_ns: u64) -> Plan {
+fn plan(options: &Options, thread: u32, credit: u32) -> Plan {
     let threads = u64::from(options.threads);
+    let share = |tasks: u64| tasks / threads + u64::from(u64::from(thread) < tasks % threads);
     let (tasks, duration_s) = options.goal();
-    let share = tasks / threads + u64::from(u64::from(thread) < tasks % threads);
     let own = (thread..options.connections).step_by(options.threads as usize).count();
     Plan {
         batch: options.batch,
@@ -144,10 +161,11 @@ fn plan(options: &Options, thread: u32, credit: u32, measure_from_ns: u64) -> Pl
         backlog_tasks: options.backlog_tasks(u32::try_from(own).expect("a share of a u32")),
         credit,
         completion_rows: options.completion_rows(),
-        schedule: options.rate_per_s.map(|rate| Schedule::new(rate / f64::from(options.threads))),
-        measure_from_ns,
-        submit_until_ns: measure_from_ns.saturating_add(nanoseconds(duration_s)),
-        tasks: if tasks == u64::MAX { u64::MAX } else { share },
+        rate_per_s: options.rate_per_s.map(|rate| rate / f64::from(options.threads)),
+        queued: share(options.queued),
+        warmup_ns: nanoseconds(options.warmup_s),
+        duration_ns: nanoseconds(duration_s),
+        tasks: if tasks == u64::MAX { u64::MAX } else { share(tasks) },
         stall_ns: nanoseconds(options.stall_s),
         verify: options.verify,
     }
@@ -222,6 +240,7 @@ fn config(options: &Options, node: &NodeInfo, greeting: Greeting) -> Config {
         threads: options.threads,
         window: options.window_frames(),
         payload_bytes: options.payload_bytes,
+        queued: options.queued,
         rate_per_s: options.rate_per_s,
         duration_s: options.duration_s,
         warmup_s: options.warmup_s,
@@ -242,8 +261,7 @@ fn report(
     options: &Options,
     config: Config,
     floor: Floor,
-    measure_from_ns: u64,
-    spent: Spent,
+    Load { measure_from_ns, spent }: Load,
     outcomes: Vec<Outcome>,
 ) -> Result<Report> {
     let mut outcomes = outcomes.into_iter();
@@ -257,9 +275,13 @@ fn report(
         duplicated += outcome.ledger.duplicated;
         all.tallies.add(&outcome.tallies);
     }
-    let (tasks, tallies) = (all.end_to_end.len(), all.tallies);
+    let tallies = all.tallies;
+    let (tasks, until_ns) = match options.queued {
+        0 => (all.end_to_end.len(), tallies.last_done_ns),
+        _ => (tallies.steady, tallies.submitted_ns),
+    };
     ensure!(tasks > 0 || lost > 0, "no task was measured: the run ended within its warm-up");
-    let elapsed_s = Duration::from_nanos(tallies.last_done_ns.saturating_sub(measure_from_ns).max(1)).as_secs_f64();
+    let elapsed_s = Duration::from_nanos(until_ns.saturating_sub(measure_from_ns).max(1)).as_secs_f64();
     Ok(Report {
         tasks,
         elapsed_s,

@@ -70,7 +70,7 @@ fn open_loop_latency_counts_from_the_intended_time() {
     assert_exact(&report, 20_000);
     assert!(report.late_sends > 0);
     assert!(report.submit_us.max > 1_000.0, "{report}");
-    assert!(report.submit_us.p50 > report.end_to_end_us.max / 10.0, "{report}");
+    assert!(report.submit_us.p50 > 1_000.0, "{report}");
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn doubly_accepted_completions_are_counted() {
     let faults = Faults { double_every: 10, ..Faults::default() };
     let report = drive(1, faults, &options()).unwrap();
     assert_eq!(report.lost, 0);
-    assert!(report.duplicated >= 20_000 / 10 - 64, "{}", report.duplicated);
+    assert!(report.duplicated >= 1_000, "{}", report.duplicated);
     assert!(!report.is_exact());
 }
 
@@ -107,7 +107,7 @@ fn redelivery_that_is_refused_at_completion_is_no_duplicate() {
     let faults = Faults { redeliver_every: 10, ..Faults::default() };
     let report = drive(1, faults, &options()).unwrap();
     assert_exact(&report, 20_000);
-    assert!(report.redelivered >= 20_000 / 10 - 64);
+    assert!(report.redelivered >= 1_000);
     assert_eq!(report.redelivered, report.refused_completions);
 }
 
@@ -123,6 +123,16 @@ fn unanswered_submissions_end_the_run() {
     let faults = Faults { ignore_every: 1, ..Faults::default() };
     let error = drive(1, faults, &Options { stall_s: 0.3, threads: 2, ..options() }).unwrap_err();
     assert!(error.to_string().contains("answered nothing"), "{error:#}");
+}
+
+#[test]
+fn queued_tasks_stay_ahead_and_are_done_in_the_end() {
+    for (threads, split, rate_per_s) in [(1, false, None), (2, true, None), (1, false, Some(20_000.0))] {
+        let options = Options { queued: 30_000, tasks: Some(5_000), threads, split, rate_per_s, ..options() };
+        let report = drive(2, Faults::default(), &options).unwrap();
+        assert!(report.is_exact(), "{report}");
+        assert!((2_000..=12_000).contains(&report.tasks), "{report}");
+    }
 }
 
 #[test]
