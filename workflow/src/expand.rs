@@ -2,15 +2,15 @@
 //!
 //! Invariant: sizes are counted before anything is built, so a short file cannot ask for much memory.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
-use std::rc::Rc;
 
 use crate::limits;
 use crate::nearest::did_you_mean;
 use crate::plan::bounds::{index, number, topological_order};
 use crate::plan::{Command, Plan, PlanTask, Work};
-use crate::problem::{Code, Problem};
-use crate::spec::{Array, Declared, DeclaredWork, Options, Spec, Text};
+use crate::problem::{Code, Problem, Rejected};
+use crate::spec::{Array, Declared, DeclaredWork, Env, Options, Spec, Text};
 use crate::template::{Fault, Variables};
 
 /// Where each declared task's elements are in the plan.
@@ -26,16 +26,20 @@ pub(crate) fn plan(spec: &Spec, options: &Options, problems: &mut Vec<Problem>) 
     let mut tasks = Vec::new();
     let mut bytes_left = limits::COMMANDS_BYTES_MAX;
     for (place, declared) in spec.tasks.iter().enumerate() {
+        if problems.len() >= Rejected::PROBLEMS_MAX {
+            return None;
+        }
         for element in 0..elements(declared) {
-            let maker = Maker { spec, options, declared, element };
-            let work = match maker.work(bytes_left) {
+            let bytes_max = limits::COMMAND_BYTES_MAX.min(bytes_left);
+            let maker = Maker { spec, options, declared, element, bytes_left: Cell::new(bytes_max) };
+            let work = match maker.work() {
                 Ok(work) => work,
                 Err(problem) => {
                     problems.push(problem);
                     break;
                 }
             };
-            bytes_left = bytes_left.saturating_sub(size_bytes(&work));
+            bytes_left -= bytes_max - maker.bytes_left.get();
             tasks.push(PlanTask {
                 name: maker.name(),
                 group: declared.name.clone(),
@@ -55,14 +59,6 @@ pub(crate) fn plan(spec: &Spec, options: &Options, problems: &mut Vec<Problem>) 
 
 fn elements(declared: &Declared) -> usize {
     declared.array.as_ref().map_or(1, Array::len)
-}
-
-fn size_bytes(work: &Work) -> usize {
-    match work {
-        Work::Command(command) => command.size_bytes(),
-        Work::Kind { kind, payload } => kind.len() + payload.len(),
-        Work::Replay(_) => 0,
-    }
 }
 
 /// Resolves names, then counts: nothing is built for a file that is refused.
@@ -108,7 +104,9 @@ fn needs(
     let mut found: BTreeMap<usize, bool> = BTreeMap::new();
     for need in &declared.needs {
         let Some(&place) = places.get(&*need.task) else {
-            let others = spec.tasks.iter().map(|task| task.name.as_str()).filter(|name| *name != declared.name);
+            // A suggestion looks at every name, so only the problems that will be shown get one.
+            let looked_at = if problems.len() < Rejected::PROBLEMS_MAX { &spec.tasks[..] } else { &[] };
+            let others = looked_at.iter().map(|task| task.name.as_str()).filter(|name| *name != declared.name);
             let advice = did_you_mean(&need.task, others);
             let sentence = format!("task '{}' needs '{}', which does not exist{advice}", declared.name, need.task);
             problems.push(Problem::new(Code::UnknownTask, need.at, sentence));
@@ -215,6 +213,8 @@ struct Maker<'a> {
     options: &'a Options,
     declared: &'a Declared,
     element: usize,
+    /// What its texts may still cost.
+    bytes_left: Cell<usize>,
 }
 
 impl Maker<'_> {
@@ -225,71 +225,56 @@ impl Maker<'_> {
         }
     }
 
-    fn work(&self, bytes_left: usize) -> Result<Work, Problem> {
-        let bytes_max = limits::COMMAND_BYTES_MAX.min(bytes_left);
+    fn work(&self) -> Result<Work, Problem> {
         let (index, count) = (self.element.to_string(), elements(self.declared).to_string());
         let item = match &self.declared.array {
-            Some(Array::Items(items)) => self.render(&items[self.element], &[], bytes_max)?,
+            Some(Array::Items(items)) => self.render(&items[self.element], &[])?,
             Some(Array::Count(_)) | None => index.clone(),
         };
         let own = [("index", &*index), ("item", &*item), ("count", &*count)];
         let local: &[(&str, &str)] = if self.declared.array.is_some() { &own } else { &[] };
+        let optional = |text: &Option<Text>| text.as_ref().map(|text| self.render(text, local)).transpose();
         match &self.declared.work {
             DeclaredWork::Kind { kind, payload } => {
-                let payload = payload.as_ref().map(|text| self.render(text, local, bytes_max)).transpose()?;
-                Ok(Work::Kind { kind: kind.clone(), payload: payload.unwrap_or_default() })
+                Ok(Work::Kind { kind: kind.clone(), payload: optional(payload)?.unwrap_or_default() })
             }
-            DeclaredWork::Command { argv, env, cwd, stdin } => {
-                let mut command = Command {
-                    argv: argv.iter().map(|text| self.render(text, local, bytes_max)).collect::<Result<_, _>>()?,
-                    env: self.env(env, local, bytes_max)?,
-                    cwd: self.cwd(cwd.as_ref(), local)?,
-                    stdin: stdin.as_ref().map(|text| self.render(text, local, bytes_max)).transpose()?,
-                };
-                command.env.sort();
-                if command.size_bytes() > bytes_max {
-                    return Err(self.too_large());
-                }
-                Ok(Work::Command(command))
-            }
+            DeclaredWork::Command { argv, env, base_env, cwd, stdin } => Ok(Work::Command(Command {
+                argv: argv.iter().map(|text| self.render(text, local)).collect::<Result<_, _>>()?,
+                env: self.env(base_env, env, local)?,
+                cwd: self.cwd(optional(cwd)?),
+                stdin: optional(stdin)?,
+            })),
         }
     }
 
-    fn env(
-        &self,
-        env: &BTreeMap<Rc<str>, Text>,
-        local: &[(&str, &str)],
-        bytes_max: usize,
-    ) -> Result<Vec<(String, String)>, Problem> {
-        let mut made = vec![
-            ("TASKMASTER_WORKDIR".to_owned(), self.options.workdir.clone()),
-            ("TASKMASTER_WORKFLOW".to_owned(), self.spec.name.clone()),
-            ("TASKMASTER_TASK".to_owned(), self.declared.name.clone()),
-        ];
+    fn env(&self, base: &Env, env: &Env, local: &[(&str, &str)]) -> Result<Vec<(String, String)>, Problem> {
+        let mut made: BTreeMap<String, String> = BTreeMap::new();
+        made.insert("TASKMASTER_WORKDIR".to_owned(), self.options.workdir.clone());
+        made.insert("TASKMASTER_WORKFLOW".to_owned(), self.spec.name.clone());
+        made.insert("TASKMASTER_TASK".to_owned(), self.declared.name.clone());
         for (name, value) in local {
-            made.push((format!("TASKMASTER_ARRAY_{}", name.to_uppercase()), (*value).to_owned()));
+            made.insert(format!("TASKMASTER_ARRAY_{}", name.to_uppercase()), (*value).to_owned());
         }
-        for (name, text) in env {
-            let value = self.render(text, local, bytes_max)?;
-            made.retain(|(other, _)| other.as_str() != &**name);
-            made.push((name.to_string(), value));
+        for (name, text) in base.iter().filter(|(name, _)| !env.contains_key(*name)).chain(env) {
+            let value = self.render(text, local)?;
+            self.spend(name.len())?;
+            made.insert(name.to_string(), value);
         }
-        Ok(made)
+        Ok(made.into_iter().collect())
     }
 
     /// Relative directories are below the work directory, which is also the default.
-    fn cwd(&self, cwd: Option<&Text>, local: &[(&str, &str)]) -> Result<String, Problem> {
-        let Some(text) = cwd else { return Ok(self.options.workdir.clone()) };
-        let cwd = self.render(text, local, limits::COMMAND_BYTES_MAX)?;
-        if cwd.starts_with('/') || self.options.workdir.is_empty() {
-            return Ok(cwd);
+    fn cwd(&self, cwd: Option<String>) -> String {
+        match cwd {
+            None => self.options.workdir.clone(),
+            Some(cwd) if cwd.starts_with('/') || self.options.workdir.is_empty() => cwd,
+            Some(cwd) => format!("{}/{cwd}", self.options.workdir.trim_end_matches('/')),
         }
-        Ok(format!("{}/{cwd}", self.options.workdir.trim_end_matches('/')))
     }
 
-    fn render(&self, text: &Text, local: &[(&str, &str)], bytes_max: usize) -> Result<String, Problem> {
+    fn render(&self, text: &Text, local: &[(&str, &str)]) -> Result<String, Problem> {
         let variables: &Variables = &self.spec.variables;
-        let made = variables.render(&text.text, local, bytes_max).map_err(|fault| match fault {
+        let made = variables.render(&text.text, local, self.bytes_left.get()).map_err(|fault| match fault {
             Fault::Unknown(sentence) => Problem::new(Code::UnknownVariable, text.at, sentence),
             Fault::TooLarge => self.too_large(),
         })?;
@@ -297,7 +282,15 @@ impl Maker<'_> {
             let sentence = format!("task '{}' has a NUL character in a text; no process can be given one", self.name());
             return Err(Problem::new(Code::BadValue, text.at, sentence));
         }
+        self.spend(made.len())?;
         Ok(made)
+    }
+
+    /// Every text costs its bytes and one more, so that many empty ones are bounded too.
+    fn spend(&self, bytes: usize) -> Result<(), Problem> {
+        let left = self.bytes_left.get().checked_sub(bytes + 1).ok_or_else(|| self.too_large())?;
+        self.bytes_left.set(left);
+        Ok(())
     }
 
     fn too_large(&self) -> Problem {

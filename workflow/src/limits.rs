@@ -12,12 +12,23 @@ pub const YAML_DEPTH_MAX: usize = 64;
 pub const TASKS_MAX: usize = 100_000;
 /// Dependencies of one workflow once arrays are expanded: 1,000 tasks that each need all of 1,000 others.
 pub const DEPENDENCIES_MAX: usize = 1_000_000;
-/// Bytes of a workflow's, task's, queue's, variable's or resource's name.
+/// Bytes of a workflow's, queue's, kind's, variable's or resource's name, and of an array element's `name[index]`.
 pub const NAME_BYTES_MAX: usize = 128;
+/// Bytes of a declared task's name: what leaves room for the index of an element.
+pub const TASK_NAME_BYTES_MAX: usize = 120;
+
+const _: () = assert!(TASK_NAME_BYTES_MAX + "[100000]".len() <= NAME_BYTES_MAX);
+
 /// Bytes of one task's command, environment and input together; it travels in the task's payload of at most 1 MiB.
 pub const COMMAND_BYTES_MAX: usize = 900 << 10;
 /// Bytes of all tasks' commands together.
 pub const COMMANDS_BYTES_MAX: usize = 256 << 20;
+/// Variables of one file.
+pub const VARIABLES_MAX: usize = 1_000;
+/// Custom resources of one task.
+pub const CUSTOM_RESOURCES_MAX: usize = 16;
+/// Names of errors that end a task at once.
+pub const NON_RETRYABLE_ERRORS_MAX: usize = 64;
 /// Attempts of one task.
 pub const ATTEMPTS_MAX: u16 = 1_000;
 /// Milliseconds of any duration: about ten years.

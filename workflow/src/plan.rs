@@ -6,6 +6,7 @@
 pub(crate) mod bounds;
 mod payload;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -36,7 +37,7 @@ pub struct PlanTask {
     pub parents: Vec<u32>,
     /// What to do.
     pub work: Work,
-    /// Under which terms; shared by the elements of an array.
+    /// Under which terms; shared by tasks of equal terms.
     pub contract: Arc<Contract>,
 }
 
@@ -99,8 +100,8 @@ pub struct Replay {
     pub cores: f64,
 }
 
-/// The terms of a task.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// The terms of a task. Tasks of equal terms share one value.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Contract {
     /// Queue; `None` is the server's default queue.
     pub queue: Option<String>,
@@ -117,7 +118,7 @@ pub struct Contract {
 }
 
 /// Priority classes, lowest first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub enum Priority {
     /// After everything else.
     Low,
@@ -147,6 +148,21 @@ impl Priority {
     }
 }
 
+/// Makes equal contracts one value.
+#[derive(Debug, Default)]
+pub(crate) struct Contracts(HashSet<Arc<Contract>>);
+
+impl Contracts {
+    pub(crate) fn share(&mut self, contract: Contract) -> Arc<Contract> {
+        if let Some(known) = self.0.get(&contract) {
+            return Arc::clone(known);
+        }
+        let shared = Arc::new(contract);
+        self.0.insert(Arc::clone(&shared));
+        shared
+    }
+}
+
 /// What becomes of a task's dependents when it fails for good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnFailure {
@@ -158,7 +174,7 @@ pub enum OnFailure {
 }
 
 /// When a failed attempt is followed by another.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Retry {
     /// Attempts in all, at least 1.
     pub max_attempts: u16,
@@ -189,7 +205,7 @@ impl Default for Retry {
 }
 
 /// What a task needs of a worker while it runs.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Resources {
     /// Thousandths of a core; 0 is the server's default.
     pub cpu_milli: u32,
@@ -227,12 +243,13 @@ impl Plan {
     /// Makes every replay ask for the memory and cores that were recorded; without this they ask for nothing, since
     /// an imitation of a run on a large machine should run on a small one.
     pub fn demand_recorded_resources(&mut self) {
+        let mut contracts = Contracts::default();
         for task in &mut self.tasks {
             if let Work::Replay(replay) = &task.work {
                 let mut contract = (*task.contract).clone();
                 contract.resources.memory_bytes = replay.memory_bytes;
                 contract.resources.cpu_milli = milli(replay.cores);
-                task.contract = Arc::new(contract);
+                task.contract = contracts.share(contract);
             }
         }
     }

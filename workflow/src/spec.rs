@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::limits;
 use crate::nearest::did_you_mean;
-use crate::plan::{Contract, OnFailure};
+use crate::plan::{Contract, Contracts, OnFailure};
 use crate::problem::{Code, Position, Problem};
 use crate::template::{ELEMENT_NAMES, Variables};
 use crate::yaml::{Node, Value};
@@ -48,9 +48,12 @@ pub(crate) struct Declared {
 }
 
 pub(crate) enum DeclaredWork {
-    Command { argv: Vec<Text>, env: BTreeMap<Rc<str>, Text>, cwd: Option<Text>, stdin: Option<Text> },
+    Command { argv: Vec<Text>, env: Env, base_env: Rc<Env>, cwd: Option<Text>, stdin: Option<Text> },
     Kind { kind: String, payload: Option<Text> },
 }
+
+/// Variables of a process; those of a task go before those of `defaults`.
+pub(crate) type Env = BTreeMap<Rc<str>, Text>;
 
 /// A text that may hold placeholders.
 #[derive(Debug, Clone)]
@@ -87,7 +90,7 @@ pub(crate) fn decode(root: &Node, options: &Options, problems: &mut Vec<Problem>
         problems.push(Problem::new(Code::EmptyWorkflow, root.at, EMPTY));
         return None;
     }
-    let mut reader = Reader { problems, variables: Variables::default() };
+    let mut reader = Reader { problems, variables: Variables::default(), contracts: Contracts::default() };
     let fields = reader.fields(root, "a workflow file", &FILE_KEYS)?;
     reader.variables = variables(&mut reader, fields.get("vars"), options);
     let name = match fields.get("name") {
@@ -113,7 +116,12 @@ fn variables(reader: &mut Reader<'_>, node: Option<&Node>, options: &Options) ->
     reader.variables.set("workdir", options.workdir.clone());
     reader.variables.set("filedir", options.filedir.clone());
     let mut declared: Vec<&str> = Vec::new();
-    for entry in node.map_or(&[][..], |node| reader.entries(node, "'vars'")) {
+    let entries = node.map_or(&[][..], |node| reader.entries(node, "'vars'"));
+    if entries.len() > limits::VARIABLES_MAX {
+        let sentence = format!("'vars' has {} variables; it may have {}", entries.len(), limits::VARIABLES_MAX);
+        reader.problem(Code::BadValue, node.map(|node| node.at), sentence);
+    }
+    for entry in entries.iter().take(limits::VARIABLES_MAX) {
         let reserved = ELEMENT_NAMES.contains(&&*entry.key) || matches!(&*entry.key, "workdir" | "filedir");
         if reserved || !is_name(&entry.key) {
             let why = if reserved { "is built in" } else { NAME_RULE };

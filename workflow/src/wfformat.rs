@@ -163,6 +163,7 @@ fn plan(instance: &Instance, problems: &mut Vec<Problem>) -> Option<Plan> {
     if plan.name.is_empty() {
         plan.name = "instance".to_owned();
     }
+    check_name(&plan.name, "the workflow's name", problems);
     let contract = Arc::new(Contract::default());
     for (task, parents) in recorded.tasks.iter().zip(parents) {
         let Some(replay) = replay(&recorded, task, problems, &mut plan.warnings) else { continue };
@@ -184,6 +185,16 @@ fn plan(instance: &Instance, problems: &mut Vec<Problem>) -> Option<Plan> {
         return None;
     }
     Some(plan)
+}
+
+/// Names go to terminals and into frames: no control characters, bounded, not empty.
+fn check_name(name: &str, what: &str, problems: &mut Vec<Problem>) {
+    if name.is_empty() || name.len() > limits::NAME_BYTES_MAX || name.chars().any(char::is_control) {
+        let most = limits::NAME_BYTES_MAX;
+        let shown: String = name.escape_debug().take(most).collect();
+        let sentence = format!("{what} cannot be '{shown}': it has 1 to {most} bytes and no control characters");
+        problems.push(Problem::new(Code::BadName, None, sentence));
+    }
 }
 
 /// `mProject_ID0000001` without its number: what tasks of one program have in common.
@@ -214,6 +225,7 @@ fn recorded<'a>(workflow: &'a Workflow, problems: &mut Vec<Problem>) -> Option<R
     }
     let mut places = HashMap::with_capacity(tasks.len());
     for (place, task) in tasks.iter().enumerate() {
+        check_name(task.id(), "a task's id", problems);
         if places.insert(task.id(), place).is_some() {
             let sentence = format!("two tasks have the id '{}'", task.id());
             problems.push(Problem::new(Code::DuplicateName, None, sentence));
@@ -247,16 +259,22 @@ fn parents(recorded: &Recorded<'_>, problems: &mut Vec<Problem>, warnings: &mut 
         own.sort_unstable();
         own.dedup();
     }
+    let mut by_children: Vec<Vec<u32>> = vec![Vec::new(); recorded.tasks.len()];
     let mut only_children = 0_usize;
     for (place, task) in recorded.tasks.iter().enumerate() {
         for name in &task.children {
             if let Some(child) = look_up(recorded, task, "child", name, problems)
-                && let Err(gap) = parents[child].binary_search(&number(place))
+                && parents[child].binary_search(&number(place)).is_err()
             {
-                parents[child].insert(gap, number(place));
+                by_children[child].push(number(place));
                 only_children += 1;
             }
         }
+    }
+    for (own, more) in parents.iter_mut().zip(by_children).filter(|(_, more)| !more.is_empty()) {
+        own.extend(more);
+        own.sort_unstable();
+        own.dedup();
     }
     dependencies += only_children;
     if dependencies > limits::DEPENDENCIES_MAX {

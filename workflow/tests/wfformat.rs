@@ -111,6 +111,16 @@ fn broken_instances_are_refused_with_a_code_and_a_sentence() {
 }
 
 #[test]
+fn names_that_would_disturb_a_terminal_are_refused() {
+    let text = fixture("good/diamond.json").replace("\"left\"", "\"le\\u001bft\"");
+    let rejected = from_wfformat(&text).expect_err("an escape character");
+    assert_eq!(rejected.code(), Code::BadName);
+    assert!(!rejected.to_string().contains('\u{1b}'), "{rejected}");
+    let text = fixture("good/diamond.json").replace("\"left\"", &format!("\"{}\"", "l".repeat(129)));
+    assert_eq!(from_wfformat(&text).expect_err("too long").code(), Code::BadName);
+}
+
+#[test]
 fn every_prefix_of_an_instance_is_refused_without_a_panic() {
     let text = fixture("good/diamond.json");
     let whole = text.trim_end();

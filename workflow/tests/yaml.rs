@@ -372,6 +372,32 @@ fn commands_are_bounded_however_short_the_file() {
 }
 
 #[test]
+fn many_uses_of_a_large_text_are_refused_before_they_are_made() {
+    let big = "y".repeat(800_000);
+    let uses = vec!["'{{big}}'"; 200_000].join(", ");
+    let many = format!("vars: {{big: {big}}}\ntasks: {{a: {{command: [{uses}]}}}}\n");
+    assert_eq!(refused(&many).code(), Code::CommandTooLarge);
+    let empty = vec!["''"; 950_000].join(", ");
+    assert_eq!(refused(&format!("tasks: {{a: {{command: [x, {empty}]}}}}\n")).code(), Code::CommandTooLarge);
+}
+
+#[test]
+fn ten_thousand_unknown_names_are_refused_quickly() {
+    let mut text = String::from("tasks:\n");
+    (0..10_000).for_each(|task| text.push_str(&format!("  t{task}: {{run: x, needs: u{task}}}\n")));
+    let started = std::time::Instant::now();
+    assert_eq!(refused(&text).code(), Code::UnknownTask);
+    assert!(started.elapsed().as_secs() < 10, "{:?}", started.elapsed());
+}
+
+#[test]
+fn equal_terms_are_shared() {
+    let plan = read("tasks:\n  a: {run: x, timeout: 1s}\n  b: {run: y, timeout: 1000ms}\n  c: {run: z}\n");
+    assert!(std::sync::Arc::ptr_eq(&plan.tasks[0].contract, &plan.tasks[1].contract));
+    assert!(!std::sync::Arc::ptr_eq(&plan.tasks[0].contract, &plan.tasks[2].contract));
+}
+
+#[test]
 fn the_largest_array_is_read() {
     let plan = read("tasks:\n  a: {array: 99999, run: 'x {{index}}'}\n  b: {run: y, needs: a}\n");
     assert_eq!((plan.tasks.len(), plan.dependencies()), (100_000, 99_999));
@@ -403,6 +429,13 @@ fn the_examples_are_valid() {
         }
     }
     assert!(seen >= 3);
+}
+
+#[test]
+fn names_leave_room_for_the_index() {
+    let plan = read(&format!("tasks: {{{}: {{run: x, array: 99999}}}}\n", "n".repeat(120)));
+    assert_eq!(plan.tasks[99_998].name.len(), 127);
+    assert_eq!(refused(&format!("tasks: {{{}: {{run: x}}}}\n", "n".repeat(121))).code(), Code::BadName);
 }
 
 #[test]

@@ -82,6 +82,11 @@ fn custom(reader: &mut Reader<'_>, entry: &crate::yaml::Entry, what: &str, resou
         return;
     }
     let Some(units) = units_of(reader, &entry.value, what) else { return };
+    if resources.custom.len() >= limits::CUSTOM_RESOURCES_MAX {
+        let sentence = format!("{what} is one too many; a task may ask for {}", limits::CUSTOM_RESOURCES_MAX);
+        reader.problem(Code::BadValue, entry.key_at, sentence);
+        return;
+    }
     resources.custom.retain(|(other, _)| *other != name);
     let place = resources.custom.partition_point(|(other, _)| *other < name);
     resources.custom.insert(place, (name, units));
@@ -129,6 +134,11 @@ fn retries(reader: &mut Reader<'_>, node: &Node, retry: &mut Retry) {
             retry.non_retryable_exit_codes = exit_codes(reader, node);
         }
         if let Some(errors) = fields.get("errors").and_then(|node| reader.texts(node, "'errors'")) {
+            if errors.len() > limits::NON_RETRYABLE_ERRORS_MAX {
+                let sentence = format!("'errors' may have {} names", limits::NON_RETRYABLE_ERRORS_MAX);
+                reader.problem(Code::BadValue, node.at, sentence);
+                return;
+            }
             let named = |error: &Text| reader.checked_name(&error.text, error.at, "an error's name");
             retry.non_retryable_errors = errors.iter().filter_map(named).collect();
         }

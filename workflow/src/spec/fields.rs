@@ -5,6 +5,7 @@ use std::rc::Rc;
 use super::{NAME_RULE, Text, is_name};
 use crate::limits;
 use crate::nearest::did_you_mean;
+use crate::plan::Contracts;
 use crate::problem::{Code, Position, Problem};
 use crate::template::{Fault, Variables};
 use crate::yaml::{Entry, Node, Value};
@@ -13,6 +14,7 @@ use crate::yaml::{Entry, Node, Value};
 pub(super) struct Reader<'a> {
     pub(super) problems: &'a mut Vec<Problem>,
     pub(super) variables: Variables,
+    pub(super) contracts: Contracts,
 }
 
 /// The entries of a mapping whose keys are all known.

@@ -1,12 +1,10 @@
 //! One declared task, and the `defaults` that every task starts from.
 
-use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use super::contract;
 use super::fields::{Fields, Reader, shortened};
-use super::{Array, Declared, DeclaredWork, Need, Text};
+use super::{Array, Declared, DeclaredWork, Env, Need, Text};
 use crate::limits;
 use crate::plan::Contract;
 use crate::problem::{Code, Position};
@@ -16,7 +14,7 @@ use crate::yaml::{Node, Value};
 #[derive(Default)]
 pub(super) struct Defaults {
     contract: Contract,
-    env: BTreeMap<Rc<str>, Text>,
+    env: Rc<Env>,
     cwd: Option<Text>,
 }
 
@@ -25,10 +23,10 @@ impl Defaults {
         let known: Vec<&str> = contract::KEYS.into_iter().chain(["env", "cwd"]).collect();
         let Some(fields) = reader.fields(node, "'defaults'", &known) else { return Self::default() };
         let contract = contract::decode(reader, fields, &Contract::default());
-        let mut env = BTreeMap::new();
+        let mut env = Env::new();
         add_env(reader, fields, &mut env);
         let cwd = fields.get("cwd").and_then(|node| reader.text(node, "'cwd'"));
-        Self { contract, env, cwd }
+        Self { contract, env: Rc::new(env), cwd }
     }
 }
 
@@ -59,11 +57,16 @@ pub(super) fn decode(
         }
     };
     let what = format!("task '{name}'");
+    if name.len() > limits::TASK_NAME_BYTES_MAX {
+        let (has, most) = (name.len(), limits::TASK_NAME_BYTES_MAX);
+        reader.problem(Code::BadName, at, format!("{what} has a name of {has} bytes; it may have {most}"));
+    }
     let contract = contract::decode(reader, fields, &defaults.contract);
+    let contract = reader.contracts.share(contract);
     let needs = fields.get("needs").map_or_else(Vec::new, |node| needs(reader, node));
     let array = fields.get("array").and_then(|node| array(reader, node, &what));
     let work = work(reader, fields, &what, defaults)?;
-    Some(Declared { name, at, work, needs, array, contract: Arc::new(contract) })
+    Some(Declared { name, at, work, needs, array, contract })
 }
 
 fn work(reader: &mut Reader<'_>, fields: Fields<'_>, what: &str, defaults: &Defaults) -> Option<DeclaredWork> {
@@ -124,14 +127,14 @@ fn process(
         let sentence = format!("{what}: 'payload' belongs to a task with 'kind'; a process reads 'stdin'");
         reader.problem(Code::ConflictingKeys, node.at, sentence);
     }
-    let mut env = defaults.env.clone();
+    let mut env = Env::new();
     add_env(reader, fields, &mut env);
     let cwd = fields.get("cwd").and_then(|node| reader.text(node, "'cwd'")).or_else(|| defaults.cwd.clone());
     let stdin = fields.get("stdin").and_then(|node| reader.text(node, "'stdin'"));
-    Some(DeclaredWork::Command { argv, env, cwd, stdin })
+    Some(DeclaredWork::Command { argv, env, base_env: Rc::clone(&defaults.env), cwd, stdin })
 }
 
-fn add_env(reader: &mut Reader<'_>, fields: Fields<'_>, env: &mut BTreeMap<Rc<str>, Text>) {
+fn add_env(reader: &mut Reader<'_>, fields: Fields<'_>, env: &mut Env) {
     let Some(node) = fields.get("env") else { return };
     for entry in reader.entries(node, "'env'") {
         let starts_well = entry.key.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
