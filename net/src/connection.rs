@@ -1,0 +1,276 @@
+//! One client connection: frames in, checked in place; frames out, one write per turn.
+//!
+//! Invariants:
+//! - A frame reaches the handler only after its length, checksum and version were checked.
+//! - The receive buffer grows to the announced frame, which is bounded by the protocol, and shrinks again.
+//! - While more than [`OUT_BYTES_MAX`] wait for the peer, nothing further is read from it.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Poll;
+
+use futures_lite::{AsyncRead, AsyncWrite};
+use glommio::net::TcpStream;
+use taskmaster_protocol::body::Refusal;
+use taskmaster_protocol::frame::{self, Header};
+use taskmaster_protocol::{Code, FrameBuffer, Operation, limits};
+
+use crate::socket::{send_now, shutdown};
+use crate::wake::Bell;
+
+/// Unsent bytes beyond which a connection is not read from.
+pub const OUT_BYTES_MAX: usize = 64 << 20;
+/// The receive buffer's first and usual largest size, in bytes.
+const IN_BYTES_MIN: usize = 16 << 10;
+const IN_BYTES_USUAL: usize = 256 << 10;
+
+/// What the connection's owner does with frames.
+pub trait Handler {
+    /// A checked frame arrived. `Err` sends the refusal and closes the connection.
+    ///
+    /// # Errors
+    /// A code and a sentence for the peer.
+    fn frame(&self, connection: &Rc<Connection>, header: Header, body: &[u8]) -> Result<(), (Code, String)>;
+
+    /// All frames that had arrived were handed over.
+    fn turn_ended(&self);
+
+    /// The connection is gone.
+    fn closed(&self, connection: &Connection);
+}
+
+/// An open connection.
+pub struct Connection {
+    number: u64,
+    stream: RefCell<TcpStream>,
+    out: RefCell<FrameBuffer>,
+    /// Bytes of `out` already sent.
+    sent: Cell<usize>,
+    /// The socket takes nothing now; the writing task goes on.
+    blocked: Cell<bool>,
+    closed: Cell<bool>,
+    writable: Bell,
+    drained: Bell,
+    /// The hello was answered.
+    pub greeted: Cell<bool>,
+}
+
+impl Connection {
+    /// Wraps an accepted stream. `number` is the owner's name for it.
+    #[must_use]
+    pub fn new(number: u64, stream: TcpStream) -> Rc<Self> {
+        // Without it small answers wait for the peer's acknowledgement; a failure only costs latency.
+        let _ = stream.set_nodelay(true);
+        Rc::new(Self {
+            number,
+            stream: RefCell::new(stream),
+            out: RefCell::default(),
+            sent: Cell::new(0),
+            blocked: Cell::new(false),
+            closed: Cell::new(false),
+            writable: Bell::default(),
+            drained: Bell::default(),
+            greeted: Cell::new(false),
+        })
+    }
+
+    /// The owner's name for it.
+    #[must_use]
+    pub const fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Adds whole frames to what will be sent; [`Self::flush`] sends. Takes the buffer's content and leaves it empty.
+    pub fn push(&self, frames: &mut FrameBuffer) {
+        let mut out = self.out.borrow_mut();
+        if out.is_empty() {
+            core::mem::swap(&mut *out, frames);
+        } else {
+            out.extend_from_slice(frames);
+            frames.clear();
+        }
+    }
+
+    /// Sends what the socket takes; the rest follows by itself.
+    pub fn flush(&self) {
+        if self.blocked.get() || self.closed.get() {
+            return;
+        }
+        let mut out = self.out.borrow_mut();
+        while self.sent.get() < out.len() {
+            match send_now(&self.stream.borrow(), &out[self.sent.get()..]) {
+                Ok(0) => {
+                    self.blocked.set(true);
+                    self.writable.ring();
+                    return;
+                }
+                Ok(count) => self.sent.set(self.sent.get() + count),
+                Err(_) => return self.close(),
+            }
+        }
+        self.sent.set(0);
+        out.clear();
+    }
+
+    /// Bytes that wait for the peer.
+    #[must_use]
+    pub fn unsent_bytes(&self) -> usize {
+        self.out.borrow().len() - self.sent.get()
+    }
+
+    /// Ends the connection.
+    pub fn close(&self) {
+        if !self.closed.replace(true) {
+            shutdown(&self.stream.borrow());
+            self.writable.ring();
+            self.drained.ring();
+        }
+    }
+
+    /// Goes on sending whenever the socket was full. Ends with the connection.
+    pub async fn write_loop(self: Rc<Self>) {
+        while !self.closed.get() {
+            self.writable.wait().await;
+            while self.blocked.get() && !self.closed.get() {
+                if self.write_some().await.is_err() {
+                    self.close();
+                }
+            }
+        }
+    }
+
+    async fn write_some(&self) -> io::Result<()> {
+        let count = poll_fn(|context| {
+            let out = self.out.borrow();
+            let rest = &out[self.sent.get()..];
+            if rest.is_empty() || self.closed.get() {
+                return Poll::Ready(Ok(0));
+            }
+            Pin::new(&mut *self.stream.borrow_mut()).poll_write(context, rest)
+        })
+        .await?;
+        self.sent.set(self.sent.get() + count);
+        let mut out = self.out.borrow_mut();
+        if self.sent.get() == out.len() {
+            out.clear();
+            self.sent.set(0);
+            self.blocked.set(false);
+            self.drained.ring();
+        }
+        Ok(())
+    }
+
+    /// Reads frames until the peer is gone or must be refused, then tells the handler that the connection is closed.
+    pub async fn read_loop(self: Rc<Self>, handler: Rc<impl Handler>) {
+        let mut input = Input::default();
+        while !self.closed.get() {
+            match self.read_some(&mut input).await {
+                Ok(0) | Err(_) => break,
+                Ok(_) => {}
+            }
+            let refused = self.hand_over(&mut input, &*handler);
+            handler.turn_ended();
+            if let Err((code, message)) = refused {
+                self.refuse(code, &message);
+                break;
+            }
+            while self.unsent_bytes() > OUT_BYTES_MAX && !self.closed.get() {
+                self.drained.wait().await;
+            }
+            glommio::executor().yield_if_needed().await;
+        }
+        self.close();
+        handler.closed(&self);
+    }
+
+    async fn read_some(&self, input: &mut Input) -> io::Result<usize> {
+        let room = input.room();
+        let count = poll_fn(|context| {
+            if self.closed.get() {
+                return Poll::Ready(Ok(0));
+            }
+            Pin::new(&mut *self.stream.borrow_mut()).poll_read(context, room)
+        })
+        .await?;
+        input.filled += count;
+        Ok(count)
+    }
+
+    fn hand_over(self: &Rc<Self>, input: &mut Input, handler: &impl Handler) -> Result<(), (Code, String)> {
+        let mut at = 0;
+        let outcome = loop {
+            match frame::parse(&input.buffer[at..input.filled]) {
+                Ok(Some((frame, used))) => {
+                    at += used;
+                    if frame.header.version != limits::PROTOCOL_VERSION && frame.header.operation != Operation::Hello.number() {
+                        let message = format!(
+                            "frame of protocol version {}: this connection speaks {}",
+                            frame.header.version,
+                            limits::PROTOCOL_VERSION
+                        );
+                        break Err((Code::UnsupportedVersion, message));
+                    }
+                    if let Err(refused) = handler.frame(self, frame.header, frame.body) {
+                        break Err(refused);
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => {
+                    let code = if matches!(error, frame::FrameError::TooLarge { .. }) {
+                        Code::TooLarge
+                    } else {
+                        Code::Malformed
+                    };
+                    break Err((code, error.to_string()));
+                }
+            }
+        };
+        input.consume(at);
+        outcome
+    }
+
+    /// Tells the peer why the connection ends.
+    pub fn refuse(&self, code: Code, message: &str) {
+        let header = Header::request(Operation::Ping, 0, None).response(code);
+        let mut frames = FrameBuffer::new();
+        frame::encode(&mut frames, header, &Refusal::new(message, None, 0));
+        self.push(&mut frames);
+        self.flush();
+    }
+}
+
+/// The receive buffer: `buffer[..filled]` starts at a frame.
+#[derive(Default)]
+struct Input {
+    buffer: FrameBuffer,
+    filled: usize,
+}
+
+impl Input {
+    /// Room for the next read: at least what completes the present frame.
+    fn room(&mut self) -> &mut [u8] {
+        let needed = frame::needed(&self.buffer[..self.filled]).unwrap_or(frame::HEADER_BYTES);
+        let usual = if self.buffer.len() < IN_BYTES_MIN { IN_BYTES_MIN } else { self.buffer.len() };
+        let grown = if self.filled == self.buffer.len() { usual * 4 } else { usual };
+        let size = grown.min(IN_BYTES_USUAL).max(needed.next_multiple_of(4_096));
+        if self.filled == 0 && self.buffer.len() > IN_BYTES_USUAL {
+            self.buffer = FrameBuffer::new();
+        }
+        if self.buffer.len() < size {
+            self.buffer.resize(size, 0);
+        }
+        &mut self.buffer[self.filled..]
+    }
+
+    fn consume(&mut self, count: usize) {
+        if self.filled == self.buffer.len() && self.buffer.len() < IN_BYTES_USUAL {
+            let size = (self.buffer.len() * 4).min(IN_BYTES_USUAL);
+            self.buffer.resize(size, 0);
+        }
+        self.buffer.copy_within(count..self.filled, 0);
+        self.filled -= count;
+    }
+}
