@@ -61,8 +61,14 @@ fn elements(declared: &Declared) -> usize {
     declared.array.as_ref().map_or(1, Array::len)
 }
 
+/// Adds what is wrong with names, needs and sizes to the problems of a file that is refused already.
+pub(crate) fn check_names(spec: &Spec, problems: &mut Vec<Problem>) {
+    let _ = layout(spec, problems);
+}
+
 /// Resolves names, then counts: nothing is built for a file that is refused.
 fn layout(spec: &Spec, problems: &mut Vec<Problem>) -> Option<Layout> {
+    let before = problems.len();
     let mut places: HashMap<&str, usize> = HashMap::with_capacity(spec.tasks.len());
     for (place, declared) in spec.tasks.iter().enumerate() {
         if let Some(first) = places.insert(&declared.name, place) {
@@ -72,7 +78,7 @@ fn layout(spec: &Spec, problems: &mut Vec<Problem>) -> Option<Layout> {
     }
     let needs: Vec<Vec<(usize, bool)>> =
         spec.tasks.iter().map(|declared| needs(spec, declared, &places, problems)).collect();
-    if !problems.is_empty() {
+    if problems.len() > before {
         return None;
     }
     check_acyclic(spec, &needs, problems)?;

@@ -46,7 +46,13 @@ pub fn from_yaml(text: &str, options: &Options) -> Result<Plan, Rejected> {
 fn read_yaml(text: &str, options: &Options, problems: &mut Vec<Problem>) -> Option<Plan> {
     let root = yaml::parse(text, problems)?;
     let spec = spec::decode(&root, options, problems)?;
-    if problems.is_empty() { expand::plan(&spec, options, problems) } else { None }
+    if problems.is_empty() {
+        return expand::plan(&spec, options, problems);
+    }
+    if spec.nothing_lost {
+        expand::check_names(&spec, problems);
+    }
+    None
 }
 
 /// Reads a WfCommons instance: a recorded execution, every task of it a [`Work::Replay`].

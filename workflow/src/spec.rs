@@ -36,6 +36,8 @@ pub(crate) struct Spec {
     pub(crate) on_failure: OnFailure,
     pub(crate) variables: Variables,
     pub(crate) tasks: Vec<Declared>,
+    /// Every task is there with its name and array, though other things of it may be wrong.
+    pub(crate) nothing_lost: bool,
 }
 
 pub(crate) struct Declared {
@@ -90,11 +92,12 @@ pub(crate) fn decode(root: &Node, options: &Options, problems: &mut Vec<Problem>
         problems.push(Problem::new(Code::EmptyWorkflow, root.at, EMPTY));
         return None;
     }
-    let mut reader = Reader { problems, variables: Variables::default(), contracts: Contracts::default() };
+    let mut reader =
+        Reader { problems, variables: Variables::default(), contracts: Contracts::default(), nothing_lost: true };
     let fields = reader.fields(root, "a workflow file", &FILE_KEYS)?;
     reader.variables = variables(&mut reader, fields.get("vars"), options);
     let name = match fields.get("name") {
-        Some(node) => reader.name(node, "the workflow's name")?,
+        Some(node) => reader.name(node, "the workflow's name").unwrap_or_default(),
         None => options.name.clone(),
     };
     let defaults = fields.get("defaults").map_or_else(Defaults::default, |node| Defaults::decode(&mut reader, node));
@@ -105,8 +108,9 @@ pub(crate) fn decode(root: &Node, options: &Options, problems: &mut Vec<Problem>
     let tasks = decode_tasks(&mut reader, tasks, &defaults);
     let words = [("cancel", OnFailure::Cancel), ("continue", OnFailure::Continue)];
     let on_failure = fields.get("on_failure").and_then(|node| reader.one_of(node, "'on_failure'", &words));
+    let nothing_lost = reader.nothing_lost;
     let variables = reader.variables;
-    Some(Spec { name, on_failure: on_failure.unwrap_or_default(), variables, tasks })
+    Some(Spec { name, on_failure: on_failure.unwrap_or_default(), variables, tasks, nothing_lost })
 }
 
 const EMPTY: &str = "the workflow has no tasks; list at least one under 'tasks'";
@@ -149,12 +153,14 @@ fn variables(reader: &mut Reader<'_>, node: Option<&Node>, options: &Options) ->
 }
 
 fn decode_tasks(reader: &mut Reader<'_>, node: &Node, defaults: &Defaults) -> Vec<Declared> {
-    let mut tasks = Vec::new();
+    let (mut tasks, nodes) = (Vec::new(), node.value.len());
     match &node.value {
         Value::Map(entries) => {
             for entry in entries {
-                let name = reader.checked_name(&entry.key, entry.key_at, "a task's name");
-                tasks.extend(task::decode(reader, &entry.value, name.map(|name| (name, entry.key_at)), defaults));
+                // A bad name is reported, and still names the task, so that its needs can be looked at.
+                reader.checked_name(&entry.key, entry.key_at, "a task's name");
+                let named = (entry.key.to_string(), entry.key_at);
+                tasks.extend(task::decode(reader, &entry.value, Some(named), defaults));
             }
         }
         Value::List(items) => {
@@ -166,12 +172,12 @@ fn decode_tasks(reader: &mut Reader<'_>, node: &Node, defaults: &Defaults) -> Ve
             let sentence =
                 format!("'tasks' is a mapping from names to tasks or a list of tasks, not {}", other.shape());
             reader.problem(Code::WrongType, node.at, sentence);
-            return tasks;
         }
     }
-    if tasks.is_empty() && reader.problems.is_empty() {
+    if nodes == 0 && matches!(node.value, Value::Map(_) | Value::List(_)) {
         reader.problem(Code::EmptyWorkflow, node.at, EMPTY);
     }
+    reader.nothing_lost &= tasks.len() == nodes;
     tasks
 }
 

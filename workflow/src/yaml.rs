@@ -49,6 +49,15 @@ impl Value {
         }
     }
 
+    /// Nodes directly below.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Null | Self::Text(_) => 0,
+            Self::List(items) => items.len(),
+            Self::Map(entries) => entries.len(),
+        }
+    }
+
     /// Nodes and levels, this one included.
     fn size(&self) -> (usize, usize) {
         let add = |(nodes, levels): (usize, usize), node: &Node| {

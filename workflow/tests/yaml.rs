@@ -338,6 +338,24 @@ fn all_problems_of_a_file_are_reported_together_in_its_order() {
 }
 
 #[test]
+fn problems_of_names_are_reported_beside_those_of_values() {
+    let rejected = refused(
+        "tasks:
+  fetch: {run: x, timeout: 30}
+  'build it': {rnu: make, needs: fetch}
+  test: {run: x, needs: [biuld, 'build it']}
+  ship: {command: ship it, needs: [test]}
+",
+    );
+    let codes: Vec<Code> = rejected.problems().iter().map(|problem| problem.code).collect();
+    let expected =
+        [Code::BadValue, Code::BadName, Code::MissingKey, Code::UnknownKey, Code::UnknownTask, Code::WrongType];
+    assert_eq!(codes, expected, "{rejected}");
+    let lost = refused("tasks:\n- {run: x}\n- {name: b, run: x, needs: a}\n");
+    assert_eq!(lost.problems().len(), 1, "a task without a name may be the one that is needed: {lost}");
+}
+
+#[test]
 fn many_problems_are_counted_not_listed() {
     let mut text = String::from("tasks:\n");
     (0..200).for_each(|number| text.push_str(&format!("  t{number}: {{rnu: x}}\n")));

@@ -15,6 +15,8 @@ pub(super) struct Reader<'a> {
     pub(super) problems: &'a mut Vec<Problem>,
     pub(super) variables: Variables,
     pub(super) contracts: Contracts,
+    /// Becomes false when a task's name or array could not be read.
+    pub(super) nothing_lost: bool,
 }
 
 /// The entries of a mapping whose keys are all known.

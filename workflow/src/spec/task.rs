@@ -64,8 +64,14 @@ pub(super) fn decode(
     let contract = contract::decode(reader, fields, &defaults.contract);
     let contract = reader.contracts.share(contract);
     let needs = fields.get("needs").map_or_else(Vec::new, |node| needs(reader, node));
-    let array = fields.get("array").and_then(|node| array(reader, node, &what));
-    let work = work(reader, fields, &what, defaults)?;
+    let array = fields.get("array").and_then(|node| {
+        let array = array(reader, node, &what);
+        reader.nothing_lost &= array.is_some();
+        array
+    });
+    // A task whose work is wrong stays, so that what needs it is not told that it does not exist.
+    let nothing = || DeclaredWork::Kind { kind: String::new(), payload: None };
+    let work = work(reader, fields, &what, defaults).unwrap_or_else(nothing);
     Some(Declared { name, at, work, needs, array, contract })
 }
 
