@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command as Program, Stdio};
+use std::process::{Child, Command as Program, Stdio};
 use std::time::{Duration, Instant};
 use taskmaster_workers::process::Limits;
 use taskmaster_workers::{Cancel, Command, Job, ProcessExecutor, ProgressSink, cgroup};
@@ -29,6 +29,16 @@ fn living_in(dir: &Path) -> usize {
     entries.filter(|entry| fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == dir)).count()
 }
 
+/// The worker must not outlive a failed assertion.
+struct Worker(Child);
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 fn eventually(what: &str, holds: impl Fn() -> bool) {
     let until = Instant::now() + Duration::from_secs(20);
     while !holds() {
@@ -41,19 +51,19 @@ fn eventually(what: &str, holds: impl Fn() -> bool) {
 fn a_killed_worker_takes_its_tasks_whole_groups_with_it() {
     let dir = tempfile::tempdir().unwrap();
     let dir = fs::canonicalize(dir.path()).unwrap();
-    let mut worker = Program::new(std::env::current_exe().unwrap())
+    let worker = Program::new(std::env::current_exe().unwrap())
         .args(["--exact", "as_worker"])
         .env(AS_WORKER, &dir)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
+        .map(Worker)
         .unwrap();
     eventually("the task's start", || dir.join("outer").exists() && dir.join("inner").exists());
     // The guardian shows in the process table once the task is entrusted to it.
-    eventually("the guardian", || guardian_of(worker.id()).is_some());
-    let guardian = guardian_of(worker.id()).expect("it was there");
-    worker.kill().unwrap();
-    worker.wait().unwrap();
+    eventually("the guardian", || guardian_of(worker.0.id()).is_some());
+    let guardian = guardian_of(worker.0.id()).expect("it was there");
+    drop(worker);
     eventually("the task's end", || living_in(&dir) == 0);
     eventually("the guardian's end", || !is_alive(guardian));
 }
