@@ -1,22 +1,14 @@
 //! What the machine allows: bare durable appends and bare loopback round trips, one after the other.
-//!
-//! The file is written with zeros before it is measured, since extending a file costs a journal commit that a log with
-//! preallocated segments does not pay.
 
-use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use rustix::fs::OFlags;
 use serde::Serialize;
-use taskmaster_protocol::AlignedVec;
+use taskmaster_storage::wal::floor::probe;
 
-const BLOCK_BYTES: usize = 4096;
-const FILE_BLOCKS: u64 = 2048;
 const MESSAGE_BYTES: usize = 64;
 
 /// The floor under every durable request, measured in the same run as what is compared with it.
@@ -39,9 +31,8 @@ impl Floor {
             return Ok(Self::default());
         }
         let time = Duration::from_secs_f64(time_s);
-        let append_flush_per_s = data_dir
-            .map(|dir| append_flush_per_s(dir, time).with_context(|| format!("measuring appends in {}", dir.display())))
-            .transpose()?;
+        let measure = |dir: &Path| probe(dir, time).with_context(|| format!("measuring appends in {}", dir.display()));
+        let append_flush_per_s = data_dir.map(measure).transpose()?.map(|floor| floor.appends_per_s);
         Ok(Self { append_flush_per_s, loopback_round_trips_per_s: Some(loopback_round_trips_per_s(time)?) })
     }
 
@@ -50,31 +41,6 @@ impl Floor {
     pub fn request_us(&self) -> Option<f64> {
         Some(1e6 / self.append_flush_per_s? + 1e6 / self.loopback_round_trips_per_s?)
     }
-}
-
-/// Appends per second in a file that is removed afterwards.
-fn append_flush_per_s(dir: &Path, time: Duration) -> Result<f64> {
-    let path = dir.join(format!(".floor-{}", std::process::id()));
-    let measured = measure_appends(&path, time);
-    let removed = std::fs::remove_file(&path);
-    let per_s = measured?;
-    removed?;
-    Ok(per_s)
-}
-
-fn measure_appends(path: &Path, time: Duration) -> Result<f64> {
-    let mut block = AlignedVec::<BLOCK_BYTES>::new();
-    block.resize(BLOCK_BYTES, 0);
-    let plain = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
-    for number in 0..FILE_BLOCKS {
-        plain.write_all_at(&block, number * BLOCK_BYTES as u64)?;
-    }
-    plain.sync_all()?;
-    let open = |flags: OFlags| OpenOptions::new().write(true).custom_flags(flags.bits().cast_signed()).open(path);
-    // Some file systems refuse direct I/O; their floor is the buffered one.
-    let file = open(OFlags::DIRECT | OFlags::DSYNC).or_else(|_| open(OFlags::DSYNC))?;
-    block.fill(0x5A);
-    rate(time, |number| Ok(file.write_all_at(&block, number % FILE_BLOCKS * BLOCK_BYTES as u64)?))
 }
 
 fn loopback_round_trips_per_s(time: Duration) -> Result<f64> {
@@ -88,27 +54,17 @@ fn loopback_round_trips_per_s(time: Duration) -> Result<f64> {
         while far.read_exact(&mut message).is_ok() && far.write_all(&message).is_ok() {}
     });
     let mut message = [7u8; MESSAGE_BYTES];
-    let measured = rate(time, |_| {
+    let start = Instant::now();
+    let mut round_trips = 0u32;
+    while start.elapsed() < time || round_trips == 0 {
         near.write_all(&message)?;
-        Ok(near.read_exact(&mut message)?)
-    });
+        near.read_exact(&mut message)?;
+        round_trips += 1;
+    }
+    let per_s = f64::from(round_trips) / start.elapsed().as_secs_f64();
     drop(near);
     echo.join().expect("the echo does not panic");
-    measured
-}
-
-/// Calls `step` with 0, 1, 2... for about `time`; calls per second.
-fn rate(time: Duration, mut step: impl FnMut(u64) -> Result<()>) -> Result<f64> {
-    let start = Instant::now();
-    let mut steps = 0u32;
-    loop {
-        step(u64::from(steps))?;
-        steps += 1;
-        let elapsed = start.elapsed();
-        if elapsed >= time {
-            return Ok(f64::from(steps) / elapsed.as_secs_f64());
-        }
-    }
+    Ok(per_s)
 }
 
 #[cfg(test)]

@@ -43,9 +43,9 @@ pub struct Report {
     pub wal_bytes: Option<u64>,
     /// Largest resident memory of the node's process since its start, in bytes.
     pub rss_bytes_max: Option<u64>,
-    /// CPU time of the node's process, in seconds.
+    /// CPU time of the node's process, in seconds; without the generator's if it runs in the same process.
     pub cpu_s: Option<f64>,
-    /// CPU time of the generator, in nanoseconds per task, warm-up included.
+    /// CPU time of the generator, in nanoseconds per task.
     pub generator_ns_per_task: f64,
     /// What the machine allows.
     pub floor: Floor,

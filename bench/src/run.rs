@@ -79,7 +79,7 @@ pub fn run(options: &Options, node: &NodeInfo) -> Result<Report> {
         Ok((Load { measure_from_ns: from_ns + nanoseconds(options.warmup_s), spent }, outcomes))
     })?;
     let config = config(options, node, greeting);
-    report(options, config, floor, load, outcomes)
+    report(options, node, config, floor, load, outcomes)
 }
 
 /// When the measurement began and what the node spent on it.
@@ -225,7 +225,7 @@ impl Spent {
         Self {
             flushes: self.flushes.zip(before.flushes).map(|(now, then)| now.saturating_sub(then)),
             wal_bytes: self.wal_bytes.zip(before.wal_bytes).map(|(now, then)| now.saturating_sub(then)),
-            cpu_s: self.cpu_s.zip(before.cpu_s).map(|(now, then)| ((now - then) * 100.0).round() / 100.0),
+            cpu_s: self.cpu_s.zip(before.cpu_s).map(|(now, then)| now - then),
             rss_bytes_max: self.rss_bytes_max,
         }
     }
@@ -259,6 +259,7 @@ fn config(options: &Options, node: &NodeInfo, greeting: Greeting) -> Config {
 
 fn report(
     options: &Options,
+    node: &NodeInfo,
     config: Config,
     floor: Floor,
     Load { measure_from_ns, spent }: Load,
@@ -280,6 +281,8 @@ fn report(
         0 => (all.end_to_end.len(), tallies.last_done_ns),
         _ => (tallies.steady, tallies.submitted_ns),
     };
+    let generator_s = Duration::from_nanos(tallies.cpu_ns).as_secs_f64();
+    let shared_s = if node.pid == Some(std::process::id()) { generator_s } else { 0.0 };
     ensure!(tasks > 0 || lost > 0, "no task was measured: the run ended within its warm-up");
     let elapsed_s = Duration::from_nanos(until_ns.saturating_sub(measure_from_ns).max(1)).as_secs_f64();
     Ok(Report {
@@ -299,7 +302,7 @@ fn report(
         flushes: spent.flushes,
         wal_bytes: spent.wal_bytes,
         rss_bytes_max: spent.rss_bytes_max,
-        cpu_s: spent.cpu_s,
+        cpu_s: spent.cpu_s.map(|cpu_s| ((cpu_s - shared_s).max(0.0) * 1e3).round() / 1e3),
         generator_ns_per_task: tallies.cpu_ns as f64 / tallies.handled.max(1) as f64,
         floor,
         config,
