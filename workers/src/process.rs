@@ -64,7 +64,8 @@ impl std::fmt::Debug for ProcessExecutor {
 }
 
 impl ProcessExecutor {
-    /// An executor with its own thread. Processes inherit the environment which this program has now.
+    /// An executor with its own thread. Processes inherit the environment which this program has now, and the processor
+    /// affinity of the thread which calls this: call it from one that is not pinned.
     ///
     /// # Errors
     /// The thread could not be started.
