@@ -1,0 +1,136 @@
+//! Queue settings and task filters, as callers give them.
+
+use std::time::Duration;
+
+use taskmaster_protocol::body::{ConfigureQueue, ListTasks, put, queue_field};
+
+use crate::task::{State, millis_u32};
+
+/// Changes to a queue; what is not named stays as it is. A queue that does not exist is created.
+#[derive(Clone, Debug, Default)]
+pub struct QueueSettings {
+    body: ConfigureQueue,
+}
+
+impl QueueSettings {
+    /// No change yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn set(mut self, bit: u32, change: impl FnOnce(&mut ConfigureQueue)) -> Self {
+        self.body.set |= bit;
+        change(&mut self.body);
+        self
+    }
+
+    /// Paused: nothing of the queue is assigned.
+    #[must_use]
+    pub fn paused(self, paused: bool) -> Self {
+        self.set(queue_field::PAUSED, |body| body.paused = paused.into())
+    }
+
+    /// Draining: new tasks are refused, accepted ones run.
+    #[must_use]
+    pub fn draining(self, draining: bool) -> Self {
+        self.set(queue_field::DRAINING, |body| body.draining = draining.into())
+    }
+
+    /// At most this many starts per second (in thousandths; 0 for no limit), and this many at once after idleness.
+    #[must_use]
+    pub fn rate(self, milli_per_s: u64, burst: u32) -> Self {
+        self.set(queue_field::RATE, |body| {
+            body.rate_milli_per_s = milli_per_s;
+            body.rate_burst = burst;
+        })
+    }
+
+    /// At most this many tasks leased at once; 0 for no limit.
+    #[must_use]
+    pub fn concurrency(self, concurrency: u32) -> Self {
+        self.set(queue_field::CONCURRENCY, |body| body.concurrency = concurrency)
+    }
+
+    /// At a task's deadline only flag it, instead of expiring it.
+    #[must_use]
+    pub fn flag_deadlines(self, flag: bool) -> Self {
+        self.set(queue_field::DEADLINE_ACTION, |body| body.deadline_action = flag.into())
+    }
+
+    /// How long finished tasks are kept unless they say otherwise.
+    #[must_use]
+    pub fn retention(self, retention: Duration) -> Self {
+        self.set(queue_field::RETENTION, |body| body.retention_ms = millis_u32(retention))
+    }
+
+    /// At most this many unfinished tasks; 0 for no limit of its own.
+    #[must_use]
+    pub fn depth_max(self, depth_max: u64) -> Self {
+        self.set(queue_field::DEPTH, |body| body.depth_max = depth_max)
+    }
+
+    pub(crate) fn into_body(mut self, namespace: &str, queue: &str) -> ConfigureQueue {
+        self.body.namespace = put(&mut self.body.bytes, namespace.as_bytes());
+        self.body.queue = put(&mut self.body.bytes, queue.as_bytes());
+        self.body
+    }
+}
+
+/// Which tasks to list.
+#[derive(Clone, Debug, Default)]
+pub struct TaskFilter {
+    queue: String,
+    kind: String,
+    states: u32,
+}
+
+impl TaskFilter {
+    /// All tasks of the client's namespace.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Only this queue.
+    #[must_use]
+    pub fn queue(mut self, queue: impl Into<String>) -> Self {
+        self.queue = queue.into();
+        self
+    }
+
+    /// Only this kind.
+    #[must_use]
+    pub fn kind(mut self, kind: impl Into<String>) -> Self {
+        self.kind = kind.into();
+        self
+    }
+
+    /// Only this state, or another one named by a further call.
+    #[must_use]
+    pub fn state(mut self, state: State) -> Self {
+        self.states |= 1 << state.number();
+        self
+    }
+
+    pub(crate) fn to_body(&self, namespace: &str, cursor: u32, limit: u32) -> ListTasks {
+        let mut bytes = Vec::new();
+        ListTasks {
+            namespace: put(&mut bytes, namespace.as_bytes()),
+            queue: put(&mut bytes, self.queue.as_bytes()),
+            kind: put(&mut bytes, self.kind.as_bytes()),
+            states: self.states,
+            cursor,
+            limit,
+            reserved: 0,
+            bytes,
+        }
+    }
+}
+
+/// Where a listing goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ListPosition {
+    pub(crate) partition: u16,
+    pub(crate) cursor: u32,
+}

@@ -1,0 +1,277 @@
+//! Runs handlers: at most `concurrency` at once, in the order the tasks arrived.
+//!
+//! Invariants: a free slot and a queued task never stay side by side; every started attempt ends with one event,
+//! panics included. Handlers run as tokio tasks, never on the session.
+
+use std::any::Any;
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{self, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, mpsc};
+
+use super::context::{Context, Event, Lease, TaskError};
+use super::credit::Credits;
+use crate::task::Payload;
+
+/// Work held ready locally when the prefetch is not set: about this much run time.
+const PREFETCH_NS: u64 = 2_000_000;
+/// Most tasks held ready when the prefetch is not set.
+const PREFETCH_MAX: u32 = 4096;
+/// Tasks a runner takes in a row before it lets others run.
+const IN_A_ROW: u32 = 32;
+
+pub(super) type Answer = Pin<Box<dyn Future<Output = Result<Payload, TaskError>> + Send>>;
+pub(super) type Handler = Box<dyn Fn(Context) -> Answer + Send + Sync>;
+
+/// A task that waits for a slot.
+pub(super) struct Job {
+    pub(super) lease: Arc<Lease>,
+    pub(super) events: mpsc::UnboundedSender<Event>,
+}
+
+struct Load {
+    running: u32,
+    queue: VecDeque<Job>,
+    credits: Credits,
+    /// Moving average of run times, in nanoseconds; 0 before the first.
+    run_ns: u64,
+}
+
+/// Counters of a worker since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkerStats {
+    /// Attempts that ended well and whose completion the server took.
+    pub completed: u64,
+    /// Attempts that failed and whose failure the server took.
+    pub failed: u64,
+    /// Answers that came too late: the lease had run out, or the task was cancelled or finished elsewhere.
+    pub stale: u64,
+    /// Tasks given back unstarted at a shutdown.
+    pub released: u64,
+    /// Connections opened again after a loss.
+    pub reconnects: u64,
+    /// Handlers running now.
+    pub running: u64,
+    /// Tasks held and not yet started.
+    pub queued: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Counters {
+    pub(super) completed: AtomicU64,
+    pub(super) failed: AtomicU64,
+    pub(super) stale: AtomicU64,
+    pub(super) released: AtomicU64,
+    pub(super) reconnects: AtomicU64,
+}
+
+/// The worker's slots, shared by its sessions.
+pub(super) struct Runner {
+    concurrency: u32,
+    prefetch: Option<u32>,
+    handlers: HashMap<String, Handler>,
+    default_handler: Option<Handler>,
+    load: Mutex<Load>,
+    /// Wakes sessions that have no credit although there is room; by session.
+    wakers: Mutex<Vec<Arc<Notify>>>,
+    pub(super) counters: Counters,
+}
+
+impl Runner {
+    pub(super) fn new(
+        concurrency: u32,
+        prefetch: Option<u32>,
+        handlers: HashMap<String, Handler>,
+        default_handler: Option<Handler>,
+    ) -> Self {
+        let load = Load { running: 0, queue: VecDeque::new(), credits: Credits::new(concurrency, 0), run_ns: 0 };
+        Self {
+            concurrency,
+            prefetch,
+            handlers,
+            default_handler,
+            load: Mutex::new(load),
+            wakers: Mutex::new(Vec::new()),
+            counters: Counters::default(),
+        }
+    }
+
+    fn load(&self) -> MutexGuard<'_, Load> {
+        self.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a session; its number, and what wakes it for more credit.
+    pub(super) fn add_session(&self) -> (usize, Arc<Notify>) {
+        let mut load = self.load();
+        let session = load.credits.sessions();
+        load.credits.add_session();
+        let waker = Arc::new(Notify::new());
+        self.wakers.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&waker));
+        (session, waker)
+    }
+
+    pub(super) fn sessions(&self) -> usize {
+        self.load().credits.sessions()
+    }
+
+    fn prefetch(&self, load: &Load) -> u32 {
+        match (self.prefetch, load.run_ns) {
+            (Some(prefetch), _) => prefetch,
+            (None, 0) => 0,
+            (None, run_ns) => {
+                let tasks = PREFETCH_NS * u64::from(self.concurrency) / run_ns;
+                u32::try_from(tasks).unwrap_or(u32::MAX).min(PREFETCH_MAX)
+            }
+        }
+    }
+
+    /// Credit that a session should send.
+    pub(super) fn grant(&self, session: usize) -> u32 {
+        let mut load = self.load();
+        let (held, prefetch) = (load.held(), self.prefetch(&load));
+        load.credits.grant(session, held, prefetch)
+    }
+
+    /// The session lost its connection, or stopped taking tasks.
+    pub(super) fn reset_credit(&self, session: usize) {
+        self.load().credits.reset(session);
+    }
+
+    /// Takes tasks that a session received.
+    pub(super) fn admit(self: &Arc<Self>, session: usize, jobs: Vec<Job>) {
+        let mut load = self.load();
+        load.credits.used(session, u32::try_from(jobs.len()).expect("rows of a frame fit"));
+        for job in jobs {
+            if load.running < self.concurrency {
+                load.running += 1;
+                tokio::spawn(run(Arc::clone(self), job));
+            } else {
+                load.queue.push_back(job);
+            }
+        }
+    }
+
+    /// Forgets queued tasks that were dropped.
+    pub(super) fn purge(&self) {
+        self.load().queue.retain(|job| job.lease.is_unstarted());
+        self.wake_starving();
+    }
+
+    /// The next queued task, or none: then the caller's slot is free.
+    fn next(&self, ran: Option<Duration>) -> Option<Job> {
+        let mut load = self.load();
+        if let Some(ran) = ran {
+            load.note(ran);
+        }
+        while let Some(job) = load.queue.pop_front() {
+            if job.lease.start() {
+                return Some(job);
+            }
+        }
+        load.running -= 1;
+        None
+    }
+
+    /// After tasks ended: lets sessions without credit have some.
+    pub(super) fn wake_starving(&self) {
+        let load = self.load();
+        let starving = load.credits.starving(load.held(), self.prefetch(&load));
+        let wakers = self.wakers.lock().unwrap_or_else(PoisonError::into_inner);
+        for session in starving {
+            wakers[session].notify_one();
+        }
+    }
+
+    pub(super) fn stats(&self) -> WorkerStats {
+        let (running, queued) = {
+            let load = self.load();
+            (u64::from(load.running), load.queue.len() as u64)
+        };
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        WorkerStats {
+            completed: read(&self.counters.completed),
+            failed: read(&self.counters.failed),
+            stale: read(&self.counters.stale),
+            released: read(&self.counters.released),
+            reconnects: read(&self.counters.reconnects),
+            running,
+            queued,
+        }
+    }
+
+    async fn answer(&self, context: Context) -> Result<Payload, TaskError> {
+        let handler = self.handlers.get(context.kind()).or(self.default_handler.as_ref());
+        let Some(handler) = handler else {
+            let message = format!("this worker has no handler for kind \"{}\"", context.kind());
+            return Err(TaskError::new("no_handler", message));
+        };
+        let future = match std::panic::catch_unwind(AssertUnwindSafe(|| handler(context))) {
+            Ok(future) => future,
+            Err(panic) => return Err(panicked(&*panic)),
+        };
+        Caught(future).await
+    }
+}
+
+impl Load {
+    /// Tasks running or queued.
+    fn held(&self) -> u32 {
+        self.running.saturating_add(u32::try_from(self.queue.len()).unwrap_or(u32::MAX))
+    }
+
+    fn note(&mut self, ran: Duration) {
+        let ran_ns = u64::try_from(ran.as_nanos()).unwrap_or(u64::MAX).max(1);
+        self.run_ns = if self.run_ns == 0 { ran_ns } else { (self.run_ns / 8).saturating_mul(7) + ran_ns / 8 }.max(1);
+    }
+}
+
+/// Occupies a slot for as long as there are tasks.
+async fn run(runner: Arc<Runner>, first: Job) {
+    let mut job = if first.lease.start() { Some(first) } else { runner.next(None) };
+    let mut in_a_row = 0;
+    while let Some(Job { lease, events }) = job {
+        let start = Instant::now();
+        let context = Context { lease: Arc::clone(&lease), events: events.clone() };
+        let answer = runner.answer(context).await;
+        let ran = start.elapsed();
+        // The slot is given on before the session hears, so that the credit it sends counts this task as gone.
+        job = runner.next(Some(ran));
+        // A session that ended has nobody to tell; the lease runs out.
+        drop(events.send(Event::Finished(lease, answer)));
+        in_a_row += 1;
+        if in_a_row == IN_A_ROW {
+            in_a_row = 0;
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// A handler's future whose panic is an answer.
+struct Caught(Answer);
+
+impl Future for Caught {
+    type Output = Result<Payload, TaskError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
+        let future = self.0.as_mut();
+        match std::panic::catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
+            Ok(poll) => poll,
+            Err(panic) => Poll::Ready(Err(panicked(&*panic))),
+        }
+    }
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> TaskError {
+    let message = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "the handler panicked".to_owned());
+    TaskError::new("panic", message)
+}
