@@ -25,8 +25,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 pub(crate) use error::{Error, Problem};
-pub(crate) use machine::memory_limit_bytes;
-pub(crate) use sections::{Config, Limits, Listen, Log, Node, Queues, Wal, Workers};
+pub(crate) use machine::{core_count, memory_limit_bytes};
+pub(crate) use sections::Config;
 pub(crate) use setting::Raw;
 pub(crate) use value::{ByteSize, Format, Interval, Level, Memory, ShardPorts};
 

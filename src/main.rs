@@ -1,7 +1,15 @@
-//! The `taskmaster` binary.
+//! The `taskmaster` binary: everything begins in [`cli`].
 
+mod cli;
 mod config;
 mod doctor;
+mod node;
 mod output;
+mod placement;
+mod report;
+mod shard_loop;
+mod workers;
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

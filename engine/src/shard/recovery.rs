@@ -166,6 +166,17 @@ impl Shard {
         self.pending.recovered(sequence);
     }
 
+    /// Recovery is over: fencing tokens carry this term from here on. It is greater than every term before.
+    ///
+    /// # Panics
+    /// If the term does not fit 24 bits.
+    pub fn start_term(&mut self, term: u32) {
+        assert!(term < 1 << 24, "terms are counted per start");
+        for partition in self.partitions.iter_mut().flatten() {
+            partition.last_token = u64::from(term) << 40;
+        }
+    }
+
     /// The partitions this shard owns.
     pub fn owned(&self) -> impl Iterator<Item = PartitionId> + '_ {
         self.partitions.iter().flatten().map(|partition| partition.id)

@@ -1,0 +1,166 @@
+//! A node within this process: its data directory and one thread per shard.
+
+use std::hash::{BuildHasher, RandomState};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::mpsc;
+
+use anyhow::Context;
+use glommio::ExecutorJoinHandle;
+use taskmaster_net::{listener, mesh};
+use taskmaster_protocol::PartitionId;
+use taskmaster_storage::datadir::{DataDir, Meta};
+use taskmaster_storage::wal;
+
+use crate::config::{Config, ShardPorts};
+use crate::placement;
+use crate::shard_loop::{NodeMap, Start, spawn};
+
+/// Configuration of a node.
+pub(crate) type NodeConfig = Config;
+
+/// Bytes that may wait for one shard's log: more than the engine admits, so that the log never refuses.
+const UNFLUSHED_BYTES_MAX: usize = 512 << 20;
+
+/// Starts nodes.
+pub(crate) struct Node;
+
+/// A running node. Dropping it stops the node without waiting for it.
+pub(crate) struct NodeHandle {
+    address: SocketAddr,
+    shards: Vec<(UnixStream, ExecutorJoinHandle<()>)>,
+}
+
+impl Node {
+    /// Starts a node and returns when it takes connections.
+    ///
+    /// # Errors
+    /// What keeps it from starting, and what to do.
+    pub(crate) fn start(config: NodeConfig) -> anyhow::Result<NodeHandle> {
+        let dir = Arc::new(open(&config)?);
+        let shards = usize::try_from(dir.meta().shards).expect("shards are few");
+        let (address, shard_ports) = ports(&config, shards)?;
+        let partitions = config.node.partitions;
+        let partition_shards: Vec<u16> =
+            (0..partitions).map(|number| number % u16::try_from(shards).expect("shards are few")).collect();
+        let map = Arc::new(NodeMap { node: dir.meta().id, shard_ports, partition_shards });
+        let open_connections = Arc::new(AtomicU32::new(0));
+        let cpus = placement::cpus_for(shards);
+        let (started, reports) = mpsc::channel();
+        let mut running = Vec::new();
+        for (number, ends) in mesh::rings(shards).into_iter().enumerate() {
+            let (stop, stopped) = UnixStream::pair().context("cannot make a socket pair")?;
+            let start = Start {
+                number,
+                cpu: cpus.get(number).copied(),
+                dir: Arc::clone(&dir),
+                engine: engine(&config, &map, number, shards),
+                wal: log(&config),
+                snapshot_after_bytes: config.wal.snapshot_after.0,
+                connections_max: config.limits.max_connections,
+                open_connections: Arc::clone(&open_connections),
+                ends,
+                map: Arc::clone(&map),
+                address,
+                stop: stopped,
+                started: started.clone(),
+            };
+            running.push((stop, spawn(start)?));
+        }
+        drop(started);
+        for _ in 0..shards {
+            reports.recv().context("a shard ended before it had started")??;
+        }
+        Ok(NodeHandle { address, shards: running })
+    }
+}
+
+impl NodeHandle {
+    /// The address that clients connect to.
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Drains and stops the node; returns when all is durable.
+    ///
+    /// # Errors
+    /// What could not be made durable.
+    pub(crate) fn shutdown(self) -> anyhow::Result<()> {
+        for (stop, _) in &self.shards {
+            // A shard whose end is closed has stopped already.
+            let _ = (&*stop).write_all(b"s");
+        }
+        for (_, thread) in self.shards {
+            thread.join().map_err(|error| anyhow::anyhow!("a shard did not stop cleanly: {error}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// The data directory; a directory made before decides how many shards there are unless the configuration names a number.
+fn open(config: &Config) -> anyhow::Result<DataDir> {
+    let root = &config.node.data_dir;
+    let known = DataDir::peek(root)?;
+    let shards = match known {
+        Some(meta) if config.node.shards == 0 => meta.shards,
+        _ => u32::try_from(config.shard_count()).expect("shards are few"),
+    };
+    let wanted = Meta { id: random_id(), shards, partitions: u32::from(config.node.partitions) };
+    Ok(DataDir::open_or_create(root, &wanted)?)
+}
+
+/// Randomness from the standard library's per-process keys, which come from the system.
+fn random_id() -> u128 {
+    let half = || u128::from(RandomState::new().hash_one(std::process::id()));
+    (half() << 64) | half()
+}
+
+/// The shared address with its real port, and each shard's own port.
+fn ports(config: &Config, shards: usize) -> anyhow::Result<(SocketAddr, Vec<u16>)> {
+    let reserve = |address: SocketAddr| {
+        listener::reserve(address).with_context(|| {
+            format!("cannot listen on {address}: stop what uses the port, or choose another by listen.address")
+        })
+    };
+    let address = reserve(config.listen.address)?;
+    if shards == 1 {
+        return Ok((address, vec![address.port()]));
+    }
+    let follow = config.listen.shard_ports == ShardPorts::Follow && config.listen.address.port() != 0;
+    let own = |shard: usize| {
+        let offset = u16::try_from(shard + 1).expect("shards are few");
+        let port = if follow { address.port() + offset } else { 0 };
+        Ok(reserve(SocketAddr::new(address.ip(), port))?.port())
+    };
+    let ports: anyhow::Result<Vec<u16>> = (0..shards).map(own).collect();
+    Ok((address, ports?))
+}
+
+fn engine(config: &Config, map: &NodeMap, number: usize, shards: usize) -> taskmaster_engine::Config {
+    let partitions = config.node.partitions;
+    let kept = config.queues.finished_max / u64::from(partitions);
+    taskmaster_engine::Config {
+        partitions,
+        owned: (0..partitions)
+            .filter(|&partition| usize::from(map.partition_shards[usize::from(partition)]) == number)
+            .map(PartitionId)
+            .collect(),
+        term: 0,
+        memory_bytes_max: config.memory_bytes() / shards as u64,
+        kept_max: u32::try_from(kept).unwrap_or(u32::MAX),
+        auto_create_queues: config.queues.auto_create,
+    }
+}
+
+fn log(config: &Config) -> wal::Config {
+    wal::Config {
+        segment_bytes: config.wal.segment_size.0,
+        writes_in_flight_max: usize::from(config.wal.inflight_writes),
+        segments_ahead: usize::from(config.wal.segments_ahead),
+        unflushed_bytes_max: UNFLUSHED_BYTES_MAX,
+        ..wal::Config::default()
+    }
+}

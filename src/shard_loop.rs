@@ -1,0 +1,232 @@
+//! The thin loop around [`taskmaster_engine::Shard`]: it performs what the engine asks for.
+//!
+//! One loop is one pinned thread with one glommio executor, one log, one listener pair. Frames and finished writes go in as
+//! inputs; log entries go to the log, frames to connections or over the mesh.
+//!
+//! Invariants:
+//! - The engine is told of durability only from the log's own report ([`ShardLoop::on_durable`]).
+//! - After every turn (a batch of frames, a finished write, a timer) all effects are performed once.
+//! - A failed write ends the process: acknowledged work is safe, nothing further is promised.
+
+mod background;
+mod greeting;
+mod recovery;
+mod start;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use taskmaster_engine::{ConnId, Effects, Input, Shard};
+use taskmaster_net::connection::{Connection, Handler};
+use taskmaster_net::mesh::Mesh;
+use taskmaster_net::wake::Bell;
+use taskmaster_protocol::frame::{self, Header, NO_PARTITION};
+use taskmaster_protocol::{Code, FrameBuffer, Operation};
+use taskmaster_storage::wal::driver::{SpaceState, Wal};
+
+pub(crate) use greeting::NodeMap;
+pub(crate) use start::{Start, spawn};
+
+/// Record kind of engine entries in the log.
+const ENTRY: u32 = 1;
+/// Connection numbers carry their shard in the upper 16 bits.
+const SHARD_SHIFT: u32 = 48;
+
+/// What shards send each other.
+pub(crate) enum Message {
+    /// A request for a partition of the receiver, from a connection of the sender.
+    Request {
+        /// The connection.
+        conn: ConnId,
+        /// Its header.
+        header: Header,
+        /// Its body, aligned.
+        body: FrameBuffer,
+    },
+    /// Frames for a connection of the receiver.
+    Frames {
+        /// The connection.
+        conn: ConnId,
+        /// Whole frames.
+        frames: FrameBuffer,
+    },
+    /// A connection of the sender is gone.
+    Gone(ConnId),
+}
+
+/// One shard's loop.
+pub(crate) struct ShardLoop {
+    number: usize,
+    shard: RefCell<Shard>,
+    effects: RefCell<Effects>,
+    wal: Rc<Wal>,
+    /// Log blocks that are not durable yet, each with the last entry it holds.
+    blocks: RefCell<VecDeque<(u64, u64)>>,
+    connections: RefCell<HashMap<u64, Rc<Connection>>>,
+    last_connection: Cell<u64>,
+    mesh: Mesh<Message>,
+    map: Arc<NodeMap>,
+    open_connections: Arc<AtomicU32>,
+    /// Rung when a timer is due before `sleeping_until_us`.
+    earlier: Bell,
+    sleeping_until_us: Cell<u64>,
+    mesh_full: Bell,
+    disk_full: Cell<bool>,
+    snapshot_due: Bell,
+    snapshot_after_bytes: u64,
+    /// Log bytes written when the latest snapshot began.
+    snapshot_at_bytes: Cell<u64>,
+    snapshots: Cell<u64>,
+}
+
+/// Microseconds since 1970.
+pub(crate) fn now_us() -> u64 {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX)
+}
+
+impl ShardLoop {
+    fn input(&self, input: Input<'_>) {
+        self.shard.borrow_mut().handle(input, now_us(), &mut self.effects.borrow_mut());
+    }
+
+    /// Performs everything the engine asked for since the last call.
+    fn perform(&self) {
+        self.log();
+        self.effects.borrow_mut().drain(|conn, frames| self.send(conn, frames));
+        if !self.mesh.flush() {
+            self.mesh_full.ring();
+        }
+        let wake_us = self.shard.borrow().next_wake_us();
+        if wake_us.is_some_and(|wake_us| wake_us < self.sleeping_until_us.get()) {
+            self.earlier.ring();
+        }
+        self.watch_disk();
+    }
+
+    fn log(&self) {
+        let mut blocks = self.blocks.borrow_mut();
+        self.shard.borrow_mut().take_unlogged(|sequence, bytes| match self.wal.append(ENTRY, sequence, &[bytes]) {
+            Ok(position) => match blocks.back_mut() {
+                Some((block, last)) if *block == position.seq => *last = sequence,
+                _ => blocks.push_back((position.seq, sequence)),
+            },
+            Err(error) => fatal(self.number, &format!("an admitted request could not be logged: {error}")),
+        });
+    }
+
+    fn send(&self, conn: ConnId, frames: &mut FrameBuffer) {
+        let shard = shard_of(conn);
+        if shard != self.number {
+            self.mesh.push(shard, Message::Frames { conn, frames: core::mem::take(frames) });
+            return;
+        }
+        if let Some(connection) = self.connections.borrow().get(&conn.0) {
+            connection.push(frames);
+            connection.flush();
+        }
+    }
+
+    /// The log's blocks up to `block` are durable.
+    fn on_durable(&self, block: u64) {
+        let mut durable = None;
+        {
+            let mut blocks = self.blocks.borrow_mut();
+            while blocks.front().is_some_and(|(front, _)| *front <= block) {
+                durable = blocks.pop_front().map(|(_, sequence)| sequence);
+            }
+        }
+        if let Some(sequence) = durable {
+            self.input(Input::Durable { sequence });
+        }
+        self.perform();
+        let written = self.wal.stats().bytes_written;
+        if written - self.snapshot_at_bytes.get() >= self.snapshot_after_bytes {
+            self.snapshot_at_bytes.set(written);
+            self.snapshot_due.ring();
+        }
+    }
+
+    fn watch_disk(&self) {
+        let full = self.wal.space_state() == SpaceState::DiskFull;
+        if full != self.disk_full.replace(full) {
+            if full {
+                tracing::error!(shard = self.number, "the log's disk is full: new tasks are refused, accepted ones go on; free space");
+            } else {
+                tracing::info!(shard = self.number, "the log's disk has room again: new tasks are accepted");
+            }
+            self.input(Input::DiskFull(full));
+        }
+    }
+
+    /// A message from another shard.
+    fn message(&self, message: Message) {
+        match message {
+            Message::Request { conn, header, body } => self.input(Input::Frame { conn, header, body: &body }),
+            Message::Frames { conn, mut frames } => self.send(conn, &mut frames),
+            Message::Gone(conn) => self.input(Input::Disconnected { conn }),
+        }
+    }
+
+    /// The shard that a request must go to.
+    fn owner(&self, header: &Header) -> usize {
+        let owner = self.map.partition_shards.get(usize::from(header.partition));
+        owner.map_or(self.number, |&shard| usize::from(shard))
+    }
+}
+
+fn shard_of(conn: ConnId) -> usize {
+    usize::try_from(conn.0 >> SHARD_SHIFT).expect("16 bits")
+}
+
+/// Ends the process: the log cannot promise anything further.
+pub(crate) fn fatal(shard: usize, sentence: &str) -> ! {
+    tracing::error!(shard, "{sentence}");
+    eprintln!("taskmaster: shard {shard}: {sentence}");
+    std::process::exit(1)
+}
+
+impl Handler for ShardLoop {
+    fn frame(&self, connection: &Rc<Connection>, header: Header, body: &[u8]) -> Result<(), (Code, String)> {
+        if header.operation == Operation::Hello.number() {
+            return self.hello(connection, &header, body);
+        }
+        if !connection.greeted.get() {
+            return Err((Code::HelloRequired, "the first frame of a connection must be a hello".to_owned()));
+        }
+        let conn = ConnId(connection.number());
+        if header.operation == Operation::NodeStats.number() {
+            let stats = self.node_stats();
+            frame::encode(self.effects.borrow_mut().buffer(conn), header.response(Code::Ok), &stats);
+            return Ok(());
+        }
+        let owner = self.owner(&header);
+        if header.partition == NO_PARTITION || owner == self.number {
+            self.input(Input::Frame { conn, header, body });
+        } else {
+            let mut copy = FrameBuffer::with_capacity(body.len());
+            copy.extend_from_slice(body);
+            self.mesh.push(owner, Message::Request { conn, header, body: copy });
+        }
+        Ok(())
+    }
+
+    fn turn_ended(&self) {
+        self.perform();
+    }
+
+    fn closed(&self, connection: &Connection) {
+        let conn = ConnId(connection.number());
+        self.connections.borrow_mut().remove(&conn.0);
+        self.open_connections.fetch_sub(1, Ordering::Relaxed);
+        self.input(Input::Disconnected { conn });
+        for peer in self.mesh.peers() {
+            self.mesh.push(peer, Message::Gone(conn));
+        }
+        self.perform();
+    }
+}

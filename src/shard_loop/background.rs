@@ -1,0 +1,127 @@
+//! The loop's long-lived tasks beside connections: timers, snapshots, mesh, accepting.
+
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_lite::future::or;
+use glommio::channels::shared_channel::ConnectedReceiver;
+use glommio::timer::{Timer, sleep};
+use taskmaster_engine::Input;
+use taskmaster_net::connection::Connection;
+use taskmaster_net::listener::Listener;
+use taskmaster_protocol::{Code, FrameBuffer};
+use taskmaster_storage::snapshot::{self, BackgroundSnapshot, ChunkTag, Info};
+
+use super::{Message, SHARD_SHIFT, ShardLoop, now_us};
+
+/// Longest sleep of the timer task.
+const SLEEP_MAX: Duration = Duration::from_secs(3_600);
+/// Wait after a failed accept: descriptors have run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+impl ShardLoop {
+    /// Ticks the engine whenever it asks to be woken.
+    pub(super) async fn timer_task(self: Rc<Self>) {
+        loop {
+            let wake_us = self.shard.borrow().next_wake_us();
+            self.sleeping_until_us.set(wake_us.unwrap_or(u64::MAX));
+            let wait = wake_us.map_or(SLEEP_MAX, |wake_us| Duration::from_micros(wake_us.saturating_sub(now_us())));
+            if wait.is_zero() {
+                glommio::executor().yield_task_queue_now().await;
+            } else {
+                or(async { _ = Timer::new(wait.min(SLEEP_MAX)).await }, self.earlier.wait()).await;
+            }
+            if self.shard.borrow().next_wake_us().is_some_and(|due_us| due_us <= now_us()) {
+                self.input(Input::Tick);
+                self.perform();
+            }
+        }
+    }
+
+    /// Writes a snapshot whenever the log has grown enough, in slices between other work.
+    pub(super) async fn snapshot_task(self: Rc<Self>, dir: std::path::PathBuf, identity: u64, term: u32) {
+        loop {
+            self.snapshot_due.wait().await;
+            let began_us = now_us();
+            // Every durable block is applied before this task runs again, so the state stands for exactly this block.
+            let seq = self.wal.durable_seq();
+            let stamp = self.shard.borrow_mut().snapshot_begin();
+            match self.write_snapshot(&dir, Info { identity, seq, term, stamp }).await {
+                Ok(bytes) => {
+                    self.snapshots.set(self.snapshots.get() + 1);
+                    let took_ms = (now_us() - began_us) / 1_000;
+                    tracing::info!(shard = self.number, seq, bytes, took_ms, "snapshot written");
+                }
+                Err(error) => {
+                    tracing::error!(shard = self.number, "the snapshot failed, the log is kept instead: {error}");
+                    let mut rest = FrameBuffer::new();
+                    while self.shard.borrow_mut().snapshot_next(&mut rest) {
+                        glommio::executor().yield_if_needed().await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn write_snapshot(&self, dir: &std::path::Path, info: Info) -> Result<u64, snapshot::Error> {
+        let mut file = BackgroundSnapshot::create(dir, info).await?;
+        let mut chunk = FrameBuffer::new();
+        while self.shard.borrow_mut().snapshot_next(&mut chunk) {
+            file.chunk(ChunkTag(1), chunk.to_vec()).await?;
+        }
+        let bytes = file.finish().await?;
+        let dir = dir.to_path_buf();
+        if let Some(covered) = glommio::executor().spawn_blocking(move || snapshot::prune(&dir)).await? {
+            self.wal.retire(covered);
+        }
+        Ok(bytes)
+    }
+
+    /// Takes messages from one other shard.
+    pub(super) async fn mesh_task(self: Rc<Self>, ring: ConnectedReceiver<Vec<Message>>) {
+        while let Some(batch) = ring.recv().await {
+            for message in batch {
+                self.message(message);
+            }
+            self.perform();
+        }
+    }
+
+    /// Sends again what found a ring full.
+    pub(super) async fn mesh_retry_task(self: Rc<Self>) {
+        loop {
+            self.mesh_full.wait().await;
+            while !self.mesh.flush() {
+                sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+
+    /// Accepts connections until the node ends.
+    pub(super) async fn accept_task(self: Rc<Self>, listener: Listener, connections_max: u32) {
+        loop {
+            let stream = match listener.accept().await {
+                Ok(stream) => stream,
+                Err(error) => {
+                    tracing::warn!(shard = self.number, "a connection could not be accepted: {error}");
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            self.last_connection.set(self.last_connection.get() + 1);
+            let number = (self.number as u64) << SHARD_SHIFT | self.last_connection.get();
+            let connection = Connection::new(number, stream);
+            if self.open_connections.fetch_add(1, Ordering::Relaxed) >= connections_max {
+                self.open_connections.fetch_sub(1, Ordering::Relaxed);
+                let message = format!("{connections_max} connections are open: raise limits.max_connections, or share some");
+                connection.refuse(Code::Overloaded, &message);
+                connection.close();
+                continue;
+            }
+            self.connections.borrow_mut().insert(number, Rc::clone(&connection));
+            glommio::spawn_local(Rc::clone(&connection).write_loop()).detach();
+            glommio::spawn_local(connection.read_loop(Rc::clone(&self))).detach();
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The hello exchange, and the node's counters.
+
+use std::rc::Rc;
+
+use taskmaster_net::connection::Connection;
+use taskmaster_protocol::body::{self, ArchivedHello, HelloReply, NodeStats};
+use taskmaster_protocol::frame::{self, Header};
+use taskmaster_protocol::{Code, FrameBuffer, limits};
+
+use super::{ShardLoop, now_us};
+
+/// What clients learn of the node.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeMap {
+    /// Identity of the data directory.
+    pub(crate) node: u128,
+    /// Own port of each shard.
+    pub(crate) shard_ports: Vec<u16>,
+    /// Owning shard of each partition.
+    pub(crate) partition_shards: Vec<u16>,
+}
+
+impl ShardLoop {
+    pub(super) fn hello(&self, connection: &Rc<Connection>, header: &Header, body: &[u8]) -> Result<(), (Code, String)> {
+        let hello = body::access::<ArchivedHello>(body).map_err(|error| (Code::Malformed, error.to_string()))?;
+        let version = limits::PROTOCOL_VERSION;
+        if !(hello.version_min..=hello.version_max).contains(&version) {
+            let message = format!(
+                "protocol versions {} to {} are not spoken here: use a client for version {version}",
+                hello.version_min, hello.version_max
+            );
+            return Err((Code::UnsupportedVersion, message));
+        }
+        let mut bytes = Vec::new();
+        let server = body::put(&mut bytes, concat!("taskmaster ", env!("CARGO_PKG_VERSION")).as_bytes());
+        let [hi, lo] = [self.map.node >> 64, self.map.node & u128::from(u64::MAX)];
+        let reply = HelloReply {
+            features: 0,
+            server_time_us: now_us(),
+            node: [hi, lo].map(|half| u64::try_from(half).expect("a half has 64 bits")),
+            body_bytes_max: limit(limits::BODY_BYTES_MAX),
+            payload_bytes_max: limit(limits::PAYLOAD_BYTES_MAX),
+            rows_max: limit(limits::ROWS_MAX),
+            credit_max: limits::CREDIT_MAX,
+            shard_ports: self.map.shard_ports.clone(),
+            partition_shards: self.map.partition_shards.clone(),
+            server,
+            bytes,
+            shard: u16::try_from(self.number).expect("shards are few"),
+            version,
+        };
+        let mut frames = FrameBuffer::new();
+        frame::encode(&mut frames, header.response(Code::Ok), &reply);
+        connection.push(&mut frames);
+        connection.flush();
+        connection.greeted.set(true);
+        Ok(())
+    }
+
+    /// This shard's counters; those of the process come from shard 0 only, so that sums are right.
+    pub(super) fn node_stats(&self) -> NodeStats {
+        let engine = self.shard.borrow().stats();
+        let wal = self.wal.stats();
+        let mut pairs = vec![
+            ("submitted", engine.submitted),
+            ("assigned", engine.assigned),
+            ("completed", engine.completed),
+            ("failed_attempts", engine.failed_attempts),
+            ("overloaded", engine.overloaded),
+            ("entries", engine.entries),
+            ("tasks", engine.tasks),
+            ("unfinished", engine.unfinished),
+            ("memory_bytes", engine.memory_bytes),
+            ("blob_bytes", engine.blob_bytes),
+            ("wal_flushes", wal.flushes),
+            ("wal_bytes", wal.bytes_written),
+            ("wal_records", wal.records),
+            ("wal_record_bytes", wal.record_bytes),
+            ("snapshots", self.snapshots.get()),
+            ("connections", self.connections.borrow().len() as u64),
+            ("shards", 1),
+        ];
+        if self.number == 0 {
+            pairs.push(("rss_bytes", rss_bytes().unwrap_or(0)));
+        }
+        let mut stats = NodeStats::default();
+        for (name, value) in pairs {
+            stats.names.push(body::put(&mut stats.bytes, name.as_bytes()));
+            stats.values.push(value);
+        }
+        stats
+    }
+}
+
+fn limit(value: usize) -> u32 {
+    u32::try_from(value).expect("protocol limits fit 32 bits")
+}
+
+/// Resident memory of this process, in bytes.
+fn rss_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}

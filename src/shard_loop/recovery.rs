@@ -1,0 +1,82 @@
+//! Bringing a shard back before it serves: snapshot, then log.
+
+use taskmaster_engine::{Config, Shard};
+use taskmaster_storage::datadir::DataDir;
+use taskmaster_storage::recovery::{self, Sink};
+use taskmaster_storage::snapshot::{self, ChunkTag, Info};
+use taskmaster_storage::wal::{ApplyError, LogEnd, Record};
+
+use super::{ENTRY, now_us};
+
+struct Rebuild {
+    config: Config,
+    shard: Shard,
+    /// The engine sequence of the snapshot under way.
+    restoring: Option<u64>,
+}
+
+impl Rebuild {
+    fn finish_snapshot(&mut self) {
+        if let Some(sequence) = self.restoring.take() {
+            self.shard.restore_finish(sequence);
+        }
+    }
+}
+
+impl snapshot::Sink for Rebuild {
+    fn begin(&mut self, info: &Info) -> Result<(), ApplyError> {
+        self.shard = Shard::new(self.config.clone(), now_us());
+        self.restoring = Some(info.stamp);
+        Ok(())
+    }
+
+    fn chunk(&mut self, _tag: ChunkTag, bytes: &[u8]) -> Result<(), ApplyError> {
+        Ok(self.shard.restore_chunk(bytes)?)
+    }
+}
+
+impl Sink for Rebuild {
+    fn record(&mut self, record: Record<'_>) -> Result<(), ApplyError> {
+        self.finish_snapshot();
+        if record.kind != ENTRY {
+            return Err(format!("log record of unknown kind {}: a newer version wrote it", record.kind).into());
+        }
+        Ok(self.shard.replay(record.bytes)?)
+    }
+}
+
+/// Recovers shard `number` and starts its next term. Blocks.
+pub(super) fn recover(dir: &DataDir, number: u32, config: Config) -> anyhow::Result<(Shard, LogEnd, u32)> {
+    let began_us = now_us();
+    let shard = Shard::new(config.clone(), began_us);
+    let mut rebuild = Rebuild { config, shard, restoring: None };
+    let found = recovery::recover(&dir.shard_dir(number), &dir.wal_dir(number), dir.identity(number), &mut rebuild)?;
+    rebuild.finish_snapshot();
+    for damaged in &found.rejected {
+        tracing::warn!(shard = number, "a damaged snapshot was passed over: {damaged}");
+    }
+    if let Some(torn) = &found.log.torn {
+        tracing::warn!(
+            shard = number,
+            file = torn.file,
+            offset = torn.offset,
+            found = torn.found,
+            "a crash left an unfinished tail of {} bytes; it was cut, nothing in it was acknowledged",
+            torn.bytes_ignored
+        );
+    }
+    let term = dir.next_term(number, found.log.end.term)?;
+    let mut shard = rebuild.shard;
+    shard.start_term(term);
+    let stats = shard.stats();
+    tracing::info!(
+        shard = number,
+        term,
+        tasks = stats.tasks,
+        unfinished = stats.unfinished,
+        records = found.log.records,
+        took_ms = (now_us() - began_us) / 1_000,
+        "recovered"
+    );
+    Ok((shard, found.log.end, term))
+}

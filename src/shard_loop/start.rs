@@ -1,0 +1,182 @@
+//! A shard's start and end.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::os::fd::{FromRawFd, IntoRawFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use anyhow::Context;
+use futures_lite::AsyncReadExt;
+use glommio::net::UnixStream;
+use glommio::timer::sleep;
+use glommio::{ExecutorJoinHandle, Latency, LocalExecutorBuilder, Placement, Shares};
+use taskmaster_engine::{Config, Effects, Input};
+use taskmaster_net::listener::Listener;
+use taskmaster_net::mesh::Ends;
+use taskmaster_net::wake::Bell;
+use taskmaster_storage::datadir::DataDir;
+use taskmaster_storage::wal;
+use taskmaster_storage::wal::driver::Wal;
+
+use super::{Message, NodeMap, ShardLoop, fatal, now_us};
+
+/// Memory registered with each of an executor's three rings, in bytes: it counts against the memlock limit.
+const RING_BYTES: usize = 1 << 20;
+/// How long running tasks may take to finish when the node drains.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+const DRAIN_POLL: Duration = Duration::from_millis(5);
+
+/// All that a shard's thread needs.
+pub(crate) struct Start {
+    pub(crate) number: usize,
+    /// CPU to be pinned to, if known.
+    pub(crate) cpu: Option<usize>,
+    pub(crate) dir: Arc<DataDir>,
+    pub(crate) engine: Config,
+    pub(crate) wal: wal::Config,
+    pub(crate) snapshot_after_bytes: u64,
+    pub(crate) connections_max: u32,
+    pub(crate) open_connections: Arc<AtomicU32>,
+    pub(crate) ends: Ends<Message>,
+    pub(crate) map: Arc<NodeMap>,
+    /// Shared by all shards.
+    pub(crate) address: SocketAddr,
+    /// A byte, or the end of the stream, asks the shard to drain and stop.
+    pub(crate) stop: StdUnixStream,
+    /// Hears once whether the shard recovered and listens.
+    pub(crate) started: Sender<anyhow::Result<()>>,
+}
+
+/// Starts the shard's thread.
+///
+/// # Errors
+/// When the thread or its rings cannot be made.
+pub(crate) fn spawn(start: Start) -> anyhow::Result<ExecutorJoinHandle<()>> {
+    let placement = start.cpu.map_or(Placement::Unbound, Placement::Fixed);
+    let name = format!("shard-{}", start.number);
+    LocalExecutorBuilder::new(placement)
+        .name(&name)
+        .io_memory(RING_BYTES)
+        .preempt_timer(Duration::from_millis(1))
+        .spawn(move || async move {
+            let (number, started) = (start.number, start.started.clone());
+            if let Err(error) = run(start).await {
+                // Nobody listens any more once the start was reported: then this is the only place to say it.
+                if started.send(Err(error)).is_err() {
+                    fatal(number, "the shard ended early");
+                }
+            }
+        })
+        .map_err(|error| anyhow::anyhow!("{name} cannot start: {error}"))
+}
+
+async fn run(start: Start) -> anyhow::Result<()> {
+    let number = u32::try_from(start.number).expect("shards are few");
+    let (shard, end, term) = super::recovery::recover(&start.dir, number, start.engine)?;
+    let identity = start.dir.identity(number);
+    let wal = Wal::open(&start.dir.wal_dir(number), start.wal, identity, term, end).await?;
+    let (mesh, rings) = start.ends.connect().await;
+    let shard_loop = Rc::new(ShardLoop {
+        number: start.number,
+        shard: RefCell::new(shard),
+        effects: RefCell::new(Effects::default()),
+        wal,
+        blocks: RefCell::new(VecDeque::new()),
+        connections: RefCell::new(HashMap::new()),
+        last_connection: Cell::new(0),
+        mesh,
+        map: start.map,
+        open_connections: start.open_connections,
+        earlier: Bell::default(),
+        sleeping_until_us: Cell::new(u64::MAX),
+        mesh_full: Bell::default(),
+        disk_full: Cell::new(false),
+        snapshot_due: Bell::default(),
+        snapshot_after_bytes: start.snapshot_after_bytes,
+        snapshot_at_bytes: Cell::new(0),
+        snapshots: Cell::new(0),
+    });
+    let mut listeners = vec![listen(start.address)?];
+    let own = SocketAddr::new(start.address.ip(), shard_loop.map.shard_ports[start.number]);
+    if own != start.address {
+        listeners.push(listen(own)?);
+    }
+    let queue = glommio::executor().create_task_queue(
+        Shares::default(),
+        Latency::Matters(Duration::from_millis(1)),
+        "shard",
+    );
+    let spawn = |future: std::pin::Pin<Box<dyn Future<Output = ()>>>| {
+        glommio::spawn_local_into(future, queue).map(glommio::Task::detach).map(drop)
+    };
+    let logging = {
+        let shard_loop = Rc::clone(&shard_loop);
+        glommio::spawn_local_into(log_task(shard_loop), queue)
+            .map_err(|error| anyhow::anyhow!("the shard's task queue is gone: {error}"))?
+    };
+    for (_, ring) in rings {
+        spawn(Box::pin(Rc::clone(&shard_loop).mesh_task(ring))).map_err(queue_gone)?;
+    }
+    spawn(Box::pin(Rc::clone(&shard_loop).timer_task())).map_err(queue_gone)?;
+    spawn(Box::pin(Rc::clone(&shard_loop).mesh_retry_task())).map_err(queue_gone)?;
+    let snapshots = Rc::clone(&shard_loop).snapshot_task(start.dir.shard_dir(number), identity, term);
+    spawn(Box::pin(snapshots)).map_err(queue_gone)?;
+    for listener in listeners {
+        let accepting = Rc::clone(&shard_loop).accept_task(listener, start.connections_max);
+        spawn(Box::pin(accepting)).map_err(queue_gone)?;
+    }
+    // The receiver waits for every shard's report before it goes on.
+    let _ = start.started.send(Ok(()));
+    drop(start.started);
+    wait_for_stop(start.stop).await;
+    drain(&shard_loop).await;
+    logging.await;
+    for connection in shard_loop.connections.borrow().values() {
+        connection.close();
+    }
+    Ok(())
+}
+
+fn queue_gone(error: glommio::GlommioError<()>) -> anyhow::Error {
+    anyhow::anyhow!("the shard's task queue is gone: {error}")
+}
+
+fn listen(address: SocketAddr) -> anyhow::Result<Listener> {
+    Listener::bind(address).with_context(|| format!("cannot listen on {address}"))
+}
+
+async fn log_task(shard_loop: Rc<ShardLoop>) {
+    let wal = Rc::clone(&shard_loop.wal);
+    let number = shard_loop.number;
+    if let Err(error) = wal.run(move |block| shard_loop.on_durable(block)).await {
+        fatal(number, &error.to_string());
+    }
+}
+
+#[expect(unsafe_code, reason = "glommio takes over a socket only by its raw descriptor")]
+async fn wait_for_stop(stop: StdUnixStream) {
+    // SAFETY: the descriptor was given up by its only owner in this expression.
+    let mut stop = unsafe { UnixStream::from_raw_fd(stop.into_raw_fd()) };
+    // A byte, the end of the stream and an error all mean that the node is to stop.
+    let _ = stop.read(&mut [0u8; 1]).await;
+}
+
+/// Lets running tasks finish and everything admitted become durable.
+async fn drain(shard_loop: &ShardLoop) {
+    shard_loop.input(Input::Drain);
+    shard_loop.perform();
+    let until_us = now_us() + u64::try_from(DRAIN_MAX.as_micros()).expect("a constant");
+    while shard_loop.shard.borrow().leased() > 0 && now_us() < until_us {
+        sleep(DRAIN_POLL).await;
+    }
+    while shard_loop.wal.unflushed_bytes() > 0 {
+        sleep(DRAIN_POLL).await;
+    }
+    shard_loop.wal.close();
+}
