@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::config::Config;
 
+pub(crate) use disk::file_system_name;
 pub(crate) use kernel::preflight;
 
 /// How a check went.
@@ -27,17 +28,6 @@ pub(crate) enum Status {
     Warn,
     /// A node cannot start, or would not be safe.
     Fail,
-}
-
-impl Status {
-    /// Its word.
-    pub(crate) const fn word(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Warn => "warn",
-            Self::Fail => "fail",
-        }
-    }
 }
 
 /// One thing that was looked at.
@@ -81,7 +71,7 @@ pub(crate) fn examine(config: &Config) -> Report {
     let mut checks = vec![kernel::io_uring(), kernel::memlock(), kernel::open_files(config), kernel::huge_pages()];
     checks.extend(disk::checks(config));
     checks.extend([host::memory(config), host::processors(config), host::clock_source(), host::clock_sync()]);
-    checks.extend([host::cgroup(), host::port(config)]);
+    checks.extend([host::cgroup(), host::worker_limits(), host::port(config)]);
     let status = checks.iter().map(|check| check.status).max().unwrap_or(Status::Ok);
     Report { status, checks }
 }
@@ -124,7 +114,9 @@ mod tests {
         {
             assert!(names.contains(&name), "{name} is missing in {names:?}");
         }
-        for name in ["free_space", "memory", "processors", "clock_source", "clock_sync", "cgroup", "port"] {
+        for name in
+            ["free_space", "memory", "processors", "clock_source", "clock_sync", "cgroup", "worker_limits", "port"]
+        {
             assert!(names.contains(&name), "{name} is missing in {names:?}");
         }
         for check in checks {

@@ -22,6 +22,14 @@ impl Config {
         let count = if configured == 0 { core_count() } else { configured };
         count.min(usize::from(self.node.partitions))
     }
+
+    /// Most tasks at once of the workers in the node's process.
+    pub(crate) fn worker_concurrency(&self) -> u32 {
+        match self.workers.concurrency {
+            0 => u32::try_from(2 * core_count()).unwrap_or(u32::MAX),
+            concurrency => concurrency,
+        }
+    }
 }
 
 /// Cores this process may run on.

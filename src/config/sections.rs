@@ -146,8 +146,8 @@ sections! {
     workers: Workers {
         /// Most tasks at once; 0 means twice the cores.
         concurrency: u32 = 0, |&value| between(value, 0, 100_000);
-        /// Kinds they handle.
-        kinds: Vec<String> = ["noop", "sleep", "spin", "fail", "exec"].map(str::to_owned).to_vec(), |kinds| kinds.iter().try_for_each(|kind| name_like(kind));
+        /// Whether tasks of kind `exec` may run any command as this user.
+        exec: bool = true, any;
         /// Queues they serve.
         queues: Vec<String> = vec!["default".to_owned()], |queues| queues.iter().try_for_each(|queue| name_like(queue));
     }

@@ -33,7 +33,7 @@ fn the_documented_file_equals_the_defaults_and_names_every_key() {
 
 #[test]
 fn shown_toml_reads_back_as_the_same_configuration() {
-    let text = "[limits]\nmemory = \"3GiB\"\n[queues]\nretention = \"1h2m3s4ms\"\n[workers]\nkinds = [\"a\", \"b\"]\n";
+    let text = "[limits]\nmemory = \"3GiB\"\n[queues]\nretention = \"1h2m3s4ms\"\n[workers]\nqueues = [\"a\", \"b\"]\n";
     let config = read(text).unwrap();
     let shown = config.to_toml(|key| if key == "node.shards" { Origin::Environment } else { Origin::File(7) });
     assert_eq!(read(&shown).unwrap(), config);
@@ -73,8 +73,8 @@ fn values_of_wrong_shape_unit_or_range_are_refused_with_advice() {
         ("[listen]\naddress = \"127.0.0.1:65535\"", "ephemeral"),
         ("[log]\nlevel = \"loud\"", "one of error, warn, info, debug, trace"),
         ("[queues]\nauto_create = \"yes\"", "true or false"),
-        ("[workers]\nkinds = \"noop\"", "list of texts"),
-        ("[workers]\nkinds = [1]", "list of texts"),
+        ("[workers]\nqueues = \"noop\"", "list of texts"),
+        ("[workers]\nqueues = [1]", "list of texts"),
         ("[limits]\nmemory = \"lots\"", "\"auto\""),
         ("[node]\nshards = 8\npartitions = 4", "at most node.partitions"),
         ("[node\n", "is not TOML"),
@@ -94,7 +94,7 @@ fn environment_overrides_the_file_and_is_checked_alike() {
     let loaded = with_variable("NODE__SHARDS", "3").unwrap();
     assert_eq!(loaded.config.node.shards, 3);
     assert_eq!(loaded.origins["node.shards"], Origin::Environment);
-    assert_eq!(with_variable("WORKERS__KINDS", "a, b").unwrap().config.workers.kinds, ["a", "b"]);
+    assert_eq!(with_variable("WORKERS__QUEUES", "a, b").unwrap().config.workers.queues, ["a", "b"]);
     assert!(!with_variable("QUEUES__AUTO_CREATE", "false").unwrap().config.queues.auto_create);
 
     let refused = |name, value| with_variable(name, value).unwrap_err().to_string();

@@ -6,6 +6,8 @@ use std::io;
 use std::net::TcpListener;
 use std::path::Path;
 
+use taskmaster_workers::cgroup::Cgroups;
+
 use super::{Check, disk};
 use crate::config::{Config, memory_limit_bytes};
 use crate::output::human_bytes;
@@ -138,6 +140,24 @@ pub(super) fn cgroup() -> Check {
         NAME,
         "There are no control groups: memory and cpu limits of processes are not enforced.",
         "Mount cgroup2 on /sys/fs/cgroup, or run where it is.",
+    )
+}
+
+/// Whether workers can bound the processes they run.
+pub(super) fn worker_limits() -> Check {
+    const NAME: &str = "worker_limits";
+    let probe = Cgroups::probe(&taskmaster_workers::cgroup::Config::default());
+    let mut message = probe.sentence.trim_end_matches('.').to_owned();
+    message.push('.');
+    message.get_mut(..1).map(str::make_ascii_uppercase);
+    if probe.memory && probe.cpu {
+        return Check::ok(NAME, message);
+    }
+    Check::warn(
+        NAME,
+        message,
+        "Run workers as root, or in a delegated cgroup (`Delegate=memory cpu` in a systemd unit); tasks run without these \
+         limits otherwise.",
     )
 }
 

@@ -1,0 +1,156 @@
+//! `taskmaster bench`: load on a node, and what came of it. Without an address it starts a node of its own on a real disk.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use taskmaster_bench::{NodeInfo, Options, SuiteOptions, run_suite};
+
+use super::embedded::Embedded;
+use super::{Exit, Failure, Global, log};
+use crate::config::{self, ByteSize, Interval, Level};
+
+/// Arguments of `bench`.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Tasks per request; 1 means one task per request everywhere
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    batch: u32,
+    /// Connections
+    #[arg(long, default_value_t = 16, value_name = "N")]
+    connections: u32,
+    /// Payload of each task, with or without unit (64, 4KiB)
+    #[arg(long, default_value = "64B", value_parser = payload_size, value_name = "BYTES")]
+    payload: ByteSize,
+    /// Tasks to measure [default: 1,000,000 unless --duration is given]
+    #[arg(long, value_name = "N")]
+    tasks: Option<u64>,
+    /// Submissions per second at intended times (open loop); without it, as fast as the node answers
+    #[arg(long, value_name = "PER_SECOND")]
+    rate: Option<f64>,
+    /// Time to measure for (10s; a bare number is seconds)
+    #[arg(long, value_parser = seconds, value_name = "TIME")]
+    duration: Option<Interval>,
+    /// Load before the measurement
+    #[arg(long, default_value = "500ms", value_parser = seconds, value_name = "TIME")]
+    warmup: Interval,
+    /// Requests in flight per connection; 0 chooses
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    window: u32,
+    /// Generator threads
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    threads: u32,
+    /// Separate connections for producers and workers
+    #[arg(long)]
+    split: bool,
+    /// Do not account for every single task
+    #[arg(long)]
+    no_verify: bool,
+    /// Time to measure each floor for; 0s skips them
+    #[arg(long, default_value = "1s", value_parser = seconds, value_name = "TIME")]
+    floor: Interval,
+    /// Run all published cases with their targets
+    #[arg(long)]
+    suite: bool,
+    /// Configuration of the own node
+    #[arg(long, value_name = "FILE", env = "TASKMASTER_CONFIG")]
+    config: Option<PathBuf>,
+    /// Shards of the own node; 0 means one per core
+    #[arg(long, value_name = "N")]
+    shards: Option<u16>,
+    /// Data directory of the own node [default: a temporary one on a real disk]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+fn payload_size(text: &str) -> Result<ByteSize, String> {
+    taskmaster_workflow::units::bytes(text).map(ByteSize)
+}
+
+fn seconds(text: &str) -> Result<Interval, String> {
+    match text.parse::<u32>() {
+        Ok(seconds) => Ok(Interval::ms(u64::from(seconds) * 1_000)),
+        Err(_) => text.parse(),
+    }
+}
+
+impl Arguments {
+    fn options(&self, quiet: bool) -> Result<Options, Failure> {
+        let payload_bytes = u32::try_from(self.payload.0)
+            .map_err(|_| Failure::usage(format!("a payload of {} is over every limit", self.payload)))?;
+        let options = Options {
+            batch: self.batch,
+            connections: self.connections,
+            payload_bytes,
+            tasks: self.tasks,
+            rate_per_s: self.rate,
+            duration_s: self.duration.map(|duration| duration.0.as_secs_f64()),
+            warmup_s: self.warmup.0.as_secs_f64(),
+            window: self.window,
+            split: self.split,
+            threads: self.threads,
+            verify: !self.no_verify,
+            floor_s: self.floor.0.as_secs_f64(),
+            progress: !quiet,
+            ..Options::default()
+        };
+        options.validate().map_err(|error| Failure::usage(error.to_string()))?;
+        Ok(options)
+    }
+}
+
+/// Carries `bench` out.
+pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failure> {
+    log::start_quiet(global.verbose);
+    let options = arguments.options(global.output().is_json())?;
+    if let Some(addr) = &global.addr {
+        let node = NodeInfo { addr: addr.clone(), data_dir: None, pid: None };
+        return measure(global, arguments, options, &node);
+    }
+    let mut config = config::load(arguments.config.as_deref())?.config;
+    config.log.level = Level::Warn;
+    if let Some(shards) = arguments.shards {
+        config.node.shards = shards;
+    }
+    let node = Embedded::start_private(config, arguments.data_dir.as_deref())?;
+    let info = NodeInfo {
+        addr: node.address().to_string(),
+        data_dir: Some(node.data_dir().to_owned()),
+        pid: Some(std::process::id()),
+    };
+    let exit = measure(global, arguments, options, &info);
+    node.stop()?;
+    exit
+}
+
+/// Runs the load and prints the report; exit code 1 when anything was lost or doubled, or a target of the suite missed.
+fn measure(global: &Global, arguments: &Arguments, options: Options, node: &NodeInfo) -> Result<Exit, Failure> {
+    let output = global.output();
+    let (json, text, good) = if arguments.suite {
+        let suite = SuiteOptions { base: options, ..SuiteOptions::default() };
+        let report = run_suite(&suite, node)?;
+        (serde_json::to_value(&report), report.to_string(), report.cases.iter().all(|case| case.pass))
+    } else {
+        let report = taskmaster_bench::run(&options, node)?;
+        (serde_json::to_value(&report), report.to_string(), report.is_exact())
+    };
+    if output.is_json() {
+        output.json(&json.map_err(anyhow::Error::from)?)?;
+    } else {
+        output.text(&format!("{}\n", text.trim_end()))?;
+    }
+    Ok(if good { Exit::Success } else { Exit::Failed })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_may_be_bare_numbers() {
+        assert_eq!(payload_size("64"), Ok(ByteSize(64)));
+        assert_eq!(payload_size("4KiB"), Ok(ByteSize(4_096)));
+        assert_eq!(seconds("10"), Ok(Interval::ms(10_000)));
+        assert_eq!(seconds("250ms"), Ok(Interval::ms(250)));
+        assert!(seconds("soon").is_err());
+    }
+}

@@ -1,0 +1,203 @@
+//! `taskmaster queue list|pause|resume|drain|set`.
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::{Value, json};
+use taskmaster_client::{Client, QueueSettings, QueueView, State};
+
+use super::arguments::Milli;
+use super::connect::{block_on, connect};
+use super::outcome::queue_json;
+use super::{Exit, Failure, Global, log};
+use crate::config::Interval;
+use crate::output::{Output, Side, Table, Tint, human_count};
+
+/// What to do with queues.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List queues with their counts
+    List,
+    /// Assign nothing of a queue until it is resumed
+    Pause {
+        /// Queue
+        name: String,
+    },
+    /// Assign again, and take new tasks again
+    Resume {
+        /// Queue
+        name: String,
+    },
+    /// Refuse new tasks; accepted ones run
+    Drain {
+        /// Queue
+        name: String,
+    },
+    /// Create a queue, or change its settings
+    Set(SetArguments),
+}
+
+/// Settings of a queue; what is not named stays as it is.
+#[derive(Debug, Args)]
+#[command(arg_required_else_help = true)]
+pub(crate) struct SetArguments {
+    /// Queue
+    name: String,
+    /// Most starts per second (100, 0.5); 0 for no limit
+    #[arg(long, value_name = "PER_SECOND")]
+    rate: Option<Milli>,
+    /// Most starts at once after idleness [default: one second's worth, at least 1]
+    #[arg(long, value_name = "N", requires = "rate")]
+    burst: Option<u32>,
+    /// Most tasks running at once; 0 for no limit
+    #[arg(long, value_name = "N")]
+    concurrency: Option<u32>,
+    /// Most unfinished tasks; 0 for no limit of its own
+    #[arg(long, value_name = "N")]
+    depth: Option<u64>,
+    /// How long finished tasks are kept unless they say otherwise
+    #[arg(long, value_name = "TIME")]
+    retention: Option<Interval>,
+    /// What happens at a task's deadline
+    #[arg(long, value_enum, value_name = "ACTION")]
+    deadline_action: Option<DeadlineAction>,
+}
+
+/// At a task's deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum DeadlineAction {
+    /// It expires
+    Expire,
+    /// It is only flagged as late
+    Flag,
+}
+
+impl SetArguments {
+    fn settings(&self) -> QueueSettings {
+        let mut settings = QueueSettings::new();
+        if let Some(Milli(rate)) = self.rate {
+            let burst = self.burst.unwrap_or_else(|| rate.div_ceil(1_000).max(1));
+            settings = settings.rate(rate.into(), burst);
+        }
+        if let Some(concurrency) = self.concurrency {
+            settings = settings.concurrency(concurrency);
+        }
+        if let Some(depth) = self.depth {
+            settings = settings.depth_max(depth);
+        }
+        if let Some(Interval(retention)) = self.retention {
+            settings = settings.retention(retention);
+        }
+        if let Some(action) = self.deadline_action {
+            settings = settings.flag_deadlines(action == DeadlineAction::Flag);
+        }
+        settings
+    }
+}
+
+/// Carries a queue command out.
+pub(crate) fn run(global: &Global, command: Command) -> Result<Exit, Failure> {
+    log::start_quiet(global.verbose);
+    let output = global.output();
+    block_on(async {
+        let client = connect(global).await?;
+        match command {
+            Command::List => list(&client, global.namespace.as_deref(), output).await,
+            Command::Pause { name } => configure(&client, &name, QueueSettings::new().paused(true), output).await,
+            Command::Resume { name } => {
+                configure(&client, &name, QueueSettings::new().paused(false).draining(false), output).await
+            }
+            Command::Drain { name } => configure(&client, &name, QueueSettings::new().draining(true), output).await,
+            Command::Set(arguments) => configure(&client, &arguments.name, arguments.settings(), output).await,
+        }
+    })
+}
+
+/// Changes a queue and prints it as it is afterwards.
+async fn configure(client: &Client, name: &str, settings: QueueSettings, output: Output) -> Result<Exit, Failure> {
+    client.configure_queue(name, settings).await?;
+    let namespace = if client.namespace().is_empty() { "default" } else { client.namespace() };
+    let mut queues = client.queues().await?;
+    queues.retain(|queue| queue.queue == name && queue.namespace == namespace);
+    if output.is_json() {
+        output.json(&queues.first().map_or_else(|| json!({"queue": name}), queue_json))?;
+    } else {
+        output.text(&table(&queues, output))?;
+    }
+    Ok(Exit::Success)
+}
+
+async fn list(client: &Client, namespace: Option<&str>, output: Output) -> Result<Exit, Failure> {
+    let mut queues = client.queues().await?;
+    queues.retain(|queue| namespace.is_none_or(|namespace| namespace == queue.namespace));
+    if output.is_json() {
+        let queues: Vec<Value> = queues.iter().map(queue_json).collect();
+        output.json(&json!({ "queues": queues }))?;
+    } else if queues.is_empty() {
+        output.text("no queues yet: a queue comes into being with its first task\n")?;
+    } else {
+        output.text(&table(&queues, output))?;
+    }
+    Ok(Exit::Success)
+}
+
+fn table(queues: &[QueueView], output: Output) -> String {
+    const SHOWN: [State; 7] =
+        [State::Ready, State::Leased, State::Delayed, State::Waiting, State::Succeeded, State::Failed, State::Expired];
+    let mut columns = vec![("namespace", Side::Left), ("queue", Side::Left)];
+    columns.extend(SHOWN.map(|state| (state.name(), Side::Right)));
+    columns.extend([("status", Side::Left), ("limits", Side::Left)]);
+    let mut table = Table::new(&columns);
+    for queue in queues {
+        let mut row = vec![queue.namespace.clone(), queue.queue.clone()];
+        row.extend(SHOWN.map(|state| human_count(queue.counts.of(state))));
+        row.push(match (queue.is_paused, queue.is_draining) {
+            (true, true) => output.tint(Tint::Caution, "paused, draining"),
+            (true, false) => output.tint(Tint::Caution, "paused"),
+            (false, true) => output.tint(Tint::Caution, "draining"),
+            (false, false) => output.tint(Tint::Good, "running"),
+        });
+        row.push(limits(queue));
+        table.row(row);
+    }
+    table.render()
+}
+
+/// Limits of a queue in a few words.
+fn limits(queue: &QueueView) -> String {
+    let mut parts = Vec::new();
+    if queue.rate_milli_per_s > 0 {
+        let (whole, rest) = (queue.rate_milli_per_s / 1_000, queue.rate_milli_per_s % 1_000);
+        let rate = if rest == 0 { whole.to_string() } else { format!("{whole}.{rest:03}") };
+        parts.push(format!("{rate}/s burst {}", queue.rate_burst));
+    }
+    if queue.concurrency > 0 {
+        parts.push(format!("{} at once", queue.concurrency));
+    }
+    if queue.depth_max > 0 {
+        parts.push(format!("depth {}", human_count(queue.depth_max)));
+    }
+    if queue.flags_deadlines {
+        parts.push("flags deadlines".to_owned());
+    }
+    parts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::Shape;
+
+    #[test]
+    fn limits_are_told_in_words() {
+        let queue = QueueView { rate_milli_per_s: 1_500, rate_burst: 2, concurrency: 8, ..QueueView::default() };
+        assert_eq!(limits(&queue), "1.500/s burst 2, 8 at once");
+        assert_eq!(limits(&QueueView::default()), "");
+    }
+
+    #[test]
+    fn the_table_has_a_row_per_queue() {
+        let queue =
+            QueueView { namespace: "default".into(), queue: "emails".into(), is_paused: true, ..QueueView::default() };
+        let text = table(&[queue], Output::new(Shape::Json));
+        assert!(text.lines().nth(1).is_some_and(|line| line.contains("emails") && line.contains("paused")), "{text}");
+    }
+}

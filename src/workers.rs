@@ -1,0 +1,204 @@
+//! Workers of this program: the client's worker (leases, credit, heartbeats) joined to the executors of
+//! `taskmaster-workers` (built-in kinds, processes, limits).
+//!
+//! Invariants: a lost or revoked lease cancels its attempt, processes with all their group; an attempt's outcome is
+//! reported under its own lease only; what an [`Observer`] saw is on this machine's clock.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use taskmaster_client::{Client, Context, Payload, Resources, TaskError, TaskId, Worker};
+use taskmaster_workers::{
+    Command, Finished, Job, Outcome, ProcessExecutor, Progress, ProgressSink, Registry, cancel, cgroup, process,
+};
+
+use crate::cli::{Exit, Failure};
+
+/// What a worker offers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Offer {
+    /// Name shown to operators; empty for the default.
+    pub(crate) name: String,
+    /// Queues to serve.
+    pub(crate) queues: Vec<String>,
+    /// Most tasks at once.
+    pub(crate) concurrency: u32,
+    /// What tasks may reserve of it; none means resources are not counted.
+    pub(crate) resources: Option<Resources>,
+    /// Cores of these resources, in thousandths, where they are counted.
+    pub(crate) cpu_milli: Option<u32>,
+    /// Whether it runs `noop`, `sleep`, `spin`, `fail` and `replay`.
+    pub(crate) builtins: bool,
+    /// Whether it runs the command in the payload of `exec` tasks.
+    pub(crate) exec: bool,
+    /// A command for these kinds; for every kind that has no other when there are none.
+    pub(crate) command: Option<(Command, Vec<String>)>,
+    /// Longest run of one attempt.
+    pub(crate) timeout: Option<Duration>,
+    /// How long a process has after SIGTERM.
+    pub(crate) grace: Option<Duration>,
+}
+
+/// When a task ran, in microseconds since 1970.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Attempts {
+    /// Start of the first attempt.
+    pub(crate) first_start_us: u64,
+    /// When the latest attempt became ready, by the server's clock.
+    pub(crate) ready_us: u64,
+    /// Start of the latest attempt.
+    pub(crate) start_us: u64,
+    /// End of the latest attempt; 0 while it runs.
+    pub(crate) end_us: u64,
+    /// Attempts started here.
+    pub(crate) count: u32,
+}
+
+/// Notes when each task ran in this process.
+#[derive(Debug, Default)]
+pub(crate) struct Observer(Mutex<HashMap<TaskId, Attempts>>);
+
+impl Observer {
+    fn note(&self, id: TaskId, change: impl FnOnce(&mut Attempts)) {
+        change(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default());
+    }
+
+    /// What was seen of a task, if it ran here.
+    pub(crate) fn of(&self, id: TaskId) -> Option<Attempts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
+    }
+}
+
+/// What all handlers of a worker share.
+struct Bench {
+    registry: Registry,
+    observer: Option<Arc<Observer>>,
+    timeout: Option<Duration>,
+}
+
+/// Starts a worker.
+///
+/// # Errors
+/// The process executor cannot start, or the node refuses the subscription.
+pub(crate) async fn start(client: &Client, offer: &Offer, observer: Option<Arc<Observer>>) -> Result<Worker, Failure> {
+    let registry = registry(offer)?;
+    let bench = Arc::new(Bench { registry, observer, timeout: offer.timeout });
+    let mut builder = Worker::builder(client).concurrency(offer.concurrency);
+    for queue in &offer.queues {
+        builder = builder.queue(queue.clone());
+    }
+    if !offer.name.is_empty() {
+        builder = builder.name(offer.name.clone());
+    }
+    if let Some(resources) = &offer.resources {
+        builder = builder.resources(resources.clone());
+    }
+    let builder = builder.default_handler(move |task| {
+        let bench = Arc::clone(&bench);
+        async move { bench.run(task).await }
+    });
+    Ok(builder.start().await?)
+}
+
+fn registry(offer: &Offer) -> Result<Registry, Failure> {
+    let mut registry = Registry::new();
+    if offer.builtins {
+        registry = registry.with_builtins();
+    }
+    if offer.exec || offer.command.is_some() {
+        let mut limits = process::Limits::default();
+        if let Some(grace) = offer.grace {
+            limits.grace = grace;
+        }
+        let executor = ProcessExecutor::new(limits, &cgroup::Config::default())
+            .map_err(|error| Failure::new(Exit::Failed, format!("processes cannot be run: {error}")))?;
+        tracing::debug!("{}", executor.limits_in_force());
+        registry = registry.with_processes(executor);
+    }
+    if offer.exec {
+        registry = registry.with_exec();
+    }
+    if let Some((command, kinds)) = &offer.command {
+        registry = if kinds.is_empty() {
+            registry.with_command_for_all(command.clone())
+        } else {
+            kinds.iter().fold(registry, |registry, kind| registry.with_command(kind, command.clone()))
+        };
+    }
+    Ok(registry)
+}
+
+impl Bench {
+    /// Runs one attempt, and cancels it when its lease is lost.
+    async fn run(&self, task: Context) -> Result<Payload, TaskError> {
+        let job = Job {
+            id: task.id().to_string(),
+            kind: task.kind().to_owned(),
+            queue: task.queue().to_owned(),
+            attempt: task.attempt(),
+            payload: task.payload().to_vec(),
+            timeout: self.timeout,
+            cpu_milli: task.cpu_milli(),
+            memory_bytes: task.memory_bytes(),
+            env: Vec::new(),
+        };
+        let (canceller, cancelled) = cancel::pair();
+        let reports = task.clone();
+        let sink = ProgressSink::new(move |progress| report(&reports, &progress));
+        self.note_start(&task);
+        let execution = self.registry.execute(job, cancelled, &sink);
+        tokio::pin!(execution);
+        let finished = tokio::select! {
+            finished = &mut execution => finished,
+            () = task.cancelled() => {
+                canceller.cancel();
+                execution.await
+            }
+        };
+        if let Some(observer) = &self.observer {
+            observer.note(task.id(), |attempts| attempts.end_us = now_us());
+        }
+        answer(finished)
+    }
+
+    fn note_start(&self, task: &Context) {
+        let Some(observer) = &self.observer else { return };
+        let now_us = now_us();
+        let ready = task.ready_time().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        observer.note(task.id(), |attempts| {
+            if attempts.count == 0 {
+                attempts.first_start_us = now_us;
+            }
+            attempts.count += 1;
+            attempts.ready_us = u64::try_from(ready.as_micros()).unwrap_or(u64::MAX);
+            attempts.start_us = now_us;
+            attempts.end_us = 0;
+        });
+    }
+}
+
+/// Progress as the server keeps it.
+fn report(task: &Context, progress: &Progress) {
+    let permille = (progress.fraction * 1_000.0).clamp(0.0, 1_000.0);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0 to 1000")]
+    task.progress(permille as u32, progress.message.clone());
+}
+
+/// An attempt's end as the client reports it.
+fn answer(finished: Finished) -> Result<Payload, TaskError> {
+    match finished.outcome {
+        Outcome::Succeeded { result } => Ok(result.into()),
+        Outcome::Failed(failure) => {
+            let error = TaskError::new(failure.code, failure.error).log_tail(finished.log_tail);
+            Err(if failure.retryable { error } else { error.permanent() })
+        }
+        Outcome::Cancelled => Err(TaskError::new("cancelled", "the attempt was ended because the task was cancelled")),
+    }
+}
+
+/// Time by this machine's clock, in microseconds since 1970.
+pub(crate) fn now_us() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
