@@ -30,7 +30,8 @@ const STACK_BYTES: usize = 1 << 20;
 /// error here: see [`Report::is_exact`].
 pub fn run(options: &Options, node: &NodeInfo) -> Result<Report> {
     options.validate()?;
-    let (mut control, greeting) = Control::connect(&node.addr)?;
+    let (_, greeting) = Control::connect(&node.addr)?;
+    let mut controls = connect_shards(node, &greeting)?;
     let floor = Floor::measure(node.data_dir.as_deref(), options.floor_s)?;
     let run = RandomState::new().build_hasher().finish();
     let mut crews = Vec::new();
@@ -70,12 +71,11 @@ pub fn run(options: &Options, node: &NodeInfo) -> Result<Report> {
             let _ = start.send(from_ns);
         }
         wait(&ended, Duration::from_secs_f64(options.warmup_s));
-        let before = Spent::so_far(&mut control, node);
+        let before = Spent::so_far(&mut controls, node);
         watch(&ended, &shared, options.progress);
         let joined = threads.into_iter().map(|thread| thread.join().expect("a generator does not panic"));
         let outcomes = first_cause(joined.collect())?;
-        let after = Control::connect(&node.addr).map(|(mut control, _)| Spent::so_far(&mut control, node));
-        let spent = after.unwrap_or_default().since(before);
+        let spent = Spent::so_far(&mut controls, node).since(before);
         Ok((Load { measure_from_ns: from_ns + nanoseconds(options.warmup_s), spent }, outcomes))
     })?;
     let config = config(options, node, greeting);
@@ -138,6 +138,12 @@ impl Crew {
         let workers_from = connections.len() - own;
         Ok(Self { connections, producers: own, workers_from, encoder, credit })
     }
+}
+
+/// One connection per shard, since each shard tells its own counters.
+fn connect_shards(node: &NodeInfo, greeting: &Greeting) -> Result<Vec<Control>> {
+    let numbers = 0..greeting.shard_ports.len().max(1);
+    numbers.map(|number| Ok(Control::connect(&shard_addr(&node.addr, greeting, number)?)?.0)).collect()
 }
 
 /// The address of one of the node's shards, in turn.
@@ -210,14 +216,18 @@ struct Spent {
 }
 
 impl Spent {
-    fn so_far(control: &mut Control, node: &NodeInfo) -> Self {
-        // A node without counters is still worth measuring.
-        let [flushes, wal_bytes] = control.counters(["wal_flushes", "wal_bytes"]).unwrap_or_default();
+    fn so_far(controls: &mut [Control], node: &NodeInfo) -> Self {
+        let mut spent = Self::default();
+        for control in controls {
+            // A node without counters is still worth measuring.
+            let [flushes, wal_bytes] = control.counters(["wal_flushes", "wal_bytes"]).unwrap_or_default();
+            spent.flushes = spent.flushes.map_or(flushes, |sum| Some(sum + flushes?));
+            spent.wal_bytes = spent.wal_bytes.map_or(wal_bytes, |sum| Some(sum + wal_bytes?));
+        }
         Self {
-            flushes,
-            wal_bytes,
             cpu_s: node.pid.and_then(machine::cpu_s),
             rss_bytes_max: node.pid.and_then(machine::rss_bytes_max),
+            ..spent
         }
     }
 
