@@ -39,7 +39,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 async fn run(dir: &Path, span: Duration) -> Result<(), String> {
     let wal_dir = dir.join("wal");
-    let params = ScanParams { identity: IDENTITY, after_seq: 0 };
+    let params = ScanParams::whole(IDENTITY);
     let recovered = recover_dir(&wal_dir, params, |_| Ok(())).map_err(|error| error.to_string())?;
     let wal =
         Wal::open(&wal_dir, Config::default(), IDENTITY, 1, recovered.end).await.map_err(|error| error.to_string())?;

@@ -6,5 +6,6 @@
 
 pub mod buffer;
 pub mod datadir;
+pub mod recovery;
 pub mod snapshot;
 pub mod wal;

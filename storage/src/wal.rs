@@ -70,6 +70,8 @@ pub struct Config {
     pub segments_ahead: usize,
     /// Retired segments kept for reuse; more are deleted.
     pub spare_segments_max: usize,
+    /// No segment is made that would leave less than this free on the disk.
+    pub disk_reserve_bytes: u64,
 }
 
 impl Default for Config {
@@ -83,6 +85,7 @@ impl Default for Config {
             overlap_bytes_min: 0,
             segments_ahead: 2,
             spare_segments_max: 16,
+            disk_reserve_bytes: 64 << 20,
         }
     }
 }

@@ -19,7 +19,7 @@ use glommio::io::{BufferedFile, DmaBuffer, DmaFile, OpenOptions};
 use rustix::fs::OFlags;
 
 use super::segments::{
-    SegmentFiles, create_segment, delete_segment, drop_misfits, raw_flags, reuse_segment, segment_path,
+    SegmentFiles, check_space, create_segment, delete_segment, drop_misfits, raw_flags, reuse_segment, segment_path,
 };
 use super::{
     AppendError, ApplyError, BlockBuffers, Config, ConfigError, LogEnd, Position, Record, RecoverError, Recovered,
@@ -201,7 +201,7 @@ impl Wal {
     /// it may take a moment; the block that opens the term is the first one [`Wal::run`] writes.
     ///
     /// # Errors
-    /// [`Error::Config`] and [`Error::File`], a full disk among them.
+    /// [`Error::Config`] and [`Error::File`], a full disk among them unless an earlier run left a segment ready.
     pub async fn open(
         dir: &Path,
         config: Config,
@@ -220,22 +220,20 @@ impl Wal {
         }
         let mut writer = Writer::new(config, DmaBuffers, identity, term, end);
         let mut stats = Stats::default();
+        let mut space = SpaceState::Free;
         while let Some(number) = writer.wants_segment() {
             let (path, len) = (dir.to_path_buf(), writer.config().segment_bytes);
             let made = glommio::executor().spawn_blocking(move || create_segment(&path, number, len)).await;
+            if made.as_ref().is_err_and(is_disk_full) && writer.segments_prepared() > 0 {
+                space = SpaceState::DiskFull;
+                break;
+            }
             let segment = made.map_err(|source| Error::File { path: segment_path(dir, number), source })?;
             targets.push_back((number, Rc::new(open_target(dir, number).await?)));
             writer.segment_prepared(segment);
             stats.segments_created += 1;
         }
-        let state = State {
-            writer,
-            targets,
-            retired: VecDeque::new(),
-            space: SpaceState::Free,
-            failed: false,
-            waiters: Vec::new(),
-        };
+        let state = State { writer, targets, retired: VecDeque::new(), space, failed: false, waiters: Vec::new() };
         let wal = Self {
             dir: dir.to_path_buf(),
             state: RefCell::new(state),
@@ -370,7 +368,9 @@ impl Wal {
             JobDone::Prepared { segment, target, reused } => {
                 state.writer.segment_prepared(segment);
                 state.targets.push_back((segment.number, target));
-                state.space = SpaceState::Free;
+                if state.writer.wants_segment().is_none() {
+                    state.space = SpaceState::Free;
+                }
                 self.count(|stats| {
                     stats.segments_reused += u64::from(reused);
                     stats.segments_created += u64::from(!reused);
@@ -405,7 +405,8 @@ impl Wal {
         }
         let number = state.writer.wants_segment()?;
         let old = state.retired.pop_front();
-        Some(Box::pin(prepare(dir, number, len, old)))
+        let reserve = state.writer.config().disk_reserve_bytes;
+        Some(Box::pin(prepare(dir, number, len, reserve, old)))
     }
 
     /// Gives up the segments that hold nothing after `covered_seq`, a position that the older of the kept snapshots covers.
@@ -487,25 +488,27 @@ impl Wal {
     }
 }
 
+fn is_disk_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 async fn open_target(dir: &Path, number: u32) -> Result<Target, Error> {
     let path = segment_path(dir, number);
     Target::open(&path).await.map_err(|source| Error::File { path, source })
 }
 
-async fn prepare(dir: PathBuf, number: u32, len: u64, old: Option<Segment>) -> JobDone {
+async fn prepare(dir: PathBuf, number: u32, len: u64, reserve: u64, old: Option<Segment>) -> JobDone {
     let path = segment_path(&dir, number);
     let made = glommio::executor().spawn_blocking({
         let dir = dir.clone();
         move || match old {
             Some(old) => reuse_segment(&dir, old, number),
-            None => create_segment(&dir, number, len),
+            None => check_space(&dir, len, reserve).and_then(|()| create_segment(&dir, number, len)),
         }
     });
     let segment = match made.await {
         Ok(segment) => segment,
-        Err(source) if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
-            return JobDone::DiskFull;
-        }
+        Err(source) if is_disk_full(&source) => return JobDone::DiskFull,
         Err(source) => return JobDone::Failed { path, source },
     };
     match Target::open(&path).await {

@@ -45,6 +45,16 @@ pub struct ScanParams {
     pub identity: u64,
     /// Records of blocks up to this seq are in a snapshot and not handed out; 0 without one. The log must reach it.
     pub after_seq: u64,
+    /// The log must reach this seq too: the newest snapshot's, when that one is damaged and an older one is used.
+    pub reach_seq: u64,
+}
+
+impl ScanParams {
+    /// The whole log, without a snapshot.
+    #[must_use]
+    pub fn whole(identity: u64) -> Self {
+        Self { identity, after_seq: 0, reach_seq: 0 }
+    }
 }
 
 /// Where a log ends, and so where a [`super::Writer`] continues.
@@ -413,8 +423,9 @@ impl<S: SegmentSource> Scan<'_, S> {
 
     /// Decides what the end of the walk means: an orderly end, a torn tail, or damage.
     fn finish(mut self, walk: Walk, reject: Reject) -> Result<Recovered, RecoverError> {
-        if walk.seq <= self.params.after_seq {
-            let what = format!("is missing and the snapshot covers the log up to block {}", self.params.after_seq);
+        let reach = self.params.after_seq.max(self.params.reach_seq);
+        if walk.seq <= reach {
+            let what = format!("is missing and a snapshot covers the log up to block {reach}");
             return Err(self.error(walk.index, walk.offset, walk.seq, CorruptKind::SnapshotUncovered, what));
         }
         let closed = walk.last.is_some_and(|last| last.flags & FLAG_CLOSING != 0);

@@ -69,6 +69,20 @@ pub fn create_segment(dir: &Path, number: u32, len: u64) -> io::Result<Segment> 
     Ok(Segment { number, len })
 }
 
+/// Fails as a full disk does when a file of `len` bytes would leave less than `reserve_bytes` free where `dir` is.
+///
+/// # Errors
+/// [`io::ErrorKind::StorageFull`], or what asking the file system failed with.
+pub fn check_space(dir: &Path, len: u64, reserve_bytes: u64) -> io::Result<()> {
+    let stat = rustix::fs::statvfs(dir)?;
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    if free >= len.saturating_add(reserve_bytes) {
+        return Ok(());
+    }
+    let message = format!("{free} bytes are free, {len} are needed and {reserve_bytes} are kept in reserve");
+    Err(io::Error::new(io::ErrorKind::StorageFull, message))
+}
+
 fn fill(path: &Path, len: u64) -> io::Result<()> {
     let open = |flags: OFlags| {
         OpenOptions::new().write(true).create(true).truncate(true).custom_flags(raw_flags(flags)).open(path)
