@@ -20,7 +20,7 @@ use taskmaster_protocol::{Code, TaskId};
 
 use crate::partition::Partition;
 use crate::state::State;
-use crate::task::Slot;
+use crate::task::{Slot, flag};
 
 /// Adds an exception for a row to a reply.
 pub(crate) fn except(reply: &mut BatchReply, index: usize, id: TaskId, code: Code, state: Option<State>) {
@@ -33,7 +33,8 @@ pub(crate) fn except(reply: &mut BatchReply, index: usize, id: TaskId, code: Cod
     });
 }
 
-/// The task a lease row speaks of if that very lease is in force, else the code and state to answer with.
+/// The task a lease row speaks of if that very lease is in force, else the code and state to answer with. A lease whose
+/// expiry is on its way to the log is over: whatever follows it in the log comes too late.
 pub(crate) fn leased(
     partition: &Partition,
     id: TaskId,
@@ -44,7 +45,7 @@ pub(crate) fn leased(
     let Some(slot) = partition.find(id, locator) else { return Err((Code::UnknownTask, None)) };
     let task = &partition.tasks[slot];
     match task.state {
-        State::Leased if task.token == token && task.attempt() == attempt => Ok(slot),
+        State::Leased if task.token == token && task.attempt() == attempt && !task.has(flag::EXPIRING) => Ok(slot),
         state if state.is_final() => Err((Code::AlreadyFinal, Some(state))),
         state => Err((Code::StaleLease, Some(state))),
     }

@@ -288,6 +288,7 @@ impl Partition {
         let queue = self.queues[contract.queue as usize].dispatch;
         dispatch.lease_ended(queue, worker & !DETACHED, &contract.resources);
         self.lease_lists[list as usize].list.unlink(&mut self.tasks, slot);
+        self.tasks[slot].flags &= !flag::EXPIRING;
     }
 
     /// The lease list of workers that are gone: it is the one of [`GRACE_MS`].

@@ -360,7 +360,8 @@ impl Shard {
         }
     }
 
-    /// Shortens the leases of a connection that is gone: its worker may come back within the grace.
+    /// Shortens the leases of a connection that is gone to the grace, within which its worker may come back. Leases that
+    /// end sooner stay as they are.
     fn disconnected(&mut self, conn: ConnId) {
         self.waiters.forget(conn);
         let Some(worker) = self.dispatch.disconnect(conn) else { return };
@@ -371,7 +372,7 @@ impl Shard {
                 let mut slot = partition.lease_lists[index].list.head;
                 while slot != NONE {
                     let next = partition.tasks[slot].next;
-                    if partition.tasks[slot].worker == worker {
+                    if partition.tasks[slot].worker == worker && partition.tasks[slot].at_us > due_us {
                         partition.lease_lists[index].list.unlink(&mut partition.tasks, slot);
                         let task = &mut partition.tasks[slot];
                         task.worker |= DETACHED;

@@ -22,7 +22,7 @@ pub(crate) mod flag {
     pub(crate) const AWAITED: u8 = 1;
     /// Ready, but its concurrency key is at its limit.
     pub(crate) const BLOCKED: u8 = 2;
-    /// An expiry has been proposed to the log and not been applied yet.
+    /// The present lease's expiry has been proposed to the log and not been applied yet.
     pub(crate) const EXPIRING: u8 = 4;
     /// The deadline passed in a queue that only flags.
     pub(crate) const LATE: u8 = 8;

@@ -18,7 +18,6 @@ pub(crate) const DEADLINE: u32 = 1;
 pub(crate) fn apply(partition: &mut Partition, body: &ArchivedExpire, cx: &mut Cx<'_>) {
     for row in body.rows.iter() {
         let Some(slot) = partition.find(TaskId::from(&row.id), NONE) else { continue };
-        partition.tasks[slot].flags &= !flag::EXPIRING;
         let task = &partition.tasks[slot];
         if task.state.is_final() {
             continue;

@@ -32,9 +32,7 @@ pub(crate) fn apply(
         let lease_list = &mut partition.lease_lists[list as usize];
         partition.tasks[slot].at_us = cx.time_us + u64::from(lease_list.lease_ms) * 1_000;
         lease_list.list.push_back(&mut partition.tasks, slot);
-        if holder & DETACHED != 0 {
-            adopt(partition, slot, worker, cx);
-        }
+        adopt(partition, slot, worker, cx);
         partition.arm_lease_list(list, cx.timers);
         reply.accepted += 1;
     }
@@ -44,14 +42,12 @@ pub(crate) fn apply(
 /// A worker that came back on another connection holds its lease again.
 fn adopt(partition: &mut Partition, slot: u32, worker: Option<u32>, cx: &mut Cx<'_>) {
     let task = &mut partition.tasks[slot];
-    let gone = task.worker & !DETACHED;
-    let contract = &partition.contracts[task.contract];
-    let queue = partition.queues[contract.queue as usize].dispatch;
-    task.worker = match worker {
-        Some(worker) => {
-            cx.dispatch.move_lease(queue, gone, worker, &contract.resources);
-            worker
-        }
-        None => gone,
-    };
+    task.worker &= !DETACHED;
+    let holder = task.worker;
+    if let Some(worker) = worker.filter(|_| !cx.dispatch.workers[holder as usize].connected) {
+        task.worker = worker;
+        let contract = &partition.contracts[task.contract];
+        let queue = partition.queues[contract.queue as usize].dispatch;
+        cx.dispatch.move_lease(queue, holder, worker, &contract.resources);
+    }
 }

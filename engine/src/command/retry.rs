@@ -43,7 +43,7 @@ fn again(partition: &mut Partition, slot: Slot, cx: &mut Cx<'_>) -> bool {
     partition.kept -= 1;
     let task = &mut partition.tasks[slot];
     task.failures = 0;
-    task.flags &= !(flag::LATE | flag::EXPIRING);
+    task.flags &= !flag::LATE;
     if let Some(extra) = partition.extras.get_mut(task.extra) {
         extra.deadline_us = 0;
         extra.done_permille = 0;

@@ -40,7 +40,7 @@ pub(crate) fn explain(
             let left_ms = task.at_us.saturating_sub(now_us) / 1_000;
             facts.push(("reason", format!("worker \"{name}\" runs attempt {}", task.attempt())));
             facts.push(("lease", format!("ends in {left_ms} ms unless extended")));
-            if task.worker & DETACHED != 0 {
+            if worker.is_some_and(|worker| !worker.connected) {
                 facts.push(("worker", "its connection is gone; the lease ends soon".to_owned()));
             }
         }

@@ -99,15 +99,8 @@ impl Shard {
         let queues = names.into_iter().map(|name| self.dispatch.queue(namespace, name)).collect();
         let capacity = (!capacity.is_empty()).then_some(capacity);
         effects.reply(conn, &header, &Empty::default());
-        self.detach_worker(conn);
         self.dispatch.subscribe(conn, worker, queues, capacity, body.credit.to_native());
         Ok(())
-    }
-
-    fn detach_worker(&mut self, conn: ConnId) {
-        if self.dispatch.worker_of(conn).is_some() {
-            self.disconnected(conn);
-        }
     }
 
     fn credit(&mut self, conn: ConnId, bytes: &[u8]) -> Result<(), Refused> {
