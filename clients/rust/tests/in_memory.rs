@@ -15,7 +15,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 async fn echo_worker(client: &Client) -> Worker {
     let builder = Worker::builder(client).default_handler(|task| async move { Ok(task.payload().to_vec()) });
-    builder.start().await.unwrap()
+    builder.start().await.expect("the in-memory server takes every subscription")
 }
 
 #[tokio::test]

@@ -188,6 +188,12 @@ impl Runner {
         }
     }
 
+    fn wake_all(&self) {
+        for waker in self.wakers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            waker.notify_one();
+        }
+    }
+
     pub(super) fn stats(&self) -> WorkerStats {
         let (running, queued) = {
             let load = self.load();
@@ -233,7 +239,12 @@ impl Load {
 
 /// Occupies a slot for as long as there are tasks.
 async fn run(runner: Arc<Runner>, first: Job) {
-    let mut job = if first.lease.start() { Some(first) } else { runner.next(None) };
+    let mut job = Some(first);
+    if job.as_ref().is_some_and(|first| !first.lease.start()) {
+        job = runner.next(None);
+        // No event will tell the sessions that there is room again.
+        runner.wake_all();
+    }
     let mut in_a_row = 0;
     while let Some(Job { lease, events }) = job {
         let start = Instant::now();
