@@ -72,7 +72,7 @@ impl ShardLoop {
         }
         let bytes = file.finish().await?;
         let dir = dir.to_path_buf();
-        if let Some(covered) = glommio::executor().spawn_blocking(move || snapshot::prune(&dir)).await? {
+        if let Some(covered) = taskmaster_storage::offload::offload(move || snapshot::prune(&dir)).await? {
             self.wal.retire(covered);
         }
         Ok(bytes)

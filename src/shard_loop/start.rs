@@ -15,7 +15,7 @@ use anyhow::Context;
 use futures_lite::AsyncReadExt;
 use glommio::net::UnixStream;
 use glommio::timer::sleep;
-use glommio::{ExecutorJoinHandle, Latency, LocalExecutorBuilder, Placement, Shares};
+use glommio::{ExecutorJoinHandle, Latency, LocalExecutorBuilder, Placement, PoolPlacement, Shares};
 use taskmaster_engine::{Config, Effects, Input};
 use taskmaster_net::listener::Listener;
 use taskmaster_net::mesh::Ends;
@@ -64,6 +64,7 @@ pub(crate) fn spawn(start: Start) -> anyhow::Result<ExecutorJoinHandle<()>> {
         .name(&name)
         .io_memory(RING_BYTES)
         .preempt_timer(Duration::from_millis(1))
+        .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
         .spawn(move || async move {
             let (number, started) = (start.number, start.started.clone());
             if let Err(error) = run(start).await {

@@ -6,6 +6,7 @@
 
 pub mod buffer;
 pub mod datadir;
+pub mod offload;
 pub mod recovery;
 pub mod snapshot;
 pub mod wal;

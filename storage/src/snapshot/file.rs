@@ -114,7 +114,7 @@ impl BackgroundSnapshot {
     /// [`Error::Io`].
     pub async fn create(dir: &Path, info: Info) -> Result<Self, Error> {
         let dir = dir.to_path_buf();
-        let created = glommio::executor().spawn_blocking(move || SnapshotFile::create(&dir, &info));
+        let created = crate::offload::offload(move || SnapshotFile::create(&dir, &info));
         Ok(Self { file: Some(created.await?) })
     }
 
@@ -127,7 +127,7 @@ impl BackgroundSnapshot {
     /// As [`SnapshotFile::chunk`], and after a failure.
     pub async fn chunk(&mut self, tag: ChunkTag, bytes: Vec<u8>) -> Result<(), Error> {
         let mut file = self.file.take().expect("not used after a failure");
-        let written = glommio::executor().spawn_blocking(move || file.chunk(tag, &bytes).map(|()| file));
+        let written = crate::offload::offload(move || file.chunk(tag, &bytes).map(|()| file));
         self.file = Some(written.await?);
         Ok(())
     }
@@ -141,6 +141,6 @@ impl BackgroundSnapshot {
     /// After a failure.
     pub async fn finish(mut self) -> Result<u64, Error> {
         let file = self.file.take().expect("not used after a failure");
-        glommio::executor().spawn_blocking(move || file.finish()).await
+        crate::offload::offload(move || file.finish()).await
     }
 }

@@ -223,7 +223,7 @@ impl Wal {
         let mut space = SpaceState::Free;
         while let Some(number) = writer.wants_segment() {
             let (path, len) = (dir.to_path_buf(), writer.config().segment_bytes);
-            let made = glommio::executor().spawn_blocking(move || create_segment(&path, number, len)).await;
+            let made = crate::offload::offload(move || create_segment(&path, number, len)).await;
             if made.as_ref().is_err_and(is_disk_full) && writer.segments_prepared() > 0 {
                 space = SpaceState::DiskFull;
                 break;
@@ -499,7 +499,7 @@ async fn open_target(dir: &Path, number: u32) -> Result<Target, Error> {
 
 async fn prepare(dir: PathBuf, number: u32, len: u64, reserve: u64, old: Option<Segment>) -> JobDone {
     let path = segment_path(&dir, number);
-    let made = glommio::executor().spawn_blocking({
+    let made = crate::offload::offload({
         let dir = dir.clone();
         move || match old {
             Some(old) => reuse_segment(&dir, old, number),
@@ -519,7 +519,7 @@ async fn prepare(dir: PathBuf, number: u32, len: u64, reserve: u64, old: Option<
 
 async fn delete(dir: PathBuf, old: Segment) -> JobDone {
     let path = segment_path(&dir, old.number);
-    match glommio::executor().spawn_blocking(move || delete_segment(&dir, old)).await {
+    match crate::offload::offload(move || delete_segment(&dir, old)).await {
         Ok(()) => JobDone::Deleted,
         Err(source) => JobDone::Failed { path, source },
     }
