@@ -7,6 +7,7 @@
 pub mod buffer;
 pub mod datadir;
 pub mod offload;
+mod reading;
 pub mod recovery;
 pub mod snapshot;
 pub mod wal;

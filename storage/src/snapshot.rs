@@ -5,11 +5,11 @@
 //! Invariants: a snapshot counts only when its footer agrees with all before it; the newest two are kept, so that one damaged
 //! file costs a longer replay and not the data. It does not know what the chunks mean.
 
-use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::buffer::{AlignedBuffer, round_up};
+use crate::reading::Stream;
 use crate::wal::ApplyError;
 use crate::wal::segments::sync_dir;
 
@@ -123,8 +123,8 @@ pub fn prune(dir: &Path) -> Result<Option<u64>, Error> {
 /// # Errors
 /// [`Error::Damaged`] when it is not whole or belongs elsewhere; the sink has got what came before the damage.
 pub fn read(path: &Path, identity: u64, sink: &mut impl Sink) -> Result<Info, Error> {
-    let open = File::open(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
-    let mut reader = Reader { path, input: BufReader::with_capacity(1 << 20, open), offset: 0 };
+    let input = Stream::open(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
+    let mut reader = Reader { path, input, offset: 0 };
     let mut buffer = AlignedBuffer::zeroed(1 << 20);
     reader.fill(&mut buffer.as_mut()[..HEADER_LEN])?;
     let (mut decoder, info) =
@@ -154,7 +154,7 @@ pub fn read(path: &Path, identity: u64, sink: &mut impl Sink) -> Result<Info, Er
 
 struct Reader<'a> {
     path: &'a Path,
-    input: BufReader<File>,
+    input: Stream,
     offset: u64,
 }
 

@@ -13,6 +13,7 @@ use rustix::fs::OFlags;
 
 use super::{Segment, SegmentSource};
 use crate::buffer::AlignedBuffer;
+use crate::reading::ReadFile;
 
 const SUFFIX: &str = "wal";
 const UNFINISHED: &str = "unfinished";
@@ -130,7 +131,7 @@ pub fn delete_segment(dir: &Path, old: Segment) -> io::Result<()> {
 #[derive(Debug)]
 pub struct SegmentFiles {
     dir: PathBuf,
-    open: Option<(u32, File)>,
+    open: Option<(u32, ReadFile)>,
 }
 
 impl SegmentFiles {
@@ -197,12 +198,11 @@ impl SegmentSource for SegmentFiles {
 
     fn read_at(&mut self, segment: Segment, offset: u64, out: &mut [u8]) -> io::Result<()> {
         if self.open.as_ref().is_none_or(|(number, _)| *number != segment.number) {
-            let file = File::open(segment_path(&self.dir, segment.number))?;
-            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Sequential)?;
+            let file = ReadFile::open(&segment_path(&self.dir, segment.number))?;
             self.open = Some((segment.number, file));
         }
         let (_, file) = self.open.as_ref().expect("opened above");
-        file.read_exact_at(out, offset)
+        file.read_exact_at(offset, out)
     }
 
     fn name(&self, number: u32) -> String {
