@@ -39,7 +39,7 @@ pub struct Options {
     pub warmup_s: f64,
     /// Closed loop: submit frames in flight per connection. 0 chooses: 1 for unbatched load, else 4.
     pub window: u32,
-    /// Tasks put into the queue before the load starts and kept ahead of it until submissions end, to measure at depth.
+    /// Closed loop: tasks put into the queue before the load starts and kept ahead of it, to measure at depth.
     /// Latencies then include the wait behind them; throughput is counted until submissions end.
     pub queued: u64,
     /// Producers and workers use separate connections.
@@ -118,6 +118,10 @@ impl Options {
             "threads must be 1 to the number of connections ({}), not {}",
             self.connections,
             self.threads
+        );
+        ensure!(
+            self.queued == 0 || !self.is_open_loop(),
+            "tasks are kept queued only in a closed loop: at a rate the workers would use them up"
         );
         for (name, value) in [("rate", self.rate_per_s), ("duration", self.duration_s)] {
             ensure!(
