@@ -96,8 +96,9 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
     }
     let offer = offer(&config);
     block_on(async {
-        let mut stop = Stop::listen()?;
         let node = Embedded::start(config, temporary)?;
+        // From here on; until here the signals' defaults end the process.
+        let mut stop = Stop::listen()?;
         let worker = if arguments.no_workers { None } else { Some(start_worker(global, &node, &offer).await?) };
         greet(global, &node, worker.is_some().then_some(&offer))?;
         stop.asked().await;

@@ -83,11 +83,12 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
     let plan = read_plan(arguments)?;
     let offer = offer(&plan, global, arguments)?;
     block_on(async {
-        let mut stop = Stop::listen()?;
         let node = match &global.addr {
             Some(_) => None,
             None => Some(Embedded::start_private(node_config(arguments)?, arguments.data_dir.as_deref())?),
         };
+        // From here on; until here the signals' defaults end the process.
+        let mut stop = Stop::listen()?;
         let address = node.as_ref().map_or_else(|| global.address().to_owned(), |node| node.address().to_string());
         let client = connect_to(&address, global).await?;
         let exit = follow(&client, &plan, offer.as_ref(), &mut stop, node.is_some(), global.output()).await;
@@ -253,7 +254,11 @@ fn observations(watched: &watch::Watched, ids: &[TaskId], observer: &Observer) -
                 ready_us: row.ready_us,
                 first_start_us: row.started_us,
                 start_us: row.started_us,
-                end_us: if row.finished_us == 0 { workers::now_us() } else { row.finished_us },
+                end_us: match (row.started_us, row.finished_us) {
+                    (0, _) => 0,
+                    (_, 0) => workers::now_us(),
+                    (_, finished_us) => finished_us,
+                },
             },
         })
     };

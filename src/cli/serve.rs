@@ -25,9 +25,10 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
     log::start(config.log.level, config.log.format, global.verbose);
     let output = global.output();
     block_on(async {
-        let mut stop = Stop::listen()?;
         let name = config.node.name.clone();
         let node = Embedded::start(config, None)?;
+        // From here on; until here the signals' defaults end the process.
+        let mut stop = Stop::listen()?;
         let (address, data_dir) = (node.address().to_string(), node.data_dir().display().to_string());
         if output.is_json() {
             output
