@@ -16,9 +16,10 @@ pub(crate) mod retry;
 pub(crate) mod submit;
 
 use taskmaster_protocol::body::{BatchReply, ExceptionRow};
-use taskmaster_protocol::{Code, TaskId};
+use taskmaster_protocol::{Code, TaskId, limits};
 
 use crate::partition::Partition;
+use crate::refused::Refused;
 use crate::state::State;
 use crate::task::{Slot, flag};
 
@@ -57,6 +58,24 @@ pub(crate) struct Admitted {
     pub(crate) rows: Option<Vec<u32>>,
     /// What the others hear.
     pub(crate) reply: BatchReply,
+}
+
+/// Refuses more rows than a frame may bring.
+pub(crate) fn check_rows(count: usize) -> Result<(), Refused> {
+    if count > limits::ROWS_MAX {
+        let message = format!("{count} rows in one frame: at most {} are taken, split the batch", limits::ROWS_MAX);
+        return Err(Refused::new(Code::TooLarge, message));
+    }
+    Ok(())
+}
+
+/// Refuses spans that share bytes to such a degree that copies of them would not fit a frame.
+pub(crate) fn check_blobs(bytes: u64) -> Result<(), Refused> {
+    if bytes > limits::BODY_BYTES_MAX as u64 {
+        let message = format!("rows refer to {bytes} bytes, at most {} are taken at once", limits::BODY_BYTES_MAX);
+        return Err(Refused::new(Code::TooLarge, message));
+    }
+    Ok(())
 }
 
 /// Splits rows by a check.

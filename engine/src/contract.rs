@@ -180,9 +180,15 @@ pub(crate) struct Contracts {
     items: Vec<Option<Contract>>,
     by_canonical: HashMap<Box<[u8]>, u32, crate::hash::FixedState>,
     free: Vec<u32>,
+    canonical_bytes: usize,
 }
 
 impl Contracts {
+    /// Number of contracts.
+    pub(crate) fn len(&self) -> usize {
+        self.by_canonical.len()
+    }
+
     /// The contract with these canonical bytes.
     pub(crate) fn find(&self, canonical: &[u8]) -> Option<u32> {
         self.by_canonical.get(canonical).copied()
@@ -199,6 +205,7 @@ impl Contracts {
             self.items.push(None);
             u32::try_from(self.items.len() - 1).expect("no more contracts than task slots")
         });
+        self.canonical_bytes += contract.canonical.len();
         self.by_canonical.insert(contract.canonical.clone(), index);
         self.items[index as usize] = Some(contract);
         index
@@ -208,9 +215,16 @@ impl Contracts {
     pub(crate) fn remove(&mut self, index: u32) -> Contract {
         let contract = self.items[index as usize].take().expect("the index is live");
         debug_assert_eq!(contract.tasks, 0);
+        self.canonical_bytes -= contract.canonical.len();
         self.by_canonical.remove(&contract.canonical);
         self.free.push(index);
         contract
+    }
+
+    /// Memory held, in bytes: the canonical bytes lie here twice, and once more as texts.
+    pub(crate) fn reserved_bytes(&self) -> usize {
+        let table = self.by_canonical.allocation_size() + self.free.capacity() * size_of::<u32>();
+        self.items.capacity() * size_of::<Option<Contract>>() + table + 3 * self.canonical_bytes
     }
 
     /// Live contracts in index order.

@@ -113,13 +113,18 @@ pub(crate) struct Dispatch {
 impl Dispatch {
     /// The index of a queue, made on first use.
     pub(crate) fn queue(&mut self, namespace: &str, name: &str) -> u32 {
-        if let Some(&index) = self.by_name.get(&(namespace.to_owned(), name.to_owned())) {
+        if let Some(index) = self.find_queue(namespace, name) {
             return index;
         }
         let index = u32::try_from(self.queues.len()).expect("queues are bounded at admission");
         self.queues.push(DispatchQueue::default());
         self.by_name.insert((namespace.to_owned(), name.to_owned()), index);
         index
+    }
+
+    /// The index of a queue that was named before.
+    pub(crate) fn find_queue(&self, namespace: &str, name: &str) -> Option<u32> {
+        self.by_name.get(&(namespace.to_owned(), name.to_owned())).copied()
     }
 
     /// Notes that something changed that may let tasks of `queue` start.

@@ -6,6 +6,8 @@
 //! - All changes of state go through [`Partition::set_state`], which asserts the transition table.
 //! - What is replicated changes only in `command::*::apply`; ready order, leases and key holds are volatile.
 
+use core::hash::BuildHasher;
+
 use hashbrown::{HashMap, HashTable};
 use taskmaster_protocol::{PartitionId, TaskId};
 
@@ -33,6 +35,9 @@ pub(crate) struct Lane {
     contracts: u32,
 }
 
+/// What tasks of one lane have in common: queue, priority, resources.
+type LaneNeeds = (u32, u8, Resources);
+
 /// Leases of one length, the first to expire first.
 #[derive(Debug)]
 pub(crate) struct LeaseList {
@@ -58,6 +63,13 @@ pub(crate) struct Key {
     pub(crate) tasks: u32,
 }
 
+/// What somebody may wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Awaited {
+    Task(TaskId),
+    Workflow(TaskId),
+}
+
 /// What a transition may touch outside the partition.
 pub(crate) struct Cx<'a> {
     /// Time of the entry being applied, or now for volatile changes; microseconds since 1970.
@@ -65,8 +77,8 @@ pub(crate) struct Cx<'a> {
     pub(crate) arena: &'a mut Arena,
     pub(crate) timers: &'a mut Timers,
     pub(crate) dispatch: &'a mut Dispatch,
-    /// Awaited tasks and workflows that became final.
-    pub(crate) settled: &'a mut Vec<TaskId>,
+    /// What was awaited and became final.
+    pub(crate) settled: &'a mut Vec<Awaited>,
     /// Leases of cancelled or expired tasks: worker, task, token.
     pub(crate) revoked: &'a mut Vec<(u32, TaskId, u64)>,
 }
@@ -78,18 +90,27 @@ pub(crate) struct Partition {
     pub(crate) extras: Extras,
     pub(crate) contracts: Contracts,
     pub(crate) queues: Vec<Queue>,
+    queue_by_name: HashTable<u32>,
     pub(crate) lanes: Vec<Lane>,
     free_lanes: Vec<u32>,
+    lane_by_needs: HashMap<LaneNeeds, u32, FixedState>,
     pub(crate) lease_lists: Vec<LeaseList>,
     pub(crate) retention: Vec<RetentionList>,
     pub(crate) keys: Vec<Key>,
     free_keys: Vec<u32>,
     key_by_bytes: HashMap<Vec<u8>, u32, FixedState>,
-    pub(crate) unique: HashMap<Vec<u8>, Slot, FixedState>,
+    key_bytes: usize,
+    /// Who holds each unique key, by the key's bytes in the arena.
+    unique: HashTable<Slot>,
     pub(crate) workflows: Workflows,
     index: HashTable<Slot>,
-    /// Final tasks that are kept.
+    /// Final tasks.
     pub(crate) kept: u32,
+    /// Final tasks on retention lists: all but those of unfinished workflows.
+    retained: u32,
+    /// Number of the latest retention.
+    last_retained: u64,
+    retention_armed: bool,
     /// Highest creation time of an id whose outcome was forgotten, in milliseconds since 1970.
     pub(crate) forgotten_ms: u64,
     /// Fencing tokens given out, with the term in the upper 24 bits.
@@ -106,17 +127,23 @@ impl Partition {
             extras: Extras::default(),
             contracts: Contracts::default(),
             queues: Vec::new(),
+            queue_by_name: HashTable::new(),
             lanes: Vec::new(),
             free_lanes: Vec::new(),
+            lane_by_needs: HashMap::default(),
             lease_lists: Vec::new(),
             retention: Vec::new(),
             keys: Vec::new(),
             free_keys: Vec::new(),
             key_by_bytes: HashMap::default(),
-            unique: HashMap::default(),
+            key_bytes: 0,
+            unique: HashTable::new(),
             workflows: Workflows::default(),
             index: HashTable::new(),
             kept: 0,
+            retained: 0,
+            last_retained: 0,
+            retention_armed: false,
             forgotten_ms: 0,
             last_token: u64::from(term) << 40,
             snapshot: crate::snapshot::Progress::default(),
@@ -145,13 +172,19 @@ impl Partition {
             counts: [0; crate::state::STATES],
             dispatch: dispatch.queue(namespace, name),
         });
+        let queues = &self.queues;
+        let hash = |&index: &u32| {
+            let queue = &queues[index as usize];
+            hash_of_name(&queue.namespace, &queue.name)
+        };
+        self.queue_by_name.insert_unique(hash_of_name(namespace, name), index, hash);
         index
     }
 
     /// The queue with this name.
     pub(crate) fn find_queue(&self, namespace: &str, name: &str) -> Option<u32> {
-        let position = self.queues.iter().position(|queue| queue.name == name && queue.namespace == namespace)?;
-        u32::try_from(position).ok()
+        let is_it = |&index: &u32| self.queues[index as usize].is_named(namespace, name);
+        self.queue_by_name.find(hash_of_name(namespace, name), is_it).copied()
     }
 
     /// The contract of a spec that passed admission, made on first use.
@@ -194,20 +227,20 @@ impl Partition {
     }
 
     fn lane(&mut self, queue: u32, priority: u8, resources: &Resources) -> u32 {
-        let same = |lane: &Lane| {
-            lane.contracts > 0 && lane.queue == queue && lane.priority == priority && lane.resources == *resources
-        };
-        let index = match self.lanes.iter().position(same) {
-            Some(position) => u32::try_from(position).expect("lanes are no more than contracts"),
+        let needs = (queue, priority, resources.clone());
+        let index = match self.lane_by_needs.get(&needs) {
+            Some(&index) => index,
             None => {
                 let lane = Lane { queue, priority, resources: resources.clone(), ..Lane::default() };
-                if let Some(free) = self.free_lanes.pop() {
+                let index = if let Some(free) = self.free_lanes.pop() {
                     self.lanes[free as usize] = lane;
                     free
                 } else {
                     self.lanes.push(lane);
                     u32::try_from(self.lanes.len() - 1).expect("lanes are no more than contracts")
-                }
+                };
+                self.lane_by_needs.insert(needs, index);
+                index
             }
         };
         self.lanes[index as usize].contracts += 1;
@@ -289,6 +322,13 @@ impl Partition {
         dispatch.lease_ended(queue, worker & !DETACHED, &contract.resources);
         self.lease_lists[list as usize].list.unlink(&mut self.tasks, slot);
         self.tasks[slot].flags &= !flag::EXPIRING;
+    }
+
+    /// The length of a leased task's lease, in microseconds.
+    pub(crate) fn lease_us(&self, task: &Task) -> u64 {
+        let list =
+            if task.worker & DETACHED != 0 { self.grace_list() } else { self.contracts[task.contract].lease_list };
+        u64::from(self.lease_lists[list as usize].lease_ms) * 1_000
     }
 
     /// The lease list of workers that are gone: it is the one of [`GRACE_MS`].
@@ -392,6 +432,7 @@ impl Partition {
             self.unblock(index, dispatch);
             return index;
         }
+        self.key_bytes += 2 * bytes.len();
         let key = Key { bytes: bytes.clone(), limit, tasks: 1, ..Key::default() };
         let index = if let Some(index) = self.free_keys.pop() {
             self.keys[index as usize] = key;
@@ -408,6 +449,7 @@ impl Partition {
         let key = &mut self.keys[index as usize];
         key.tasks -= 1;
         if key.tasks == 0 {
+            self.key_bytes -= 2 * key.bytes.len();
             self.key_by_bytes.remove(&key.bytes);
             *key = Key::default();
             self.free_keys.push(index);
@@ -430,7 +472,7 @@ impl Partition {
         }
         if flags & flag::AWAITED != 0 {
             self.tasks[slot].flags &= !flag::AWAITED;
-            cx.settled.push(id);
+            cx.settled.push(Awaited::Task(id));
         }
         self.kept += 1;
         let workflow = self.extras.get(extra).map_or(NONE, |extra| extra.workflow);
@@ -455,7 +497,11 @@ impl Partition {
             retention_ms = retention_ms.max(u32::try_from(window_ms).unwrap_or(u32::MAX));
         }
         let list = self.retention_list(retention_ms);
-        self.tasks[slot].worker = u32::try_from(list).expect("lengths are quantised");
+        self.retained += 1;
+        self.last_retained += 1;
+        let task = &mut self.tasks[slot];
+        task.token = self.last_retained;
+        task.worker = u32::try_from(list).expect("lengths are quantised");
         self.retention[list].list.push_back(&mut self.tasks, slot);
     }
 
@@ -463,23 +509,87 @@ impl Partition {
     pub(crate) fn unretain(&mut self, slot: Slot) {
         let list = self.tasks[slot].worker as usize;
         self.retention[list].list.unlink(&mut self.tasks, slot);
+        self.retained -= 1;
     }
 
     /// Forgets final tasks whose retention is over, and the oldest ones above `kept_max`; at most `work_max` of them.
+    /// Which ones follows from the log alone, so every replica forgets the same.
     pub(crate) fn evict(&mut self, kept_max: u32, work_max: usize, cx: &mut Cx<'_>) {
-        let mut work = 0;
-        for index in 0..self.retention.len() {
-            let limit_us = u64::from(self.retention[index].retention_ms) * 1_000;
-            while work < work_max {
-                let head = self.retention[index].list.head;
-                if head == NONE || (self.tasks[head].at_us + limit_us > cx.time_us && self.kept <= kept_max) {
-                    break;
-                }
-                self.retention[index].list.unlink(&mut self.tasks, head);
-                self.forget(head, cx);
-                work += 1;
-            }
+        for _ in 0..work_max {
+            let is_over = self.retained > kept_max;
+            let heads = self.retention.iter().filter(|list| list.list.head != NONE);
+            let going = heads.filter(|list| is_over || self.retained_until_us(list) <= cx.time_us);
+            let Some(slot) = going.map(|list| list.list.head).min_by_key(|&head| self.tasks[head].token) else {
+                return;
+            };
+            self.unretain(slot);
+            self.forget(slot, cx);
         }
+    }
+
+    /// When the first task of a list that is not empty is to be forgotten.
+    fn retained_until_us(&self, list: &RetentionList) -> u64 {
+        let task = &self.tasks[list.list.head];
+        let workflow = self.extras.get(task.extra).map_or(NONE, |extra| extra.workflow);
+        let since_us = if workflow == NONE { task.at_us } else { self.workflows[workflow].finished_us };
+        since_us + u64::from(list.retention_ms) * 1_000
+    }
+
+    /// When the next task is to be forgotten.
+    pub(crate) fn next_eviction_us(&self) -> Option<u64> {
+        let lists = self.retention.iter().filter(|list| list.list.head != NONE);
+        lists.map(|list| self.retained_until_us(list)).min()
+    }
+
+    /// Sets the timer that ends retention when no entry of the partition comes by to do so.
+    pub(crate) fn arm_retention(&mut self, timers: &mut Timers, now_us: u64) {
+        if !self.retention_armed
+            && let Some(due_us) = self.next_eviction_us()
+        {
+            self.retention_armed = true;
+            let due_us = due_us.max(now_us + RETENTION_PAUSE_US);
+            timers.insert(due_us, Timer::of_index(self.id, TimerKind::Retention, 0));
+        }
+    }
+
+    /// The timer fired.
+    pub(crate) fn disarm_retention(&mut self) {
+        self.retention_armed = false;
+    }
+
+    /// Who holds a unique key.
+    pub(crate) fn unique_holder(&self, key: &[u8], arena: &Arena) -> Option<Slot> {
+        self.unique.find(hash_of(key), |&slot| arena.get(self.unique_key(slot)) == key).copied()
+    }
+
+    /// Who holds a unique key that may not be taken over at `now_us`.
+    pub(crate) fn unique_conflict(&self, key: &[u8], arena: &Arena, now_us: u64) -> Option<Slot> {
+        self.unique_holder(key, arena).filter(|&slot| {
+            let task = &self.tasks[slot];
+            !task.state.is_final() || self.extras[task.extra].unique_until_us > now_us
+        })
+    }
+
+    /// Makes a task the holder of its unique key, whoever holds it.
+    pub(crate) fn hold_unique(&mut self, slot: Slot, arena: &Arena) {
+        let key = arena.get(self.unique_key(slot));
+        if let Some(holder) = self.unique_holder(key, arena) {
+            self.release_unique(holder, arena);
+        }
+        let (tasks, extras) = (&self.tasks, &self.extras);
+        let hash = |&other: &Slot| hash_of(arena.get(extras[tasks[other].extra].unique));
+        self.unique.insert_unique(hash_of(key), slot, hash);
+    }
+
+    fn release_unique(&mut self, holder: Slot, arena: &Arena) {
+        let key = arena.get(self.unique_key(holder));
+        if let Ok(entry) = self.unique.find_entry(hash_of(key), |&slot| slot == holder) {
+            entry.remove();
+        }
+    }
+
+    fn unique_key(&self, slot: Slot) -> Handle {
+        self.extras[self.tasks[slot].extra].unique
     }
 
     /// Removes a final task that is on no list.
@@ -487,10 +597,13 @@ impl Partition {
         crate::snapshot::touch(self, slot, cx.arena);
         let task = self.tasks[slot].clone();
         self.kept -= 1;
-        self.forgotten_ms = self.forgotten_ms.max(task.id.time_ms());
+        // A client whose clock runs ahead must not make the ids of all others look old.
+        let id_ms = task.id.time_ms().min(cx.time_us / 1_000 + CLOCK_SKEW_MS);
+        self.forgotten_ms = self.forgotten_ms.max(id_ms);
         if task.extra != NONE {
+            self.release_unique(slot, cx.arena);
             let extra = self.extras.remove(task.extra);
-            self.drop_extra(slot, &extra, cx.arena);
+            self.drop_extra(&extra, cx.arena);
         }
         cx.arena.free(task.blob);
         let contract = &mut self.contracts[task.contract];
@@ -512,17 +625,17 @@ impl Partition {
         let lane = &mut self.lanes[index as usize];
         lane.contracts -= 1;
         if lane.contracts == 0 && !lane.ringed {
-            self.free_lanes.push(index);
+            self.free_lane(index);
         }
     }
 
-    fn drop_extra(&mut self, slot: Slot, extra: &Extra, arena: &mut Arena) {
-        if extra.unique != Handle::NONE {
-            let bytes = arena.get(extra.unique);
-            if self.unique.get(bytes) == Some(&slot) {
-                self.unique.remove(bytes);
-            }
-        }
+    fn free_lane(&mut self, index: u32) {
+        let lane = core::mem::take(&mut self.lanes[index as usize]);
+        self.lane_by_needs.remove(&(lane.queue, lane.priority, lane.resources));
+        self.free_lanes.push(index);
+    }
+
+    fn drop_extra(&mut self, extra: &Extra, arena: &mut Arena) {
         if extra.key != NONE {
             self.drop_key(extra.key);
         }
@@ -547,7 +660,7 @@ impl Partition {
         let lane = &mut self.lanes[index as usize];
         lane.ringed = false;
         if lane.contracts == 0 {
-            self.free_lanes.push(index);
+            self.free_lane(index);
         }
     }
 
@@ -577,8 +690,26 @@ impl Partition {
 
     /// Memory held beside blobs, in bytes.
     pub(crate) fn reserved_bytes(&self) -> usize {
-        self.tasks.reserved_bytes() + self.extras.reserved_bytes() + self.index.allocation_size()
+        let tables = self.index.allocation_size() + self.unique.allocation_size();
+        let keys = self.keys.capacity() * size_of::<Key>() + self.key_by_bytes.allocation_size() + self.key_bytes;
+        let queues = self.queues.capacity() * size_of::<Queue>();
+        let shared = self.contracts.reserved_bytes() + self.workflows.reserved_bytes() + keys + queues;
+        self.tasks.reserved_bytes() + self.extras.reserved_bytes() + tables + shared
     }
+}
+
+/// Least time between two entries that only end retention, in microseconds.
+const RETENTION_PAUSE_US: u64 = 250_000;
+/// How far clients' clocks may run ahead of the server's before their ids are no longer told from forgotten ones, in
+/// milliseconds.
+const CLOCK_SKEW_MS: u64 = 60_000;
+
+fn hash_of(key: &[u8]) -> u64 {
+    FixedState.hash_one(key)
+}
+
+fn hash_of_name(namespace: &str, name: &str) -> u64 {
+    FixedState.hash_one((namespace, name))
 }
 
 /// How long a lost worker may still complete or extend its leases, in milliseconds.

@@ -50,6 +50,11 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
+    /// Whether this is its name.
+    pub(crate) fn is_named(&self, namespace: &str, name: &str) -> bool {
+        self.name == name && self.namespace == namespace
+    }
+
     /// Tasks that are not final.
     pub(crate) fn unfinished(&self) -> u64 {
         self.counts[..4].iter().sum()

@@ -3,7 +3,7 @@
 use core::fmt;
 
 /// Amounts asked for or offered.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Resources {
     /// Thousandths of a core.
     pub(crate) cpu_milli: u64,

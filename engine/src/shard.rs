@@ -20,7 +20,7 @@ use crate::assign::{Assigner, Scratch};
 use crate::command;
 use crate::dispatch::Dispatch;
 use crate::effects::{ConnId, Effects};
-use crate::partition::{Cx, DETACHED, GRACE_MS, Partition};
+use crate::partition::{Awaited, Cx, DETACHED, GRACE_MS, Partition};
 use crate::refused::Refused;
 use crate::state::State;
 use crate::task::{NONE, flag};
@@ -109,11 +109,13 @@ pub struct Shard {
     scratch: Scratch,
     pending: pending::Queue,
     waiters: Waiters,
-    settled: Vec<TaskId>,
+    settled: Vec<Awaited>,
     revoked: Vec<(u32, TaskId, u64)>,
     fired: Vec<Timer>,
     stats: Stats,
     last_time_us: u64,
+    /// Bytes that may be admitted before the memory is measured again.
+    room_bytes: u64,
     disk_full: bool,
     draining: bool,
     snapshot_at: Option<usize>,
@@ -149,6 +151,7 @@ impl Shard {
             fired: Vec::new(),
             stats: Stats::default(),
             last_time_us: now_us,
+            room_bytes: 0,
             disk_full: false,
             draining: false,
             snapshot_at: None,
@@ -274,16 +277,17 @@ impl Shard {
                 }
             }
             self.after_apply(effects);
+            self.evict(entry.partition, entry.time_us);
             self.pending.recycle(pending);
         }
     }
 
     /// Tells those who wait for what just happened.
     fn after_apply(&mut self, effects: &mut Effects) {
-        for id in core::mem::take(&mut self.settled) {
-            self.answer_waiters(id, effects);
+        while let Some(awaited) = self.settled.pop() {
+            self.answer_waiters(awaited, effects);
         }
-        for (worker, id, token) in core::mem::take(&mut self.revoked) {
+        while let Some((worker, id, token)) = self.revoked.pop() {
             self.revoke(worker, id, token, effects);
         }
     }
@@ -297,6 +301,7 @@ impl Shard {
                 TimerKind::Due => self.due(timer),
                 TimerKind::Deadline => self.deadline(timer, &mut expired),
                 TimerKind::LeaseList => self.leases(timer, &mut expired),
+                TimerKind::Retention => self.retention(timer),
                 TimerKind::Bucket => {
                     self.dispatch.queues[timer.index as usize].bucket_armed = false;
                     self.dispatch.mark(timer.index);
@@ -357,6 +362,18 @@ impl Shard {
             partition.lease_lists[timer.index as usize].armed = true;
             self.timers
                 .insert(due_us, Timer::of_index(PartitionId(timer.partition), TimerKind::LeaseList, timer.index));
+        }
+    }
+
+    /// Forgets by the log, even when no other entry of the partition comes by.
+    fn retention(&mut self, timer: Timer) {
+        let now_us = self.last_time_us;
+        let Some((partition, cx)) = self.split(PartitionId(timer.partition), now_us) else { return };
+        partition.disarm_retention();
+        if partition.next_eviction_us().is_some_and(|due_us| due_us <= now_us) {
+            self.propose_expired_of(PartitionId(timer.partition), Vec::new());
+        } else {
+            partition.arm_retention(cx.timers, now_us);
         }
     }
 

@@ -62,6 +62,7 @@ struct ContractRecord {
 struct WorkflowRecord {
     id: TaskId,
     submitted_us: u64,
+    finished_us: u64,
     name: Span,
     /// Range of `edges`.
     edges: Span,
@@ -77,6 +78,8 @@ struct TaskRecord {
     due_us: u64,
     deadline_us: u64,
     unique_until_us: u64,
+    /// Final: its number in order of retention.
+    retained: u64,
     blob: Span,
     error: Span,
     name: Span,
@@ -123,14 +126,19 @@ fn copy(partition: &mut Partition, slot: Slot, arena: &Arena) {
     let task = &mut partition.tasks[slot];
     task.flags = (task.flags & !flag::SNAPSHOT_PARITY) | if parity { flag::SNAPSHOT_PARITY } else { 0 };
     let task = &partition.tasks[slot];
+    // Of a lease its start is left: a ready time that no later task precedes.
+    let lease_us = if task.state == State::Leased { partition.lease_us(task) } else { 0 };
+    let unique = partition.extras.get(task.extra).map_or(Handle::NONE, |extra| extra.unique);
+    let holds_unique = unique != Handle::NONE && partition.unique_holder(arena.get(unique), arena) == Some(slot);
     let staged = &mut partition.snapshot.staged;
     let mut put = |handle: Handle| body::put(&mut staged.bytes, arena.get(handle));
     let mut record = TaskRecord {
         id: task.id,
-        at_us: task.at_us,
+        at_us: task.at_us - lease_us,
         blob: put(task.blob),
         contract: task.contract,
         failures: u32::from(task.failures),
+        retained: if task.state.is_final() { task.token } else { 0 },
         state: u32::from(if task.state == State::Leased { State::Ready } else { task.state }.number()),
         marks: if task.has(flag::LATE) { MARK_LATE } else { 0 },
         ..TaskRecord::default()
@@ -140,11 +148,8 @@ fn copy(partition: &mut Partition, slot: Slot, arena: &Arena) {
         (record.due_us, record.deadline_us) = (extra.due_us, extra.deadline_us);
         record.unique_until_us = extra.unique_until_us;
         (record.error, record.name, record.unique) = (put(extra.error), put(extra.name), put(extra.unique));
-        if partition.unique.get(arena.get(extra.unique)) == Some(&slot) {
+        if holds_unique {
             record.marks |= MARK_HOLDS_UNIQUE;
-        }
-        if task.state == State::Leased {
-            record.at_us = extra.ready_us;
         }
         if extra.key != NONE {
             let key = &partition.keys[extra.key as usize];
@@ -200,6 +205,7 @@ pub(crate) fn begin(partition: &mut Partition, arena: &Arena) {
         chunk.workflows.push(WorkflowRecord {
             id: workflow.id,
             submitted_us: workflow.submitted_us,
+            finished_us: workflow.finished_us,
             name: body::put(&mut chunk.bytes, arena.get(workflow.name)),
             edges: Span { at, len },
             rows: u32::try_from(workflow.rows.len()).expect("rows are bounded"),
@@ -307,6 +313,7 @@ impl Restore {
             let mut workflow = Workflow::new(id, name, record.continues.to_native() != 0, &needs, submitted_us);
             workflow.rows = vec![NONE; rows];
             (workflow.unfinished, workflow.remembered) = (0, 0);
+            workflow.finished_us = record.finished_us.to_native();
             partition.workflows.insert(workflow);
         }
         Ok(())
@@ -329,7 +336,7 @@ impl Restore {
         let slot = partition.insert(Task {
             id,
             at_us: record.at_us.to_native(),
-            token: 0,
+            token: record.retained.to_native(),
             blob: store(cx.arena, body::slice(&chunk.bytes, record.blob)?),
             extra,
             contract,
@@ -344,7 +351,7 @@ impl Restore {
             partition.kept += 1;
         }
         if marks & MARK_HOLDS_UNIQUE != 0 {
-            partition.unique.insert(body::slice(&chunk.bytes, record.unique)?.to_vec(), slot);
+            partition.hold_unique(slot, cx.arena);
         }
         if let Some(extra) = partition.extras.get(extra) {
             if extra.deadline_us != 0 && !state.is_final() {
@@ -393,12 +400,14 @@ impl Restore {
     /// All chunks of the partition were taken: puts its tasks on their lists.
     pub(crate) fn finish(&mut self, partition: &mut Partition, cx: &mut Cx<'_>) {
         let mut slots = core::mem::take(&mut self.slots);
-        slots.sort_unstable_by_key(|&slot| (partition.tasks[slot].at_us, partition.tasks[slot].id));
+        slots.sort_unstable_by_key(|&slot| {
+            let task = &partition.tasks[slot];
+            (task.token, task.at_us, task.id)
+        });
         Self::count_needs(partition);
         for slot in slots {
             let task = &partition.tasks[slot];
             cx.time_us = task.at_us;
-            let workflow = partition.extras.get(task.extra).map_or(NONE, |extra| extra.workflow);
             match task.state {
                 State::Ready => partition.enter_ready(slot, cx),
                 State::Delayed => {
@@ -407,10 +416,9 @@ impl Restore {
                 }
                 State::Waiting | State::Leased => {}
                 State::Succeeded | State::Failed | State::Cancelled | State::Expired => {
-                    if workflow == NONE {
+                    let extra = partition.extras.get(task.extra).filter(|extra| extra.workflow != NONE);
+                    if extra.is_none_or(|extra| partition.workflows[extra.workflow].unfinished == 0) {
                         partition.retain(slot);
-                    } else {
-                        Self::retain_row(partition, workflow, slot);
                     }
                 }
             }
@@ -432,17 +440,6 @@ impl Restore {
         }
         for slot in open.into_iter().filter(|&slot| slot != NONE) {
             partition.extras[partition.tasks[slot].extra].needs += 1;
-        }
-    }
-
-    fn retain_row(partition: &mut Partition, workflow: u32, slot: Slot) {
-        let at_us = partition.tasks[slot].at_us;
-        let record = &mut partition.workflows[workflow];
-        record.finished_us = record.finished_us.max(at_us);
-        if record.unfinished == 0 {
-            partition.retain(slot);
-        } else {
-            record.finished_us = 0;
         }
     }
 }

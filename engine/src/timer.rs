@@ -16,6 +16,8 @@ pub(crate) enum TimerKind {
     LeaseList,
     /// A queue's bucket has a token; `index` is the dispatcher's queue.
     Bucket,
+    /// Final tasks of a partition are to be forgotten.
+    Retention,
     /// An await ends; `index` is its number.
     Await,
 }

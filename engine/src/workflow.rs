@@ -3,12 +3,14 @@
 //! A task that succeeds releases the tasks that need it. One that ends otherwise cancels its descendants, or releases
 //! them all the same, as the workflow chose. Tasks of a workflow start their retention together, when the last is final.
 
+use std::collections::BTreeSet;
+
 use hashbrown::HashMap;
 use taskmaster_protocol::TaskId;
 
 use crate::arena::{Arena, Handle};
 use crate::hash::FixedState;
-use crate::partition::{Cx, Partition};
+use crate::partition::{Awaited, Cx, Partition};
 use crate::state::State;
 use crate::task::{NONE, Slot};
 
@@ -65,6 +67,12 @@ impl Workflow {
         }
     }
 
+    /// Memory held, in bytes.
+    fn reserved_bytes(&self) -> usize {
+        let numbers = self.starts.len() * 2 + self.children.len();
+        size_of::<Self>() + numbers * size_of::<u32>()
+    }
+
     /// Rows that need `row`.
     pub(crate) fn children_of(&self, row: u32) -> &[u32] {
         &self.children[self.starts[row as usize] as usize..self.starts[row as usize + 1] as usize]
@@ -89,6 +97,7 @@ pub(crate) struct Workflows {
     items: Vec<Option<Workflow>>,
     free: Vec<u32>,
     by_id: HashMap<TaskId, u32, FixedState>,
+    bytes: usize,
     cascade: Vec<Slot>,
     cascading: bool,
 }
@@ -96,6 +105,7 @@ pub(crate) struct Workflows {
 impl Workflows {
     pub(crate) fn insert(&mut self, workflow: Workflow) -> u32 {
         let id = workflow.id;
+        self.bytes += workflow.reserved_bytes();
         let index = self.free.pop().unwrap_or_else(|| {
             self.items.push(None);
             u32::try_from(self.items.len() - 1).expect("no more workflows than task slots")
@@ -103,6 +113,11 @@ impl Workflows {
         self.items[index as usize] = Some(workflow);
         self.by_id.insert(id, index);
         index
+    }
+
+    /// Memory held, in bytes.
+    pub(crate) const fn reserved_bytes(&self) -> usize {
+        self.bytes
     }
 
     pub(crate) fn find(&self, id: TaskId) -> Option<u32> {
@@ -122,6 +137,7 @@ impl Workflows {
         if workflow.remembered == 0 {
             let workflow = self.items[index as usize].take().expect("the index is live");
             arena.free(workflow.name);
+            self.bytes -= workflow.reserved_bytes();
             self.by_id.remove(&workflow.id);
             self.free.push(index);
         }
@@ -181,7 +197,7 @@ fn settle_row(partition: &mut Partition, index: u32, slot: Slot, cx: &mut Cx<'_>
     if workflow.unfinished == 0 {
         workflow.finished_us = cx.time_us;
         if core::mem::take(&mut workflow.awaited) {
-            cx.settled.push(workflow.id);
+            cx.settled.push(Awaited::Workflow(workflow.id));
         }
         for row in 0..partition.workflows[index].rows.len() {
             let slot = partition.workflows[index].rows[row];
@@ -201,8 +217,15 @@ pub(crate) fn release(partition: &mut Partition, slot: Slot, cx: &mut Cx<'_>) {
 }
 
 /// Makes room for another run of a final row: it is unfinished again, and so are its cancelled descendants whose other
-/// needs succeeded. `None` when parts of the workflow are forgotten.
-pub(crate) fn reopen(partition: &mut Partition, index: u32, row: u32, cx: &mut Cx<'_>) -> Option<()> {
+/// needs succeeded. `None` when parts of the workflow are forgotten. `needs` are the workflow's; the work grows with the
+/// row's descendants, not with the workflow.
+pub(crate) fn reopen(
+    partition: &mut Partition,
+    index: u32,
+    row: u32,
+    needs: &[Vec<u32>],
+    cx: &mut Cx<'_>,
+) -> Option<()> {
     let workflow = &partition.workflows[index];
     if workflow.remembered as usize != workflow.rows.len() {
         return None;
@@ -210,11 +233,15 @@ pub(crate) fn reopen(partition: &mut Partition, index: u32, row: u32, cx: &mut C
     if workflow.unfinished == 0 {
         for row in 0..partition.workflows[index].rows.len() {
             let slot = partition.workflows[index].rows[row];
+            crate::snapshot::touch(partition, slot, cx.arena);
             partition.unretain(slot);
         }
     }
+    // Rows are opened in ascending order, each after all it needs.
     let mut reopened = vec![row];
-    for (child, needs) in (0u32..).zip(partition.workflows[index].needs()).skip(row as usize + 1) {
+    let mut next: BTreeSet<u32> = partition.workflows[index].children_of(row).iter().copied().collect();
+    while let Some(child) = next.pop_first() {
+        let needs = &needs[child as usize];
         let slot = partition.workflows[index].rows[child as usize];
         let is_open = |parent: &u32| reopened.binary_search(parent).is_ok();
         let succeeded = |parent: &u32| {
@@ -222,9 +249,6 @@ pub(crate) fn reopen(partition: &mut Partition, index: u32, row: u32, cx: &mut C
             partition.tasks[slot].state == State::Succeeded
         };
         let opened = needs.iter().filter(|parent| is_open(parent)).count();
-        if opened == 0 {
-            continue;
-        }
         let revives = partition.tasks[slot].state == State::Cancelled
             && needs.iter().all(|parent| is_open(parent) || succeeded(parent));
         crate::snapshot::touch(partition, slot, cx.arena);
@@ -234,6 +258,7 @@ pub(crate) fn reopen(partition: &mut Partition, index: u32, row: u32, cx: &mut C
             partition.set_state(slot, State::Waiting);
             partition.kept -= 1;
             reopened.push(child);
+            next.extend(partition.workflows[index].children_of(child));
         }
     }
     let workflow = &mut partition.workflows[index];

@@ -51,6 +51,9 @@ fn cancel_task(partition: &mut Partition, slot: Slot, cx: &mut Cx<'_>) {
 
 /// Later rows go first, so that no cancelled row releases another.
 fn cancel_workflow(partition: &mut Partition, workflow: u32, cx: &mut Cx<'_>) {
+    if partition.workflows[workflow].unfinished == 0 {
+        return;
+    }
     for row in (0..partition.workflows[workflow].rows.len()).rev() {
         let slot = partition.workflows[workflow].rows[row];
         if slot != NONE && !partition.tasks[slot].state.is_final() {

@@ -3,13 +3,15 @@
 use taskmaster_protocol::body::{self, ArchivedComplete, BatchReply, Complete, CompleteRow};
 use taskmaster_protocol::{Code, TaskId, limits};
 
-use super::{Admitted, except, leased, split};
+use super::{Admitted, check_blobs, check_rows, except, leased, split};
 use crate::partition::{Cx, Partition};
 use crate::refused::Refused;
 use crate::state::State;
 
 /// Checks layout and limits, and which rows hold their lease.
 pub(crate) fn admit(partition: &Partition, body: &ArchivedComplete) -> Result<Admitted, Refused> {
+    check_rows(body.rows.len())?;
+    check_blobs(blob_bytes(body))?;
     for (row, completion) in (0u32..).zip(body.rows.iter()) {
         let result = body::slice(&body.bytes, completion.result)?;
         if result.len() > limits::RESULT_BYTES_MAX {

@@ -3,18 +3,24 @@
 use taskmaster_protocol::Code;
 use taskmaster_protocol::body::{self, ArchivedConfigureQueue, queue_field};
 
-use super::submit::check_name;
+use super::submit::{QUEUES_MAX, check_name};
 use crate::contract::DEFAULT_NAMESPACE;
 use crate::partition::{Cx, Partition};
 use crate::refused::Refused;
 
 /// Checks names and ranges.
-pub(crate) fn admit(body: &ArchivedConfigureQueue) -> Result<(), Refused> {
+pub(crate) fn admit(partition: &Partition, body: &ArchivedConfigureQueue) -> Result<(), Refused> {
     let invalid = |sentence| Refused::new(Code::Invalid, sentence);
     check_name("queue", body::text(&body.bytes, body.queue)?).map_err(invalid)?;
     let namespace = body::text(&body.bytes, body.namespace)?;
     if !namespace.is_empty() {
         check_name("namespace", namespace).map_err(invalid)?;
+    }
+    let namespace = if namespace.is_empty() { DEFAULT_NAMESPACE } else { namespace };
+    if partition.queues.len() >= QUEUES_MAX
+        && partition.find_queue(namespace, body::text(&body.bytes, body.queue)?).is_none()
+    {
+        return Err(Refused::new(Code::TooLarge, format!("the partition has {QUEUES_MAX} queues, as many as it can")));
     }
     let known = queue_field::DEPTH * 2 - 1;
     if body.set.to_native() & !known != 0 {

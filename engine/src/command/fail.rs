@@ -3,7 +3,7 @@
 use taskmaster_protocol::body::{self, ArchivedFail, BatchReply, Fail, FailRow};
 use taskmaster_protocol::{Code, TaskId, limits};
 
-use super::{Admitted, except, leased, split};
+use super::{Admitted, check_blobs, check_rows, except, leased, split};
 use crate::arena::Handle;
 use crate::extra::pack_error;
 use crate::partition::{Cx, Partition};
@@ -13,6 +13,8 @@ use crate::task::Slot;
 
 /// Checks layout and limits, and which rows hold their lease.
 pub(crate) fn admit(partition: &Partition, body: &ArchivedFail) -> Result<Admitted, Refused> {
+    check_rows(body.rows.len())?;
+    check_blobs(blob_bytes(body))?;
     for (row, failure) in (0u32..).zip(body.rows.iter()) {
         let code = body::text(&body.bytes, failure.code)?;
         let message = body::text(&body.bytes, failure.message)?;
@@ -33,6 +35,12 @@ pub(crate) fn admit(partition: &Partition, body: &ArchivedFail) -> Result<Admitt
             .map(|_| ())
             .map_err(|(code, state)| (id, code, state))
     }))
+}
+
+/// Bytes of errors that the arena must take.
+pub(crate) fn blob_bytes(body: &ArchivedFail) -> u64 {
+    let parts = body.rows.iter().flat_map(|row| [row.code, row.message, row.log_tail]);
+    parts.map(|span| u64::from(span.len.to_native())).sum()
 }
 
 /// The same body with only these rows.

@@ -4,13 +4,29 @@ use taskmaster_protocol::body::{ArchivedRetry, BatchReply};
 use taskmaster_protocol::{Code, TaskId};
 
 use super::except;
+use crate::arena::Handle;
 use crate::partition::{Cx, Partition};
 use crate::state::State;
 use crate::task::{NONE, Slot, flag};
+use crate::workflow;
+
+/// The needs of the workflow whose rows are being retried: made once for all rows of a request.
+#[derive(Default)]
+struct Needs(Option<(u32, Vec<Vec<u32>>)>);
+
+impl Needs {
+    fn of(&mut self, partition: &Partition, workflow: u32) -> &[Vec<u32>] {
+        if self.0.as_ref().is_none_or(|(known, _)| *known != workflow) {
+            self.0 = Some((workflow, partition.workflows[workflow].needs()));
+        }
+        self.0.as_ref().map_or(&[], |(_, needs)| needs)
+    }
+}
 
 /// Carries a logged retry out.
 pub(crate) fn apply(partition: &mut Partition, body: &ArchivedRetry, cx: &mut Cx<'_>) -> BatchReply {
     let mut reply = BatchReply::default();
+    let mut needs = Needs::default();
     for (index, id) in body.ids.iter().enumerate() {
         let id = TaskId::from(id);
         let Some(slot) = partition.find(id, NONE) else {
@@ -18,7 +34,7 @@ pub(crate) fn apply(partition: &mut Partition, body: &ArchivedRetry, cx: &mut Cx
             continue;
         };
         let state = partition.tasks[slot].state;
-        if state == State::Succeeded || !state.is_final() || !again(partition, slot, cx) {
+        if state == State::Succeeded || !state.is_final() || !again(partition, slot, &mut needs, cx) {
             except(&mut reply, index, id, Code::IllegalState, Some(state));
             continue;
         }
@@ -28,16 +44,19 @@ pub(crate) fn apply(partition: &mut Partition, body: &ArchivedRetry, cx: &mut Cx
 }
 
 /// Whether the task could be made unfinished again.
-fn again(partition: &mut Partition, slot: Slot, cx: &mut Cx<'_>) -> bool {
+fn again(partition: &mut Partition, slot: Slot, needs_of: &mut Needs, cx: &mut Cx<'_>) -> bool {
     crate::snapshot::touch(partition, slot, cx.arena);
     let extra = partition.extras.get(partition.tasks[slot].extra);
-    let (workflow, row, needs) = extra.map_or((NONE, 0, 0), |extra| (extra.workflow, extra.row, extra.needs));
-    if needs > 0 || takes_anothers_key(partition, slot, cx) {
+    let (index, row, needs) = extra.map_or((NONE, 0, 0), |extra| (extra.workflow, extra.row, extra.needs));
+    let unique = extra.map_or(Handle::NONE, |extra| extra.unique);
+    let conflict =
+        |key: &[u8]| partition.unique_conflict(key, cx.arena, cx.time_us).is_some_and(|holder| holder != slot);
+    if needs > 0 || (unique != Handle::NONE && conflict(cx.arena.get(unique))) {
         return false;
     }
-    if workflow == NONE {
+    if index == NONE {
         partition.unretain(slot);
-    } else if crate::workflow::reopen(partition, workflow, row, cx).is_none() {
+    } else if workflow::reopen(partition, index, row, needs_of.of(partition, index), cx).is_none() {
         return false;
     }
     partition.kept -= 1;
@@ -48,13 +67,9 @@ fn again(partition: &mut Partition, slot: Slot, cx: &mut Cx<'_>) -> bool {
         extra.deadline_us = 0;
         extra.done_permille = 0;
     }
+    if unique != Handle::NONE {
+        partition.hold_unique(slot, cx.arena);
+    }
     partition.enter_ready(slot, cx);
     true
-}
-
-/// Whether the task's unique key is meanwhile held by another.
-fn takes_anothers_key(partition: &Partition, slot: Slot, cx: &Cx<'_>) -> bool {
-    let Some(extra) = partition.extras.get(partition.tasks[slot].extra) else { return false };
-    let bytes = cx.arena.get(extra.unique);
-    !bytes.is_empty() && partition.unique.get(bytes).is_some_and(|&holder| holder != slot)
 }

@@ -20,7 +20,14 @@ use crate::workflow::{self, Workflow};
 pub(crate) struct Size {
     pub(crate) tasks: u64,
     pub(crate) blob_bytes: u64,
+    needs: usize,
 }
+
+/// Most queues, and most contracts of tasks in memory, per partition.
+pub(crate) const QUEUES_MAX: usize = 1 << 14;
+const CONTRACTS_MAX: usize = 1 << 15;
+/// Most needs of a workflow's tasks in all.
+const NEEDS_MAX: usize = 1 << 20;
 
 /// Checks everything that does not depend on other requests in flight.
 pub(crate) fn admit(
@@ -45,12 +52,39 @@ pub(crate) fn admit(
     for spec in body.specs.iter() {
         check_spec(partition, &SpecView::of(spec, &body.bytes)?, auto_create)?;
     }
-    let mut blob_bytes = 0;
+    check_new_names(partition, body)?;
+    let mut size = Size { tasks: count as u64, ..Size::default() };
     for (row, task) in (0u32..).zip(body.tasks.iter()) {
-        blob_bytes += check_row(partition, body, row, task, now_us).map_err(|refused| refused.at_row(row))?;
+        check_row(partition, body, row, task, now_us, &mut size).map_err(|refused| refused.at_row(row))?;
     }
     check_workflow(partition, body)?;
-    Ok(Size { tasks: count as u64, blob_bytes })
+    Ok(size)
+}
+
+/// Bounds what submissions may create for good or for long: queues and contracts.
+fn check_new_names(partition: &Partition, body: &ArchivedSubmit) -> Result<(), Refused> {
+    let full = |what: &str, max: usize| {
+        let message = format!("the partition has {max} {what}, as many as it can: use fewer distinct ones");
+        Err(Refused::new(Code::TooLarge, message))
+    };
+    let specs = || body.specs.iter().filter_map(|spec| SpecView::of(spec, &body.bytes).ok());
+    if partition.queues.len() + body.specs.len() > QUEUES_MAX {
+        let new = specs().filter(|spec| partition.find_queue(spec.namespace, spec.queue).is_none()).count();
+        if partition.queues.len() + new > QUEUES_MAX {
+            return full("queues", QUEUES_MAX);
+        }
+    }
+    if partition.contracts.len() + body.specs.len() > CONTRACTS_MAX {
+        let mut canonical = Vec::new();
+        let is_new = |spec: &SpecView<'_>| {
+            spec.write_canonical(&mut canonical);
+            partition.contracts.find(&canonical).is_none()
+        };
+        if partition.contracts.len() + specs().filter(is_new).count() > CONTRACTS_MAX {
+            return full("contracts", CONTRACTS_MAX);
+        }
+    }
+    Ok(())
 }
 
 fn check_spec(partition: &Partition, spec: &SpecView<'_>, auto_create: bool) -> Result<(), Refused> {
@@ -60,8 +94,11 @@ fn check_spec(partition: &Partition, spec: &SpecView<'_>, auto_create: bool) -> 
             return invalid(sentence);
         }
     }
-    if spec.custom.len() > limits::KEY_BYTES_MAX || spec.non_retryable.len() > limits::KEY_BYTES_MAX {
-        return invalid(format!("custom resources and non-retryable codes take {} bytes each", limits::KEY_BYTES_MAX));
+    if let Err(sentence) = check_custom(spec.custom) {
+        return invalid(sentence);
+    }
+    if spec.non_retryable.len() > limits::KEY_BYTES_MAX {
+        return invalid(format!("non-retryable codes take {} bytes", limits::KEY_BYTES_MAX));
     }
     if spec.priority > 3 {
         return invalid(format!("priority {} is not one of 0 critical, 1 high, 2 normal, 3 low", spec.priority));
@@ -88,6 +125,18 @@ fn check_spec(partition: &Partition, spec: &SpecView<'_>, auto_create: bool) -> 
     }
 }
 
+/// Whether the text of custom resources is of bearable length.
+pub(crate) fn check_custom(custom: &str) -> Result<(), String> {
+    if custom.len() > limits::KEY_BYTES_MAX {
+        return Err(format!(
+            "custom resources have {} bytes, at most {} are taken",
+            custom.len(),
+            limits::KEY_BYTES_MAX
+        ));
+    }
+    Ok(())
+}
+
 /// Whether a name may be used.
 pub(crate) fn check_name(what: &str, name: &str) -> Result<(), String> {
     if name.is_empty() {
@@ -108,7 +157,8 @@ fn check_row(
     row: u32,
     task: &ArchivedTaskRow,
     now_us: u64,
-) -> Result<u64, Refused> {
+    size: &mut Size,
+) -> Result<(), Refused> {
     let id = TaskId::from(&task.id);
     if id.partition() != partition.id || id.lo == 0 {
         let message = format!("task id {id} belongs to partition {}, the frame to {}", id.partition(), partition.id);
@@ -126,35 +176,30 @@ fn check_row(
         );
         return Err(Refused::new(Code::TooLarge, message));
     }
-    let mut blob_bytes = payload.len() as u64;
-    match task.extra.to_native() {
-        0 if body.workflow.is_empty() => {}
-        0 => {}
-        number => {
-            let extra = body
-                .extras
-                .get(number as usize - 1)
-                .ok_or_else(|| Refused::new(Code::Malformed, format!("extra {number} of {}", body.extras.len())))?;
-            blob_bytes += check_extra(body, row, extra, now_us)?;
-        }
+    size.blob_bytes += payload.len() as u64;
+    if let Some(index) = task.extra.to_native().checked_sub(1) {
+        let extra = body.extras.get(index as usize).ok_or_else(|| {
+            Refused::new(Code::Malformed, format!("extra {} of {}", u64::from(index) + 1, body.extras.len()))
+        })?;
+        check_extra(body, extra, now_us, size)?;
+        check_needs(body, row, extra, size)?;
     }
-    Ok(blob_bytes)
+    Ok(())
 }
 
-fn check_extra(body: &ArchivedSubmit, row: u32, extra: &ArchivedExtra, now_us: u64) -> Result<u64, Refused> {
-    let mut blob_bytes = 0;
+fn check_extra(body: &ArchivedSubmit, extra: &ArchivedExtra, now_us: u64, size: &mut Size) -> Result<(), Refused> {
     for (what, span) in [("unique key", extra.unique_key), ("concurrency key", extra.concurrency_key)] {
         let key = body::slice(&body.bytes, span)?;
         if key.len() > limits::KEY_BYTES_MAX {
             let message = format!("the {what} has {} bytes, at most {} are taken", key.len(), limits::KEY_BYTES_MAX);
             return Err(Refused::new(Code::TooLarge, message));
         }
-        blob_bytes += key.len() as u64;
+        size.blob_bytes += key.len() as u64;
     }
     if extra.name.len.to_native() > 0 {
         let name = body::text(&body.bytes, extra.name)?;
         check_name("step name", name).map_err(|sentence| Refused::new(Code::Invalid, sentence))?;
-        blob_bytes += name.len() as u64;
+        size.blob_bytes += name.len() as u64;
     }
     let horizon_ms = now_us / 1_000 + limits::HORIZON_MS_MAX;
     let absolute = [extra.not_before_ms.to_native(), extra.deadline_ms.to_native()];
@@ -170,7 +215,16 @@ fn check_extra(body: &ArchivedSubmit, row: u32, extra: &ArchivedExtra, now_us: u
     if deadline_us != 0 && due_us(extra, now_us) >= deadline_us {
         return Err(Refused::new(Code::Invalid, "the task may not start before its deadline is over"));
     }
-    for need in needs_of(body, extra)? {
+    Ok(())
+}
+
+fn check_needs(body: &ArchivedSubmit, row: u32, extra: &ArchivedExtra, size: &mut Size) -> Result<(), Refused> {
+    let needs = needs_of(body, extra)?;
+    size.needs += needs.len();
+    if size.needs > NEEDS_MAX {
+        return Err(Refused::new(Code::TooLarge, format!("tasks of a workflow have at most {NEEDS_MAX} needs in all")));
+    }
+    for need in needs {
         if body.workflow.is_empty() {
             return Err(Refused::new(Code::BadDependency, "only tasks of a workflow can need others"));
         }
@@ -182,7 +236,7 @@ fn check_extra(body: &ArchivedSubmit, row: u32, extra: &ArchivedExtra, now_us: u
             return Err(Refused::new(Code::BadDependency, message));
         }
     }
-    Ok(blob_bytes)
+    Ok(())
 }
 
 fn needs_of<'a>(body: &'a ArchivedSubmit, extra: &ArchivedExtra) -> Result<&'a [rkyv::rend::u32_le], Refused> {
@@ -227,6 +281,13 @@ fn check_workflow(partition: &Partition, body: &ArchivedSubmit) -> Result<(), Re
     if body.extras.iter().any(has_key) {
         let message = "tasks of a workflow cannot have unique or concurrency keys: a key's owner is another partition";
         return Err(Refused::new(Code::Invalid, message));
+    }
+    let mut ids: Vec<(u128, u32)> =
+        body.tasks.iter().zip(0u32..).map(|(task, row)| (TaskId::from(&task.id).as_u128(), row)).collect();
+    ids.sort_unstable();
+    if let Some(pair) = ids.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        let message = format!("rows {} and {} of the workflow have the same id", pair[0].1, pair[1].1);
+        return Err(Refused::new(Code::Invalid, message).at_row(pair[1].1));
     }
     Ok(())
 }
@@ -300,7 +361,7 @@ fn apply_row(
     if record != NONE {
         let (unique, due_us) = (partition.extras[record].unique, partition.extras[record].due_us);
         if unique != Handle::NONE {
-            partition.unique.insert(cx.arena.get(unique).to_vec(), slot);
+            partition.hold_unique(slot, cx.arena);
         }
         if due_us > cx.time_us {
             partition.enter_delayed(slot, due_us, cx);
@@ -369,11 +430,8 @@ fn claim_keys(
         Extra { due_us: due_us(extra, cx.time_us), deadline_us: deadline_us(extra, cx.time_us), ..Extra::default() };
     if !unique.is_empty() {
         let scoped = scoped_key(spec, &[concurrency, unique]);
-        if let Some(&holder) = partition.unique.get(&scoped) {
-            let task = &partition.tasks[holder];
-            if !task.state.is_final() || partition.extras[task.extra].unique_until_us > cx.time_us {
-                return Err((task.id, task.state));
-            }
+        if let Some(holder) = partition.unique_conflict(&scoped, cx.arena, cx.time_us) {
+            return Err((partition.tasks[holder].id, partition.tasks[holder].state));
         }
         made.unique_until_us = match extra.unique_window_ms.to_native() {
             0 => 0,
@@ -409,7 +467,13 @@ fn apply_workflow(
     for (index, row) in body.tasks.iter().enumerate() {
         is_new(partition, index, TaskId::from(&row.id), resend, reply);
     }
-    if !reply.exceptions.is_empty() || partition.workflows.find(TaskId::from(&row.id)).is_some() {
+    let workflow = TaskId::from(&row.id);
+    if reply.exceptions.is_empty() && partition.workflows.find(workflow).is_some() {
+        for (index, row) in body.tasks.iter().enumerate() {
+            except(reply, index, TaskId::from(&row.id), Code::Duplicate, None);
+        }
+    }
+    if !reply.exceptions.is_empty() {
         return;
     }
     let extra_of = |task: &ArchivedTaskRow| {

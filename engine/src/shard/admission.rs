@@ -11,10 +11,13 @@ use super::pending::{LOG_BYTES_PENDING_MAX, Request};
 use super::{Effects, Shard};
 use crate::command::{self, Admitted};
 use crate::effects::ConnId;
+use crate::partition::Partition;
 use crate::refused::Refused;
 
 /// Memory a task takes beside its blobs, as admission counts it, in bytes.
 const TASK_BYTES: u64 = 128;
+/// The part of the free memory that may be used between two measurements.
+const ROOM_PART: u64 = 16;
 /// When a client refused as overloaded should come back, in milliseconds.
 const OVERLOADED_RETRY_MS: u32 = 100;
 
@@ -31,8 +34,8 @@ impl Shard {
         let body = body::access::<ArchivedSubmit>(bytes)?;
         let partition = self.partition(&header)?;
         let size = command::submit::admit(partition, body, self.last_time_us, self.config.auto_create_queues)?;
+        self.check_depth(partition, body, size.tasks)?;
         self.check_room(size.blob_bytes + size.tasks * TASK_BYTES)?;
-        self.check_depth(body, size.tasks)?;
         let request = Request {
             origin: Some((conn, header)),
             blob_bytes: size.blob_bytes,
@@ -43,15 +46,27 @@ impl Shard {
         Ok(())
     }
 
-    /// Refuses what the memory budget or the log's backlog has no room for.
-    fn check_room(&self, bytes: u64) -> Result<(), Refused> {
-        if self.pending.bytes() > LOG_BYTES_PENDING_MAX {
+    /// Refuses what would let the log's backlog grow beyond `pending_max` bytes.
+    fn check_backlog(&self, pending_max: u64) -> Result<(), Refused> {
+        if self.pending.bytes() > pending_max {
             let message = format!("{} bytes wait for the disk: slow down", self.pending.bytes());
             return Err(Refused::new(Code::Overloaded, message).retry_after_ms(OVERLOADED_RETRY_MS));
+        }
+        Ok(())
+    }
+
+    /// Refuses what the memory budget or the log's backlog has no room for. Measuring the memory takes longer than a
+    /// small submission, so each measurement allows a part of what is free to be used before the next.
+    fn check_room(&mut self, bytes: u64) -> Result<(), Refused> {
+        self.check_backlog(LOG_BYTES_PENDING_MAX)?;
+        if bytes <= self.room_bytes {
+            self.room_bytes -= bytes;
+            return Ok(());
         }
         let (blobs, tasks) = self.pending.reserved();
         let used = self.memory_bytes() + blobs + tasks * TASK_BYTES;
         let limit = self.config.memory_bytes_max;
+        self.room_bytes = limit.saturating_sub(used + bytes) / ROOM_PART;
         if used + bytes > limit {
             let message =
                 format!("{used} of {limit} bytes of task memory are in use: add workers, or raise limits.memory");
@@ -61,21 +76,20 @@ impl Shard {
     }
 
     /// Refuses what would make a queue deeper than its own limit.
-    fn check_depth(&self, body: &ArchivedSubmit, tasks: u64) -> Result<(), Refused> {
+    fn check_depth(&self, partition: &Partition, body: &ArchivedSubmit, tasks: u64) -> Result<(), Refused> {
         for spec in body.specs.iter() {
             let spec = crate::contract::SpecView::of(spec, &body.bytes)?;
-            let mut depth = 0;
-            let mut limit = 0;
-            for partition in self.partitions.iter().flatten() {
-                let Some(queue) = partition.find_queue(spec.namespace, spec.queue) else { continue };
-                let queue = &partition.queues[queue as usize];
-                limit = queue.settings.depth_max;
-                if limit == 0 {
-                    break;
-                }
-                depth += queue.unfinished();
+            let Some(queue) = partition.find_queue(spec.namespace, spec.queue) else { continue };
+            let limit = partition.queues[queue as usize].settings.depth_max;
+            if limit == 0 {
+                continue;
             }
-            if limit > 0 && depth + self.pending.reserved().1 + tasks > limit {
+            let depth_in = |partition: &Partition| {
+                let queue = partition.find_queue(spec.namespace, spec.queue);
+                queue.map_or(0, |queue| partition.queues[queue as usize].unfinished())
+            };
+            let depth: u64 = self.partitions.iter().flatten().map(|partition| depth_in(partition)).sum();
+            if depth + self.pending.reserved().1 + tasks > limit {
                 let message = format!("queue \"{}\" holds {depth} of at most {limit} unfinished tasks", spec.queue);
                 return Err(Refused::new(Code::Overloaded, message).retry_after_ms(OVERLOADED_RETRY_MS));
             }
@@ -91,6 +105,7 @@ impl Shard {
         effects: &mut Effects,
     ) -> Result<(), Refused> {
         let body = body::access::<ArchivedComplete>(bytes)?;
+        self.check_backlog(2 * LOG_BYTES_PENDING_MAX)?;
         let admitted = command::complete::admit(self.partition(&header)?, body)?;
         let blob_bytes = command::complete::blob_bytes(body);
         let narrow = admitted.rows.as_ref().map(|rows| command::complete::narrowed(body, rows));
@@ -106,8 +121,9 @@ impl Shard {
         effects: &mut Effects,
     ) -> Result<(), Refused> {
         let body = body::access::<ArchivedFail>(bytes)?;
+        self.check_backlog(2 * LOG_BYTES_PENDING_MAX)?;
         let admitted = command::fail::admit(self.partition(&header)?, body)?;
-        let blob_bytes = body.bytes.len() as u64;
+        let blob_bytes = command::fail::blob_bytes(body);
         let narrow = admitted.rows.as_ref().map(|rows| command::fail::narrowed(body, rows));
         self.append_admitted(conn, header, admitted, blob_bytes, bytes, narrow, effects);
         Ok(())
@@ -128,6 +144,7 @@ impl Shard {
             effects.reply(conn, &header, &admitted.reply);
             return;
         }
+        self.room_bytes = self.room_bytes.saturating_sub(blob_bytes);
         let operation = Operation::from_number(header.operation).expect("dispatched by operation");
         let request = Request {
             origin: Some((conn, header)),
@@ -146,15 +163,13 @@ impl Shard {
     pub(super) fn cancel(&mut self, conn: ConnId, header: Header, bytes: &[u8]) -> Result<(), Refused> {
         let body = body::access::<ArchivedCancel>(bytes)?;
         self.check_ids(&header, &body.ids)?;
-        self.append_request(Operation::Cancel, conn, header, bytes);
-        Ok(())
+        self.append_request(Operation::Cancel, conn, header, bytes)
     }
 
     pub(super) fn retry(&mut self, conn: ConnId, header: Header, bytes: &[u8]) -> Result<(), Refused> {
         let body = body::access::<ArchivedRetry>(bytes)?;
         self.check_ids(&header, &body.ids)?;
-        self.append_request(Operation::Retry, conn, header, bytes);
-        Ok(())
+        self.append_request(Operation::Retry, conn, header, bytes)
     }
 
     fn check_ids(&self, header: &Header, ids: &[taskmaster_protocol::id::ArchivedTaskId]) -> Result<(), Refused> {
@@ -172,24 +187,35 @@ impl Shard {
     }
 
     pub(super) fn configure_queue(&mut self, conn: ConnId, header: Header, bytes: &[u8]) -> Result<(), Refused> {
-        self.partition(&header)?;
-        command::configure_queue::admit(body::access::<ArchivedConfigureQueue>(bytes)?)?;
-        self.append_request(Operation::ConfigureQueue, conn, header, bytes);
+        let partition = self.partition(&header)?;
+        command::configure_queue::admit(partition, body::access::<ArchivedConfigureQueue>(bytes)?)?;
+        self.append_request(Operation::ConfigureQueue, conn, header, bytes)
+    }
+
+    fn append_request(
+        &mut self,
+        operation: Operation,
+        conn: ConnId,
+        header: Header,
+        bytes: &[u8],
+    ) -> Result<(), Refused> {
+        self.check_backlog(LOG_BYTES_PENDING_MAX)?;
+        let request = Request { origin: Some((conn, header)), ..Request::default() };
+        self.append(operation, PartitionId(header.partition), request, bytes);
         Ok(())
     }
 
-    fn append_request(&mut self, operation: Operation, conn: ConnId, header: Header, bytes: &[u8]) {
-        let request = Request { origin: Some((conn, header)), ..Request::default() };
-        self.append(operation, PartitionId(header.partition), request, bytes);
-    }
-
-    /// Proposes expiries, one entry per partition.
+    /// Proposes expiries, each partition's in entries of bounded size.
     pub(super) fn propose_expired(&mut self, mut expired: Vec<(u16, ExpireRow)>) {
         expired.sort_by_key(|(partition, _)| *partition);
-        for rows in expired.chunk_by(|a, b| a.0 == b.0) {
-            let body = Expire { rows: rows.iter().map(|(_, row)| *row).collect() };
-            self.append_body(Operation::Expire, PartitionId(rows[0].0), Request::default(), &body);
+        for rows in expired.chunk_by(|a, b| a.0 == b.0).flat_map(|rows| rows.chunks(limits::ROWS_MAX)) {
+            self.propose_expired_of(PartitionId(rows[0].0), rows.iter().map(|(_, row)| *row).collect());
         }
+    }
+
+    /// Proposes one partition's expiries; without rows the entry only ends retention.
+    pub(super) fn propose_expired_of(&mut self, partition: PartitionId, rows: Vec<ExpireRow>) {
+        self.append_body(Operation::Expire, partition, Request::default(), &Expire { rows });
     }
 
     fn append(&mut self, operation: Operation, partition: PartitionId, request: Request, bytes: &[u8]) {

@@ -14,7 +14,6 @@ use crate::snapshot;
 impl Shard {
     /// Applies one durable entry.
     pub(super) fn apply(&mut self, entry: &Entry<'_>) -> Result<BatchReply, EntryError> {
-        let kept_max = self.config.kept_max;
         let wrong = |malformed: Malformed| EntryError::Body {
             operation: entry.operation,
             partition: entry.partition,
@@ -56,7 +55,6 @@ impl Shard {
             }
             operation => return Err(wrong(Malformed(format!("{operation:?} is never logged")))),
         }
-        partition.evict(kept_max, EVICTIONS_PER_ENTRY_MAX, &mut cx);
         let accepted = u64::from(reply.accepted);
         match entry.operation {
             Operation::Submit => self.stats.submitted += accepted,
@@ -65,6 +63,15 @@ impl Shard {
             _ => {}
         }
         Ok(reply)
+    }
+
+    /// Forgets what the partition of a just applied and answered entry need not keep any longer.
+    pub(super) fn evict(&mut self, id: PartitionId, time_us: u64) {
+        let (kept_max, now_us) = (self.config.kept_max, self.last_time_us);
+        if let Some((partition, mut cx)) = self.split(id, time_us) {
+            partition.evict(kept_max, EVICTIONS_PER_ENTRY_MAX, &mut cx);
+            partition.arm_retention(cx.timers, now_us);
+        }
     }
 
     /// Applies an entry read back from the log. Entries that the restored snapshot covers are passed over.
@@ -87,6 +94,7 @@ impl Shard {
         }
         self.last_time_us = self.last_time_us.max(entry.time_us);
         self.apply(&entry)?;
+        self.evict(entry.partition, entry.time_us);
         self.settled.clear();
         self.revoked.clear();
         self.pending.recovered(entry.sequence);
@@ -152,10 +160,12 @@ impl Shard {
     }
 
     fn restore_finish_partition(&mut self, restore: &mut snapshot::Restore) {
+        let now_us = self.last_time_us;
         if let Some(id) = restore.partition.take()
-            && let Some((partition, mut cx)) = self.split(id, 0)
+            && let Some((partition, mut cx)) = self.split(id, now_us)
         {
             restore.finish(partition, &mut cx);
+            partition.arm_retention(cx.timers, now_us);
         }
     }
 

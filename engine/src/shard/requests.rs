@@ -11,10 +11,14 @@ use super::{Effects, Shard};
 use crate::command;
 use crate::contract::DEFAULT_NAMESPACE;
 use crate::effects::ConnId;
+use crate::partition::Awaited;
 use crate::query;
 use crate::refused::Refused;
 use crate::resources::Resources;
 use crate::task::NONE;
+
+/// Most queue names one shard knows.
+const QUEUES_MAX: usize = 1 << 16;
 
 impl Shard {
     /// Does what a frame asks for.
@@ -80,22 +84,31 @@ impl Shard {
         }
         let namespace = body::text(&body.bytes, body.namespace)?;
         let namespace = if namespace.is_empty() { DEFAULT_NAMESPACE } else { namespace };
+        let invalid = |sentence| Refused::new(Code::Invalid, sentence);
+        command::submit::check_name("namespace", namespace).map_err(invalid)?;
         let mut names = Vec::with_capacity(body.queues.len());
         for queue in body.queues.iter() {
             let name = body::text(&body.bytes, *queue)?;
-            command::submit::check_name("queue", name).map_err(|sentence| Refused::new(Code::Invalid, sentence))?;
+            command::submit::check_name("queue", name).map_err(invalid)?;
             if !names.contains(&name) {
                 names.push(name);
             }
         }
+        let custom = body::text(&body.bytes, body.custom)?;
+        command::submit::check_custom(custom).map_err(invalid)?;
         let capacity = Resources::parse(
             body.cpu_milli.to_native(),
             body.memory_bytes.to_native(),
             body.gpu_milli.to_native(),
-            body::text(&body.bytes, body.custom)?,
+            custom,
         )
-        .map_err(|sentence| Refused::new(Code::Invalid, sentence))?;
+        .map_err(invalid)?;
         let worker = body::text(&body.bytes, body.worker)?.chars().take(limits::NAME_BYTES_MAX).collect();
+        let known = names.iter().filter(|name| self.dispatch.find_queue(namespace, name).is_some()).count();
+        if self.dispatch.queues.len() + names.len() - known > QUEUES_MAX {
+            let message = format!("this shard knows {} queues, as many as it can", self.dispatch.queues.len());
+            return Err(Refused::new(Code::TooLarge, message));
+        }
         let queues = names.into_iter().map(|name| self.dispatch.queue(namespace, name)).collect();
         let capacity = (!capacity.is_empty()).then_some(capacity);
         effects.reply(conn, &header, &Empty::default());
@@ -166,22 +179,19 @@ impl Shard {
     fn await_task(&mut self, conn: ConnId, header: Header, bytes: &[u8], effects: &mut Effects) -> Result<(), Refused> {
         let body = body::access::<ArchivedAwaitTask>(bytes)?;
         let (id, timeout_ms) = (TaskId::from(&body.id), body.timeout_ms.to_native());
-        let is_workflow = body.workflow.to_native() == 1;
-        let settled = {
-            let partition = self.partition(&header)?;
-            if is_workflow {
-                let index = partition.workflows.find(id).ok_or_else(|| unknown_workflow(id))?;
-                partition.workflows[index].unfinished == 0
-            } else {
-                let slot = partition.find(id, NONE).ok_or_else(|| unknown_task(id))?;
-                partition.tasks[slot].state.is_final()
-            }
+        let partition = self.partition(&header)?;
+        let (awaited, is_settled) = if body.workflow.to_native() == 1 {
+            let index = partition.workflows.find(id).ok_or_else(|| unknown_workflow(id))?;
+            (Awaited::Workflow(id), partition.workflows[index].unfinished == 0)
+        } else {
+            let slot = partition.find(id, NONE).ok_or_else(|| unknown_task(id))?;
+            (Awaited::Task(id), partition.tasks[slot].state.is_final())
         };
-        if settled {
-            self.answer_await(conn, &header, id, is_workflow, effects);
+        if is_settled {
+            self.answer_await(conn, &header, awaited, effects);
             return Ok(());
         }
-        self.register_await(conn, header, id, is_workflow, timeout_ms)
+        self.register_await(conn, header, awaited, timeout_ms)
     }
 
     fn workflows(
