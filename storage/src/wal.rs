@@ -81,7 +81,7 @@ impl Default for Config {
             block_bytes_target: 1 << 20,
             block_bytes_max: format::BLOCK_LEN_MAX,
             unflushed_bytes_max: 64 << 20,
-            writes_in_flight_max: 3,
+            writes_in_flight_max: 4,
             overlap_bytes_min: 0,
             segments_ahead: 2,
             spare_segments_max: 16,

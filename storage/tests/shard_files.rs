@@ -10,7 +10,7 @@ use glommio::{LocalExecutorBuilder, Placement};
 use taskmaster_storage::recovery::{self, Shard};
 use taskmaster_storage::snapshot::{self, BackgroundSnapshot, ChunkTag, Info, SnapshotFile, snapshot_path};
 use taskmaster_storage::wal::blocking::Log;
-use taskmaster_storage::wal::driver::{SpaceState, Wal, recover_dir};
+use taskmaster_storage::wal::driver::{Error, SpaceState, Wal, recover_dir};
 use taskmaster_storage::wal::segments::segment_path;
 use taskmaster_storage::wal::{AppendError, ApplyError, Config, LogEnd, Record, ScanParams};
 
@@ -307,7 +307,9 @@ fn a_full_disk_shows_in_the_space_state_while_prepared_segments_still_take_recor
         wal.retire(covered);
         wal.wait_durable(last.seq + 8).await.unwrap();
         assert_eq!(wal.space_state(), SpaceState::DiskFull);
-        drop(task);
+        wal.close();
+        let error = task.await.unwrap().unwrap_err();
+        assert!(matches!(error, Error::NoSpace { .. }), "{error}");
     });
 }
 

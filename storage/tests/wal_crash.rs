@@ -94,6 +94,10 @@ struct World {
     writer: Writer<HeapBuffers>,
     in_flight: Vec<WriteOp<taskmaster_storage::buffer::AlignedBuffer>>,
     retired: Vec<Segment>,
+    /// Writes of a dead process that have not landed yet, into segments that it left behind.
+    ghosts: Vec<WriteOp<taskmaster_storage::buffer::AlignedBuffer>>,
+    /// Seq of the block that opens the current term.
+    opened_by: u64,
     /// All that was appended and not lost in a crash, in order.
     log: Vec<Entry>,
     acknowledged: usize,
@@ -112,6 +116,8 @@ impl World {
             writer,
             in_flight: Vec::new(),
             retired: Vec::new(),
+            ghosts: Vec::new(),
+            opened_by: 1,
             log: Vec::new(),
             acknowledged: 0,
             snapshot_seq: 0,
@@ -178,7 +184,11 @@ impl World {
 
     fn lose_power(&mut self, dice: &mut Dice) {
         for op in std::mem::take(&mut self.in_flight) {
-            let fate = dice.roll() % 4;
+            let fate = dice.roll() % 5;
+            if fate == 4 {
+                self.ghosts.push(op);
+                continue;
+            }
             for (sector, bytes) in op.buffer.as_ref()[..op.len].chunks(SECTOR).enumerate() {
                 let lands = match fate {
                     0 => false,
@@ -188,6 +198,19 @@ impl World {
                 if lands {
                     self.disk.write(op.segment, op.offset + (sector * SECTOR) as u64, bytes);
                 }
+            }
+        }
+    }
+
+    /// Lands what was still on its way when the process died, after the next one has opened its term (before that, a late
+    /// record is as good as one that landed in time). What would hit a segment in use again has landed before.
+    fn land_ghosts(&mut self) {
+        if self.writer.durable_seq() < self.opened_by {
+            return;
+        }
+        for op in std::mem::take(&mut self.ghosts) {
+            if self.disk.durable.contains_key(&op.segment) {
+                self.disk.write(op.segment, op.offset, &op.buffer.as_ref()[..op.len]);
             }
         }
     }
@@ -212,7 +235,10 @@ impl World {
             return Err("what was recovered is not what was appended".to_owned());
         }
         self.log.truncate(kept);
+        let behind = |segment: u32| recovered.end.used.iter().any(|used| used.segment.number == segment);
+        self.ghosts.retain(|op| behind(op.segment));
         self.acknowledged = kept;
+        self.opened_by = recovered.end.last_seq + 1;
         self.term += 1;
         self.retired.clear();
         self.writer = Writer::new(config(), HeapBuffers, IDENTITY, self.term, recovered.end.clone());
@@ -228,6 +254,7 @@ enum Action {
     Complete(u64),
     Prepare,
     Snapshot,
+    LandGhosts,
     Crash(u64),
     Shutdown,
 }
@@ -240,6 +267,7 @@ fn action() -> impl Strategy<Value = Action> {
         5 => any::<u64>().prop_map(Action::Complete),
         3 => Just(Action::Prepare),
         1 => Just(Action::Snapshot),
+        1 => Just(Action::LandGhosts),
         1 => any::<u64>().prop_map(Action::Crash),
         1 => Just(Action::Shutdown),
     ]
@@ -251,6 +279,7 @@ fn perform(world: &mut World, action: &Action) -> Result<(), String> {
         Action::Submit => world.submit(),
         Action::Complete(pick) => world.complete(*pick),
         Action::Prepare => world.prepare(),
+        Action::LandGhosts => world.land_ghosts(),
         Action::Snapshot => world.snapshot(),
         Action::Crash(seed) => {
             world.lose_power(&mut Dice(*seed));

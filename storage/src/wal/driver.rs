@@ -60,6 +60,14 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// The log was closed on a full disk. All that was acknowledged is safe; what was appended since was not acknowledged.
+    #[error("{}: no space for the last {unflushed} bytes of the log; what was acknowledged is safe", dir.display())]
+    NoSpace {
+        /// The log's directory.
+        dir: PathBuf,
+        /// Bytes that could not be written.
+        unflushed: usize,
+    },
     /// The log failed or was closed before the awaited block was durable.
     #[error("the log ended before block {seq} was durable")]
     Ended {
@@ -297,14 +305,25 @@ impl Wal {
                 Err(error) => return Poll::Ready(Err(error)),
             };
             let started = self.start_writes(work);
-            if self.state.borrow().writer.is_closed() && work.job.is_none() {
-                return Poll::Ready(Ok(()));
+            if let Some(end) = self.end(work) {
+                return Poll::Ready(end);
             }
             if completed.is_none() && !job_moved && !started {
                 *self.runner.borrow_mut() = Some(context.waker().clone());
                 return Poll::Pending;
             }
         }
+    }
+
+    /// What to return from the run, once there is nothing left to do.
+    fn end(&self, work: &Work) -> Option<Result<(), Error>> {
+        let state = self.state.borrow();
+        if state.writer.is_closed() && work.job.is_none() {
+            return Some(Ok(()));
+        }
+        let stuck = state.writer.is_closing() && state.space == SpaceState::DiskFull && state.writer.is_starved();
+        let unflushed = state.writer.unflushed_bytes();
+        (stuck && work.flights.is_empty()).then(|| Err(Error::NoSpace { dir: self.dir.clone(), unflushed }))
     }
 
     /// Polls every write in flight. Returns the durable seq if it advanced.

@@ -133,7 +133,8 @@ impl<A: BlockBuffers> Writer<A> {
             in_flight: VecDeque::new(),
             unflushed_bytes: 0,
             buffer_len_hint: PAGE_LEN,
-            active: end.active,
+            // A start in between that left no block may still have one on its way to this very place.
+            active: end.active.filter(|_| term == end.term + 1),
             used: end.used.into(),
             prepared: end.prepared.into(),
             next_number: end.next_number,
@@ -331,6 +332,12 @@ impl<A: BlockBuffers> Writer<A> {
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.closing && self.is_idle()
+    }
+
+    /// True after [`Writer::close`].
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.closing
     }
 
     /// Bytes queued or in flight.
