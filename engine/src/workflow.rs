@@ -217,7 +217,7 @@ pub(crate) fn release(partition: &mut Partition, slot: Slot, cx: &mut Cx<'_>) {
 }
 
 /// Makes room for another run of a final row: it is unfinished again, and so are its cancelled descendants whose other
-/// needs succeeded. `None` when parts of the workflow are forgotten. `needs` are the workflow's; the work grows with the
+/// needs succeeded or may yet. `None` when parts of the workflow are forgotten. `needs` are the workflow's; the work grows with the
 /// row's descendants, not with the workflow.
 pub(crate) fn reopen(
     partition: &mut Partition,
@@ -244,13 +244,14 @@ pub(crate) fn reopen(
         let needs = &needs[child as usize];
         let slot = partition.workflows[index].rows[child as usize];
         let is_open = |parent: &u32| reopened.binary_search(parent).is_ok();
-        let succeeded = |parent: &u32| {
+        let may_succeed = |parent: &u32| {
             let slot = partition.workflows[index].rows[*parent as usize];
-            partition.tasks[slot].state == State::Succeeded
+            let state = partition.tasks[slot].state;
+            state == State::Succeeded || !state.is_final()
         };
         let opened = needs.iter().filter(|parent| is_open(parent)).count();
         let revives = partition.tasks[slot].state == State::Cancelled
-            && needs.iter().all(|parent| is_open(parent) || succeeded(parent));
+            && needs.iter().all(|parent| is_open(parent) || may_succeed(parent));
         crate::snapshot::touch(partition, slot, cx.arena);
         let extra = &mut partition.extras[partition.tasks[slot].extra];
         extra.needs += u32::try_from(opened).expect("rows are bounded");

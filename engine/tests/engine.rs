@@ -1,5 +1,7 @@
 //! The engine driven from outside: frames in, frames and log entries out, in virtual time.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "engine/world.rs"]
 mod world;
 
@@ -11,3 +13,21 @@ mod lifecycle;
 
 #[path = "engine/leases.rs"]
 mod leases;
+
+#[path = "engine/keys.rs"]
+mod keys;
+
+#[path = "engine/queues.rs"]
+mod queues;
+
+#[path = "engine/time.rs"]
+mod time;
+
+#[path = "engine/outcomes.rs"]
+mod outcomes;
+
+#[path = "engine/workflows.rs"]
+mod workflows;
+
+#[path = "engine/recovery.rs"]
+mod recovery;

@@ -38,10 +38,6 @@ impl Message {
         Code::from_number(self.header.code)
     }
 
-    pub(crate) fn operation(&self) -> Operation {
-        Operation::from_number(self.header.operation).unwrap()
-    }
-
     /// The body, which must be an accepted request's.
     pub(crate) fn read<T>(&self) -> T
     where
@@ -508,12 +504,6 @@ impl World {
     pub(crate) fn complete(&mut self, lease: &Lease, result: &[u8]) -> Code {
         let body = complete_body(&[(lease, result)]);
         single(&self.call(lease.conn, lease.id.partition().0, &body).read())
-    }
-
-    pub(crate) fn complete_all(&mut self, leases: &[Lease]) {
-        for lease in leases {
-            assert_eq!(self.complete(lease, b"done"), Code::Ok);
-        }
     }
 
     pub(crate) fn fail(&mut self, lease: &Lease, code: &str) -> Code {
