@@ -75,6 +75,8 @@ pub(crate) struct ShardLoop {
     earlier: Bell,
     sleeping_until_us: Cell<u64>,
     mesh_full: Bell,
+    /// Turns taken; standing still means idle.
+    turns: Cell<u64>,
     disk_full: Cell<bool>,
     snapshot_due: Bell,
     snapshot_after_bytes: u64,
@@ -96,6 +98,7 @@ impl ShardLoop {
 
     /// Performs everything the engine asked for since the last call.
     fn perform(&self) {
+        self.turns.set(self.turns.get() + 1);
         self.log();
         self.effects.borrow_mut().drain(|conn, frames| self.send(conn, frames));
         if !self.mesh.flush() {

@@ -15,6 +15,9 @@ use taskmaster_storage::snapshot::{self, BackgroundSnapshot, ChunkTag, Info};
 
 use super::{Message, SHARD_SHIFT, ShardLoop, now_us};
 
+/// Longest undue sleep of the executor, while there is work and otherwise; see [`ShardLoop::pulse_task`].
+const PULSE_BUSY: Duration = Duration::from_millis(2);
+const PULSE_IDLE: Duration = Duration::from_millis(50);
 /// Longest sleep of the timer task.
 const SLEEP_MAX: Duration = Duration::from_secs(3_600);
 /// Wait after a failed accept: descriptors have run out.
@@ -36,6 +39,17 @@ impl ShardLoop {
                 self.input(Input::Tick);
                 self.perform();
             }
+        }
+    }
+
+    /// Keeps a timer armed, a close one while there is work. glommio parks with runnable tasks when its preemption timer
+    /// fires between its last look at the rings and its task queues; only another timer ends such a sleep.
+    pub(super) async fn pulse_task(self: Rc<Self>) {
+        let mut turns_seen = 0;
+        loop {
+            let turns = self.turns.get();
+            sleep(if turns == turns_seen { PULSE_IDLE } else { PULSE_BUSY }).await;
+            turns_seen = turns;
         }
     }
 

@@ -97,6 +97,7 @@ async fn run(start: Start) -> anyhow::Result<()> {
         earlier: Bell::default(),
         sleeping_until_us: Cell::new(u64::MAX),
         mesh_full: Bell::default(),
+        turns: Cell::new(0),
         disk_full: Cell::new(false),
         snapshot_due: Bell::default(),
         snapshot_after_bytes: start.snapshot_after_bytes,
@@ -126,6 +127,7 @@ async fn run(start: Start) -> anyhow::Result<()> {
     }
     spawn(Box::pin(Rc::clone(&shard_loop).timer_task())).map_err(queue_gone)?;
     spawn(Box::pin(Rc::clone(&shard_loop).mesh_retry_task())).map_err(queue_gone)?;
+    spawn(Box::pin(Rc::clone(&shard_loop).pulse_task())).map_err(queue_gone)?;
     let snapshots = Rc::clone(&shard_loop).snapshot_task(start.dir.shard_dir(number), identity, term);
     spawn(Box::pin(snapshots)).map_err(queue_gone)?;
     for listener in listeners {
