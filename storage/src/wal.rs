@@ -23,7 +23,6 @@ pub use recover::{
     ApplyError, CorruptKind, LogEnd, RecoverError, Recovered, ScanParams, SegmentSource, TornTail, recover,
     recover_bytes,
 };
-pub use segments::RecycleOutcome;
 pub use writer::{AppendError, BlockBuffers, HeapBuffers, WriteOp, Writer};
 
 /// A log file: its number, unique for the life of the log and growing, and its length in bytes.

@@ -99,15 +99,6 @@ fn fill(path: &Path, len: u64) -> io::Result<()> {
     file.sync_all()
 }
 
-/// What became of a retired segment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RecycleOutcome {
-    /// It goes on under the new number.
-    Reused(Segment),
-    /// It was deleted.
-    Deleted,
-}
-
 /// Gives the retired segment `old` the number `number`. Its bytes stay: blocks name their segment, so they count no longer.
 ///
 /// # Errors
