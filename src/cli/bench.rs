@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use serde_json::Value;
 use taskmaster_bench::{NodeInfo, Options, SuiteOptions, run_suite};
 
+use super::connect::block_on;
 use super::embedded::Embedded;
+use super::signal::Stop;
 use super::{Exit, Failure, Global, log};
 use crate::config::{self, ByteSize, Interval, Level};
 
@@ -36,6 +39,12 @@ pub(crate) struct Arguments {
     /// Requests in flight per connection; 0 chooses
     #[arg(long, default_value_t = 0, value_name = "N")]
     window: u32,
+    /// Tasks in the queue before the load starts and kept ahead of it (closed loop)
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    queued: u64,
+    /// How long the node keeps finished tasks
+    #[arg(long, default_value = "1s", value_name = "TIME")]
+    retention: Interval,
     /// Generator threads
     #[arg(long, default_value_t = 1, value_name = "N")]
     threads: u32,
@@ -86,6 +95,8 @@ impl Arguments {
             duration_s: self.duration.map(|duration| duration.0.as_secs_f64()),
             warmup_s: self.warmup.0.as_secs_f64(),
             window: self.window,
+            queued: self.queued,
+            retention_ms: u32::try_from(self.retention.as_ms()).unwrap_or(u32::MAX),
             split: self.split,
             threads: self.threads,
             verify: !self.no_verify,
@@ -104,7 +115,8 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
     let options = arguments.options(global.output().is_json())?;
     if let Some(addr) = &global.addr {
         let node = NodeInfo { addr: addr.clone(), data_dir: None, pid: None };
-        return measure(global, arguments, options, &node);
+        let (json, text, good) = measure(options, arguments.suite, &node)?;
+        return show(global, json, &text, good);
     }
     let mut config = config::load(arguments.config.as_deref())?.config;
     config.log.level = Level::Warn;
@@ -117,24 +129,40 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
         data_dir: Some(node.data_dir().to_owned()),
         pid: Some(std::process::id()),
     };
-    let exit = measure(global, arguments, options, &info);
+    let is_suite = arguments.suite;
+    let (json, text, good) = block_on(async {
+        let mut stop = Stop::listen()?;
+        let measuring = tokio::task::spawn_blocking(move || measure(options, is_suite, &info));
+        tokio::select! {
+            measured = measuring => measured.map_err(anyhow::Error::from)?,
+            () = stop.asked() => {
+                node.abandon();
+                std::process::exit(Exit::Interrupted.number().into());
+            }
+        }
+    })?;
     node.stop()?;
-    exit
+    show(global, json, &text, good)
 }
 
-/// Runs the load and prints the report; exit code 1 when anything was lost or doubled, or a target of the suite missed.
-fn measure(global: &Global, arguments: &Arguments, options: Options, node: &NodeInfo) -> Result<Exit, Failure> {
-    let output = global.output();
-    let (json, text, good) = if arguments.suite {
-        let suite = SuiteOptions { base: options, ..SuiteOptions::default() };
-        let report = run_suite(&suite, node)?;
+/// Runs the load: the report as JSON, as text, and whether nothing was lost or doubled and no target missed.
+fn measure(options: Options, is_suite: bool, node: &NodeInfo) -> Result<(Value, String, bool), Failure> {
+    let (json, text, good) = if is_suite {
+        let duration_s = options.duration_s.unwrap_or(SuiteOptions::default().duration_s);
+        let report = run_suite(&SuiteOptions { duration_s, base: options }, node)?;
         (serde_json::to_value(&report), report.to_string(), report.cases.iter().all(|case| case.pass))
     } else {
         let report = taskmaster_bench::run(&options, node)?;
         (serde_json::to_value(&report), report.to_string(), report.is_exact())
     };
+    Ok((json.map_err(anyhow::Error::from)?, text, good))
+}
+
+/// Prints a report; exit code 1 when it is not good.
+fn show(global: &Global, json: Value, text: &str, good: bool) -> Result<Exit, Failure> {
+    let output = global.output();
     if output.is_json() {
-        output.json(&json.map_err(anyhow::Error::from)?)?;
+        output.json(&json)?;
     } else {
         output.text(&format!("{}\n", text.trim_end()))?;
     }

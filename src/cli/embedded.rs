@@ -72,6 +72,14 @@ impl Embedded {
         self.temporary.is_some()
     }
 
+    /// Removes a temporary directory under the running node, for a process that ends at once.
+    pub(crate) fn abandon(&self) {
+        if let Some(folder) = &self.temporary {
+            // Nothing in it is needed, and nobody is left to hear of a failure.
+            let _removed = std::fs::remove_dir_all(folder.path());
+        }
+    }
+
     /// Drains and stops the node, and removes a temporary directory.
     ///
     /// # Errors

@@ -81,7 +81,7 @@ pub(super) fn is_locked(data_dir: &Path) -> bool {
 }
 
 /// Name of the lock file in a data directory.
-const LOCK_FILE: &str = "LOCK";
+const LOCK_FILE: &str = "lock";
 
 /// Name of the file system a path is on.
 pub(crate) fn file_system_name(place: &Path) -> io::Result<String> {
