@@ -350,7 +350,8 @@ impl Restore {
         if state.is_final() {
             partition.kept += 1;
         }
-        if marks & MARK_HOLDS_UNIQUE != 0 {
+        let has_unique = partition.extras.get(extra).is_some_and(|extra| extra.unique != Handle::NONE);
+        if marks & MARK_HOLDS_UNIQUE != 0 && has_unique {
             partition.hold_unique(slot, cx.arena);
         }
         if let Some(extra) = partition.extras.get(extra) {

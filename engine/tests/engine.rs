@@ -31,3 +31,12 @@ mod workflows;
 
 #[path = "engine/recovery.rs"]
 mod recovery;
+
+#[path = "engine/random.rs"]
+mod random;
+
+#[path = "engine/hostile.rs"]
+mod hostile;
+
+#[path = "engine/memory.rs"]
+mod memory;
