@@ -75,8 +75,6 @@ pub(crate) struct ShardLoop {
     earlier: Bell,
     sleeping_until_us: Cell<u64>,
     mesh_full: Bell,
-    /// Turns taken; standing still means idle.
-    turns: Cell<u64>,
     disk_full: Cell<bool>,
     snapshot_due: Bell,
     snapshot_after_bytes: u64,
@@ -98,7 +96,6 @@ impl ShardLoop {
 
     /// Performs everything the engine asked for since the last call.
     fn perform(&self) {
-        self.turns.set(self.turns.get() + 1);
         self.log();
         self.effects.borrow_mut().drain(|conn, frames| self.send(conn, frames));
         if !self.mesh.flush() {
@@ -158,7 +155,10 @@ impl ShardLoop {
         let full = self.wal.space_state() == SpaceState::DiskFull;
         if full != self.disk_full.replace(full) {
             if full {
-                tracing::error!(shard = self.number, "the log's disk is full: new tasks are refused, accepted ones go on; free space");
+                tracing::error!(
+                    shard = self.number,
+                    "the log's disk is full: new tasks are refused, accepted ones go on; free space"
+                );
             } else {
                 tracing::info!(shard = self.number, "the log's disk has room again: new tasks are accepted");
             }

@@ -180,7 +180,6 @@ impl Connection {
             while self.unsent_bytes() > OUT_BYTES_MAX && !self.closed.get() {
                 self.drained.wait().await;
             }
-            glommio::executor().yield_if_needed().await;
         }
         self.close();
         handler.closed(&self);
@@ -205,7 +204,9 @@ impl Connection {
             match frame::parse(&input.buffer[at..input.filled]) {
                 Ok(Some((frame, used))) => {
                     at += used;
-                    if frame.header.version != limits::PROTOCOL_VERSION && frame.header.operation != Operation::Hello.number() {
+                    if frame.header.version != limits::PROTOCOL_VERSION
+                        && frame.header.operation != Operation::Hello.number()
+                    {
                         let message = format!(
                             "frame of protocol version {}: this connection speaks {}",
                             frame.header.version,

@@ -5,6 +5,8 @@ use std::net::{SocketAddr, TcpListener as Probe};
 
 use glommio::net::{TcpListener, TcpStream};
 
+use crate::socket::allow_rebind;
+
 /// Checks that nobody listens on `address`, and gives a free port for port 0. Shards share ports by `SO_REUSEPORT`, with
 /// which the kernel would let a second node of the same user in unnoticed.
 ///
@@ -25,7 +27,9 @@ impl Listener {
     /// # Errors
     /// When the address cannot be bound.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
-        Ok(Self { socket: TcpListener::bind(address).map_err(io::Error::from)? })
+        let socket = TcpListener::bind(address).map_err(io::Error::from)?;
+        allow_rebind(&socket)?;
+        Ok(Self { socket })
     }
 
     /// The next connection.
@@ -34,5 +38,32 @@ impl Listener {
     /// What `accept` failed with; descriptors running out is the usual cause, so wait before the next call.
     pub async fn accept(&self) -> io::Result<TcpStream> {
         self.socket.accept().await.map_err(io::Error::from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpStream as Client;
+
+    use glommio::{LocalExecutorBuilder, Placement};
+
+    use super::*;
+
+    #[test]
+    fn an_address_is_free_again_at_once_although_the_node_closed_its_connections_first() {
+        let node = LocalExecutorBuilder::new(Placement::Unbound).io_memory(1 << 20).spawn(|| async {
+            let address = reserve(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+            let listener = Listener::bind(address).unwrap();
+            let mut client = Client::connect(address).unwrap();
+            let accepted = listener.accept().await.unwrap();
+            assert!(reserve(address).is_err(), "somebody listens");
+            drop(accepted);
+            assert_eq!(client.read(&mut [0u8; 1]).unwrap(), 0, "the node closed first");
+            drop(client);
+            drop(listener);
+            reserve(address).unwrap();
+        });
+        node.unwrap().join().unwrap();
     }
 }

@@ -1,10 +1,10 @@
-//! The one place where a raw descriptor is borrowed: sending without waiting on a socket that glommio owns.
+//! The one place where a raw descriptor is borrowed: what glommio's sockets do not offer.
 #![expect(unsafe_code, reason = "glommio's streams give their descriptor only as a raw number")]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use glommio::net::TcpStream;
+use glommio::net::{TcpListener, TcpStream};
 use rustix::net::{SendFlags, send};
 
 /// Sends what the socket takes at once; 0 when it takes nothing now.
@@ -24,4 +24,12 @@ pub(crate) fn shutdown(stream: &TcpStream) {
     let fd = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) };
     // A peer that is gone already is what was wanted.
     let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
+}
+
+/// Lets the listener's address be bound again while connections accepted from it linger in TIME_WAIT, which is a minute
+/// after a node that had connections was killed. (They inherit the option, so it must be set before any is accepted.)
+pub(crate) fn allow_rebind(listener: &TcpListener) -> io::Result<()> {
+    // SAFETY: the descriptor is open for as long as `listener` is borrowed, which outlives this call.
+    let fd = unsafe { BorrowedFd::borrow_raw(listener.as_raw_fd()) };
+    rustix::net::sockopt::set_socket_reuseaddr(fd, true).map_err(io::Error::from)
 }

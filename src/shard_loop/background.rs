@@ -15,10 +15,8 @@ use taskmaster_storage::snapshot::{self, BackgroundSnapshot, ChunkTag, Info};
 
 use super::{Message, SHARD_SHIFT, ShardLoop, now_us};
 
-/// Longest undue sleep of the executor, while there is work and otherwise; see [`ShardLoop::pulse_task`].
-const PULSE_BUSY: Duration = Duration::from_millis(2);
-const PULSE_IDLE: Duration = Duration::from_millis(50);
-/// Longest sleep of the timer task.
+/// Shortest sleep of the timer task, so that the rings are looked at between ticks, and its longest.
+const SLEEP_MIN: Duration = Duration::from_micros(20);
 const SLEEP_MAX: Duration = Duration::from_secs(3_600);
 /// Wait after a failed accept: descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -30,26 +28,11 @@ impl ShardLoop {
             let wake_us = self.shard.borrow().next_wake_us();
             self.sleeping_until_us.set(wake_us.unwrap_or(u64::MAX));
             let wait = wake_us.map_or(SLEEP_MAX, |wake_us| Duration::from_micros(wake_us.saturating_sub(now_us())));
-            if wait.is_zero() {
-                glommio::executor().yield_task_queue_now().await;
-            } else {
-                or(async { _ = Timer::new(wait.min(SLEEP_MAX)).await }, self.earlier.wait()).await;
-            }
+            or(async { _ = Timer::new(wait.clamp(SLEEP_MIN, SLEEP_MAX)).await }, self.earlier.wait()).await;
             if self.shard.borrow().next_wake_us().is_some_and(|due_us| due_us <= now_us()) {
                 self.input(Input::Tick);
                 self.perform();
             }
-        }
-    }
-
-    /// Keeps a timer armed, a close one while there is work. glommio parks with runnable tasks when its preemption timer
-    /// fires between its last look at the rings and its task queues; only another timer ends such a sleep.
-    pub(super) async fn pulse_task(self: Rc<Self>) {
-        let mut turns_seen = 0;
-        loop {
-            let turns = self.turns.get();
-            sleep(if turns == turns_seen { PULSE_IDLE } else { PULSE_BUSY }).await;
-            turns_seen = turns;
         }
     }
 
@@ -128,7 +111,8 @@ impl ShardLoop {
             let connection = Connection::new(number, stream);
             if self.open_connections.fetch_add(1, Ordering::Relaxed) >= connections_max {
                 self.open_connections.fetch_sub(1, Ordering::Relaxed);
-                let message = format!("{connections_max} connections are open: raise limits.max_connections, or share some");
+                let message =
+                    format!("{connections_max} connections are open: raise limits.max_connections, or share some");
                 connection.refuse(Code::Overloaded, &message);
                 connection.close();
                 continue;

@@ -21,7 +21,12 @@ pub(crate) struct NodeMap {
 }
 
 impl ShardLoop {
-    pub(super) fn hello(&self, connection: &Rc<Connection>, header: &Header, body: &[u8]) -> Result<(), (Code, String)> {
+    pub(super) fn hello(
+        &self,
+        connection: &Rc<Connection>,
+        header: &Header,
+        body: &[u8],
+    ) -> Result<(), (Code, String)> {
         let hello = body::access::<ArchivedHello>(body).map_err(|error| (Code::Malformed, error.to_string()))?;
         let version = limits::PROTOCOL_VERSION;
         if !(hello.version_min..=hello.version_max).contains(&version) {

@@ -15,7 +15,7 @@ use anyhow::Context;
 use futures_lite::AsyncReadExt;
 use glommio::net::UnixStream;
 use glommio::timer::sleep;
-use glommio::{ExecutorJoinHandle, Latency, LocalExecutorBuilder, Placement, PoolPlacement, Shares};
+use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement};
 use taskmaster_engine::{Config, Effects, Input};
 use taskmaster_net::listener::Listener;
 use taskmaster_net::mesh::Ends;
@@ -28,6 +28,10 @@ use super::{Message, NodeMap, ShardLoop, fatal, now_us};
 
 /// Memory registered with each of an executor's three rings, in bytes: it counts against the memlock limit.
 const RING_BYTES: usize = 1 << 20;
+/// glommio 0.9 parks with runnable tasks when its preemption timer fires between its last look at the rings and its task
+/// queues, and then sleeps until some other event. So it must not fire: every task here ends its turn by itself, a reader
+/// after one buffer, a snapshot after one chunk. For the same reason no task queue has a latency of its own.
+const PREEMPT_NEVER: Duration = Duration::from_secs(1 << 20);
 /// How long running tasks may take to finish when the node drains.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 const DRAIN_POLL: Duration = Duration::from_millis(5);
@@ -63,7 +67,7 @@ pub(crate) fn spawn(start: Start) -> anyhow::Result<ExecutorJoinHandle<()>> {
     LocalExecutorBuilder::new(placement)
         .name(&name)
         .io_memory(RING_BYTES)
-        .preempt_timer(Duration::from_millis(1))
+        .preempt_timer(PREEMPT_NEVER)
         .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
         .spawn(move || async move {
             let (number, started) = (start.number, start.started.clone());
@@ -81,6 +85,7 @@ async fn run(start: Start) -> anyhow::Result<()> {
     let number = u32::try_from(start.number).expect("shards are few");
     let (shard, end, term) = super::recovery::recover(&start.dir, number, start.engine)?;
     let identity = start.dir.identity(number);
+    let opening_block = end.last_seq + 1;
     let wal = Wal::open(&start.dir.wal_dir(number), start.wal, identity, term, end).await?;
     let (mesh, rings) = start.ends.connect().await;
     let shard_loop = Rc::new(ShardLoop {
@@ -97,42 +102,30 @@ async fn run(start: Start) -> anyhow::Result<()> {
         earlier: Bell::default(),
         sleeping_until_us: Cell::new(u64::MAX),
         mesh_full: Bell::default(),
-        turns: Cell::new(0),
         disk_full: Cell::new(false),
         snapshot_due: Bell::default(),
         snapshot_after_bytes: start.snapshot_after_bytes,
         snapshot_at_bytes: Cell::new(0),
         snapshots: Cell::new(0),
     });
+    let logging = glommio::spawn_local(log_task(Rc::clone(&shard_loop)));
+    // Until then a late write of a killed predecessor could still count.
+    shard_loop.wal.wait_durable(opening_block).await?;
     let mut listeners = vec![listen(start.address)?];
     let own = SocketAddr::new(start.address.ip(), shard_loop.map.shard_ports[start.number]);
     if own != start.address {
         listeners.push(listen(own)?);
     }
-    let queue = glommio::executor().create_task_queue(
-        Shares::default(),
-        Latency::Matters(Duration::from_millis(1)),
-        "shard",
-    );
-    let spawn = |future: std::pin::Pin<Box<dyn Future<Output = ()>>>| {
-        glommio::spawn_local_into(future, queue).map(glommio::Task::detach).map(drop)
-    };
-    let logging = {
-        let shard_loop = Rc::clone(&shard_loop);
-        glommio::spawn_local_into(log_task(shard_loop), queue)
-            .map_err(|error| anyhow::anyhow!("the shard's task queue is gone: {error}"))?
-    };
     for (_, ring) in rings {
-        spawn(Box::pin(Rc::clone(&shard_loop).mesh_task(ring))).map_err(queue_gone)?;
+        glommio::spawn_local(Rc::clone(&shard_loop).mesh_task(ring)).detach();
     }
-    spawn(Box::pin(Rc::clone(&shard_loop).timer_task())).map_err(queue_gone)?;
-    spawn(Box::pin(Rc::clone(&shard_loop).mesh_retry_task())).map_err(queue_gone)?;
-    spawn(Box::pin(Rc::clone(&shard_loop).pulse_task())).map_err(queue_gone)?;
+    glommio::spawn_local(Rc::clone(&shard_loop).timer_task()).detach();
+    glommio::spawn_local(Rc::clone(&shard_loop).mesh_retry_task()).detach();
     let snapshots = Rc::clone(&shard_loop).snapshot_task(start.dir.shard_dir(number), identity, term);
-    spawn(Box::pin(snapshots)).map_err(queue_gone)?;
+    glommio::spawn_local(snapshots).detach();
     for listener in listeners {
         let accepting = Rc::clone(&shard_loop).accept_task(listener, start.connections_max);
-        spawn(Box::pin(accepting)).map_err(queue_gone)?;
+        glommio::spawn_local(accepting).detach();
     }
     // The receiver waits for every shard's report before it goes on.
     let _ = start.started.send(Ok(()));
@@ -144,10 +137,6 @@ async fn run(start: Start) -> anyhow::Result<()> {
         connection.close();
     }
     Ok(())
-}
-
-fn queue_gone(error: glommio::GlommioError<()>) -> anyhow::Error {
-    anyhow::anyhow!("the shard's task queue is gone: {error}")
 }
 
 fn listen(address: SocketAddr) -> anyhow::Result<Listener> {
