@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener as Probe};
 
 use glommio::net::{TcpListener, TcpStream};
 
-use crate::socket::allow_rebind;
+use crate::socket::listen;
 
 /// Checks that nobody listens on `address`, and gives a free port for port 0. Shards share ports by `SO_REUSEPORT`, with
 /// which the kernel would let a second node of the same user in unnoticed.
@@ -27,9 +27,7 @@ impl Listener {
     /// # Errors
     /// When the address cannot be bound.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
-        let socket = TcpListener::bind(address).map_err(io::Error::from)?;
-        allow_rebind(&socket)?;
-        Ok(Self { socket })
+        Ok(Self { socket: listen(address)? })
     }
 
     /// The next connection.

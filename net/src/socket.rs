@@ -1,11 +1,15 @@
-//! The one place where a raw descriptor is borrowed: what glommio's sockets do not offer.
+//! The one place where raw descriptors are handled: what glommio's sockets do not offer.
 #![expect(unsafe_code, reason = "glommio's streams give their descriptor only as a raw number")]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd};
 
 use glommio::net::{TcpListener, TcpStream};
-use rustix::net::{SendFlags, send};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, bind, send, socket_with, sockopt};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 1_024;
 
 /// Sends what the socket takes at once; 0 when it takes nothing now.
 pub(crate) fn send_now(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
@@ -26,10 +30,15 @@ pub(crate) fn shutdown(stream: &TcpStream) {
     let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
 }
 
-/// Lets the listener's address be bound again while connections accepted from it linger in TIME_WAIT, which is a minute
-/// after a node that had connections was killed. (They inherit the option, so it must be set before any is accepted.)
-pub(crate) fn allow_rebind(listener: &TcpListener) -> io::Result<()> {
-    // SAFETY: the descriptor is open for as long as `listener` is borrowed, which outlives this call.
-    let fd = unsafe { BorrowedFd::borrow_raw(listener.as_raw_fd()) };
-    rustix::net::sockopt::set_socket_reuseaddr(fd, true).map_err(io::Error::from)
+/// A socket that listens on `address` beside others of this user, which may bind it again while connections accepted here
+/// linger in TIME_WAIT: a minute after a node was killed that had any. (They inherit the option from the listener.)
+pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+    let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_reuseport(&socket, true)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    bind(&socket, &address)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    // SAFETY: the descriptor was given up by its only owner in this expression.
+    Ok(unsafe { TcpListener::from_raw_fd(socket.into_raw_fd()) })
 }
