@@ -1,1 +1,3 @@
-//! Integration tests and the deterministic simulator.
+//! The deterministic simulator, as a library. The integration tests are in `tests/`.
+
+pub mod sim;

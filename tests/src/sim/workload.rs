@@ -1,0 +1,306 @@
+//! Producers and operators: submissions of every shape, cancellations, retries, pauses, waits; repeated until answered.
+
+use taskmaster_protocol::body::{
+    self, AwaitTask, Cancel, ConfigureQueue, Extra, Retry, Span, Spec, Submit, TaskRow, WorkflowRow, queue_field,
+};
+use taskmaster_protocol::frame::Header;
+use taskmaster_protocol::{Code, Operation, PartitionId, TaskId};
+
+use super::actor::{Actor, Cx, Outbox};
+use super::node::PARTITIONS;
+use super::oracle::Contract;
+use super::world::START_US;
+
+/// Queues of the simulation; `q1` has a concurrency limit.
+pub(crate) const QUEUES: u32 = 3;
+/// The limited queue and its limit.
+pub(crate) const LIMITED: (u32, u32) = (1, 3);
+/// Time between checks whether all is done, once faults are over.
+const CALM_PAUSE_US: u64 = 2_000_000;
+
+/// Submits, and operates queues if it is the first one.
+pub(crate) struct Producer {
+    number: u64,
+    outbox: Outbox,
+    /// Submissions still to be made.
+    left: u32,
+    next_us: u64,
+    reconnect_us: u64,
+    sequence: u32,
+    resumed_us: u64,
+}
+
+impl Producer {
+    pub(crate) fn new(number: u64, submissions: u32) -> Self {
+        Self {
+            number,
+            outbox: Outbox::default(),
+            left: submissions,
+            next_us: 0,
+            reconnect_us: 0,
+            sequence: 0,
+            resumed_us: 0,
+        }
+    }
+
+    fn id(&mut self, partition: PartitionId, cx: &Cx<'_>) -> TaskId {
+        self.sequence += 1;
+        TaskId::new((START_US + cx.now_us) / 1_000, partition, self.number + 1, self.sequence)
+    }
+
+    fn spec(area: &mut Vec<u8>, queue: u32, cx: &mut Cx<'_>) -> Spec {
+        let leases_ms = [100, 150, 300, 1_000, 5_000];
+        Spec {
+            queue: body::put(area, format!("q{queue}").as_bytes()),
+            kind: body::put(area, b"work"),
+            lease_ms: leases_ms[cx.dice.index(leases_ms.len())],
+            backoff_ms: cx.dice.small(0, 1) * cx.dice.small(1, 200),
+            backoff_max_ms: 1_000,
+            backoff_factor_centi: 200,
+            attempts_max: u16::try_from(cx.dice.range(1, 5)).expect("few"),
+            priority: u8::try_from(cx.dice.below(4)).expect("four"),
+            retention_ms: 86_400_000,
+            ..Spec::default()
+        }
+    }
+
+    fn contract(spec: &Spec, queue: u32) -> Contract {
+        Contract {
+            queue,
+            attempts_max: spec.attempts_max.into(),
+            lease_us: u64::from(spec.lease_ms) * 1_000,
+            ..Contract::default()
+        }
+    }
+
+    fn submit_batch(&mut self, cx: &mut Cx<'_>) {
+        let partition = PartitionId(u16::try_from(cx.dice.below(PARTITIONS.into())).expect("few"));
+        let mut submit = Submit::default();
+        let queues: Vec<u32> = (0..cx.dice.range(1, 3)).map(|_| cx.dice.small(0, QUEUES - 1)).collect();
+        for &queue in &queues {
+            let spec = Self::spec(&mut submit.bytes, queue, cx);
+            submit.specs.push(spec);
+        }
+        let count = if cx.dice.chance(20) { cx.dice.range(10, 40) } else { cx.dice.range(1, 6) };
+        for _ in 0..count {
+            let index = cx.dice.index(queues.len());
+            let (queue, spec) = (queues[index], submit.specs[index]);
+            let mut contract = Self::contract(&spec, queue);
+            let extra = Self::extra(&mut submit.bytes, partition, &mut contract, cx);
+            let extra = extra.map_or(0, |extra| {
+                submit.extras.push(extra);
+                u32::try_from(submit.extras.len()).expect("few")
+            });
+            let id = self.id(partition, cx);
+            let payload = Self::payload(&mut submit.bytes, id, cx);
+            submit.tasks.push(TaskRow { id, spec: u32::try_from(index).expect("few"), extra, payload });
+            cx.oracle.register(id, contract);
+        }
+        self.outbox.push(Operation::Submit, partition, &submit, cx);
+    }
+
+    fn payload(area: &mut Vec<u8>, id: TaskId, cx: &mut Cx<'_>) -> Span {
+        let len = match cx.dice.below(20) {
+            0 => 0,
+            1 => 3_000,
+            2 if area.len() < 8_000 => 9_000,
+            _ => cx.dice.range(1, 120),
+        };
+        let byte = id.lo.to_le_bytes()[0];
+        body::put(area, &vec![byte; usize::try_from(len).expect("small")])
+    }
+
+    /// Keys are named so that equal ones meet in one partition and queue.
+    fn extra(area: &mut Vec<u8>, partition: PartitionId, contract: &mut Contract, cx: &mut Cx<'_>) -> Option<Extra> {
+        let mut extra = Extra::default();
+        let mut needed = false;
+        let scope = u32::from(partition.0) * 100 + contract.queue * 10;
+        if cx.dice.chance(20) {
+            let key = scope + cx.dice.small(0, 3);
+            contract.unique = Some(key);
+            extra.unique_key = body::put(area, format!("u{key}").as_bytes());
+            if cx.dice.chance(30) {
+                extra.unique_window_ms = cx.dice.small(50, 3_000);
+                contract.unique_window_us = u64::from(extra.unique_window_ms) * 1_000;
+            }
+            needed = true;
+        }
+        let odd = contract.unique.map_or_else(|| cx.dice.chance(20), |key| key % 2 == 1);
+        if odd {
+            let key = contract.unique.unwrap_or_else(|| scope + 1 + 2 * cx.dice.small(0, 1));
+            contract.key = Some(key);
+            contract.key_limit = 1 + key % 3;
+            extra.concurrency_key = body::put(area, format!("c{key}").as_bytes());
+            extra.concurrency_limit = contract.key_limit;
+            needed = true;
+        }
+        if cx.dice.chance(15) {
+            extra.delay_ms = cx.dice.range(1, 1_500);
+            contract.delay_us = extra.delay_ms * 1_000;
+            needed = true;
+        }
+        if cx.dice.chance(10) {
+            extra.deadline_in_ms = extra.delay_ms + cx.dice.range(20, 3_000);
+            contract.has_deadline = true;
+            needed = true;
+        }
+        needed.then_some(extra)
+    }
+
+    fn submit_workflow(&mut self, cx: &mut Cx<'_>) {
+        let partition = PartitionId(u16::try_from(cx.dice.below(PARTITIONS.into())).expect("few"));
+        let mut submit = Submit::default();
+        let queue = cx.dice.small(0, QUEUES - 1);
+        let spec = Self::spec(&mut submit.bytes, queue, cx);
+        submit.specs.push(spec);
+        let workflow = self.id(partition, cx);
+        let continues = cx.dice.chance(40);
+        let rows = cx.dice.small(2, 14);
+        let mut ids = Vec::new();
+        for row in 0..rows {
+            let id = self.id(partition, cx);
+            let mut contract = Self::contract(&spec, queue);
+            (contract.workflow, contract.continues) = (Some(workflow), continues);
+            let at = u32::try_from(submit.needs.len()).expect("few");
+            for _ in 0..cx.dice.below(u64::from(row.min(3)) + 1) {
+                let need = cx.dice.small(0, row - 1);
+                submit.needs.push(need);
+                contract.needs.push(ids[need as usize]);
+            }
+            let len = u32::try_from(submit.needs.len()).expect("few") - at;
+            let name = body::put(&mut submit.bytes, format!("step {row}").as_bytes());
+            let mut extra = Extra { needs: Span { at, len }, name, ..Extra::default() };
+            if cx.dice.chance(5) {
+                extra.delay_ms = cx.dice.range(1, 300);
+                contract.delay_us = extra.delay_ms * 1_000;
+            }
+            submit.extras.push(extra);
+            let payload = Self::payload(&mut submit.bytes, id, cx);
+            submit.tasks.push(TaskRow { id, spec: 0, extra: row + 1, payload });
+            ids.push(id);
+            cx.oracle.register(id, contract);
+        }
+        let name = body::put(&mut submit.bytes, b"flow");
+        submit.workflow.push(WorkflowRow { id: workflow, name, on_failure: continues.into(), reserved: 0 });
+        self.outbox.push(Operation::Submit, partition, &submit, cx);
+    }
+
+    fn configure(&mut self, queue: u32, set: u32, paused: bool, cx: &mut Cx<'_>) {
+        for partition in (0..PARTITIONS).map(PartitionId) {
+            let mut configure = ConfigureQueue { set, paused: paused.into(), ..ConfigureQueue::default() };
+            configure.queue = body::put(&mut configure.bytes, format!("q{queue}").as_bytes());
+            configure.concurrency = if queue == LIMITED.0 { LIMITED.1 } else { 0 };
+            self.outbox.push(Operation::ConfigureQueue, partition, &configure, cx);
+        }
+    }
+
+    fn operate(&mut self, cx: &mut Cx<'_>) {
+        let pick = cx.dice.roll();
+        let Some(id) = cx.oracle.id_at(pick) else { return };
+        let partition = id.partition();
+        match cx.dice.below(10) {
+            0 | 1 => {
+                self.outbox.push(Operation::Cancel, partition, &Cancel { ids: vec![id], workflows: 0 }, cx);
+            }
+            2 => {
+                if let Some(workflow) = cx.oracle.workflow_of(id) {
+                    let body = Cancel { ids: vec![workflow], workflows: 1 };
+                    self.outbox.push(Operation::Cancel, partition, &body, cx);
+                }
+            }
+            3..=5 => {
+                self.outbox.push(Operation::Retry, partition, &Retry { ids: vec![id] }, cx);
+            }
+            6 if self.number == 0 => {
+                let queue = cx.dice.small(0, QUEUES - 1);
+                self.configure(queue, queue_field::PAUSED, true, cx);
+            }
+            7 if self.number == 0 => {
+                let queue = cx.dice.small(0, QUEUES - 1);
+                self.configure(queue, queue_field::PAUSED, false, cx);
+            }
+            _ => {
+                let body = AwaitTask { id, timeout_ms: cx.dice.small(1, 2_000), workflow: 0 };
+                self.outbox.push(Operation::AwaitTask, partition, &body, cx);
+            }
+        }
+    }
+
+    fn produce(&mut self, cx: &mut Cx<'_>) {
+        if self.number == 0 && self.sequence == 0 {
+            self.configure(LIMITED.0, queue_field::CONCURRENCY, false, cx);
+        }
+        if self.left > 0 && self.outbox.requests.len() < 12 {
+            self.left -= 1;
+            if cx.dice.chance(25) { self.submit_workflow(cx) } else { self.submit_batch(cx) }
+            for _ in 0..cx.dice.below(3) {
+                self.operate(cx);
+            }
+        }
+        let pause_us = if cx.dice.chance(30) { 500 } else { cx.dice.range(1_000, 400_000) };
+        self.next_us = cx.now_us + pause_us;
+    }
+
+    /// Resumes all queues: a pause of a lost connection may have come after the latest resume.
+    fn resume(&mut self, cx: &mut Cx<'_>) {
+        if self.number == 0 && self.outbox.requests.is_empty() && cx.now_us >= self.resumed_us {
+            self.resumed_us = cx.now_us + CALM_PAUSE_US;
+            for queue in 0..QUEUES {
+                self.configure(queue, queue_field::PAUSED, false, cx);
+            }
+        }
+        self.next_us = cx.now_us + CALM_PAUSE_US;
+    }
+}
+
+impl Actor for Producer {
+    fn opened(&mut self, cx: &mut Cx<'_>) {
+        self.outbox.resend_all(cx);
+    }
+
+    fn frame(&mut self, header: Header, _body: &[u8], cx: &mut Cx<'_>) {
+        let Some(number) = self.outbox.number_of(header.correlation) else { return };
+        match Code::from_number(header.code) {
+            Code::Overloaded | Code::DiskFull | Code::ShuttingDown => {
+                let until_us = cx.now_us + cx.dice.range(50_000, 1_000_000);
+                self.outbox.postpone(number, until_us);
+            }
+            _ => self.outbox.done(number),
+        }
+    }
+
+    fn lost(&mut self, cx: &mut Cx<'_>) {
+        self.reconnect_us = cx.now_us + cx.dice.range(1_000, 200_000);
+    }
+
+    fn wake(&mut self, cx: &mut Cx<'_>) {
+        if !cx.connected {
+            if cx.now_us >= self.reconnect_us {
+                cx.open = true;
+            }
+            return;
+        }
+        if cx.calm && self.left == 0 {
+            self.resume(cx);
+        } else if cx.now_us >= self.next_us {
+            self.produce(cx);
+        }
+        self.outbox.resend_due(cx);
+        // A client that hears nothing for long takes another connection.
+        if self.outbox.requests.len() > 8 && cx.dice.chance(5) && !cx.calm {
+            cx.close = true;
+        }
+    }
+
+    fn next_wake_us(&self) -> u64 {
+        self.next_us.min(self.outbox.next_us())
+    }
+
+    fn reconnect_us(&self) -> u64 {
+        self.reconnect_us
+    }
+
+    fn is_done(&self) -> bool {
+        self.left == 0 && self.outbox.requests.is_empty()
+    }
+}
