@@ -4,7 +4,7 @@ use taskmaster_client::{Client, Task, Worker};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let client = Client::connect("127.0.0.1:7480").await?;
+    let client = Client::connect("127.0.0.1:7700").await?;
 
     let worker = Worker::builder(&client)
         .queue("greetings")

@@ -193,14 +193,18 @@ impl Cluster {
         held: Duration,
         give_up: Instant,
     ) -> Result<Message, Error> {
-        let connection = self.link(topology, shard).await?;
+        let unanswered = Error::Timeout { after: self.patience.answer };
+        let Ok(linked) = tokio::time::timeout_at(give_up, self.link(topology, shard)).await else {
+            return Err(unanswered);
+        };
+        let connection = linked?;
         let until = give_up.min(Instant::now() + self.patience.answer + held);
         match tokio::time::timeout_at(until, connection.request(header, body)).await {
             Ok(result) => result,
             Err(_) => {
                 // A connection that is silent this long may be half open: whoever else waits on it tries again elsewhere.
                 connection.end("no answer in time");
-                Err(Error::Timeout { after: self.patience.answer })
+                Err(unanswered)
             }
         }
     }

@@ -53,6 +53,8 @@ pub(crate) struct Server {
     connections: AtomicU64,
     /// Counts up to end every connection.
     disconnect: watch::Sender<u64>,
+    /// Nothing is read.
+    silent: watch::Sender<bool>,
 }
 
 /// A connection as the engine sees it.
@@ -87,6 +89,7 @@ impl TestServer {
             changed: Notify::new(),
             connections: AtomicU64::new(0),
             disconnect: watch::Sender::new(0),
+            silent: watch::Sender::new(false),
         });
         tokio::spawn(drive(Arc::downgrade(&server)));
         Self { server }
@@ -118,6 +121,11 @@ impl TestServer {
     /// Ends every connection, as a crash or a broken network would. Leases end after a grace of 2 s.
     pub fn disconnect_all(&self) {
         self.server.disconnect.send_modify(|count| *count += 1);
+    }
+
+    /// Reads and answers nothing while `silent`, as a frozen node or a half-open connection does; timers go on.
+    pub fn set_silent(&self, silent: bool) {
+        self.server.silent.send_replace(silent);
     }
 
     /// Refuses the next `requests` requests (other than hellos) as an overloaded node does.
@@ -187,6 +195,7 @@ where
 {
     let connection = server.connections.fetch_add(1, Ordering::Relaxed);
     let mut disconnect = server.disconnect.subscribe();
+    let mut silent = server.silent.subscribe();
     let (out, frames) = mpsc::unbounded_channel();
     tokio::spawn(write_frames(write, frames));
     let mut reader = FrameReader::new(read);
@@ -209,8 +218,9 @@ where
             Err(_) => break,
         }
         tokio::select! {
-            filled = reader.fill() => if !matches!(filled, Ok(1..)) { break },
+            filled = reader.fill(), if !*silent.borrow() => if !matches!(filled, Ok(1..)) { break },
             _ = disconnect.changed() => break,
+            _ = silent.changed() => {}
         }
     }
     server.engine().disconnected(connection);

@@ -328,6 +328,33 @@ async fn an_overloaded_node_is_asked_again_after_the_time_it_named() {
     assert_eq!(error.retry_after(), Some(30 * SECOND));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_frozen_node_is_left_and_found_again() {
+    let server = TestServer::with_shards(2);
+    let client = Client::builder().connect_in_memory(&server).await.unwrap();
+    let worker = echo_worker(&client).await;
+    server.set_silent(true);
+    tokio::time::sleep(60 * SECOND).await;
+    let error = client.submit(Task::new("echo")).await.unwrap_err();
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    server.set_silent(false);
+    let id = client.submit(Task::new("echo").payload("back")).await.unwrap().id;
+    assert_eq!(client.result(id).await.unwrap().text().unwrap(), "back");
+    assert_eq!(worker.stats().reconnects, 2);
+    worker.shutdown().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_worker_stays_connected_for_a_day() {
+    let client = Client::in_memory().await;
+    let worker = echo_worker(&client).await;
+    tokio::time::sleep(24 * 3600 * SECOND).await;
+    let id = client.submit(Task::new("echo")).await.unwrap().id;
+    assert_eq!(client.result(id).await.unwrap().state, State::Succeeded);
+    assert_eq!(worker.stats().reconnects, 0);
+    worker.shutdown().await.unwrap();
+}
+
 #[tokio::test]
 async fn shutdown_waits_for_running_handlers_and_gives_the_rest_back() {
     let client = Client::in_memory().await;

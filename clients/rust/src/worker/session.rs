@@ -73,6 +73,8 @@ pub(super) struct Session {
     /// Earliest time of the next flush, after a temporary refusal.
     flush_at: Option<Instant>,
     last_reply: Instant,
+    /// When to ask for life unless something arrives.
+    ping_at: Instant,
     drain: watch::Receiver<Drain>,
     is_withdrawn: bool,
 }
@@ -108,6 +110,7 @@ impl Session {
             extend_at: None,
             flush_at: None,
             last_reply: Instant::now(),
+            ping_at: Instant::now() + QUIET,
             drain,
             is_withdrawn: false,
         }
@@ -135,8 +138,14 @@ impl Session {
                 Err(_) => return Err(Error::Timeout { after: self.offer.cluster.patience.answer }),
             }
         }
-        self.last_reply = Instant::now();
+        self.heard();
         Ok(Line { connection, pushes, mailbox, replies })
+    }
+
+    /// Something arrived.
+    fn heard(&mut self) {
+        self.last_reply = Instant::now();
+        self.ping_at = self.last_reply + QUIET;
     }
 
     fn subscription(&self, credit: u32) -> Subscribe {
@@ -293,7 +302,7 @@ impl Session {
     }
 
     fn pushed(&mut self, push: Message) -> Result<(), Error> {
-        self.last_reply = Instant::now();
+        self.heard();
         match Operation::from_number(push.header.operation) {
             Some(Operation::Assign) => self.assigned(push),
             Some(Operation::Revoke) => self.revoked(&push),
@@ -359,7 +368,7 @@ impl Session {
 
     fn replied(&mut self, tag: u64, reply: Option<Message>) -> Result<(), Error> {
         let Some(reply) = reply else { return Err(Error::lost("the connection ended")) };
-        self.last_reply = Instant::now();
+        self.heard();
         let Some(frame) = self.outbox.answered(tag) else { return Ok(()) };
         match reply.accepted() {
             Ok(reply) => self.accepted(frame, &reply),
@@ -444,7 +453,7 @@ impl Session {
     }
 
     fn next_alarm(&self) -> Instant {
-        let alarms = [self.extend_at, self.flush_at, Some(self.last_reply + QUIET)];
+        let alarms = [self.extend_at, self.flush_at, Some(self.ping_at)];
         alarms.into_iter().flatten().min().expect("the last one is always there").max(Instant::now())
     }
 
@@ -453,11 +462,13 @@ impl Session {
         if self.extend_at.is_some_and(|at| at <= now) {
             self.extend(line, now)?;
         }
-        if self.last_reply + QUIET <= now {
-            if self.outbox.is_waiting() && self.last_reply + QUIET + self.offer.cluster.patience.answer <= now {
+        if self.ping_at <= now {
+            let answer = self.offer.cluster.patience.answer;
+            if self.outbox.is_waiting() && self.last_reply + QUIET + answer <= now {
                 line.connection.end("no answer in time");
-                return Err(Error::Timeout { after: self.offer.cluster.patience.answer });
+                return Err(Error::Timeout { after: answer });
             }
+            self.ping_at = now + QUIET;
             let header = Header::request(Operation::Ping, 0, None);
             self.outbox.send_with(&line.connection, &line.mailbox, header, &Empty::default(), Sent::Ping)?;
         }
