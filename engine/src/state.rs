@@ -44,6 +44,21 @@ const LEGAL: [&[State]; STATES] = [
     /* Expired   */ &[Waiting, Delayed, Ready],
 ];
 
+/// [`LEGAL`] as bit sets, for the hot path.
+const LEGAL_BITS: [u8; STATES] = {
+    let mut bits = [0; STATES];
+    let mut from = 0;
+    while from < STATES {
+        let mut to = 0;
+        while to < LEGAL[from].len() {
+            bits[from] |= 1 << LEGAL[from][to] as u8;
+            to += 1;
+        }
+        from += 1;
+    }
+    bits
+};
+
 impl State {
     /// All states, in the order of their numbers.
     pub const ALL: [Self; STATES] = [Waiting, Delayed, Ready, Leased, Succeeded, Failed, Cancelled, Expired];
@@ -56,8 +71,8 @@ impl State {
 
     /// Whether the table allows going from `self` to `next`.
     #[must_use]
-    pub fn may_become(self, next: Self) -> bool {
-        LEGAL[self as usize].contains(&next)
+    pub const fn may_become(self, next: Self) -> bool {
+        LEGAL_BITS[self as usize] & (1 << next as u8) != 0
     }
 
     /// The state with this number.

@@ -5,8 +5,8 @@
 //!
 //! Invariants
 //! - All chunks before `tail` are full, `tail` holds the first `fill` slots, and `fill` is 0 only in an empty class.
-//! - The first chunk doubles and shrinks while it is alone, so a class of few objects is small; every other chunk has its
-//!   full size. At most one chunk lies beyond the tail, and none once the tail is half empty.
+//! - The first chunk doubles and shrinks (down to 8 KiB) while it is alone, so a class of few objects is small; every other
+//!   chunk has its full size. At most one chunk lies beyond the tail, and none once the tail is half empty.
 
 /// Bytes in front of each object.
 pub(super) const BACK_REFERENCE_BYTES: usize = size_of::<u32>();
@@ -19,6 +19,8 @@ const COARSE_CHUNK_BYTES: usize = 272 * 1024 - 64;
 const COARSE_FROM_BYTES: usize = 2 * 1024;
 /// The first chunk starts at this size, or at one slot.
 const FIRST_BYTES: usize = 1024;
+/// The first chunk does not shrink below this size: objects that come and go in batches would resize it all the time.
+const FIRST_KEPT_BYTES: usize = 8 * 1024;
 
 pub(super) struct Dense {
     chunks: Vec<Box<[u8]>>,
@@ -161,7 +163,7 @@ impl Dense {
             self.drop_spare();
         }
         let bytes = self.chunks[0].len();
-        if self.fill * self.stride * 4 <= bytes && bytes > self.first_slots() * self.stride {
+        if self.fill * self.stride * 4 <= bytes && bytes > FIRST_KEPT_BYTES.max(self.first_slots() * self.stride) {
             let slots = (self.fill * 2).max(self.first_slots());
             self.resize_first(slots * self.stride);
         }

@@ -261,7 +261,7 @@ fn memory_returns_when_a_burst_is_freed_in_any_order() {
             pair.free(number());
         }
         let empty = pair.arena.stats();
-        assert!(empty.reserved_bytes < 300 * 1024, "{empty:?}");
+        assert!(empty.reserved_bytes < 1024 * 1024, "{empty:?}");
     }
 }
 

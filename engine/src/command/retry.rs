@@ -43,6 +43,14 @@ pub(crate) fn apply(partition: &mut Partition, body: &ArchivedRetry, cx: &mut Cx
     reply
 }
 
+/// Whether a row whose needs are all final may run: after a need that did not succeed only where failures do not matter.
+/// Otherwise it is that need which has to be retried; its descendants follow.
+fn needs_allow(partition: &Partition, index: u32, needs: &[u32]) -> bool {
+    let workflow = &partition.workflows[index];
+    let succeeded = |slot: Slot| slot != NONE && partition.tasks[slot].state == State::Succeeded;
+    workflow.continues || needs.iter().all(|&need| succeeded(workflow.rows[need as usize]))
+}
+
 /// Whether the task could be made unfinished again.
 fn again(partition: &mut Partition, slot: Slot, needs_of: &mut Needs, cx: &mut Cx<'_>) -> bool {
     crate::snapshot::touch(partition, slot, cx.arena);
@@ -52,6 +60,9 @@ fn again(partition: &mut Partition, slot: Slot, needs_of: &mut Needs, cx: &mut C
     let conflict =
         |key: &[u8]| partition.unique_conflict(key, cx.arena, cx.time_us).is_some_and(|holder| holder != slot);
     if needs > 0 || (unique != Handle::NONE && conflict(cx.arena.get(unique))) {
+        return false;
+    }
+    if index != NONE && !needs_allow(partition, index, &needs_of.of(partition, index)[row as usize]) {
         return false;
     }
     if index == NONE {
