@@ -39,6 +39,9 @@ pub(crate) struct Arguments {
     /// Reserve the memory and cores that were recorded
     #[arg(long)]
     recorded_resources: bool,
+    /// Do not touch the memory that was recorded (by default up to 64 MiB of it, for each task)
+    #[arg(long)]
+    no_memory: bool,
     /// Directory in which commands run [default: ./taskmaster-work/NAME]
     #[arg(long, value_name = "DIR")]
     workdir: Option<PathBuf>,
@@ -137,6 +140,13 @@ fn read_plan(arguments: &Arguments) -> Result<Plan, Failure> {
     plan.speed_up(arguments.speed);
     if arguments.recorded_resources {
         plan.demand_recorded_resources();
+    }
+    if arguments.no_memory {
+        for task in &mut plan.tasks {
+            if let Work::Replay(replay) = &mut task.work {
+                replay.memory_bytes = 0;
+            }
+        }
     }
     if plan.tasks.iter().any(|task| matches!(task.work, Work::Command(_))) {
         std::fs::create_dir_all(&workdir)?;

@@ -11,6 +11,7 @@ fn arguments(file: &Path, workdir: &Path) -> Arguments {
         variables: Vec::new(),
         speed: 1_000.0,
         recorded_resources: false,
+        no_memory: false,
         workdir: Some(workdir.to_owned()),
         concurrency: Some(4),
         cpu: None,
