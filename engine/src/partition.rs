@@ -496,6 +496,11 @@ impl Partition {
             let window_ms = (extra.unique_until_us - task.at_us).div_ceil(1_000);
             retention_ms = retention_ms.max(u32::try_from(window_ms).unwrap_or(u32::MAX));
         }
+        self.retain_for(slot, retention_ms);
+    }
+
+    /// Starts a final task's retention of this length.
+    pub(crate) fn retain_for(&mut self, slot: Slot, retention_ms: u32) {
         let list = self.retention_list(retention_ms);
         self.retained += 1;
         self.last_retained += 1;
@@ -503,6 +508,13 @@ impl Partition {
         task.token = self.last_retained;
         task.worker = u32::try_from(list).expect("lengths are quantised");
         self.retention[list].list.push_back(&mut self.tasks, slot);
+    }
+
+    /// How long a final task is kept, if its retention has begun.
+    pub(crate) fn retention_ms(&self, task: &Task) -> Option<u32> {
+        let workflow = self.extras.get(task.extra).map_or(NONE, |extra| extra.workflow);
+        let has_begun = task.state.is_final() && (workflow == NONE || self.workflows[workflow].unfinished == 0);
+        has_begun.then(|| self.retention[task.worker as usize].retention_ms)
     }
 
     /// Takes a final task off its retention list, for a retry.

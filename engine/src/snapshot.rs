@@ -92,6 +92,9 @@ struct TaskRecord {
     state: u32,
     /// Bit 0: late; bit 1: holds its unique key; bit 2: has an extra.
     marks: u32,
+    /// Final: how long it is kept, as its queue had it when the task ended; 0 if that has not begun.
+    retention_ms: u32,
+    reserved: u32,
 }
 
 const MARK_LATE: u32 = 1;
@@ -128,6 +131,7 @@ fn copy(partition: &mut Partition, slot: Slot, arena: &Arena) {
     let task = &partition.tasks[slot];
     // Of a lease its start is left: a ready time that no later task precedes.
     let lease_us = if task.state == State::Leased { partition.lease_us(task) } else { 0 };
+    let retention_ms = partition.retention_ms(task).unwrap_or(0);
     let unique = partition.extras.get(task.extra).map_or(Handle::NONE, |extra| extra.unique);
     let holds_unique = unique != Handle::NONE && partition.unique_holder(arena.get(unique), arena) == Some(slot);
     let staged = &mut partition.snapshot.staged;
@@ -141,6 +145,7 @@ fn copy(partition: &mut Partition, slot: Slot, arena: &Arena) {
         retained: if task.state.is_final() { task.token } else { 0 },
         state: u32::from(if task.state == State::Leased { State::Ready } else { task.state }.number()),
         marks: if task.has(flag::LATE) { MARK_LATE } else { 0 },
+        retention_ms,
         ..TaskRecord::default()
     };
     if let Some(extra) = partition.extras.get(task.extra) {
@@ -342,7 +347,8 @@ impl Restore {
             contract,
             next: NONE,
             prev: NONE,
-            worker: 0,
+            // Until `finish` puts a final task on the list of this length.
+            worker: record.retention_ms.to_native(),
             failures: u16::try_from(record.failures.to_native()).unwrap_or(u16::MAX),
             state,
             flags: if marks & MARK_LATE == 0 { 0 } else { flag::LATE },
@@ -419,7 +425,8 @@ impl Restore {
                 State::Succeeded | State::Failed | State::Cancelled | State::Expired => {
                     let extra = partition.extras.get(task.extra).filter(|extra| extra.workflow != NONE);
                     if extra.is_none_or(|extra| partition.workflows[extra.workflow].unfinished == 0) {
-                        partition.retain(slot);
+                        let retention_ms = task.worker;
+                        partition.retain_for(slot, retention_ms);
                     }
                 }
             }

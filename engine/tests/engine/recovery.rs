@@ -246,6 +246,21 @@ fn delays_deadlines_and_retention_go_on_after_recovery() {
 }
 
 #[test]
+fn retention_is_the_one_in_force_when_the_task_ended_also_after_a_snapshot() {
+    let mut world = World::new();
+    let ended = world.submit_one(job("mail", 0));
+    world.cancel(&[ended]);
+    world.configure("mail", taskmaster_protocol::body::queue_field::RETENTION, |queue| queue.retention_ms = 1);
+    let (sequence, chunks) = world.snapshot(|_| {});
+    world.advance_ms(1_000);
+    // The id is still known, so it is refused; every later recovery must decide the same.
+    assert_eq!(world.try_submit(&[job("mail", 0)]).accepted, 0);
+    world.restart(Some((sequence, &chunks)));
+    world.advance_ms(1_000);
+    assert_eq!(world.try_submit(&[job("mail", 0)]).accepted, 0);
+}
+
+#[test]
 fn a_leased_task_s_ready_time_is_not_in_the_future_after_recovery() {
     let mut world = World::new();
     world.worker(WORKER, &["mail"], 1);
