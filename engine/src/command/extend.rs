@@ -39,12 +39,13 @@ pub(crate) fn apply(
     reply
 }
 
-/// A worker that came back on another connection holds its lease again.
+/// A worker that came back on another connection holds its lease there, even if the loss of the old one is not known
+/// yet: its leases must not end with a connection that it has left.
 fn adopt(partition: &mut Partition, slot: u32, worker: Option<u32>, cx: &mut Cx<'_>) {
     let task = &mut partition.tasks[slot];
     task.worker &= !DETACHED;
     let holder = task.worker;
-    if let Some(worker) = worker.filter(|_| !cx.dispatch.workers[holder as usize].connected) {
+    if let Some(worker) = worker.filter(|&worker| worker != holder) {
         task.worker = worker;
         let contract = &partition.contracts[task.contract];
         let queue = partition.queues[contract.queue as usize].dispatch;

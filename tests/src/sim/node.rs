@@ -5,8 +5,7 @@
 
 use std::collections::VecDeque;
 
-use taskmaster_engine::{Config, ConnId, Effects, Input, Shard};
-use taskmaster_protocol::frame::Header;
+use taskmaster_engine::{Config, Effects, Input, Shard};
 use taskmaster_protocol::{FrameBuffer, PartitionId};
 use taskmaster_storage::wal::{self, HeapBuffers, ScanParams, Writer, recover};
 
@@ -48,6 +47,7 @@ pub(crate) struct Node {
     writing: Option<Writing>,
     told_disk_full: bool,
     pub(crate) term: u32,
+    closing: bool,
     defect: Option<Defect>,
 }
 
@@ -105,6 +105,7 @@ impl Node {
         let engine_term = if defect == Some(Defect::ReuseTerm) { 1 } else { log_term };
         shard.start_term(engine_term);
         let mut writer = Writer::new(log_config(), HeapBuffers, IDENTITY, log_term, recovered.end);
+        disk.retired.clear();
         if disk.snapshots.len() == 2 {
             disk.retired = writer.retire(disk.snapshots[0].seq);
         }
@@ -120,6 +121,7 @@ impl Node {
             writing: None,
             told_disk_full: false,
             term: log_term,
+            closing: false,
             defect,
         })
     }
@@ -128,22 +130,21 @@ impl Node {
         self.shard.handle(input, now_us, &mut self.effects);
     }
 
-    pub(crate) fn frame(&mut self, link: u64, header: Header, body: &[u8], now_us: u64) {
-        self.input(Input::Frame { conn: ConnId(link), header, body }, now_us);
-    }
-
     /// Logs what the engine admitted and starts writes; says which blocks' writes have started.
     pub(crate) fn log(&mut self, disk: &mut Disk, now_us: u64) -> Vec<u64> {
         let (writer, blocks) = (&mut self.writer, &mut self.blocks);
         let mut last = None;
-        self.shard.take_unlogged(|sequence, bytes| {
-            last = Some(sequence);
-            let position = writer.append(ENTRY, sequence, &[bytes]).expect("the log takes what is admitted");
-            match blocks.back_mut() {
-                Some((block, last)) if *block == position.seq => *last = sequence,
-                _ => blocks.push_back((position.seq, sequence)),
-            }
-        });
+        // What comes after the log was closed is never answered.
+        if !self.closing {
+            self.shard.take_unlogged(|sequence, bytes| {
+                last = Some(sequence);
+                let position = writer.append(ENTRY, sequence, &[bytes]).expect("the log takes what is admitted");
+                match blocks.back_mut() {
+                    Some((block, last)) if *block == position.seq => *last = sequence,
+                    _ => blocks.push_back((position.seq, sequence)),
+                }
+            });
+        }
         if self.defect == Some(Defect::AcknowledgeBeforeFlush)
             && let Some(sequence) = last
         {
@@ -234,6 +235,7 @@ impl Node {
     }
 
     pub(crate) fn close_log(&mut self) {
+        self.closing = true;
         self.writer.close();
     }
 

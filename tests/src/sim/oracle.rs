@@ -4,7 +4,7 @@
 //! Acknowledgements count from the moment they leave the node. Rules are sound: each is stated so that what the oracle
 //! cannot know (the order inside a turn, unanswered requests that a crash kept) never makes it cry wolf.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use taskmaster_protocol::body::{
     self, ArchivedAssign, ArchivedBatchReply, ArchivedCancel, ArchivedComplete, ArchivedConfigureQueue, ArchivedFail,
@@ -63,6 +63,8 @@ struct Task {
     settled: Option<State>,
     /// Retries received and not answered that may concern it.
     retries: u32,
+    /// A retry was received: it may start at once, whatever its delay.
+    retried: bool,
 }
 
 /// A request whose answer is awaited.
@@ -109,6 +111,8 @@ pub(crate) struct Oracle {
     /// (partition, queue) known to be paused.
     paused: BTreeMap<(u16, u32), bool>,
     limits: BTreeMap<(u16, u32), u32>,
+    /// End of the id of a task to report on.
+    pub(crate) watched: Option<String>,
     /// Counters for the report.
     pub(crate) submits_acknowledged: u64,
     pub(crate) completions_acknowledged: u64,
@@ -122,6 +126,17 @@ fn require(holds: bool, sentence: impl FnOnce() -> String) -> Verdict {
 }
 
 impl Oracle {
+    pub(crate) fn new() -> Self {
+        Self { watched: std::env::var("TASKMASTER_SIM_WATCH").ok(), ..Self::default() }
+    }
+
+    /// For hunting: what happens to the task whose id ends with TASKMASTER_SIM_WATCH.
+    fn watch(&self, id: TaskId, what: impl FnOnce() -> String) {
+        if let Some(end) = &self.watched && id.to_string().ends_with(end.as_str()) {
+            eprintln!("{:>9} {id} {}", self.clock_us.saturating_sub(super::world::START_US), what());
+        }
+    }
+
     /// A task that is about to be submitted.
     pub(crate) fn register(&mut self, id: TaskId, contract: Contract) {
         if let Some(workflow) = contract.workflow {
@@ -173,7 +188,8 @@ impl Oracle {
                 for row in body.tasks.iter() {
                     let id = TaskId::from(&row.id);
                     let task = self.tasks.get_mut(&id).expect("submitted tasks are registered");
-                    if task.first_received_us == 0 {
+                    // The clock may be set back between two tries, and a crash may lose the first one.
+                    if task.first_received_us == 0 || now_us < task.first_received_us {
                         task.first_received_us = now_us;
                     }
                     request.rows.push(Row { id, token: 0, is_valid: true, result: Vec::new() });
@@ -243,6 +259,9 @@ impl Oracle {
             }
             _ => return,
         }
+        for row in &request.rows {
+            self.watch(row.id, || format!("<- {operation:?} token {:#x} valid {}", row.token, row.is_valid));
+        }
         self.requests.insert((link, header.correlation), request);
     }
 
@@ -264,6 +283,7 @@ impl Oracle {
             let task = self.tasks.get_mut(&id).expect("registered");
             task.settled = task.settled.filter(|state| *state == State::Succeeded);
             task.retries = task.retries.saturating_add_signed(retries);
+            task.retried = true;
             if let Some(lease) = &mut task.lease {
                 lease.may_be_over = true;
             }
@@ -292,8 +312,8 @@ impl Oracle {
         }
     }
 
-    /// The node has sent these frames in one turn.
-    pub(crate) fn sent(&mut self, frames: &[Sent]) -> Verdict {
+    /// The node has made these frames from one input. The queues of which tasks were assigned.
+    pub(crate) fn sent(&mut self, frames: &[Sent]) -> Result<BTreeSet<u32>, String> {
         let mut answers: Vec<(Request, &Sent)> = Vec::new();
         for sent in frames.iter().filter(|sent| sent.header.is_response()) {
             if let Some(request) = self.requests.remove(&(sent.link, sent.header.correlation)) {
@@ -308,10 +328,11 @@ impl Oracle {
                 self.answered(&request, sent)?;
             }
         }
+        let mut queues = BTreeSet::new();
         for sent in frames.iter().filter(|sent| sent.header.operation == Operation::Assign.number()) {
-            self.assigned(sent)?;
+            self.assigned(sent, &mut queues)?;
         }
-        Ok(())
+        Ok(queues)
     }
 
     fn answered(&mut self, request: &Request, sent: &Sent) -> Verdict {
@@ -342,6 +363,7 @@ impl Oracle {
             })?;
         }
         for (index, row) in request.rows.iter().enumerate() {
+            self.watch(row.id, || format!("-> {:?} {:?}", request.operation, exceptions.get(&index)));
             match request.operation {
                 Operation::Submit => self.submit_answered(request, row, exceptions.get(&index))?,
                 Operation::Complete if !exceptions.contains_key(&index) => self.completed(row)?,
@@ -423,11 +445,12 @@ impl Oracle {
         Ok(())
     }
 
-    fn assigned(&mut self, sent: &Sent) -> Verdict {
+    fn assigned(&mut self, sent: &Sent, queues: &mut BTreeSet<u32>) -> Verdict {
         let assign = access::<ArchivedAssign>(&sent.body).map_err(|error| format!("an assign does not read: {error}"))?;
         for row in assign.rows.iter() {
             let (id, token, attempt) = (TaskId::from(&row.id), row.token.to_native(), row.attempt.to_native());
             self.assigned += 1;
+            self.watch(id, || format!("-> Assign token {token:#x} attempt {attempt}"));
             self.check_needs(id)?;
             let clock_us = self.clock_us_max;
             let task = self.tasks.get_mut(&id).ok_or_else(|| format!("{id} was never submitted, yet assigned"))?;
@@ -446,11 +469,12 @@ impl Oracle {
             require(attempt >= 1 && attempt <= task.contract.attempts_max, || {
                 format!("{id} is in attempt {attempt} of {}", task.contract.attempts_max)
             })?;
-            require(clock_us >= task.first_received_us + task.contract.delay_us, || {
+            require(task.retried || clock_us >= task.first_received_us + task.contract.delay_us, || {
                 format!("{id} was assigned before its delay was over")
             })?;
             let paused = self.paused.get(&(sent.header.partition, task.contract.queue));
             require(paused != Some(&true), || format!("{id} was assigned from a paused queue"))?;
+            queues.insert(task.contract.queue);
             task.last_token = token;
             task.attempts_seen += 1;
             let ends_us = self.clock_us_low + task.contract.lease_us;
@@ -459,8 +483,8 @@ impl Oracle {
         Ok(())
     }
 
-    /// The end of a turn: pauses acknowledged in it hold from the next one.
-    pub(crate) fn turn_ended(&mut self) {
+    /// An input is observed: pauses acknowledged in it hold from the next one.
+    pub(crate) fn observed(&mut self) {
         self.paused.values_mut().for_each(|holds| *holds = true);
         self.clock_us_low = self.clock_us;
     }
@@ -472,7 +496,8 @@ impl Oracle {
             let succeeded = parent.completed.is_some() || parent.may_be_recovered;
             if task.contract.continues {
                 let live = parent.lease.as_ref().is_some_and(|lease| {
-                    !lease.may_be_over && !parent.contract.has_deadline && self.clock_us_max < lease.ends_us
+                    let may_have_fallen = parent.contract.has_deadline || parent.cancel_received || parent.retried;
+                    !lease.may_be_over && !may_have_fallen && self.clock_us_max < lease.ends_us
                 });
                 let began = parent.attempts_seen > 0 || parent.cancel_received || parent.contract.has_deadline;
                 require(!live && (succeeded || began || self.has_fallen(*need)), || {
@@ -502,6 +527,9 @@ impl Oracle {
                 continue;
             };
             let state = seen.state;
+            if let Some(end) = &self.watched && id.to_string().ends_with(end.as_str()) {
+                eprintln!("{:>9} {id} is {state:?}", self.clock_us.saturating_sub(super::world::START_US));
+            }
             if let Some(result) = &task.completed {
                 require(state == State::Succeeded, || format!("{id} was completed and is {state:?}"))?;
                 require(seen.blob == *result, || format!("{id} has another result than the acknowledged one"))?;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use taskmaster_engine::Input;
+use taskmaster_engine::{ConnId, Input};
 use taskmaster_protocol::FrameBuffer;
 
 use super::actor::{Actor, Cx};
@@ -80,6 +80,8 @@ pub(crate) struct World {
     actors: Vec<Box<dyn Actor>>,
     link_of: Vec<Option<u64>>,
     wake_of: Vec<u64>,
+    /// Frames that leave with the next turn.
+    outgoing: BTreeMap<u64, Vec<u8>>,
     oracle: Oracle,
     calm_from_us: u64,
     defect: Option<Defect>,
@@ -123,7 +125,8 @@ impl World {
             actors,
             link_of: vec![None; count],
             wake_of: vec![u64::MAX; count],
-            oracle: Oracle::default(),
+            outgoing: BTreeMap::new(),
+            oracle: Oracle::new(),
             calm_from_us,
             defect,
             report: Report { seed, ..Report::default() },
@@ -210,7 +213,7 @@ impl World {
         match event {
             Event::ToNode { link, bytes } => self.to_node(link, &bytes)?,
             Event::ToPeer { link, bytes } => self.to_peer(link, &bytes)?,
-            Event::NodeHearsLoss { link } => self.node_hears_loss(link),
+            Event::NodeHearsLoss { link } => self.node_hears_loss(link)?,
             Event::PeerHearsLoss { link } => self.peer_hears_loss(link),
             Event::Wake { actor, at_us } => {
                 if self.wake_of[actor] == at_us {
@@ -218,7 +221,7 @@ impl World {
                     self.call(actor, |actor, cx| actor.wake(cx));
                 }
             }
-            Event::Fault(fault) => self.fault(fault),
+            Event::Fault(fault) => self.fault(fault)?,
             Event::Restart => {
                 if self.node.is_none() {
                     self.restart()?;
@@ -232,16 +235,16 @@ impl World {
                 if let Some(node) = &mut self.node {
                     node.written(seq, now_us);
                 }
+                self.observe()?;
                 self.turn_soon();
             }
             Event::Segment { life } if life == self.life => self.prepare_segment(),
             Event::Tick { life } if life == self.life => {
                 self.tick_us = u64::MAX;
                 let now_us = self.clock_us();
-                if let Some(node) = &mut self.node
-                    && node.shard.next_wake_us().is_some_and(|due_us| due_us <= now_us)
-                {
-                    node.input(Input::Tick, now_us);
+                let due_us = self.node.as_ref().and_then(|node| node.shard.next_wake_us());
+                if due_us.is_some_and(|due_us| due_us <= now_us) {
+                    self.input(Input::Tick, now_us)?;
                 }
                 self.turn_soon();
             }
@@ -320,18 +323,22 @@ impl World {
         self.turn_soon();
     }
 
-    /// Performs what the engine asked for.
-    fn turn(&mut self) -> Result<(), String> {
-        self.turn_due = false;
-        let now_us = self.clock_us();
+    /// An input to the engine. The oracle sees what comes of it at once; the frames leave with the next turn.
+    fn input(&mut self, input: Input<'_>, now_us: u64) -> Result<(), String> {
+        if let Some(node) = &mut self.node {
+            node.input(input, now_us);
+        }
+        self.observe()
+    }
+
+    fn observe(&mut self) -> Result<(), String> {
         let Some(node) = &mut self.node else { return Ok(()) };
-        let started = node.log(&mut self.disk, now_us);
         let mut frames: Vec<Sent> = Vec::new();
-        let mut outgoing: Vec<(u64, Vec<u8>)> = Vec::new();
+        let outgoing = &mut self.outgoing;
         node.effects.drain(|conn, buffer| {
             let mut whole = FrameBuffer::new();
             whole.extend_from_slice(buffer);
-            outgoing.push((conn.0, buffer.to_vec()));
+            outgoing.entry(conn.0).or_default().extend_from_slice(buffer);
             take_frames(&mut whole, |header, body| {
                 let mut copy = FrameBuffer::with_capacity(body.len());
                 copy.extend_from_slice(body);
@@ -339,18 +346,36 @@ impl World {
             })
             .expect("the node sends whole frames");
         });
-        self.oracle.sent(&frames)?;
-        if frames.iter().any(|sent| sent.header.operation == taskmaster_protocol::Operation::Assign.number()) {
-            self.check_limits(now_us)?;
+        if frames.is_empty() {
+            return Ok(());
         }
-        self.oracle.turn_ended();
+        let limit = self.oracle.limit(LIMITED.0, PARTITIONS);
+        let queues = self.oracle.sent(&frames)?;
+        if let Some(limit) = limit.filter(|_| queues.contains(&LIMITED.0)) {
+            let now_us = self.clock_us();
+            self.check_limit(limit, now_us)?;
+        }
+        if !queues.is_empty() && self.dice.chance(10) {
+            self.inspect()?;
+        }
+        self.oracle.observed();
+        Ok(())
+    }
+
+    /// Performs what the engine asked for.
+    fn turn(&mut self) -> Result<(), String> {
+        self.turn_due = false;
+        let now_us = self.clock_us();
+        let Some(node) = &mut self.node else { return Ok(()) };
+        let started = node.log(&mut self.disk, now_us);
+        self.observe()?;
         for seq in started {
             let delay_us = self.write_us();
             let life = self.life;
             self.entries_since_snapshot += 1;
             self.after(delay_us, Event::Written { life, seq });
         }
-        for (link, bytes) in outgoing {
+        for (link, bytes) in std::mem::take(&mut self.outgoing) {
             self.note(4, bytes.len() as u64 ^ u64::from(crc(&bytes)) << 20);
             self.send_to_peer(link, bytes);
         }
@@ -360,20 +385,22 @@ impl World {
         Ok(())
     }
 
-    fn check_limits(&mut self, now_us: u64) -> Result<(), String> {
+    /// Tasks of the limited queue were assigned: then there are no more leases than its limit.
+    fn check_limit(&mut self, limit: u32, now_us: u64) -> Result<(), String> {
         let Some(node) = &mut self.node else { return Ok(()) };
-        if let Some(limit) = self.oracle.limit(LIMITED.0, PARTITIONS) {
-            let leased = inspect::leased(node, &format!("q{}", LIMITED.0), now_us);
-            if leased > u64::from(limit) && self.dice.chance(100) {
-                return Err(format!("{leased} leases of a queue whose limit is {limit}"));
-            }
-        }
-        if self.dice.chance(10) {
-            let ids: Vec<_> = self.oracle.ids().collect();
-            let seen = inspect::tasks(node, &ids, now_us)?;
-            self.oracle.inspected(&seen)?;
+        let leased = inspect::leased(node, &format!("q{}", LIMITED.0), now_us);
+        if leased > u64::from(limit) {
+            return Err(format!("{leased} leases of a queue whose limit is {limit}"));
         }
         Ok(())
+    }
+
+    fn inspect(&mut self) -> Result<(), String> {
+        let now_us = self.clock_us();
+        let ids: Vec<_> = self.oracle.ids().collect();
+        let Some(node) = &mut self.node else { return Ok(()) };
+        let seen = inspect::tasks(node, &ids, now_us)?;
+        self.oracle.inspected(&seen)
     }
 
     fn write_us(&mut self) -> u64 {
@@ -424,6 +451,7 @@ impl World {
     fn stop(&mut self) {
         self.node = None;
         self.life += 1;
+        self.outgoing.clear();
         self.oracle.crashed();
         let open: Vec<u64> = self.links.iter().filter(|(_, link)| link.node_open).map(|(number, _)| *number).collect();
         for number in open {
@@ -473,13 +501,22 @@ impl World {
     fn to_node(&mut self, number: u64, bytes: &[u8]) -> Result<(), String> {
         let now_us = self.clock_us();
         let Some(link) = self.links.get_mut(&number).filter(|link| link.node_open && !link.cut) else { return Ok(()) };
-        let Some(node) = &mut self.node else { return Ok(()) };
-        let oracle = &mut self.oracle;
+        if self.node.is_none() {
+            return Ok(());
+        }
         link.at_node.extend_from_slice(bytes);
-        take_frames(&mut link.at_node, |header, body| {
-            oracle.received(number, &header, body, now_us);
-            node.frame(number, header, body, now_us);
+        let mut buffer = std::mem::take(&mut link.at_node);
+        let mut outcome = Ok(());
+        take_frames(&mut buffer, |header, body| {
+            if outcome.is_ok() {
+                self.oracle.received(number, &header, body, now_us);
+                outcome = self.input(Input::Frame { conn: ConnId(number), header, body }, now_us);
+            }
         })?;
+        outcome?;
+        if let Some(link) = self.links.get_mut(&number) {
+            link.at_node = buffer;
+        }
         self.note(1, number ^ (bytes.len() as u64) << 16);
         self.turn_soon();
         Ok(())
@@ -500,15 +537,17 @@ impl World {
         Ok(())
     }
 
-    fn node_hears_loss(&mut self, number: u64) {
+    fn node_hears_loss(&mut self, number: u64) -> Result<(), String> {
         let now_us = self.clock_us();
-        let Some(link) = self.links.get_mut(&number).filter(|link| link.node_open) else { return };
+        let Some(link) = self.links.get_mut(&number).filter(|link| link.node_open) else { return Ok(()) };
         link.node_open = false;
-        if let Some(node) = &mut self.node {
-            node.input(Input::Disconnected { conn: taskmaster_engine::ConnId(number) }, now_us);
+        self.outgoing.remove(&number);
+        if self.node.is_some() {
             self.oracle.lost(number, now_us);
+            self.input(Input::Disconnected { conn: ConnId(number) }, now_us)?;
         }
         self.turn_soon();
+        Ok(())
     }
 
     fn peer_hears_loss(&mut self, number: u64) {
@@ -583,7 +622,7 @@ impl World {
 
     // ---- faults ----
 
-    fn fault(&mut self, fault: Fault) {
+    fn fault(&mut self, fault: Fault) -> Result<(), String> {
         self.note(5, fault as u64);
         match fault {
             Fault::PowerLoss => {
@@ -596,8 +635,8 @@ impl World {
             Fault::Shutdown => {
                 let now_us = self.clock_us();
                 let (life, until_us) = (self.life, self.now_us + DRAIN_US_MAX);
-                if let Some(node) = &mut self.node {
-                    node.input(Input::Drain, now_us);
+                if self.node.is_some() {
+                    self.input(Input::Drain, now_us)?;
                     self.turn_soon();
                     self.after(1_000, Event::Drained { life, until_us });
                 }
@@ -619,7 +658,7 @@ impl World {
                 let open: Vec<u64> = self.link_of.iter().flatten().copied().collect();
                 if !open.is_empty() {
                     let link = open[self.dice.index(open.len())];
-                    self.node_hears_loss(link);
+                    self.node_hears_loss(link)?;
                     let delay_us = self.dice.range(100, 400_000);
                     self.after(delay_us, Event::PeerHearsLoss { link });
                 }
@@ -632,6 +671,7 @@ impl World {
             }
             Fault::DiskFree => self.disk.full = false,
         }
+        Ok(())
     }
 
     // ---- the end ----
