@@ -1,6 +1,6 @@
 //! The load generator behind `taskmaster bench`, and its report.
 //!
-//! [`run`] drives one running node over TCP as producer and worker at once, in closed-loop saturation or at a fixed rate,
+//! [`run()`] drives one running node over TCP as producer and worker at once, in closed-loop saturation or at a fixed rate,
 //! and answers with a [`Report`]: throughput, latencies, exactly-once verification, what the node spent, and the floor
 //! the machine sets (bare append+flush, loopback round trips) measured in the same run. [`run_suite`] runs the cases whose
 //! targets the project publishes.

@@ -3,7 +3,7 @@
 //! Every body is a struct whose fields are integers and vectors of fixed-size records. In rkyv's archived form the root
 //! struct is the last bytes of the body and a vector is `{offset: i32 relative to this field, length: u32}`, so a struct
 //! parser in any language can read it. All text and bytes lie in the vector named `bytes` and are referred to by
-//! [`Span`]s, which are checked when they are resolved ([`text`], [`slice`]).
+//! [`Span`]s, which are checked when they are resolved ([`text`], [`slice()`]).
 
 use rkyv::api::high::HighValidator;
 use rkyv::bytecheck::CheckBytes;
