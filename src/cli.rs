@@ -34,8 +34,9 @@ use crate::output::{Output, Shape};
 
 /// Exit codes, shown under `--help`.
 const AFTER_HELP: &str = "\
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 refused by the server, 4 server not reachable,
-5 not found, 6 task or workflow did not succeed, 7 timed out, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 refused by the server,
+  4 server not reachable, 5 not found, 6 task or workflow did not succeed, 7 timed out,
+  130 interrupted.
 
 First steps:
   taskmaster dev                        a node with workers on this machine

@@ -96,6 +96,8 @@ pub(crate) fn parse(name: &str, text: &str, variables: Vec<(String, String)>) ->
             message: format!("is not TOML: {}", error.message()),
         }),
     }
+    // TOML tables come sorted by name; people read files from top to bottom.
+    problems.sort_by_key(|problem| problem.line);
     for (variable, value) in variables {
         apply_variable(&mut loaded, &variable, &value, &mut problems);
     }

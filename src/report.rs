@@ -234,7 +234,10 @@ impl Report {
             if node.rss_bytes_max > 0 {
                 lines.push((
                     "memory",
-                    format!("{} resident at most, node and workers together", human_bytes(node.rss_bytes_max)),
+                    format!(
+                        "{} resident at most: node and workers, without the commands they run",
+                        human_bytes(node.rss_bytes_max)
+                    ),
                 ));
             }
             let written = human_bytes(node.wal_bytes);

@@ -146,4 +146,46 @@ mod tests {
         let disk = doctor::file_system_name(Path::new(".")).unwrap();
         assert!(name != "tmpfs" || disk == "tmpfs");
     }
+
+    /// A small node on this directory, and a client of it.
+    async fn node(data_dir: Option<&Path>) -> (Embedded, taskmaster_client::Client) {
+        let mut config = Config::default();
+        config.node.shards = 1;
+        config.node.partitions = 4;
+        config.wal.segment_size = crate::config::ByteSize::mib(32);
+        config.limits.memory = crate::config::Memory::Bytes(crate::config::ByteSize::mib(64));
+        let node = Embedded::start_private(config, data_dir).unwrap();
+        let client = taskmaster_client::Client::connect(node.address()).await.unwrap();
+        (node, client)
+    }
+
+    #[tokio::test]
+    async fn a_task_runs_on_an_own_node_and_its_result_survives_a_restart() {
+        use crate::workers::{Offer, start};
+        use taskmaster_client::Task;
+
+        let folder = tempfile::tempdir().unwrap();
+        let data_dir = folder.path().join("data");
+        let (first, client) = node(Some(&data_dir)).await;
+        let offer = Offer { queues: vec!["default".into()], concurrency: 2, exec: true, ..Offer::default() };
+        let worker = start(&client, &offer, None).await.unwrap();
+        let task = Task::new("exec").payload(r#"{"run": "echo hello"}"#);
+        let id = client.submit(task).await.unwrap().id;
+        assert_eq!(client.result(id).await.unwrap().success().unwrap(), b"hello\n");
+        worker.shutdown().await.unwrap();
+        tokio::task::spawn_blocking(move || first.stop()).await.unwrap().unwrap();
+
+        let (second, client) = node(Some(&data_dir)).await;
+        assert_eq!(client.result(id).await.unwrap().success().unwrap(), b"hello\n");
+        tokio::task::spawn_blocking(move || second.stop()).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_temporary_directory_goes_with_its_node() {
+        let (node, _client) = node(None).await;
+        let data_dir = node.data_dir().to_owned();
+        assert!(data_dir.exists() && node.is_temporary());
+        tokio::task::spawn_blocking(move || node.stop()).await.unwrap().unwrap();
+        assert!(!data_dir.parent().unwrap().exists());
+    }
 }

@@ -137,6 +137,15 @@ fn read_plan(arguments: &Arguments) -> Result<Plan, Failure> {
     for warning in &plan.warnings {
         eprintln!("warning: {}:{warning}", file.display());
     }
+    let has_limit = |task: &&taskmaster_workflow::PlanTask| {
+        task.contract.timeout_ms.is_some() && !matches!(task.work, Work::Command(_))
+    };
+    if let Some(task) = plan.tasks.iter().find(has_limit) {
+        eprintln!(
+            "warning: the timeout of task '{}' is not in force: only commands have one, set it in the payload",
+            task.name
+        );
+    }
     plan.speed_up(arguments.speed);
     if arguments.recorded_resources {
         plan.demand_recorded_resources();

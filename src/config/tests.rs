@@ -85,8 +85,10 @@ fn values_of_wrong_shape_unit_or_range_are_refused_with_advice() {
 }
 
 #[test]
-fn all_problems_are_reported_together() {
-    assert_eq!(refusal("[node]\nshard = 2\npartitions = 0\n[lag]\n").lines().count(), 3);
+fn all_problems_are_reported_together_in_the_order_of_the_file() {
+    let message = refusal("[wal]\nsegment_size = 1\n[lag]\n[node]\nshard = 2\npartitions = 0\n");
+    let lines: Vec<_> = message.lines().map(|line| line.split(':').nth(1).unwrap()).collect();
+    assert_eq!(lines, ["2", "3", "5", "6"]);
 }
 
 #[test]
