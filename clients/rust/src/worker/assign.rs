@@ -28,13 +28,12 @@ pub(super) fn contracts(assign: &ArchivedAssign) -> Result<Vec<Arc<Contract>>, E
     assign.specs.iter().map(contract).collect()
 }
 
-/// One row.
+/// One row; its slot is chosen by who holds it.
 pub(super) fn lease(
     row: &ArchivedAssignRow,
     assign: &ArchivedAssign,
     contracts: &[Arc<Contract>],
     frame: &Arc<FrameBuffer>,
-    slot: usize,
 ) -> Result<Lease, Error> {
     let contract = contracts
         .get(row.spec.to_native() as usize)
@@ -48,7 +47,7 @@ pub(super) fn lease(
         contract: Arc::clone(contract),
         frame: Arc::clone(frame),
         payload: place(slice(&assign.bytes, row.payload)?, frame),
-        slot,
+        slot: 0,
         phase: AtomicU8::default(),
         is_cancelled: AtomicBool::new(false),
         cancellation: Notify::new(),

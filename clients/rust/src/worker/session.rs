@@ -321,21 +321,25 @@ impl Session {
         let frame = Arc::new(push.body);
         let assign = body::access::<ArchivedAssign>(&frame)?;
         let contracts = contracts(assign)?;
+        // Nothing is held before the whole frame has been read.
+        let rows: Result<Vec<Lease>, Error> =
+            assign.rows.iter().map(|row| lease(row, assign, &contracts, &frame)).collect();
         let now = Instant::now();
-        let mut jobs = Vec::with_capacity(assign.rows.len());
-        for row in assign.rows.iter() {
-            let slot = self.free.pop().unwrap_or_else(|| {
-                self.leases.push(None);
-                self.leases.len() - 1
-            });
-            let lease = Arc::new(lease(row, assign, &contracts, &frame, slot)?);
-            let extend_at = now + lease.contract.lease / 3;
-            self.extend_at = Some(self.extend_at.map_or(extend_at, |at| at.min(extend_at)));
-            self.leases[slot] = Some(Held { lease: Arc::clone(&lease), extend_at });
-            jobs.push(Job { lease, events: self.to_events.clone() });
-        }
+        let jobs = rows?.into_iter().map(|lease| self.hold(lease, now)).collect();
         self.offer.runner.admit(self.number, jobs);
         Ok(())
+    }
+
+    fn hold(&mut self, mut lease: Lease, now: Instant) -> Job {
+        lease.slot = self.free.pop().unwrap_or_else(|| {
+            self.leases.push(None);
+            self.leases.len() - 1
+        });
+        let lease = Arc::new(lease);
+        let extend_at = now + lease.contract.lease / 3;
+        self.extend_at = Some(self.extend_at.map_or(extend_at, |at| at.min(extend_at)));
+        self.leases[lease.slot] = Some(Held { lease: Arc::clone(&lease), extend_at });
+        Job { lease, events: self.to_events.clone() }
     }
 
     fn revoked(&mut self, push: &Message) -> Result<(), Error> {
