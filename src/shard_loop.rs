@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use taskmaster_engine::{ConnId, Effects, Input, Shard};
+use taskmaster_engine::{ConnId, Effects, Input, PermitNote, Shard};
 use taskmaster_net::connection::{Connection, Handler};
 use taskmaster_net::mesh::Mesh;
 use taskmaster_net::wake::Bell;
@@ -54,6 +54,8 @@ pub(crate) enum Message {
         /// Whole frames.
         frames: FrameBuffer,
     },
+    /// The engine's note about a queue's permits.
+    Permits(PermitNote),
     /// A connection of the sender is gone.
     Gone(ConnId),
 }
@@ -97,7 +99,12 @@ impl ShardLoop {
     /// Performs everything the engine asked for since the last call.
     fn perform(&self) {
         self.log();
-        self.effects.borrow_mut().drain(|conn, frames| self.send(conn, frames));
+        let mut effects = self.effects.borrow_mut();
+        effects.drain(|conn, frames| self.send(conn, frames));
+        for note in effects.permits.drain(..) {
+            self.mesh.push(usize::from(note.to), Message::Permits(note));
+        }
+        drop(effects);
         if !self.mesh.flush() {
             self.mesh_full.ring();
         }
@@ -171,6 +178,7 @@ impl ShardLoop {
         match message {
             Message::Request { conn, header, body } => self.input(Input::Frame { conn, header, body: &body }),
             Message::Frames { conn, mut frames } => self.send(conn, &mut frames),
+            Message::Permits(note) => self.input(Input::Permits(note)),
             Message::Gone(conn) => self.input(Input::Disconnected { conn }),
         }
     }

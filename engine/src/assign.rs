@@ -11,6 +11,7 @@ use crate::arena::Arena;
 use crate::dispatch::{Dispatch, LaneRef, PRIORITIES};
 use crate::effects::Effects;
 use crate::partition::Partition;
+use crate::permits::Note;
 use crate::state::State;
 use crate::timer::{Timer, TimerKind, Timers};
 
@@ -44,27 +45,90 @@ impl Assigner<'_> {
     /// Serves every queue where something changed.
     pub(crate) fn run(&mut self) {
         while let Some(queue) = self.dispatch.next_dirty() {
+            let own_first = self.dispatch.queues[queue as usize].permits.own_first;
+            if !own_first {
+                self.grant(queue);
+            }
             while self.dispatch.queues[queue as usize].with_credit > 0 {
                 let permits = self.permits(queue);
                 if permits == 0 || !self.assign_one_frame(queue, permits) {
                     break;
                 }
             }
+            if own_first {
+                self.grant(queue);
+            }
+            self.tell_owner(queue);
+        }
+    }
+
+    /// As owner of a queue's limits: answers shards that ask for permits, a fair share at a time.
+    fn grant(&mut self, queue: u32) {
+        for _ in 0..self.dispatch.queues[queue as usize].permits.asking.len() {
+            let available = self.permits(queue);
+            let number = self.dispatch.number;
+            let entry = &mut self.dispatch.queues[queue as usize];
+            let own = usize::from(entry.with_credit > 0 && entry.waits());
+            let sharers = u32::try_from(entry.permits.asking.len() + own).expect("shards are few");
+            let Some((shard, wanted)) = entry.permits.asking.pop_front() else { return };
+            let count = wanted.min(available.div_ceil(sharers));
+            if count == 0 {
+                entry.permits.asking.push_front((shard, wanted));
+                return;
+            }
+            entry.permits.lent += if entry.concurrency.is_some() { u64::from(count) } else { 0 };
+            if let Some(bucket) = &mut entry.bucket {
+                bucket.take(count);
+            }
+            entry.permits.own_first = true;
+            let note = entry.note(number, shard, Note::Grant(count));
+            self.effects.permits.push(note);
+        }
+    }
+
+    /// As another shard: asks for permits, and gives back.
+    fn tell_owner(&mut self, queue: u32) {
+        let number = self.dispatch.number;
+        let entry = &mut self.dispatch.queues[queue as usize];
+        if entry.permits.owner == number {
+            return;
+        }
+        let limited = entry.concurrency.is_some() || entry.bucket.is_some();
+        let can_start = limited && entry.with_credit > 0;
+        let mut wanted = 0;
+        for lane in entry.rings.iter().flatten().filter(|_| can_start) {
+            let Some(partition) = self.partitions[usize::from(lane.partition)].as_deref() else { continue };
+            let ready = &partition.lanes[lane.lane as usize];
+            if !partition.queues[ready.queue as usize].settings.paused {
+                wanted = ROWS_MAX.min(wanted + ready.list.len);
+            }
+        }
+        let owner = entry.permits.owner;
+        let mut notes = Vec::new();
+        entry.permits.notes(wanted, |note| notes.push(note));
+        for note in notes {
+            let note = self.dispatch.queues[queue as usize].note(number, owner, note);
+            self.effects.permits.push(note);
         }
     }
 
     /// How many tasks the queue's limits let start.
     fn permits(&mut self, queue: u32) -> u32 {
         let now_us = self.now_us;
+        let number = self.dispatch.number;
         let entry = &mut self.dispatch.queues[queue as usize];
         let mut permits = ROWS_MAX;
+        if entry.permits.owner != number {
+            let limited = entry.concurrency.is_some() || entry.bucket.is_some();
+            return if limited { permits.min(entry.permits.held) } else { permits };
+        }
+        let waits = entry.waits() || !entry.permits.asking.is_empty();
         if let Some(limit) = entry.concurrency {
-            let free = limit.saturating_sub(entry.leased).min(u64::from(permits));
+            let free = limit.saturating_sub(entry.leased + entry.permits.lent).min(u64::from(permits));
             permits = u32::try_from(free).expect("bounded by a u32");
         }
         if let Some(bucket) = &mut entry.bucket {
             permits = permits.min(bucket.available(now_us));
-            let waits = entry.rings.iter().any(|ring| !ring.is_empty());
             if permits == 0 && waits && !entry.bucket_armed {
                 entry.bucket_armed = true;
                 let timer = Timer::of_index(PartitionId(0), TimerKind::Bucket, queue);
@@ -106,11 +170,15 @@ impl Assigner<'_> {
         let (conn, need) = (self.dispatch.workers[worker as usize].conn, ready.resources.clone());
         let taken = fill(partition, self.arena, self.scratch, lane.lane, worker, count, self.now_us, self.timers);
         self.dispatch.take_credit(worker, taken, &need);
+        let number = self.dispatch.number;
         let entry = &mut self.dispatch.queues[queue as usize];
         entry.leased += u64::from(taken);
-        if let Some(bucket) = &mut entry.bucket {
+        if entry.permits.owner != number {
+            entry.permits.held = entry.permits.held.saturating_sub(taken);
+        } else if let Some(bucket) = &mut entry.bucket {
             bucket.take(taken);
         }
+        entry.permits.own_first = false;
         self.assigned += u64::from(taken);
         let header = Header::request(Operation::Assign, 0, Some(partition.id));
         frame::encode(self.effects.buffer(conn), header, &self.scratch.body);

@@ -9,6 +9,7 @@ use hashbrown::HashMap;
 
 use crate::effects::ConnId;
 use crate::hash::FixedState;
+use crate::permits::{Note, PermitNote, Permits};
 use crate::queue::QueueSettings;
 use crate::resources::Resources;
 
@@ -35,6 +36,11 @@ impl Bucket {
     pub(crate) fn new(rate_milli_per_s: u64, burst: u32, now_us: u64) -> Self {
         let burst_milli = u64::from(burst.max(1)) * 1_000;
         Self { rate_milli_per_s, burst_milli, level_milli: burst_milli, at_us: now_us }
+    }
+
+    /// Takes back what was granted and not used.
+    pub(crate) fn give_back(&mut self, count: u32) {
+        self.level_milli = (self.level_milli + u64::from(count) * 1_000).min(self.burst_milli);
     }
 
     /// Whole tasks that may start.
@@ -66,6 +72,8 @@ impl Bucket {
 /// One queue as the dispatcher sees it.
 #[derive(Debug, Default)]
 pub(crate) struct DispatchQueue {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
     /// Lanes with ready tasks, by priority, taken in turns.
     pub(crate) rings: [VecDeque<LaneRef>; PRIORITIES],
     /// Subscribed workers.
@@ -76,12 +84,26 @@ pub(crate) struct DispatchQueue {
     pub(crate) with_credit: u32,
     /// Leases held.
     pub(crate) leased: u64,
-    /// Most leases at once on this shard; `None` for no limit.
+    /// Most leases at once over all shards; `None` for no limit.
     pub(crate) concurrency: Option<u64>,
     pub(crate) bucket: Option<Bucket>,
     /// A timer is set for the bucket.
     pub(crate) bucket_armed: bool,
+    /// How its limits are shared with other shards.
+    pub(crate) permits: Permits,
     dirty: bool,
+}
+
+impl DispatchQueue {
+    /// Whether lanes with ready tasks are in line.
+    pub(crate) fn waits(&self) -> bool {
+        self.rings.iter().any(|ring| !ring.is_empty())
+    }
+
+    /// A note about this queue's permits.
+    pub(crate) fn note(&self, from: u16, to: u16, note: Note) -> PermitNote {
+        PermitNote { from, to, namespace: self.namespace.clone(), queue: self.name.clone(), note }
+    }
 }
 
 /// A subscribed worker.
@@ -101,6 +123,9 @@ pub(crate) struct Worker {
 /// The dispatcher of a shard.
 #[derive(Debug, Default)]
 pub(crate) struct Dispatch {
+    /// This shard's number among the node's, and how many there are (0 reads as 1).
+    pub(crate) number: u16,
+    pub(crate) shards: u16,
     pub(crate) queues: Vec<DispatchQueue>,
     by_name: HashMap<(String, String), u32, FixedState>,
     pub(crate) workers: Vec<Worker>,
@@ -117,7 +142,12 @@ impl Dispatch {
             return index;
         }
         let index = u32::try_from(self.queues.len()).expect("queues are bounded at admission");
-        self.queues.push(DispatchQueue::default());
+        self.queues.push(DispatchQueue {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            permits: Permits::new(namespace, name, self.shards),
+            ..DispatchQueue::default()
+        });
         self.by_name.insert((namespace.to_owned(), name.to_owned()), index);
         index
     }
@@ -224,6 +254,7 @@ impl Dispatch {
         let entry = &mut self.queues[queue as usize];
         entry.leased -= 1;
         let limited = entry.concurrency.is_some();
+        entry.permits.ended += u32::from(limited && entry.permits.owner != self.number);
         let worker = &mut self.workers[index as usize];
         worker.leases -= 1;
         let counts = worker.capacity.is_some();
@@ -244,17 +275,22 @@ impl Dispatch {
 
     /// A lease goes from a worker that is gone to one that came back.
     pub(crate) fn move_lease(&mut self, queue: u32, gone: u32, worker: u32, need: &Resources) {
-        self.queues[queue as usize].leased += 1;
+        // The lease goes on, only its holder changes.
+        let (leased, ended) = (self.queues[queue as usize].leased, self.queues[queue as usize].permits.ended);
         self.lease_ended(queue, gone, need);
+        self.queues[queue as usize].leased = leased;
+        self.queues[queue as usize].permits.ended = ended;
         let worker = &mut self.workers[worker as usize];
         worker.leases += 1;
         worker.used.add(need, 1);
     }
 
-    /// Takes over a queue's limits. A queue's limits are this shard's share of them.
+    /// Takes over a queue's limits.
     pub(crate) fn set_limits(&mut self, queue: u32, settings: &QueueSettings, now_us: u64) {
         let entry = &mut self.queues[queue as usize];
+        let was_limited = entry.concurrency.is_some();
         entry.concurrency = (settings.concurrency > 0).then_some(u64::from(settings.concurrency));
+        entry.permits.limits_changed(self.number, was_limited, entry.concurrency.is_some(), entry.leased);
         let (rate, burst) = (settings.rate_milli_per_s, settings.rate_burst);
         let same =
             |bucket: &Bucket| bucket.rate_milli_per_s == rate && bucket.burst_milli == u64::from(burst.max(1)) * 1_000;
@@ -263,6 +299,28 @@ impl Dispatch {
         } else if !entry.bucket.as_ref().is_some_and(same) {
             entry.bucket = Some(Bucket::new(rate, burst, now_us));
         }
+    }
+
+    /// Takes a note from another shard about a queue's permits.
+    pub(crate) fn take_note(&mut self, note: &PermitNote) {
+        let queue = self.queue(&note.namespace, &note.queue);
+        let entry = &mut self.queues[queue as usize];
+        match note.note {
+            Note::Ask(wanted) => entry.permits.asking.push_back((note.from, wanted)),
+            Note::Grant(count) => {
+                entry.permits.asked = false;
+                entry.permits.held += count;
+            }
+            Note::Back { unused, ended } => {
+                let freed = u64::from(unused) + u64::from(ended);
+                entry.permits.lent = entry.permits.lent.saturating_sub(freed);
+                if let Some(bucket) = &mut entry.bucket {
+                    bucket.give_back(unused);
+                }
+            }
+            Note::InForce(count) => entry.permits.lent += u64::from(count),
+        }
+        self.mark(queue);
     }
 
     /// Ends a connection's subscription; its leases stay counted. The worker's index if it held leases.

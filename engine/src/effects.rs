@@ -5,6 +5,7 @@ use taskmaster_protocol::frame::{self, Header};
 use taskmaster_protocol::{Body, Code, FrameBuffer, body::Refusal};
 
 use crate::hash::FixedState;
+use crate::permits::PermitNote;
 
 /// A connection, as named by the loop that drives the engine. The engine only compares it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,6 +26,8 @@ pub struct Effects {
     outgoing: Vec<Outgoing>,
     by_conn: HashMap<ConnId, usize, FixedState>,
     spare: Vec<FrameBuffer>,
+    /// Notes for other shards; the loop takes and delivers them, in order.
+    pub permits: Vec<PermitNote>,
 }
 
 /// Emptied buffers kept for reuse, and the largest capacity worth keeping, in bytes.

@@ -21,6 +21,7 @@ use crate::command;
 use crate::dispatch::Dispatch;
 use crate::effects::{ConnId, Effects};
 use crate::partition::{Awaited, Cx, DETACHED, GRACE_MS, Partition};
+use crate::permits::PermitNote;
 use crate::refused::Refused;
 use crate::state::State;
 use crate::task::{NONE, flag};
@@ -70,6 +71,8 @@ pub enum Input<'a> {
     Tick,
     /// The log's disk has, or has no longer, room for new work.
     DiskFull(bool),
+    /// Another shard's note about a queue's permits.
+    Permits(PermitNote),
     /// The node drains: nothing new is accepted or assigned, what is running may finish.
     Drain,
 }
@@ -160,6 +163,12 @@ impl Shard {
         }
     }
 
+    /// The shard is number `number` of `shards` in its node: limits of queues are shared with the others by
+    /// [`Input::Permits`]. Call before anything else; without it the shard is alone.
+    pub fn join(&mut self, number: u16, shards: u16) {
+        (self.dispatch.number, self.dispatch.shards) = (number, shards);
+    }
+
     /// Takes one input. Afterwards the caller logs what [`Self::take_unlogged`] yields and performs the effects.
     pub fn handle(&mut self, input: Input<'_>, now_us: u64, effects: &mut Effects) {
         self.last_time_us = self.last_time_us.max(now_us);
@@ -174,6 +183,7 @@ impl Shard {
             Input::Durable { sequence } => self.apply_durable(sequence, effects),
             Input::Tick => self.tick(effects),
             Input::DiskFull(full) => self.disk_full = full,
+            Input::Permits(note) => self.dispatch.take_note(&note),
             Input::Drain => self.drain(effects),
         }
         if !self.dispatch.dirty.is_empty() {
@@ -260,6 +270,12 @@ impl Shard {
             let message = format!("partition {} is not on this shard: ask for the shard map again", header.partition);
             Refused::new(Code::WrongPartition, message)
         })
+    }
+
+    fn partition_mut(&mut self, header: &Header) -> Result<&mut Partition, Refused> {
+        self.partition(header)?;
+        let place = self.partitions.get_mut(usize::from(header.partition)).and_then(Option::as_deref_mut);
+        Ok(place.expect("just found"))
     }
 
     /// Applies every pending entry up to `sequence` and answers the requests behind them.

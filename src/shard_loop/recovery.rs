@@ -10,9 +10,18 @@ use super::{ENTRY, now_us};
 
 struct Rebuild {
     config: Config,
+    /// The shard's number, and the number of shards.
+    place: (u16, u16),
     shard: Shard,
     /// The engine sequence of the snapshot under way.
     restoring: Option<u64>,
+}
+
+/// A shard with nothing in it.
+fn empty(config: &Config, (number, shards): (u16, u16)) -> Shard {
+    let mut shard = Shard::new(config.clone(), now_us());
+    shard.join(number, shards);
+    shard
 }
 
 impl Rebuild {
@@ -25,7 +34,7 @@ impl Rebuild {
 
 impl snapshot::Sink for Rebuild {
     fn begin(&mut self, info: &Info) -> Result<(), ApplyError> {
-        self.shard = Shard::new(self.config.clone(), now_us());
+        self.shard = empty(&self.config, self.place);
         self.restoring = Some(info.stamp);
         Ok(())
     }
@@ -48,8 +57,9 @@ impl Sink for Rebuild {
 /// Recovers shard `number` and starts its next term. Blocks.
 pub(super) fn recover(dir: &DataDir, number: u32, config: Config) -> anyhow::Result<(Shard, LogEnd, u32)> {
     let began_us = now_us();
-    let shard = Shard::new(config.clone(), began_us);
-    let mut rebuild = Rebuild { config, shard, restoring: None };
+    let count = u16::try_from(dir.meta().shards).expect("shards are few");
+    let place = (u16::try_from(number).expect("shards are few"), count);
+    let mut rebuild = Rebuild { shard: empty(&config, place), config, place, restoring: None };
     let found = recovery::recover(&dir.shard_dir(number), &dir.wal_dir(number), dir.identity(number), &mut rebuild)?;
     rebuild.finish_snapshot();
     for damaged in &found.rejected {

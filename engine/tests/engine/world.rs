@@ -476,6 +476,11 @@ impl World {
         self.pushes(Operation::Assign).iter().flat_map(leases_in).collect()
     }
 
+    /// Takes the notes for other shards.
+    pub(crate) fn notes(&mut self) -> Vec<taskmaster_engine::PermitNote> {
+        self.effects.permits.drain(..).collect()
+    }
+
     /// Takes the one assignment that has arrived.
     pub(crate) fn lease(&mut self) -> Lease {
         let mut leases = self.leases();
