@@ -510,10 +510,11 @@ impl Partition {
         self.retention[list].list.push_back(&mut self.tasks, slot);
     }
 
-    /// How long a final task is kept, if its retention has begun.
+    /// How long a final task is kept, if its retention has begun: with a workflow's `finished_us`, which comes after its
+    /// last row is counted.
     pub(crate) fn retention_ms(&self, task: &Task) -> Option<u32> {
         let workflow = self.extras.get(task.extra).map_or(NONE, |extra| extra.workflow);
-        let has_begun = task.state.is_final() && (workflow == NONE || self.workflows[workflow].unfinished == 0);
+        let has_begun = task.state.is_final() && (workflow == NONE || self.workflows[workflow].finished_us != 0);
         has_begun.then(|| self.retention[task.worker as usize].retention_ms)
     }
 
