@@ -58,6 +58,7 @@ impl Node {
                 cpu: cpus.get(number).copied(),
                 dir: Arc::clone(&dir),
                 engine: engine(&config, &map, number, shards),
+                retention_ms: u32::try_from(config.queues.retention.as_ms()).unwrap_or(u32::MAX),
                 wal: log(&config),
                 snapshot_after_bytes: config.wal.snapshot_after.0,
                 connections_max: config.limits.max_connections,

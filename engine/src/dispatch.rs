@@ -121,9 +121,11 @@ pub(crate) struct Worker {
 }
 
 /// The dispatcher of a shard.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Dispatch {
-    /// This shard's number among the node's, and how many there are (0 reads as 1).
+    /// How long queues keep final tasks unless configured, in milliseconds.
+    pub(crate) retention_ms: u32,
+    /// This shard's number among the node's, and how many there are.
     pub(crate) number: u16,
     pub(crate) shards: u16,
     pub(crate) queues: Vec<DispatchQueue>,
@@ -133,6 +135,22 @@ pub(crate) struct Dispatch {
     free_workers: Vec<u32>,
     /// Queues to look at, in the order in which something changed.
     pub(crate) dirty: VecDeque<u32>,
+}
+
+impl Default for Dispatch {
+    fn default() -> Self {
+        Self {
+            retention_ms: QueueSettings::default().retention_ms,
+            number: 0,
+            shards: 1,
+            queues: Vec::new(),
+            by_name: HashMap::default(),
+            workers: Vec::new(),
+            by_conn: HashMap::default(),
+            free_workers: Vec::new(),
+            dirty: VecDeque::new(),
+        }
+    }
 }
 
 impl Dispatch {

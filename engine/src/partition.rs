@@ -168,7 +168,7 @@ impl Partition {
         self.queues.push(Queue {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
-            settings: QueueSettings::default(),
+            settings: QueueSettings { retention_ms: dispatch.retention_ms, ..QueueSettings::default() },
             counts: [0; crate::state::STATES],
             dispatch: dispatch.queue(namespace, name),
         });
@@ -321,7 +321,7 @@ impl Partition {
         let queue = self.queues[contract.queue as usize].dispatch;
         dispatch.lease_ended(queue, worker & !DETACHED, &contract.resources);
         self.lease_lists[list as usize].list.unlink(&mut self.tasks, slot);
-        self.tasks[slot].flags &= !flag::EXPIRING;
+        self.tasks[slot].flags &= !(flag::EXPIRING | flag::SETTLING);
     }
 
     /// The length of a leased task's lease, in microseconds.

@@ -169,6 +169,11 @@ impl Shard {
         (self.dispatch.number, self.dispatch.shards) = (number, shards);
     }
 
+    /// How long queues that are not configured keep final tasks, in milliseconds. Call before anything else.
+    pub fn keep_final_tasks_ms(&mut self, retention_ms: u32) {
+        self.dispatch.retention_ms = retention_ms.max(1);
+    }
+
     /// Takes one input. Afterwards the caller logs what [`Self::take_unlogged`] yields and performs the effects.
     pub fn handle(&mut self, input: Input<'_>, now_us: u64, effects: &mut Effects) {
         self.last_time_us = self.last_time_us.max(now_us);

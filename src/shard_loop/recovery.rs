@@ -8,19 +8,30 @@ use taskmaster_storage::wal::{ApplyError, LogEnd, Record};
 
 use super::{ENTRY, now_us};
 
+/// What a shard is told before it recovers, beside its configuration.
+#[derive(Clone, Copy)]
+pub(super) struct Setting {
+    /// Its number.
+    pub(super) number: u16,
+    /// The number of shards.
+    pub(super) shards: u16,
+    /// Retention of queues that are not configured, in milliseconds.
+    pub(super) retention_ms: u32,
+}
+
 struct Rebuild {
     config: Config,
-    /// The shard's number, and the number of shards.
-    place: (u16, u16),
+    setting: Setting,
     shard: Shard,
     /// The engine sequence of the snapshot under way.
     restoring: Option<u64>,
 }
 
 /// A shard with nothing in it.
-fn empty(config: &Config, (number, shards): (u16, u16)) -> Shard {
+fn empty(config: &Config, setting: Setting) -> Shard {
     let mut shard = Shard::new(config.clone(), now_us());
-    shard.join(number, shards);
+    shard.join(setting.number, setting.shards);
+    shard.keep_final_tasks_ms(setting.retention_ms);
     shard
 }
 
@@ -34,7 +45,7 @@ impl Rebuild {
 
 impl snapshot::Sink for Rebuild {
     fn begin(&mut self, info: &Info) -> Result<(), ApplyError> {
-        self.shard = empty(&self.config, self.place);
+        self.shard = empty(&self.config, self.setting);
         self.restoring = Some(info.stamp);
         Ok(())
     }
@@ -55,11 +66,10 @@ impl Sink for Rebuild {
 }
 
 /// Recovers shard `number` and starts its next term. Blocks.
-pub(super) fn recover(dir: &DataDir, number: u32, config: Config) -> anyhow::Result<(Shard, LogEnd, u32)> {
+pub(super) fn recover(dir: &DataDir, config: Config, setting: Setting) -> anyhow::Result<(Shard, LogEnd, u32)> {
     let began_us = now_us();
-    let count = u16::try_from(dir.meta().shards).expect("shards are few");
-    let place = (u16::try_from(number).expect("shards are few"), count);
-    let mut rebuild = Rebuild { shard: empty(&config, place), config, place, restoring: None };
+    let number = u32::from(setting.number);
+    let mut rebuild = Rebuild { shard: empty(&config, setting), config, setting, restoring: None };
     let found = recovery::recover(&dir.shard_dir(number), &dir.wal_dir(number), dir.identity(number), &mut rebuild)?;
     rebuild.finish_snapshot();
     for damaged in &found.rejected {

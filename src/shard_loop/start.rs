@@ -24,6 +24,7 @@ use taskmaster_storage::datadir::DataDir;
 use taskmaster_storage::wal;
 use taskmaster_storage::wal::driver::Wal;
 
+use super::recovery::Setting;
 use super::{Message, NodeMap, ShardLoop, fatal, now_us};
 
 /// Memory registered with each of an executor's three rings, in bytes: it counts against the memlock limit.
@@ -43,6 +44,8 @@ pub(crate) struct Start {
     pub(crate) cpu: Option<usize>,
     pub(crate) dir: Arc<DataDir>,
     pub(crate) engine: Config,
+    /// How long queues that are not configured keep final tasks, in milliseconds.
+    pub(crate) retention_ms: u32,
     pub(crate) wal: wal::Config,
     pub(crate) snapshot_after_bytes: u64,
     pub(crate) connections_max: u32,
@@ -83,7 +86,12 @@ pub(crate) fn spawn(start: Start) -> anyhow::Result<ExecutorJoinHandle<()>> {
 
 async fn run(start: Start) -> anyhow::Result<()> {
     let number = u32::try_from(start.number).expect("shards are few");
-    let (shard, end, term) = super::recovery::recover(&start.dir, number, start.engine)?;
+    let setting = Setting {
+        number: u16::try_from(start.number).expect("shards are few"),
+        shards: u16::try_from(start.map.shard_ports.len()).expect("shards are few"),
+        retention_ms: start.retention_ms,
+    };
+    let (shard, end, term) = super::recovery::recover(&start.dir, start.engine, setting)?;
     let identity = start.dir.identity(number);
     let opening_block = end.last_seq + 1;
     let wal = Wal::open(&start.dir.wal_dir(number), start.wal, identity, term, end).await?;
@@ -103,6 +111,7 @@ async fn run(start: Start) -> anyhow::Result<()> {
         sleeping_until_us: Cell::new(u64::MAX),
         mesh_full: Bell::default(),
         disk_full: Cell::new(false),
+        closing: Cell::new(false),
         snapshot_due: Bell::default(),
         snapshot_after_bytes: start.snapshot_after_bytes,
         snapshot_at_bytes: Cell::new(0),
@@ -170,5 +179,6 @@ async fn drain(shard_loop: &ShardLoop) {
     while shard_loop.wal.unflushed_bytes() > 0 {
         sleep(DRAIN_POLL).await;
     }
+    shard_loop.closing.set(true);
     shard_loop.wal.close();
 }
