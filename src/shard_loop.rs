@@ -78,6 +78,8 @@ pub(crate) struct ShardLoop {
     sleeping_until_us: Cell<u64>,
     mesh_full: Bell,
     disk_full: Cell<bool>,
+    /// The log is closed: what is admitted from here on is never logged, and so never answered.
+    closing: Cell<bool>,
     snapshot_due: Bell,
     snapshot_after_bytes: u64,
     /// Log bytes written when the latest snapshot began.
@@ -116,6 +118,9 @@ impl ShardLoop {
     }
 
     fn log(&self) {
+        if self.closing.get() {
+            return;
+        }
         let mut blocks = self.blocks.borrow_mut();
         self.shard.borrow_mut().take_unlogged(|sequence, bytes| match self.wal.append(ENTRY, sequence, &[bytes]) {
             Ok(position) => match blocks.back_mut() {
