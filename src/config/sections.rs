@@ -14,8 +14,10 @@ use super::{Origin, Problem};
 const SHARDS_MAX: u16 = 1_024;
 /// Most partitions of a cluster.
 const PARTITIONS_MAX: u16 = taskmaster_protocol::limits::PARTITIONS_MAX;
-/// Longest retention.
-const RETENTION_MAX: Interval = Interval::ms(365 * 86_400_000);
+/// Longest retention: 32 bits of milliseconds.
+const RETENTION_MAX: Interval = Interval::ms(49 * 86_400_000);
+/// Longest time for a process to end by itself.
+const GRACE_MAX: Interval = Interval::ms(3_600_000);
 
 macro_rules! sections {
     ($($(#[$doc:meta])* $section:ident: $name:ident {
@@ -116,15 +118,13 @@ sections! {
         };
         /// Most client connections of the node.
         max_connections: u32 = 4_096, |&value| between(value, 1, 1_000_000);
-        /// Most bytes of requests that a shard has taken and not yet answered.
-        max_inflight: ByteSize = ByteSize::mib(64), |&value| size_between(value, ByteSize::mib(16), ByteSize::gib(64));
     }
     /// Defaults for queues.
     queues: Queues {
         /// Whether a queue comes into being with its first task.
         auto_create: bool = true, any;
         /// How long finished tasks and their results are kept.
-        retention: Interval = Interval::ms(3_600_000), |&value| interval_between(value, Interval::ms(0), RETENTION_MAX);
+        retention: Interval = Interval::ms(3_600_000), |&value| interval_between(value, Interval::ms(1), RETENTION_MAX);
         /// Most finished tasks kept by a node, whatever their retention: the oldest go first.
         finished_max: u64 = 1_000_000, |&value| between(value, 0, 1_000_000_000);
     }
@@ -148,6 +148,8 @@ sections! {
         concurrency: u32 = 0, |&value| between(value, 0, 100_000);
         /// Whether tasks of kind `exec` may run any command as this user.
         exec: bool = true, any;
+        /// How long a process has between SIGTERM and SIGKILL.
+        grace: Interval = Interval::ms(5_000), |&value| interval_between(value, Interval::ms(0), GRACE_MAX);
         /// Queues they serve.
         queues: Vec<String> = vec!["default".to_owned()], |queues| queues.iter().try_for_each(|queue| name_like(queue));
     }

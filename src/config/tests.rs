@@ -33,7 +33,7 @@ fn the_documented_file_equals_the_defaults_and_names_every_key() {
 
 #[test]
 fn shown_toml_reads_back_as_the_same_configuration() {
-    let text = "[limits]\nmemory = \"3GiB\"\n[queues]\nretention = \"1h2m3s4ms\"\n[workers]\nqueues = [\"a\", \"b\"]\n";
+    let text = "[limits]\nmemory = \"3GiB\"\n[workers]\ngrace = \"59m58s4ms\"\nqueues = [\"a\", \"b\"]\n";
     let config = read(text).unwrap();
     let shown = config.to_toml(|key| if key == "node.shards" { Origin::Environment } else { Origin::File(7) });
     assert_eq!(read(&shown).unwrap(), config);
@@ -47,8 +47,8 @@ fn unknown_keys_and_sections_are_refused_with_line_and_suggestion() {
     );
     assert_eq!(refusal("[limit]\n"), "t.toml:1: unknown section [limit]; did you mean 'limits'?");
     assert_eq!(
-        refusal("[node]\nretention = \"1h\"\n"),
-        "t.toml:2: unknown key 'retention' in [node]; it belongs in [queues]"
+        refusal("[node]\nfinished_max = 1\n"),
+        "t.toml:2: unknown key 'finished_max' in [node]; it belongs in [queues]"
     );
     assert!(refusal("[log]\ncolour = true\n").contains("its keys are level, format"));
     assert!(refusal("node = 3\n").contains("write [node]"));
@@ -61,8 +61,10 @@ fn values_of_wrong_shape_unit_or_range_are_refused_with_advice() {
         ("[wal]\nsegment_size = 64", "with its unit in quotes"),
         ("[wal]\nsegment_size = \"64MB\"", "multiple of 1MiB"),
         ("[wal]\nsegment_size = \"1MiB\"", "between 32MiB and 4GiB"),
-        ("[queues]\nretention = \"5 weeks\"", "no duration"),
-        ("[queues]\nretention = \"9999d\"", "over ten years"),
+        ("[workers]\ngrace = \"5 weeks\"", "no duration"),
+        ("[workers]\ngrace = \"2h\"", "between 0s and 1h"),
+        ("[workers]\ngrace = \"9999d\"", "over ten years"),
+        ("[workers]\ngrace = 5", "with its unit in quotes"),
         ("[node]\nshards = -1", "must not be negative"),
         ("[node]\nshards = \"two\"", "whole number"),
         ("[node]\nshards = 70000", "at most 65535"),
