@@ -79,6 +79,7 @@ pub(crate) fn offer(config: &Config) -> Offer {
         concurrency: config.worker_concurrency(),
         builtins: true,
         exec: config.workers.exec,
+        grace: Some(config.workers.grace.0),
         ..Offer::default()
     }
 }
