@@ -18,7 +18,9 @@ impl fmt::Display for PartitionId {
 }
 
 /// A 128-bit task (or workflow) id. Layout on the wire: `hi` then `lo`, each a little-endian u64.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize,
+)]
 #[rkyv(derive(Clone, Copy, PartialEq, Eq))]
 pub struct TaskId {
     /// Milliseconds since 1970 (upper 48 bits) and partition (lower 16 bits).
@@ -137,8 +139,7 @@ impl FromStr for TaskId {
         }
         let mut value: u128 = 0;
         for (i, byte) in text.bytes().enumerate() {
-            let digit =
-                ALPHABET.iter().position(|&c| c == byte.to_ascii_lowercase()).ok_or_else(refuse)? as u128;
+            let digit = ALPHABET.iter().position(|&c| c == byte.to_ascii_lowercase()).ok_or_else(refuse)? as u128;
             if i == 0 && digit > 7 {
                 return Err(refuse());
             }
@@ -172,7 +173,9 @@ mod tests {
 
     #[test]
     fn nonsense_text_is_refused_with_a_sentence() {
-        for text in ["", "abc", "zzzzzzzzzzzzzzzzzzzzzzzzzz", "0000000000000000000000000u", "é0000000000000000000000000"] {
+        for text in
+            ["", "abc", "zzzzzzzzzzzzzzzzzzzzzzzzzz", "0000000000000000000000000u", "é0000000000000000000000000"]
+        {
             assert!(text.parse::<TaskId>().unwrap_err().to_string().contains("26 characters"), "{text}");
         }
     }

@@ -7,11 +7,8 @@ use taskmaster_protocol::{FrameBuffer, Operation, PartitionId, TaskId};
 
 fn submit(count: u32) -> Submit {
     let mut bytes = Vec::new();
-    let spec = Spec {
-        queue: body::put(&mut bytes, b"emails"),
-        kind: body::put(&mut bytes, b"send"),
-        ..Spec::default()
-    };
+    let spec =
+        Spec { queue: body::put(&mut bytes, b"emails"), kind: body::put(&mut bytes, b"send"), ..Spec::default() };
     let tasks = (0..count)
         .map(|n| TaskRow {
             id: TaskId::new(1_700_000_000_000, PartitionId(3), 77, n),
