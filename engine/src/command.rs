@@ -1,7 +1,7 @@
 //! The engine's verbs, one per file.
 //!
 //! A logged verb has two halves: `admit` looks at a request and refuses it or lets it into the log, without changing
-//! anything; `apply` carries a logged request out and cannot fail. Volatile verbs (leases, heartbeats, progress) change
+//! anything durable; `apply` carries a logged request out and cannot fail. Volatile verbs (leases, heartbeats, progress) change
 //! the leader's view at once and are never logged.
 
 pub(crate) mod cancel;

@@ -28,6 +28,8 @@ pub(crate) mod flag {
     pub(crate) const LATE: u8 = 8;
     /// Already written to the snapshot in progress, or younger than it (parity of the snapshot's number).
     pub(crate) const SNAPSHOT_PARITY: u8 = 16;
+    /// An outcome of the present lease is on its way to the log: the lease cannot be given back any more.
+    pub(crate) const SETTLING: u8 = 64;
     /// Holds a place of its concurrency key.
     pub(crate) const KEY_HELD: u8 = 32;
 }

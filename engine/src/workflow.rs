@@ -180,13 +180,13 @@ fn settle_row(partition: &mut Partition, index: u32, slot: Slot, cx: &mut Cx<'_>
     for position in from..to {
         let workflow = &partition.workflows[index];
         let child = workflow.rows[workflow.children[position as usize] as usize];
-        crate::snapshot::touch(partition, child, cx.arena);
         let extra = &mut partition.extras[partition.tasks[child].extra];
         extra.needs -= 1;
         let last = extra.needs == 0;
         if partition.tasks[child].state != State::Waiting {
             continue;
         }
+        crate::snapshot::touch(partition, child, cx.arena);
         if !releases {
             partition.finish(child, State::Cancelled, Handle::NONE, cx);
         } else if last {

@@ -20,6 +20,9 @@ mod keys;
 #[path = "engine/queues.rs"]
 mod queues;
 
+#[path = "engine/permits.rs"]
+mod permits;
+
 #[path = "engine/time.rs"]
 mod time;
 
@@ -40,3 +43,9 @@ mod hostile;
 
 #[path = "engine/memory.rs"]
 mod memory;
+
+#[path = "engine/model.rs"]
+mod model;
+
+#[path = "engine/chaos.rs"]
+mod chaos;

@@ -7,9 +7,10 @@ use super::{Admitted, check_blobs, check_rows, except, leased, split};
 use crate::partition::{Cx, Partition};
 use crate::refused::Refused;
 use crate::state::State;
+use crate::task::flag;
 
-/// Checks layout and limits, and which rows hold their lease.
-pub(crate) fn admit(partition: &Partition, body: &ArchivedComplete) -> Result<Admitted, Refused> {
+/// Checks layout and limits, and which rows hold their lease; those leases can no longer be given back.
+pub(crate) fn admit(partition: &mut Partition, body: &ArchivedComplete) -> Result<Admitted, Refused> {
     check_rows(body.rows.len())?;
     check_blobs(blob_bytes(body))?;
     for (row, completion) in (0u32..).zip(body.rows.iter()) {
@@ -27,7 +28,7 @@ pub(crate) fn admit(partition: &Partition, body: &ArchivedComplete) -> Result<Ad
         let row = &body.rows[index];
         let id = TaskId::from(&row.id);
         leased(partition, id, row.token.to_native(), row.locator.to_native(), row.attempt.to_native())
-            .map(|_| ())
+            .map(|slot| partition.tasks[slot].flags |= flag::SETTLING)
             .map_err(|(code, state)| (id, code, state))
     }))
 }

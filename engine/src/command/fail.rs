@@ -9,10 +9,10 @@ use crate::extra::pack_error;
 use crate::partition::{Cx, Partition};
 use crate::refused::Refused;
 use crate::state::State;
-use crate::task::Slot;
+use crate::task::{Slot, flag};
 
-/// Checks layout and limits, and which rows hold their lease.
-pub(crate) fn admit(partition: &Partition, body: &ArchivedFail) -> Result<Admitted, Refused> {
+/// Checks layout and limits, and which rows hold their lease; those leases can no longer be given back.
+pub(crate) fn admit(partition: &mut Partition, body: &ArchivedFail) -> Result<Admitted, Refused> {
     check_rows(body.rows.len())?;
     check_blobs(blob_bytes(body))?;
     for (row, failure) in (0u32..).zip(body.rows.iter()) {
@@ -32,7 +32,7 @@ pub(crate) fn admit(partition: &Partition, body: &ArchivedFail) -> Result<Admitt
         let row = &body.rows[index];
         let id = TaskId::from(&row.id);
         leased(partition, id, row.token.to_native(), row.locator.to_native(), row.attempt.to_native())
-            .map(|_| ())
+            .map(|slot| partition.tasks[slot].flags |= flag::SETTLING)
             .map_err(|(code, state)| (id, code, state))
     }))
 }

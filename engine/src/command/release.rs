@@ -1,10 +1,11 @@
 //! Release: leases given back before they were worked on. No attempt is counted. Volatile.
 
-use taskmaster_protocol::TaskId;
 use taskmaster_protocol::body::{ArchivedLeases, BatchReply};
+use taskmaster_protocol::{Code, TaskId};
 
 use super::{except, leased};
 use crate::partition::{Cx, Partition};
+use crate::task::flag;
 
 /// Makes each named task ready again.
 pub(crate) fn apply(partition: &mut Partition, body: &ArchivedLeases, cx: &mut Cx<'_>) -> BatchReply {
@@ -12,6 +13,9 @@ pub(crate) fn apply(partition: &mut Partition, body: &ArchivedLeases, cx: &mut C
     for (index, row) in body.rows.iter().enumerate() {
         let id = TaskId::from(&row.id);
         match leased(partition, id, row.token.to_native(), row.locator.to_native(), row.attempt.to_native()) {
+            Ok(slot) if partition.tasks[slot].has(flag::SETTLING) => {
+                except(&mut reply, index, id, Code::StaleLease, Some(partition.tasks[slot].state));
+            }
             Ok(slot) => {
                 partition.detach(slot, cx);
                 partition.enter_ready(slot, cx);

@@ -106,7 +106,7 @@ impl Shard {
     ) -> Result<(), Refused> {
         let body = body::access::<ArchivedComplete>(bytes)?;
         self.check_backlog(2 * LOG_BYTES_PENDING_MAX)?;
-        let admitted = command::complete::admit(self.partition(&header)?, body)?;
+        let admitted = command::complete::admit(self.partition_mut(&header)?, body)?;
         let blob_bytes = command::complete::blob_bytes(body);
         let narrow = admitted.rows.as_ref().map(|rows| command::complete::narrowed(body, rows));
         self.append_admitted(conn, header, admitted, blob_bytes, bytes, narrow, effects);
@@ -122,7 +122,7 @@ impl Shard {
     ) -> Result<(), Refused> {
         let body = body::access::<ArchivedFail>(bytes)?;
         self.check_backlog(2 * LOG_BYTES_PENDING_MAX)?;
-        let admitted = command::fail::admit(self.partition(&header)?, body)?;
+        let admitted = command::fail::admit(self.partition_mut(&header)?, body)?;
         let blob_bytes = command::fail::blob_bytes(body);
         let narrow = admitted.rows.as_ref().map(|rows| command::fail::narrowed(body, rows));
         self.append_admitted(conn, header, admitted, blob_bytes, bytes, narrow, effects);
