@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use glommio::ExecutorJoinHandle;
@@ -119,10 +120,28 @@ fn random_id() -> u128 {
     (half() << 64) | half()
 }
 
+/// How long a port may still be in use at the start: the kernel closes the rings of a process that was killed, and with
+/// them its listening sockets, only some time after the process is gone.
+const PORT_PATIENCE: Duration = Duration::from_secs(1);
+/// Pause between two tries.
+const PORT_PAUSE: Duration = Duration::from_millis(10);
+
+fn reserve_within(address: SocketAddr, longest: Duration) -> std::io::Result<SocketAddr> {
+    let until = Instant::now() + longest;
+    loop {
+        match listener::reserve(address) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < until => {
+                std::thread::sleep(PORT_PAUSE);
+            }
+            reserved => return reserved,
+        }
+    }
+}
+
 /// The shared address with its real port, and each shard's own port.
 fn ports(config: &Config, shards: usize) -> anyhow::Result<(SocketAddr, Vec<u16>)> {
     let reserve = |address: SocketAddr| {
-        listener::reserve(address).with_context(|| {
+        reserve_within(address, PORT_PATIENCE).with_context(|| {
             format!("cannot listen on {address}: stop what uses the port, or choose another by listen.address")
         })
     };
