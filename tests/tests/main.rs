@@ -1,3 +1,7 @@
 //! The integration binary: simulator, real processes, workflows, client against node, and the rules of the house.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod crash;
+mod process;
 mod simulator;

@@ -64,7 +64,13 @@ pub(crate) struct Outbox {
 const PATIENCE_US: u64 = 3_000_000;
 
 impl Outbox {
-    pub(crate) fn push(&mut self, operation: Operation, partition: PartitionId, body: &impl Body, cx: &mut Cx<'_>) -> u64 {
+    pub(crate) fn push(
+        &mut self,
+        operation: Operation,
+        partition: PartitionId,
+        body: &impl Body,
+        cx: &mut Cx<'_>,
+    ) -> u64 {
         let mut bytes = FrameBuffer::new();
         body.append_to(&mut bytes);
         self.last += 1;

@@ -38,11 +38,7 @@ fn ask(node: &mut Node, operation: Operation, partition: PartitionId, body: &imp
 }
 
 /// All of `ids` that the node knows.
-pub(crate) fn tasks(
-    node: &mut Node,
-    ids: &[TaskId],
-    now_us: u64,
-) -> Result<BTreeMap<TaskId, Seen>, String> {
+pub(crate) fn tasks(node: &mut Node, ids: &[TaskId], now_us: u64) -> Result<BTreeMap<TaskId, Seen>, String> {
     let mut found = BTreeMap::new();
     for &id in ids {
         let answer = ask(node, Operation::GetTask, id.partition(), &GetTask { id }, now_us);

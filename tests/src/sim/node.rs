@@ -163,7 +163,9 @@ impl Node {
     pub(crate) fn written(&mut self, seq: u64, now_us: u64) {
         let reached = match self.defect {
             // Acknowledges a block although one before it is not durable.
-            Some(Defect::AcknowledgeOutOfOrder) => self.writer.written(seq).map_or(Some(seq), |durable| Some(durable.max(seq))),
+            Some(Defect::AcknowledgeOutOfOrder) => {
+                self.writer.written(seq).map_or(Some(seq), |durable| Some(durable.max(seq)))
+            }
             _ => self.writer.written(seq),
         };
         let Some(durable) = reached else { return };

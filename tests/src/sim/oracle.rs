@@ -132,7 +132,9 @@ impl Oracle {
 
     /// For hunting: what happens to the task whose id ends with TASKMASTER_SIM_WATCH.
     fn watch(&self, id: TaskId, what: impl FnOnce() -> String) {
-        if let Some(end) = &self.watched && id.to_string().ends_with(end.as_str()) {
+        if let Some(end) = &self.watched
+            && id.to_string().ends_with(end.as_str())
+        {
             eprintln!("{:>9} {id} {}", self.clock_us.saturating_sub(super::world::START_US), what());
         }
     }
@@ -347,7 +349,8 @@ impl Oracle {
             }
             return Ok(());
         }
-        let reply = access::<ArchivedBatchReply>(&sent.body).map_err(|error| format!("a reply does not read: {error}"))?;
+        let reply =
+            access::<ArchivedBatchReply>(&sent.body).map_err(|error| format!("a reply does not read: {error}"))?;
         let mut exceptions = HashMap::new();
         for exception in reply.exceptions.iter() {
             let index = exception.index.to_native() as usize;
@@ -390,7 +393,9 @@ impl Oracle {
     fn settle(&mut self, id: TaskId, state: State) -> Verdict {
         let task = self.tasks.get_mut(&id).expect("registered");
         let before = task.settled.replace(state);
-        require(before.is_none_or(|before| before == state), || format!("{id} became {state:?} after it was {before:?}"))
+        require(before.is_none_or(|before| before == state), || {
+            format!("{id} became {state:?} after it was {before:?}")
+        })
     }
 
     fn completed(&mut self, row: &Row) -> Verdict {
@@ -446,7 +451,8 @@ impl Oracle {
     }
 
     fn assigned(&mut self, sent: &Sent, queues: &mut BTreeSet<u32>) -> Verdict {
-        let assign = access::<ArchivedAssign>(&sent.body).map_err(|error| format!("an assign does not read: {error}"))?;
+        let assign =
+            access::<ArchivedAssign>(&sent.body).map_err(|error| format!("an assign does not read: {error}"))?;
         for row in assign.rows.iter() {
             let (id, token, attempt) = (TaskId::from(&row.id), row.token.to_native(), row.attempt.to_native());
             self.assigned += 1;
@@ -527,7 +533,9 @@ impl Oracle {
                 continue;
             };
             let state = seen.state;
-            if let Some(end) = &self.watched && id.to_string().ends_with(end.as_str()) {
+            if let Some(end) = &self.watched
+                && id.to_string().ends_with(end.as_str())
+            {
                 eprintln!("{:>9} {id} is {state:?}", self.clock_us.saturating_sub(super::world::START_US));
             }
             if let Some(result) = &task.completed {

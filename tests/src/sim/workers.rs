@@ -87,7 +87,8 @@ impl Worker {
             let (act, partition) = (due[0].act, due[0].row.id.partition());
             let mut rows = Vec::new();
             due.retain(|planned| {
-                let joins = planned.act == act && planned.row.id.partition() == partition && !(single && !rows.is_empty());
+                let joins =
+                    planned.act == act && planned.row.id.partition() == partition && !(single && !rows.is_empty());
                 if joins {
                     rows.push(planned.row);
                 }

@@ -232,7 +232,11 @@ impl Producer {
         }
         if self.left > 0 && self.outbox.requests.len() < 12 {
             self.left -= 1;
-            if cx.dice.chance(25) { self.submit_workflow(cx) } else { self.submit_batch(cx) }
+            if cx.dice.chance(25) {
+                self.submit_workflow(cx)
+            } else {
+                self.submit_batch(cx)
+            }
             for _ in 0..cx.dice.below(3) {
                 self.operate(cx);
             }

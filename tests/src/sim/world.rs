@@ -250,8 +250,11 @@ impl World {
             }
             Event::Slice { life } if life == self.life => {
                 let more = self.node.as_mut().is_some_and(Node::slice_snapshot);
-                let (pause_us, event) =
-                    if more { (self.dice.range(50, 3_000), Event::Slice { life }) } else { (self.dice.range(500, 20_000), Event::SnapshotDone { life }) };
+                let (pause_us, event) = if more {
+                    (self.dice.range(50, 3_000), Event::Slice { life })
+                } else {
+                    (self.dice.range(500, 20_000), Event::SnapshotDone { life })
+                };
                 self.after(pause_us, event);
             }
             Event::SnapshotDone { life } if life == self.life => {

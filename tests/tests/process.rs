@@ -1,0 +1,167 @@
+//! The real binary as a process: built once, started on a directory of the real disk, ended in every way.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// The binary under test, of the profile of this test, brought up to date once per run.
+pub(crate) fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        // target/<profile>/deps/<this test>
+        let own = std::env::current_exe().unwrap();
+        let profile_dir = own.parent().and_then(Path::parent).unwrap();
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--package", "taskmaster", "--bin", "taskmaster"]);
+        build.arg("--target-dir").arg(profile_dir.parent().unwrap());
+        if profile_dir.ends_with("release") {
+            build.arg("--release");
+        }
+        let status = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap();
+        assert!(status.success(), "the binary does not build");
+        profile_dir.join("taskmaster")
+    })
+}
+
+/// A fresh directory on the disk that holds the build: never a memory file system.
+pub(crate) fn directory() -> TempDir {
+    tempfile::Builder::new().prefix("node-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// An address whose port and the few above it are free at the moment.
+pub(crate) fn free_address() -> SocketAddr {
+    for _ in 0..200 {
+        let first = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = first.local_addr().unwrap().port();
+        let above: Vec<_> = (1..4).map_while(|offset| port.checked_add(offset)).collect();
+        if above.len() == 3 && above.iter().all(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()) {
+            return SocketAddr::from(([127, 0, 0, 1], port));
+        }
+    }
+    panic!("no four free ports in a row");
+}
+
+/// What a node is started with.
+#[derive(Clone)]
+pub(crate) struct Setup {
+    pub(crate) data_dir: PathBuf,
+    pub(crate) address: SocketAddr,
+    pub(crate) shards: u16,
+    /// Further lines of TOML.
+    pub(crate) more: String,
+}
+
+impl Setup {
+    pub(crate) fn new(directory: &TempDir) -> Self {
+        Self { data_dir: directory.path().join("data"), address: free_address(), shards: 1, more: String::new() }
+    }
+
+    pub(crate) fn shards(mut self, shards: u16) -> Self {
+        self.shards = shards;
+        self
+    }
+
+    fn config(&self) -> String {
+        let (data_dir, address, shards) = (self.data_dir.display(), self.address, self.shards);
+        format!(
+            "[node]\ndata_dir = \"{data_dir}\"\nshards = {shards}\n[listen]\naddress = \"{address}\"\n\
+             [wal]\nsegment_size = \"32MiB\"\nsegments_ahead = 1\nsnapshot_after = \"64MiB\"\n{}",
+            self.more
+        )
+    }
+
+    /// Starts the process without waiting for it.
+    pub(crate) fn spawn(&self) -> Running {
+        let parent = self.data_dir.parent().unwrap();
+        let config = parent.join(format!("node-{}.toml", self.address.port()));
+        std::fs::write(&config, self.config()).unwrap();
+        let stderr = parent.join(format!("node-{}.log", self.address.port()));
+        let child = Command::new(binary())
+            .args(["serve", "--output", "json", "--config"])
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(&stderr).unwrap())
+            .spawn()
+            .unwrap();
+        Running { child, stderr, address: self.address }
+    }
+
+    /// Starts a node and waits until it takes connections.
+    pub(crate) fn start(&self) -> Running {
+        let mut node = self.spawn();
+        let lines = BufReader::new(node.child.stdout.as_mut().unwrap()).lines();
+        let listens = lines.map(Result::unwrap).any(|line| line.contains("listening"));
+        assert!(listens, "the node did not start: {}", node.log());
+        node
+    }
+
+    /// Starts a node that must refuse to start. What it says.
+    pub(crate) fn refusal(&self) -> (ExitStatus, String) {
+        let mut node = self.spawn();
+        let mut answer = String::new();
+        node.child.stdout.as_mut().unwrap().read_to_string(&mut answer).unwrap();
+        let status = node.wait(Duration::from_secs(30));
+        assert!(!status.success(), "the node started: {answer}");
+        (status, format!("{answer}\n{}", node.log()))
+    }
+}
+
+/// A node's process. Dropping it kills it.
+pub(crate) struct Running {
+    child: Child,
+    stderr: PathBuf,
+    pub(crate) address: SocketAddr,
+}
+
+impl Running {
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(mut self) {
+        kill_process(self.pid(), Signal::KILL).unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM, then waits for the end.
+    pub(crate) fn terminate(&mut self) -> ExitStatus {
+        kill_process(self.pid(), Signal::TERM).unwrap();
+        self.wait(Duration::from_secs(30))
+    }
+
+    pub(crate) fn wait(&mut self, longest: Duration) -> ExitStatus {
+        let until = Instant::now() + longest;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < until, "the process did not end in {longest:?}: {}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// What it has logged.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.stderr).unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
