@@ -4,4 +4,6 @@
 
 mod crash;
 mod process;
+mod refusals;
 mod simulator;
+mod workflows;
