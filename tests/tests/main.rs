@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod crash;
+mod disk_full;
 mod process;
 mod refusals;
 mod simulator;

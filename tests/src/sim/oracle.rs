@@ -257,6 +257,9 @@ impl Oracle {
                 if paused == Some(false) {
                     self.paused.remove(&(header.partition, queue));
                 }
+                if self.watched.is_some() {
+                    eprintln!("{now_us:>9} <- q{queue} of {}: paused {paused:?}", header.partition);
+                }
                 request.setting = Some((header.partition, queue, paused, limit));
             }
             _ => return,
@@ -304,6 +307,15 @@ impl Oracle {
 
     /// The node's process is gone, and with it every lease.
     pub(crate) fn crashed(&mut self) {
+        if self.watched.is_some() {
+            eprintln!("{:>9} the node is gone", self.clock_us - super::world::START_US);
+        }
+        // A resume that was not answered may have been kept.
+        for (partition, queue, paused, _) in self.requests.values().filter_map(|request| request.setting) {
+            if paused == Some(false) {
+                self.paused.remove(&(partition, queue));
+            }
+        }
         self.requests.clear();
         for task in self.tasks.values_mut() {
             task.lease = None;
@@ -339,6 +351,9 @@ impl Oracle {
 
     fn answered(&mut self, request: &Request, sent: &Sent) -> Verdict {
         if let Some((partition, queue, paused, limit)) = request.setting {
+            if self.watched.is_some() {
+                eprintln!("{:>9} -> q{queue} of {partition}: paused {paused:?}", self.clock_us - super::world::START_US);
+            }
             if paused == Some(true) {
                 self.paused.insert((partition, queue), false);
             } else if paused == Some(false) {
