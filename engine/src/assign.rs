@@ -89,27 +89,42 @@ impl Assigner<'_> {
     /// As another shard: asks for permits, and gives back.
     fn tell_owner(&mut self, queue: u32) {
         let number = self.dispatch.number;
-        let entry = &mut self.dispatch.queues[queue as usize];
-        if entry.permits.owner == number {
+        let owner = self.dispatch.queues[queue as usize].permits.owner;
+        if owner == number {
             return;
         }
-        let limited = entry.concurrency.is_some() || entry.bucket.is_some();
-        let can_start = limited && entry.with_credit > 0;
-        let mut wanted = 0;
-        for lane in entry.rings.iter().flatten().filter(|_| can_start) {
-            let Some(partition) = self.partitions[usize::from(lane.partition)].as_deref() else { continue };
-            let ready = &partition.lanes[lane.lane as usize];
-            if !partition.queues[ready.queue as usize].settings.paused {
-                wanted = ROWS_MAX.min(wanted + ready.list.len);
-            }
-        }
-        let owner = entry.permits.owner;
+        let wanted = self.startable(queue);
+        let entry = &mut self.dispatch.queues[queue as usize];
         let mut notes = Vec::new();
         entry.permits.notes(wanted, |note| notes.push(note));
         for note in notes {
             let note = self.dispatch.queues[queue as usize].note(number, owner, note);
             self.effects.permits.push(note);
         }
+    }
+
+    /// How many tasks of a queue with limits could start if the limits let them. Permits that no worker here has room to
+    /// use are better used by another shard.
+    fn startable(&self, queue: u32) -> u32 {
+        let entry = &self.dispatch.queues[queue as usize];
+        if entry.with_credit == 0 || (entry.concurrency.is_none() && entry.bucket.is_none()) {
+            return 0;
+        }
+        let mut count = 0;
+        for lane in entry.rings.iter().flatten() {
+            let Some(partition) = self.partitions[usize::from(lane.partition)].as_deref() else { continue };
+            let ready = &partition.lanes[lane.lane as usize];
+            let has_room = |&index: &u32| {
+                let worker = &self.dispatch.workers[index as usize];
+                let fits = |capacity| ready.resources.fits(capacity, &worker.used, 1) > 0;
+                worker.credit > 0 && worker.capacity.as_ref().is_none_or(fits)
+            };
+            let is_paused = partition.queues[ready.queue as usize].settings.paused;
+            if !is_paused && ready.list.len > 0 && entry.workers.iter().any(has_room) {
+                count = ROWS_MAX.min(count + ready.list.len);
+            }
+        }
+        count
     }
 
     /// How many tasks the queue's limits let start.

@@ -49,3 +49,6 @@ mod model;
 
 #[path = "engine/chaos.rs"]
 mod chaos;
+
+#[path = "engine/shards.rs"]
+mod shards;

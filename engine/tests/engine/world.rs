@@ -9,7 +9,7 @@ use rkyv::api::high::{HighDeserializer, HighValidator};
 use rkyv::bytecheck::CheckBytes;
 use rkyv::rancor::Error;
 use rkyv::{Archive, Deserialize};
-use taskmaster_engine::{Config, ConnId, Effects, Input, Shard, State};
+use taskmaster_engine::{Config, ConnId, Effects, Input, PermitNote, Shard, State};
 use taskmaster_protocol::body::{
     self, Assign, AwaitTask, BatchReply, Cancel, Complete, CompleteRow, ConfigureQueue, Credit, Empty, Explanation,
     Fail, FailRow, GetTask, GetWorkflow, LeaseRow, Leases, ListQueues, ListTasks, QueueInfo, QueuePage, Refusal, Retry,
@@ -143,6 +143,8 @@ pub(crate) struct World {
     pub(crate) durable: usize,
     /// Messages not looked at yet, in order of arrival.
     pub(crate) inbox: VecDeque<Message>,
+    /// Notes for other shards, in order.
+    pub(crate) notes: Vec<PermitNote>,
     effects: Effects,
     correlation: u64,
 }
@@ -173,6 +175,7 @@ impl World {
             log: Vec::new(),
             durable: 0,
             inbox: VecDeque::new(),
+            notes: Vec::new(),
             effects: Effects::default(),
             correlation: 0,
         }
@@ -185,6 +188,7 @@ impl World {
     }
 
     fn collect(&mut self) {
+        self.notes.append(&mut self.effects.permits);
         let (log, inbox) = (&mut self.log, &mut self.inbox);
         self.shard.take_unlogged(|sequence, bytes| {
             assert_eq!(sequence, log.len() as u64 + 1, "entries come in order");
