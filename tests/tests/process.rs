@@ -10,10 +10,14 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-/// The binary under test, of the profile of this test, brought up to date once per run.
+/// The binary under test: the one that `TASKMASTER_BINARY` names, else that of this test's profile, brought up to date once
+/// per run.
 pub(crate) fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
+        if let Some(named) = std::env::var_os("TASKMASTER_BINARY") {
+            return PathBuf::from(named);
+        }
         // target/<profile>/deps/<this test>
         let own = std::env::current_exe().unwrap();
         let profile_dir = own.parent().and_then(Path::parent).unwrap();
