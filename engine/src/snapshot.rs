@@ -6,6 +6,9 @@
 //!
 //! Volatile state is left out: a leased task is written as ready, and key holds and ready order follow from the rest.
 
+#[cfg(test)]
+mod layout;
+
 use hashbrown::HashMap;
 use rkyv::{Archive, Deserialize, Serialize};
 use taskmaster_protocol::body::{self, Malformed, Span};
@@ -362,7 +365,7 @@ impl Restore {
         }
         if let Some(extra) = partition.extras.get(extra) {
             if extra.deadline_us != 0 && !state.is_final() {
-                cx.timers.insert(extra.deadline_us, Timer::of_task(partition.id, TimerKind::Deadline, slot, id));
+                cx.timers.insert_step(extra.deadline_us, Timer::of_task(partition.id, TimerKind::Deadline, slot, id));
             }
             if extra.workflow != NONE {
                 let workflow = &mut partition.workflows[extra.workflow];
