@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod client_node;
 mod crash;
 mod disk_full;
 mod process;

@@ -73,9 +73,11 @@ async fn run(client: Client, observed: Observed, name: String, mut plan: Plan) -
     assert!(spans.iter().all(Option::is_some), "{name}: a task never ran");
     verify_order(&plan, &spans).unwrap_or_else(|violation| panic!("{name}: {violation}"));
     // What the node tells agrees: no task began before those it needs were final.
+    let view = client.workflow(handle.id).await.unwrap();
     let rows: HashMap<TaskId, _> = view.tasks.iter().map(|row| (row.id, row)).collect();
     let told: Vec<Option<Span>> =
         handle.tasks.iter().map(|id| rows.get(id).map(|row| (row.started_us, row.finished_us))).collect();
+    assert!(told.iter().all(Option::is_some), "{name}: the node does not list every task");
     verify_order(&plan, &told).unwrap_or_else(|violation| panic!("{name}, as the node tells: {violation}"));
     let makespan_s = Duration::from_micros(view.finished_us - view.submitted_us).as_secs_f64();
     Ran { name, tasks: plan.tasks.len(), bound_s, makespan_s }
