@@ -24,7 +24,10 @@ pub(crate) fn cpus_for(shards: usize) -> Vec<usize> {
 
 fn allowed(system: &Path) -> Vec<Cpu> {
     let Ok(set) = rustix::thread::sched_getaffinity(None) else { return Vec::new() };
-    (0..rustix::thread::CpuSet::MAX_CPU).filter(|&number| set.is_set(number)).map(|number| describe(system, number)).collect()
+    (0..rustix::thread::CpuSet::MAX_CPU)
+        .filter(|&number| set.is_set(number))
+        .map(|number| describe(system, number))
+        .collect()
 }
 
 fn describe(system: &Path, number: usize) -> Cpu {
