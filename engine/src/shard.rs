@@ -357,7 +357,11 @@ impl Shard {
         let Some((partition, slot)) = self.task_of(timer) else { return };
         let task = &partition.tasks[slot];
         let deadline_us = partition.extras.get(task.extra).map_or(0, |extra| extra.deadline_us);
-        if task.state.is_final() || deadline_us == 0 || deadline_us > now_us || task.has(flag::LATE) {
+        if task.state.is_final() || deadline_us == 0 || task.has(flag::LATE) {
+            return;
+        }
+        if deadline_us > now_us {
+            self.timers.insert_step(deadline_us, timer);
             return;
         }
         let row = expire_row(task, command::expire::DEADLINE);

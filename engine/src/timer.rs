@@ -33,6 +33,9 @@ pub(crate) struct Timer {
     pub(crate) check: u32,
 }
 
+/// Longest life of a timer whose owner has ended, in milliseconds.
+const STEP_MS: u64 = 60_000;
+
 /// The part of an id that timers carry.
 pub(crate) fn check_of(id: TaskId) -> u32 {
     let mixed = id.mix().to_le_bytes();
@@ -62,6 +65,12 @@ impl Timers {
     /// Sets a timer; it fires at or after `due_us`, at most a millisecond late.
     pub(crate) fn insert(&mut self, due_us: u64, timer: Timer) {
         self.0.insert(due_us.div_ceil(1_000), timer);
+    }
+
+    /// Sets a timer that looks at its owner again after [`STEP_MS`] if `due_us` is later: for owners that mostly end long
+    /// before. The wheel has no cancel, so this bounds how long a timer outlives its owner.
+    pub(crate) fn insert_step(&mut self, due_us: u64, timer: Timer) {
+        self.0.insert(due_us.div_ceil(1_000).min(self.0.now_ms() + STEP_MS), timer);
     }
 
     /// Collects timers due by `now_us`; `true` when more are due than `work_max` allowed.

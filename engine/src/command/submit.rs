@@ -403,7 +403,7 @@ fn insert(
     if let Some(extra) = partition.extras.get(extra)
         && extra.deadline_us != 0
     {
-        cx.timers.insert(extra.deadline_us, Timer::of_task(partition.id, TimerKind::Deadline, slot, id));
+        cx.timers.insert_step(extra.deadline_us, Timer::of_task(partition.id, TimerKind::Deadline, slot, id));
     }
     slot
 }

@@ -15,13 +15,11 @@ use crate::timer::{Timer, TimerKind};
 
 /// Most awaits in force on one shard.
 const AWAITS_MAX: usize = 1 << 20;
-/// Longest wait, in milliseconds: its timer is kept to its end even when the answer comes sooner.
-const AWAIT_MS_MAX: u32 = 3_600_000;
-
 struct Waiter {
     number: u32,
     conn: ConnId,
     header: Header,
+    until_us: u64,
 }
 
 /// Awaits in force.
@@ -34,11 +32,11 @@ pub(super) struct Waiters {
 }
 
 impl Waiters {
-    fn add(&mut self, conn: ConnId, header: Header, awaited: Awaited) -> u32 {
+    fn add(&mut self, conn: ConnId, header: Header, awaited: Awaited, until_us: u64) -> u32 {
         self.last_number = self.last_number.wrapping_add(1);
         let number = self.last_number;
         self.awaited_of.insert(number, awaited);
-        self.by_awaited.entry(awaited).or_default().push(Waiter { number, conn, header });
+        self.by_awaited.entry(awaited).or_default().push(Waiter { number, conn, header, until_us });
         self.by_conn.entry(conn).or_default().insert(number);
         number
     }
@@ -64,6 +62,12 @@ impl Waiters {
         }
         self.leave_conn(&waiter);
         Some((awaited, waiter))
+    }
+
+    /// When an await ends, if it is still in force.
+    fn until_us(&self, number: u32) -> Option<u64> {
+        let waiters = self.by_awaited.get(self.awaited_of.get(&number)?)?;
+        waiters.iter().find(|waiter| waiter.number == number).map(|waiter| waiter.until_us)
     }
 
     fn leave_conn(&mut self, waiter: &Waiter) {
@@ -97,9 +101,9 @@ impl Shard {
             let message = format!("{AWAITS_MAX} awaits are in force: poll with get instead");
             return Err(Refused::new(Code::Overloaded, message).retry_after_ms(1_000));
         }
-        let number = self.waiters.add(conn, header, awaited);
-        let due_us = self.last_time_us + u64::from(timeout_ms.min(AWAIT_MS_MAX)) * 1_000;
-        self.timers.insert(due_us, Timer::of_index(PartitionId(0), TimerKind::Await, number));
+        let until_us = self.last_time_us + u64::from(timeout_ms) * 1_000;
+        let number = self.waiters.add(conn, header, awaited, until_us);
+        self.timers.insert_step(until_us, Timer::of_index(PartitionId(0), TimerKind::Await, number));
         let Some(partition) = self.partitions[usize::from(header.partition)].as_deref_mut() else { return Ok(()) };
         match awaited {
             Awaited::Workflow(id) => {
@@ -139,6 +143,10 @@ impl Shard {
     }
 
     pub(super) fn await_timed_out(&mut self, number: u32, effects: &mut Effects) {
+        if let Some(until_us) = self.waiters.until_us(number).filter(|&until_us| until_us > self.last_time_us) {
+            self.timers.insert_step(until_us, Timer::of_index(PartitionId(0), TimerKind::Await, number));
+            return;
+        }
         let Some((awaited, waiter)) = self.waiters.take_one(number) else { return };
         let (Awaited::Task(id) | Awaited::Workflow(id)) = awaited;
         let refused = Refused::new(Code::TimedOut, format!("{id} is not final yet: ask again"));

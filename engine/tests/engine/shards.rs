@@ -62,7 +62,7 @@ impl Node {
     fn collect(&mut self) {
         let count = self.shards.len();
         for world in &mut self.shards {
-            for note in world.notes.drain(..) {
+            for note in world.notes() {
                 self.mesh[usize::from(note.from) * count + usize::from(note.to)].push_back(note);
             }
             let leases = world.leases();

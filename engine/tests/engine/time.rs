@@ -139,6 +139,35 @@ fn every_final_state_answers_awaits() {
 }
 
 #[test]
+fn deadlines_and_awaits_far_ahead_hold_and_leave_nothing_behind_when_their_task_ends_sooner() {
+    let mut world = world();
+    let late = world.submit_one(job("other", 0).deadline_in_ms(300_000));
+    let wait = world.await_task(late, 250_000);
+    world.advance_ms(249_990);
+    assert!(world.reply(wait).is_none() && world.state(late) == State::Ready);
+    world.advance_ms(20);
+    assert_eq!(world.reply(wait).unwrap().code(), Code::TimedOut);
+    world.advance_ms(49_970);
+    assert_eq!(world.state(late), State::Ready);
+    world.advance_ms(30);
+    assert_eq!(world.state(late), State::Expired);
+    let before = world.shard.stats().memory_bytes;
+    for round in 0..40 {
+        let batch: Vec<_> = (0..500)
+            .map(|number| job("mail", 1 + round * 500 + number).deadline_in_ms(80_000_000).retention_ms(1_000))
+            .collect();
+        let ids = finish(&mut world, &batch);
+        let waits: Vec<u64> = ids.iter().map(|&id| world.await_task(id, 80_000_000)).collect();
+        assert!(waits.into_iter().all(|wait| world.reply(wait).is_some()));
+        world.credit(WORKER, 500);
+        world.advance_ms(10_000);
+    }
+    world.advance_ms(100_000);
+    let grown = world.shard.stats().memory_bytes - before;
+    assert!(grown < 400_000, "{grown} bytes are left of 20,000 finished tasks");
+}
+
+#[test]
 fn an_await_ends_with_its_time() {
     let mut world = world();
     let task = world.submit_one(job("mail", 0));

@@ -144,7 +144,7 @@ pub(crate) struct World {
     /// Messages not looked at yet, in order of arrival.
     pub(crate) inbox: VecDeque<Message>,
     /// Notes for other shards, in order.
-    pub(crate) notes: Vec<PermitNote>,
+    notes: Vec<PermitNote>,
     effects: Effects,
     correlation: u64,
 }
@@ -482,7 +482,7 @@ impl World {
 
     /// Takes the notes for other shards.
     pub(crate) fn notes(&mut self) -> Vec<taskmaster_engine::PermitNote> {
-        self.effects.permits.drain(..).collect()
+        std::mem::take(&mut self.notes)
     }
 
     /// Takes the one assignment that has arrived.
