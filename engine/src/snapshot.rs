@@ -365,7 +365,7 @@ impl Restore {
         }
         if let Some(extra) = partition.extras.get(extra) {
             if extra.deadline_us != 0 && !state.is_final() {
-                cx.timers.insert(extra.deadline_us, Timer::of_task(partition.id, TimerKind::Deadline, slot, id));
+                cx.timers.insert_step(extra.deadline_us, Timer::of_task(partition.id, TimerKind::Deadline, slot, id));
             }
             if extra.workflow != NONE {
                 let workflow = &mut partition.workflows[extra.workflow];
