@@ -34,7 +34,8 @@ async fn stage(shards: u16) -> Stage {
 
 /// A worker that echoes payloads.
 async fn echo(client: &Client, queue: &str) -> Worker {
-    let worker = Worker::builder(client).queue(queue).handler("echo", |task| async move { Ok(task.payload().to_vec()) });
+    let worker =
+        Worker::builder(client).queue(queue).handler("echo", |task| async move { Ok(task.payload().to_vec()) });
     worker.start().await.unwrap()
 }
 
@@ -107,7 +108,10 @@ async fn the_most_urgent_goes_first(Stage { client, .. }: &Stage) {
                 }
             };
             let name = format!("{priority} {n}");
-            client.submit(Task::new("note").queue("urgent").id(id).priority(priority).payload(name.clone())).await.unwrap();
+            client
+                .submit(Task::new("note").queue("urgent").id(id).priority(priority).payload(name.clone()))
+                .await
+                .unwrap();
             wanted.push((priority, n, name));
         }
     }
@@ -275,9 +279,14 @@ async fn a_workflow_runs_in_order_and_its_failures_go_down(Stage { client, .. }:
     assert!(view.is_success(), "{view:?}");
     {
         let order = order.lock().unwrap();
-        assert_eq!((order.first().map(String::as_str), order.last().map(String::as_str)), (Some("top"), Some("bottom")));
+        assert_eq!(
+            (order.first().map(String::as_str), order.last().map(String::as_str)),
+            (Some("top"), Some("bottom"))
+        );
     }
-    for (on_failure, after) in [(OnFailure::CancelDescendants, State::Cancelled), (OnFailure::Continue, State::Succeeded)] {
+    for (on_failure, after) in
+        [(OnFailure::CancelDescendants, State::Cancelled), (OnFailure::Continue, State::Succeeded)]
+    {
         let mut chain = Workflow::new("chain").on_failure(on_failure);
         let bad = chain.add("bad", step("bad"), []);
         let next = chain.add("next", step("next"), [bad]);
@@ -339,7 +348,8 @@ async fn any_shard_takes_any_request(Stage { node, client, .. }: &Stage) {
             let header = |operation| Header::request(operation, 0, Some(partition));
             let reply = connection.request(header(Operation::Submit), &submit).await.unwrap().accepted().unwrap();
             assert_eq!(reply.read::<ArchivedBatchReply>().unwrap().accepted.to_native(), 1);
-            let reply = connection.request(header(Operation::GetTask), &GetTask { id }).await.unwrap().accepted().unwrap();
+            let reply =
+                connection.request(header(Operation::GetTask), &GetTask { id }).await.unwrap().accepted().unwrap();
             let page = reply.read::<ArchivedTaskPage>().unwrap();
             assert_eq!(TaskId::from(&page.rows[0].id), id);
         }

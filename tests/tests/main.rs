@@ -8,4 +8,5 @@ mod disk_full;
 mod process;
 mod refusals;
 mod simulator;
+mod tidy;
 mod workflows;

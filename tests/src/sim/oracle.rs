@@ -352,7 +352,10 @@ impl Oracle {
     fn answered(&mut self, request: &Request, sent: &Sent) -> Verdict {
         if let Some((partition, queue, paused, limit)) = request.setting {
             if self.watched.is_some() {
-                eprintln!("{:>9} -> q{queue} of {partition}: paused {paused:?}", self.clock_us - super::world::START_US);
+                eprintln!(
+                    "{:>9} -> q{queue} of {partition}: paused {paused:?}",
+                    self.clock_us - super::world::START_US
+                );
             }
             if paused == Some(true) {
                 self.paused.insert((partition, queue), false);
