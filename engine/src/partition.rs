@@ -722,7 +722,7 @@ const CLOCK_SKEW_MS: u64 = 60_000;
 fn hash_of_id(id: TaskId) -> u64 {
     const RUN: u64 = 64;
     let run = TaskId { hi: id.hi, lo: id.lo / RUN };
-    ((run.mix() & !(RUN - 1)) | (id.lo % RUN)) ^ (id.lo << 57)
+    run.mix() ^ (id.lo % RUN) ^ (id.lo << 57)
 }
 
 fn hash_of(key: &[u8]) -> u64 {
@@ -748,6 +748,22 @@ fn quantised(ms: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_made_in_a_row_lie_in_one_block_and_those_of_any_stride_spread() {
+        let blocks = |ids: &[TaskId], size: u64| {
+            let starts: std::collections::BTreeSet<u64> =
+                ids.iter().map(|&id| hash_of_id(id) % 65_536 / size).collect();
+            starts.len()
+        };
+        let of = |number: u32| TaskId::new(1_700_000_000_000, PartitionId(3), 77, number);
+        let row: Vec<TaskId> = (640..704).map(of).collect();
+        assert_eq!((blocks(&row, 64), blocks(&row, 1)), (1, 64));
+        for stride in [1u32, 2, 3, 64, 100, 4_096] {
+            let ids: Vec<TaskId> = (0..4_096).map(|number| of(number * stride)).collect();
+            assert!(blocks(&ids, 1) > 3_700, "{} places for 4096 ids with stride {stride}", blocks(&ids, 1));
+        }
+    }
 
     #[test]
     fn quantised_lengths_are_few_and_never_shorter() {
