@@ -85,6 +85,12 @@ struct Row {
     result: Vec<u8>,
 }
 
+impl Row {
+    fn of(id: TaskId) -> Self {
+        Self { id, token: 0, is_valid: true, result: Vec::new() }
+    }
+}
+
 /// A frame that the node sent.
 pub(crate) struct Sent {
     pub(crate) link: u64,
@@ -185,18 +191,35 @@ impl Oracle {
         let mut request =
             Request { order: self.received, operation, received_us: now_us, rows: Vec::new(), setting: None };
         match operation {
-            Operation::Submit => {
-                let body = access::<ArchivedSubmit>(body).expect("clients send whole bodies");
-                for row in body.tasks.iter() {
-                    let id = TaskId::from(&row.id);
-                    let task = self.tasks.get_mut(&id).expect("submitted tasks are registered");
-                    // The clock may be set back between two tries, and a crash may lose the first one.
-                    if task.first_received_us == 0 || now_us < task.first_received_us {
-                        task.first_received_us = now_us;
-                    }
-                    request.rows.push(Row { id, token: 0, is_valid: true, result: Vec::new() });
-                }
+            Operation::Submit => self.submit_received(body, now_us, &mut request),
+            Operation::Complete | Operation::Fail | Operation::Extend | Operation::Release => {
+                self.work_received(body, &mut request);
             }
+            Operation::Cancel | Operation::Retry => self.change_received(body, &mut request),
+            Operation::ConfigureQueue => self.setting_received(header.partition, body, &mut request),
+            _ => return,
+        }
+        for row in &request.rows {
+            self.watch(row.id, || format!("<- {operation:?} token {:#x} valid {}", row.token, row.is_valid));
+        }
+        self.requests.insert((link, header.correlation), request);
+    }
+
+    fn submit_received(&mut self, body: &[u8], now_us: u64, request: &mut Request) {
+        let body = access::<ArchivedSubmit>(body).expect("clients send whole bodies");
+        for row in body.tasks.iter() {
+            let id = TaskId::from(&row.id);
+            let task = self.tasks.get_mut(&id).expect("submitted tasks are registered");
+            // The clock may be set back between two tries, and a crash may lose the first one.
+            if task.first_received_us == 0 || now_us < task.first_received_us {
+                task.first_received_us = now_us;
+            }
+            request.rows.push(Row::of(id));
+        }
+    }
+
+    fn work_received(&mut self, body: &[u8], request: &mut Request) {
+        match request.operation {
             Operation::Complete => {
                 let body = access::<ArchivedComplete>(body).expect("workers send whole bodies");
                 for row in body.rows.iter() {
@@ -216,58 +239,53 @@ impl Oracle {
                     request.rows.push(self.lease_row(TaskId::from(&row.id), row.token.to_native(), true));
                 }
             }
-            Operation::Extend | Operation::Release => {
+            operation => {
                 let body = access::<ArchivedLeases>(body).expect("workers send whole bodies");
-                let ends = operation == Operation::Release;
                 for row in body.rows.iter() {
-                    request.rows.push(self.lease_row(TaskId::from(&row.id), row.token.to_native(), ends));
+                    let may_end = operation == Operation::Release;
+                    request.rows.push(self.lease_row(TaskId::from(&row.id), row.token.to_native(), may_end));
                 }
             }
-            Operation::Cancel => {
-                let body = access::<ArchivedCancel>(body).expect("clients send whole bodies");
-                for id in body.ids.iter().map(TaskId::from) {
-                    let whole = body.workflows.to_native() == 1;
-                    let ids = if whole { self.workflows.get(&id).cloned().unwrap_or_default() } else { vec![id] };
-                    for id in ids {
-                        let task = self.tasks.get_mut(&id).expect("cancelled tasks are registered");
-                        task.cancel_received = true;
-                        if let Some(lease) = &mut task.lease {
-                            lease.may_be_over = true;
-                        }
-                    }
-                    if !whole {
-                        request.rows.push(Row { id, token: 0, is_valid: true, result: Vec::new() });
-                    }
-                }
-            }
-            Operation::Retry => {
-                let body = access::<ArchivedRetry>(body).expect("clients send whole bodies");
-                for id in body.ids.iter().map(TaskId::from) {
-                    self.unsettle(id, 1);
-                    request.rows.push(Row { id, token: 0, is_valid: true, result: Vec::new() });
-                }
-            }
-            Operation::ConfigureQueue => {
-                let body = access::<ArchivedConfigureQueue>(body).expect("clients send whole bodies");
-                let name = body::text(&body.bytes, body.queue).expect("spans are right");
-                let queue: u32 = name[1..].parse().expect("queues are named q0, q1, ...");
-                let set = body.set.to_native();
-                let paused = (set & queue_field::PAUSED != 0).then(|| body.paused.to_native() == 1);
-                let limit = (set & queue_field::CONCURRENCY != 0).then(|| body.concurrency.to_native());
-                if paused == Some(false) {
-                    self.paused.remove(&(header.partition, queue));
-                }
-                if self.watched.is_some() {
-                    eprintln!("{now_us:>9} <- q{queue} of {}: paused {paused:?}", header.partition);
-                }
-                request.setting = Some((header.partition, queue, paused, limit));
-            }
-            _ => return,
         }
-        for row in &request.rows {
-            self.watch(row.id, || format!("<- {operation:?} token {:#x} valid {}", row.token, row.is_valid));
+    }
+
+    fn change_received(&mut self, body: &[u8], request: &mut Request) {
+        if request.operation == Operation::Retry {
+            let body = access::<ArchivedRetry>(body).expect("clients send whole bodies");
+            for id in body.ids.iter().map(TaskId::from) {
+                self.unsettle(id, 1);
+                request.rows.push(Row::of(id));
+            }
+            return;
         }
-        self.requests.insert((link, header.correlation), request);
+        let body = access::<ArchivedCancel>(body).expect("clients send whole bodies");
+        for id in body.ids.iter().map(TaskId::from) {
+            let whole = body.workflows.to_native() == 1;
+            let ids = if whole { self.workflows.get(&id).cloned().unwrap_or_default() } else { vec![id] };
+            for id in ids {
+                let task = self.tasks.get_mut(&id).expect("cancelled tasks are registered");
+                task.cancel_received = true;
+                if let Some(lease) = &mut task.lease {
+                    lease.may_be_over = true;
+                }
+            }
+            if !whole {
+                request.rows.push(Row::of(id));
+            }
+        }
+    }
+
+    fn setting_received(&mut self, partition: u16, body: &[u8], request: &mut Request) {
+        let body = access::<ArchivedConfigureQueue>(body).expect("clients send whole bodies");
+        let name = body::text(&body.bytes, body.queue).expect("spans are right");
+        let queue: u32 = name[1..].parse().expect("queues are named q0, q1, ...");
+        let set = body.set.to_native();
+        let paused = (set & queue_field::PAUSED != 0).then(|| body.paused.to_native() == 1);
+        let limit = (set & queue_field::CONCURRENCY != 0).then(|| body.concurrency.to_native());
+        if paused == Some(false) {
+            self.paused.remove(&(partition, queue));
+        }
+        request.setting = Some((partition, queue, paused, limit));
     }
 
     fn lease_row(&mut self, id: TaskId, token: u64, may_end: bool) -> Row {
@@ -307,9 +325,6 @@ impl Oracle {
 
     /// The node's process is gone, and with it every lease.
     pub(crate) fn crashed(&mut self) {
-        if self.watched.is_some() {
-            eprintln!("{:>9} the node is gone", self.clock_us - super::world::START_US);
-        }
         // A resume that was not answered may have been kept.
         for (partition, queue, paused, _) in self.requests.values().filter_map(|request| request.setting) {
             if paused == Some(false) {
@@ -351,12 +366,6 @@ impl Oracle {
 
     fn answered(&mut self, request: &Request, sent: &Sent) -> Verdict {
         if let Some((partition, queue, paused, limit)) = request.setting {
-            if self.watched.is_some() {
-                eprintln!(
-                    "{:>9} -> q{queue} of {partition}: paused {paused:?}",
-                    self.clock_us - super::world::START_US
-                );
-            }
             if paused == Some(true) {
                 self.paused.insert((partition, queue), false);
             } else if paused == Some(false) {

@@ -88,7 +88,7 @@ impl Worker {
             let mut rows = Vec::new();
             due.retain(|planned| {
                 let joins =
-                    planned.act == act && planned.row.id.partition() == partition && !(single && !rows.is_empty());
+                    planned.act == act && planned.row.id.partition() == partition && (rows.is_empty() || !single);
                 if joins {
                     rows.push(planned.row);
                 }

@@ -211,8 +211,8 @@ impl World {
 
     fn happen(&mut self, event: Event) -> Result<(), String> {
         match event {
-            Event::ToNode { link, bytes } => self.to_node(link, &bytes)?,
-            Event::ToPeer { link, bytes } => self.to_peer(link, &bytes)?,
+            Event::ToNode { link, bytes } => self.arrive_at_node(link, &bytes)?,
+            Event::ToPeer { link, bytes } => self.arrive_at_peer(link, &bytes)?,
             Event::NodeHearsLoss { link } => self.node_hears_loss(link)?,
             Event::PeerHearsLoss { link } => self.peer_hears_loss(link),
             Event::Wake { actor, at_us } => {
@@ -501,7 +501,7 @@ impl World {
         self.at(at_us, event(bytes));
     }
 
-    fn to_node(&mut self, number: u64, bytes: &[u8]) -> Result<(), String> {
+    fn arrive_at_node(&mut self, number: u64, bytes: &[u8]) -> Result<(), String> {
         let now_us = self.clock_us();
         let Some(link) = self.links.get_mut(&number).filter(|link| link.node_open && !link.cut) else { return Ok(()) };
         if self.node.is_none() {
@@ -525,7 +525,7 @@ impl World {
         Ok(())
     }
 
-    fn to_peer(&mut self, number: u64, bytes: &[u8]) -> Result<(), String> {
+    fn arrive_at_peer(&mut self, number: u64, bytes: &[u8]) -> Result<(), String> {
         let Some(link) = self.links.get_mut(&number).filter(|link| link.peer_open && !link.cut) else { return Ok(()) };
         link.at_peer.extend_from_slice(bytes);
         let (actor, mut frames) = (link.actor, Vec::new());
