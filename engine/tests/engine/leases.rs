@@ -43,6 +43,36 @@ fn an_expired_lease_is_given_again_under_a_higher_token() {
 }
 
 #[test]
+fn leases_of_one_length_expire_each_in_its_time_though_nothing_else_happens() {
+    let mut world = World::new();
+    world.submit(&jobs("mail", 0, 20).into_iter().map(|job| job.lease_ms(5_120).attempts(1)).collect::<Vec<_>>());
+    world.worker(WORKER, &["mail"], 1);
+    for _ in 0..20 {
+        world.credit(WORKER, 1);
+        world.advance_ms(100);
+    }
+    assert_eq!(world.leases().len(), 20);
+    world.disconnect(WORKER);
+    let leased = |world: &mut World| world.queues(0)[0].1.counts[usize::from(State::Leased.number())];
+    world.advance_ms(1_900);
+    assert_eq!(leased(&mut world), 20);
+    world.advance_ms(200);
+    assert_eq!(leased(&mut world), 0, "the grace is the same for all");
+    world.retry(&(0..20).map(|number| id(0, number)).collect::<Vec<_>>());
+    world.worker(OTHER, &["mail"], 0);
+    for _ in 0..20 {
+        world.credit(OTHER, 1);
+        world.advance_ms(100);
+    }
+    world.advance_ms(5_120 - 2_000 - 1);
+    for left in (0..20).rev() {
+        world.advance_ms(2);
+        assert_eq!(leased(&mut world), left);
+        world.advance_ms(98);
+    }
+}
+
+#[test]
 fn a_lease_that_expires_every_time_ends_in_the_dead_letter() {
     let mut world = World::new();
     world.worker(WORKER, &["mail"], 10);
