@@ -30,6 +30,8 @@ pub(crate) struct Contract {
     pub(crate) needs: Vec<TaskId>,
     pub(crate) continues: bool,
     pub(crate) queue: u32,
+    /// Its retention is short: once it is final it may be unknown.
+    pub(crate) may_be_forgotten: bool,
 }
 
 #[derive(Debug)]
@@ -72,6 +74,7 @@ struct Request {
     /// Order of arrival, which is the order of the log.
     order: u64,
     operation: Operation,
+    is_resend: bool,
     received_us: u64,
     rows: Vec<Row>,
     /// `ConfigureQueue`: partition, queue, paused, concurrency.
@@ -188,8 +191,14 @@ impl Oracle {
     pub(crate) fn received(&mut self, link: u64, header: &Header, body: &[u8], now_us: u64) {
         let Some(operation) = Operation::from_number(header.operation) else { return };
         self.received += 1;
-        let mut request =
-            Request { order: self.received, operation, received_us: now_us, rows: Vec::new(), setting: None };
+        let mut request = Request {
+            order: self.received,
+            operation,
+            is_resend: header.is_resend(),
+            received_us: now_us,
+            rows: Vec::new(),
+            setting: None,
+        };
         match operation {
             Operation::Submit => self.submit_received(body, now_us, &mut request),
             Operation::Complete | Operation::Fail | Operation::Extend | Operation::Release => {
@@ -462,6 +471,10 @@ impl Oracle {
                 let holds = self.tasks.get(holder).and_then(|holder| holder.contract.unique);
                 require(holds == key, || format!("{} conflicts with {holder}, which has another key", row.id))
             }
+            // A resend of what may have been accepted and forgotten: the node cannot know, and must not run it again.
+            Some((Code::OutcomeForgotten, _)) => {
+                require(request.is_resend, || format!("{} is told forgotten and was never sent before", row.id))
+            }
             Some((code, _)) => Err(format!("{} was refused with {code}", row.id)),
         }
     }
@@ -555,6 +568,9 @@ impl Oracle {
     pub(crate) fn inspected(&mut self, seen: &BTreeMap<TaskId, Seen>) -> Verdict {
         for (id, task) in &mut self.tasks {
             let Some(seen) = seen.get(id) else {
+                if task.contract.may_be_forgotten {
+                    continue;
+                }
                 require(!task.acknowledged, || format!("{id} was acknowledged and is lost"))?;
                 require(task.settled.is_none(), || format!("{id} was {:?} and is lost", task.settled))?;
                 continue;
@@ -606,6 +622,11 @@ impl Oracle {
         let mut limits = (0..partitions).map(|partition| self.limits.get(&(partition, queue)).copied());
         let first = limits.next()??;
         limits.all(|limit| limit == Some(first)).then_some(first)
+    }
+
+    /// Whether a task may be unknown once it is final.
+    pub(crate) fn may_be_forgotten(&self, id: TaskId) -> bool {
+        self.tasks[&id].contract.may_be_forgotten
     }
 
     /// Acknowledged tasks that are not final.

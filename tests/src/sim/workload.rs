@@ -15,6 +15,8 @@ use super::world::START_US;
 pub(crate) const QUEUES: u32 = 3;
 /// The limited queue and its limit.
 pub(crate) const LIMITED: (u32, u32) = (1, 3);
+/// Retention that no run outlasts.
+const LONG_MS: u32 = 86_400_000;
 /// Time between checks whether all is done, once faults are over.
 const CALM_PAUSE_US: u64 = 2_000_000;
 
@@ -59,7 +61,7 @@ impl Producer {
             backoff_factor_centi: 200,
             attempts_max: u16::try_from(cx.dice.range(1, 5)).expect("few"),
             priority: u8::try_from(cx.dice.below(4)).expect("four"),
-            retention_ms: 86_400_000,
+            retention_ms: if cx.dice.chance(15) { cx.dice.small(50, 3_000) } else { LONG_MS },
             ..Spec::default()
         }
     }
@@ -69,6 +71,7 @@ impl Producer {
             queue,
             attempts_max: spec.attempts_max.into(),
             lease_us: u64::from(spec.lease_ms) * 1_000,
+            may_be_forgotten: spec.retention_ms < LONG_MS,
             ..Contract::default()
         }
     }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use taskmaster_engine::{ConnId, Input};
-use taskmaster_protocol::FrameBuffer;
+use taskmaster_protocol::{FrameBuffer, TaskId};
 
 use super::actor::{Actor, Cx};
 use super::dice::{Dice, mix};
@@ -706,7 +706,11 @@ impl World {
         self.restart()?;
         let node = self.node.as_mut().expect("just restarted");
         let after = inspect::tasks(node, &ids, now_us)?;
-        match before.iter().find(|(id, seen)| after.get(id) != Some(seen)) {
+        let differs = |(id, seen): &(&TaskId, &inspect::Seen)| match after.get(*id) {
+            None => !self.oracle.may_be_forgotten(**id),
+            found => found != Some(*seen),
+        };
+        match before.iter().find(differs) {
             None => Ok(()),
             Some((id, seen)) => Err(format!("{id} was {seen:?} and is {:?} after the last crash", after.get(id))),
         }
