@@ -82,8 +82,10 @@ pub(crate) struct ShardLoop {
     closing: Cell<bool>,
     snapshot_due: Bell,
     snapshot_after_bytes: u64,
-    /// Log bytes written when the latest snapshot began.
+    /// Log bytes found and written when the latest snapshot began.
     snapshot_at_bytes: Cell<u64>,
+    /// Length of the log that no snapshot covered at the start.
+    log_bytes_found: u64,
     snapshots: Cell<u64>,
 }
 
@@ -156,7 +158,7 @@ impl ShardLoop {
             self.input(Input::Durable { sequence });
         }
         self.perform();
-        let written = self.wal.stats().bytes_written;
+        let written = self.log_bytes_found + self.wal.stats().bytes_written;
         if written - self.snapshot_at_bytes.get() >= self.snapshot_after_bytes {
             self.snapshot_at_bytes.set(written);
             self.snapshot_due.ring();

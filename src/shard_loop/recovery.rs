@@ -65,8 +65,19 @@ impl Sink for Rebuild {
     }
 }
 
-/// Recovers shard `number` and starts its next term. Blocks.
-pub(super) fn recover(dir: &DataDir, config: Config, setting: Setting) -> anyhow::Result<(Shard, LogEnd, u32)> {
+/// A shard that is back.
+pub(super) struct Recovered {
+    pub(super) shard: Shard,
+    /// Where its log goes on.
+    pub(super) end: LogEnd,
+    pub(super) term: u32,
+    /// Length of the log's files behind the snapshot, in bytes. Each start after a crash begins a new file, so a node that
+    /// often starts anew has many that hold little.
+    pub(super) log_bytes: u64,
+}
+
+/// Recovers a shard and starts its next term. Blocks.
+pub(super) fn recover(dir: &DataDir, config: Config, setting: Setting) -> anyhow::Result<Recovered> {
     let began_us = now_us();
     let number = u32::from(setting.number);
     let mut rebuild = Rebuild { shard: empty(&config, setting), config, setting, restoring: None };
@@ -98,5 +109,8 @@ pub(super) fn recover(dir: &DataDir, config: Config, setting: Setting) -> anyhow
         took_ms = (now_us() - began_us) / 1_000,
         "recovered"
     );
-    Ok((shard, found.log.end, term))
+    let covered = found.snapshot.map_or(0, |snapshot| snapshot.seq);
+    let behind = found.log.end.used.iter().filter(|used| used.first_seq.is_none_or(|first| first > covered));
+    let log_bytes = behind.map(|used| used.segment.len).sum();
+    Ok(Recovered { shard, end: found.log.end, term, log_bytes })
 }

@@ -24,7 +24,7 @@ use taskmaster_storage::datadir::DataDir;
 use taskmaster_storage::wal;
 use taskmaster_storage::wal::driver::Wal;
 
-use super::recovery::Setting;
+use super::recovery::{Recovered, Setting};
 use super::{Message, NodeMap, ShardLoop, fatal, now_us};
 
 /// Memory registered with each of an executor's three rings, in bytes: it counts against the memlock limit.
@@ -91,7 +91,7 @@ async fn run(start: Start) -> anyhow::Result<()> {
         shards: u16::try_from(start.map.shard_ports.len()).expect("shards are few"),
         retention_ms: start.retention_ms,
     };
-    let (shard, end, term) = super::recovery::recover(&start.dir, start.engine, setting)?;
+    let Recovered { shard, end, term, log_bytes } = super::recovery::recover(&start.dir, start.engine, setting)?;
     let identity = start.dir.identity(number);
     let opening_block = end.last_seq + 1;
     let wal = Wal::open(&start.dir.wal_dir(number), start.wal, identity, term, end).await?;
@@ -114,6 +114,7 @@ async fn run(start: Start) -> anyhow::Result<()> {
         closing: Cell::new(false),
         snapshot_due: Bell::default(),
         snapshot_after_bytes: start.snapshot_after_bytes,
+        log_bytes_found: log_bytes,
         snapshot_at_bytes: Cell::new(0),
         snapshots: Cell::new(0),
     });

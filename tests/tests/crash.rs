@@ -40,7 +40,7 @@ async fn submit(client: Client, ledger: Arc<Ledger>) {
                 .queue("load")
                 .lease(Duration::from_secs(2))
                 .retries(retries.clone())
-                .payload(vec![7; 64 + (n as usize % 5) * 300])
+                .payload(vec![7; 64 + (n as usize % 5) * 1_000])
         };
         let tasks: Vec<Task> = (0..64).map(task).collect();
         // A lost answer is repeated by the client under the same ids; what it cannot learn is not acknowledged.
@@ -110,6 +110,13 @@ async fn verify(client: &Client, ledger: &Ledger) -> (usize, usize) {
     (acknowledged.len(), ledger.told.lock().unwrap().len())
 }
 
+/// Whole snapshots of all shards.
+fn snapshots(setup: &Setup) -> usize {
+    let shards = (0..setup.shards).map(|shard| setup.data_dir.join(format!("shard-{shard:03}")));
+    let files = shards.flat_map(|shard| std::fs::read_dir(shard).unwrap());
+    files.filter(|file| file.as_ref().unwrap().path().extension().is_some_and(|extension| extension == "snap")).count()
+}
+
 async fn kill_and_restart(shards: u16, kills: u64) {
     let directory = directory();
     let setup = Setup::new(&directory).shards(shards);
@@ -146,6 +153,9 @@ async fn kill_and_restart(shards: u16, kills: u64) {
     eprintln!(
         "{shards} shard(s), {kills} kills: {acknowledged} tasks acknowledged, {runs} runs, {told} results told before the end"
     );
+    let snapshots = snapshots(&setup);
+    eprintln!("{snapshots} snapshots at the end");
+    assert!(snapshots > 0, "a node that is often killed takes snapshots too");
     worker.shutdown_within(Duration::from_secs(5)).await.unwrap();
     assert!(node.terminate().success(), "{}", node.log());
     // An orderly stop leaves everything, too.
