@@ -16,6 +16,7 @@ mod inspect;
 mod network;
 mod node;
 mod oracle;
+pub mod shards;
 mod workers;
 mod workload;
 mod world;

@@ -82,6 +82,29 @@ fn every_seed_keeps_what_was_acknowledged() {
     );
 }
 
+/// Several shards with one queue's limit between them.
+#[test]
+fn shards_together_keep_a_limit_and_come_to_an_end() {
+    let from = number("TASKMASTER_SIM_FROM").unwrap_or(1);
+    let count = number("TASKMASTER_SIM_SEEDS").unwrap_or(1_000) / 2;
+    let began = std::time::Instant::now();
+    let mut failures = Vec::new();
+    let mut tasks = 0;
+    for seed in from..from + count {
+        match sim::shards::run(seed) {
+            Ok(submitted) => tasks += submitted,
+            Err(failure) => failures.push(failure.to_string()),
+        }
+    }
+    eprintln!("{count} seeds of several shards, {tasks} tasks in {:.1} s", began.elapsed().as_secs_f64());
+    assert!(
+        failures.is_empty(),
+        "{} of {count} seeds failed:\n{}",
+        failures.len(),
+        failures[..failures.len().min(20)].join("\n")
+    );
+}
+
 #[test]
 fn the_same_seed_is_the_same_run() {
     for seed in [1, 2, 3, 77, 4_711] {
