@@ -52,3 +52,6 @@ mod chaos;
 
 #[path = "engine/shards.rs"]
 mod shards;
+
+#[path = "engine/simulated.rs"]
+mod simulated;
