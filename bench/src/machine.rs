@@ -48,11 +48,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_process_and_root_are_known() {
+    fn own_process_and_its_file_system_are_known() {
         let pid = std::process::id();
         assert!(rss_bytes_max(pid).unwrap() > 100_000);
         assert!(cpu_s(pid).unwrap() >= 0.0);
-        assert!(!file_system(Path::new("/")).unwrap().is_empty());
         assert_eq!(file_system(Path::new("/proc/self")).unwrap(), "proc");
         assert!(kernel().starts_with("Linux "));
     }

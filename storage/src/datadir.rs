@@ -165,7 +165,7 @@ pub struct DataDir {
     root: PathBuf,
     meta: Meta,
     created: bool,
-    _lock: File,
+    lock: File,
 }
 
 impl DataDir {
@@ -189,7 +189,7 @@ impl DataDir {
                 return Err(Error::Differs { dir: root.to_path_buf(), what, found, wanted });
             }
         }
-        let data_dir = Self { root: root.to_path_buf(), meta, created, _lock: lock };
+        let data_dir = Self { root: root.to_path_buf(), meta, created, lock };
         for shard in 0..data_dir.meta.shards {
             make_dir(&data_dir.wal_dir(shard))?;
         }
@@ -306,6 +306,14 @@ fn refuse_strangers(root: &Path) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+impl Drop for DataDir {
+    fn drop(&mut self) {
+        // Closing alone is not enough: a process that is being started holds a copy of the descriptor until it executes its
+        // program. A failure leaves the lock to the end of that copy.
+        let _ = self.lock.unlock();
+    }
 }
 
 fn lock(root: &Path) -> Result<File, Error> {
