@@ -52,6 +52,23 @@ pub(crate) fn leased(
     }
 }
 
+/// The task of a logged outcome if it is unfinished and still in the attempt that the outcome speaks of. Leases are not
+/// looked at: they are volatile, and a replay has not seen them.
+pub(crate) fn in_attempt(
+    partition: &Partition,
+    id: TaskId,
+    locator: u32,
+    attempt: u32,
+) -> Result<Slot, (Code, Option<State>)> {
+    let Some(slot) = partition.find(id, locator) else { return Err((Code::UnknownTask, None)) };
+    let task = &partition.tasks[slot];
+    match task.state {
+        state if state.is_final() => Err((Code::AlreadyFinal, Some(state))),
+        state if task.attempt() != attempt || state == State::Waiting => Err((Code::StaleLease, Some(state))),
+        _ => Ok(slot),
+    }
+}
+
 /// The rows of a request that may go into the log, and exceptions for the others.
 pub(crate) struct Admitted {
     /// Indexes of admitted rows, when not all are.

@@ -3,7 +3,7 @@
 use taskmaster_protocol::body::{self, ArchivedComplete, BatchReply, Complete, CompleteRow};
 use taskmaster_protocol::{Code, TaskId, limits};
 
-use super::{Admitted, check_blobs, check_rows, except, leased, split};
+use super::{Admitted, check_blobs, check_rows, except, in_attempt, leased, split};
 use crate::partition::{Cx, Partition};
 use crate::refused::Refused;
 use crate::state::State;
@@ -60,19 +60,13 @@ pub(crate) fn apply(partition: &mut Partition, body: &ArchivedComplete, cx: &mut
     let mut reply = BatchReply::default();
     for (index, row) in body.rows.iter().enumerate() {
         let id = TaskId::from(&row.id);
-        let Some(slot) = partition.find(id, row.locator.to_native()) else {
-            except(&mut reply, index, id, Code::UnknownTask, None);
-            continue;
+        let slot = match in_attempt(partition, id, row.locator.to_native(), row.attempt.to_native()) {
+            Ok(slot) => slot,
+            Err((code, state)) => {
+                except(&mut reply, index, id, code, state);
+                continue;
+            }
         };
-        let task = &partition.tasks[slot];
-        if task.state.is_final() {
-            except(&mut reply, index, id, Code::AlreadyFinal, Some(task.state));
-            continue;
-        }
-        if task.attempt() != row.attempt.to_native() || task.state == State::Waiting {
-            except(&mut reply, index, id, Code::StaleLease, Some(task.state));
-            continue;
-        }
         crate::snapshot::touch(partition, slot, cx.arena);
         partition.detach(slot, cx);
         let result = body::slice(&body.bytes, row.result).unwrap_or_default();

@@ -3,7 +3,7 @@
 use taskmaster_protocol::body::{self, ArchivedFail, BatchReply, Fail, FailRow};
 use taskmaster_protocol::{Code, TaskId, limits};
 
-use super::{Admitted, check_blobs, check_rows, except, leased, split};
+use super::{Admitted, check_blobs, check_rows, except, in_attempt, leased, split};
 use crate::arena::Handle;
 use crate::extra::pack_error;
 use crate::partition::{Cx, Partition};
@@ -70,19 +70,13 @@ pub(crate) fn apply(partition: &mut Partition, body: &ArchivedFail, cx: &mut Cx<
     let mut reply = BatchReply::default();
     for (index, row) in body.rows.iter().enumerate() {
         let id = TaskId::from(&row.id);
-        let Some(slot) = partition.find(id, row.locator.to_native()) else {
-            except(&mut reply, index, id, Code::UnknownTask, None);
-            continue;
+        let slot = match in_attempt(partition, id, row.locator.to_native(), row.attempt.to_native()) {
+            Ok(slot) => slot,
+            Err((code, state)) => {
+                except(&mut reply, index, id, code, state);
+                continue;
+            }
         };
-        let task = &partition.tasks[slot];
-        if task.state.is_final() {
-            except(&mut reply, index, id, Code::AlreadyFinal, Some(task.state));
-            continue;
-        }
-        if task.attempt() != row.attempt.to_native() || task.state == State::Waiting {
-            except(&mut reply, index, id, Code::StaleLease, Some(task.state));
-            continue;
-        }
         let code = body::text(&body.bytes, row.code).unwrap_or_default();
         let message = body::slice(&body.bytes, row.message).unwrap_or_default();
         let log_tail = body::slice(&body.bytes, row.log_tail).unwrap_or_default();
