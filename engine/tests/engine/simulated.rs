@@ -39,7 +39,7 @@ fn a_lease_extended_on_another_connection_does_not_end_with_the_old_one() {
     world.worker(10, &["q"], 1);
     world.submit_one(job("q", 0).lease_ms(60_000));
     let lease = world.lease();
-    world.worker(11, &["q"], 1);
+    world.worker(11, &["q"], 0);
     assert_eq!(world.extend(11, &lease), Code::Ok);
     world.disconnect(10);
     world.advance_ms(30_000);
