@@ -89,8 +89,13 @@ impl Shard {
                 queue.map_or(0, |queue| partition.queues[queue as usize].unfinished())
             };
             let depth: u64 = self.partitions.iter().flatten().map(|partition| depth_in(partition)).sum();
-            if depth + self.pending.reserved().1 + tasks > limit {
-                let message = format!("queue \"{}\" holds {depth} of at most {limit} unfinished tasks", spec.queue);
+            // Batches go to partitions in turn, so every shard of the node has the same share of the limit.
+            let share = limit.div_ceil(u64::from(self.dispatch.shards));
+            if depth + self.pending.reserved().1 + tasks > share {
+                let message = format!(
+                    "queue \"{}\" has a limit of {limit} unfinished tasks, and holds {depth} of this shard's {share}",
+                    spec.queue
+                );
                 return Err(Refused::new(Code::Overloaded, message).retry_after_ms(OVERLOADED_RETRY_MS));
             }
         }

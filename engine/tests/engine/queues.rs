@@ -121,11 +121,20 @@ fn a_full_queue_refuses_more_until_tasks_finish() {
     world.submit(&jobs("mail", 0, 2).into_iter().map(|job| job.in_partition(1)).collect::<Vec<_>>());
     let refused = world.submit_frame(&[job("mail", 9)]);
     assert_eq!(refused.code(), Code::Overloaded);
-    assert!(refused.refusal().retry_after_ms > 0 && refused.sentence().contains("5 of at most 5"));
+    assert!(refused.refusal().retry_after_ms > 0 && refused.sentence().contains("limit of 5"));
     world.submit_one(job("news", 50));
     let lease = world.leases().remove(0);
     world.complete(&lease, b"r");
     world.submit_one(job("mail", 9));
+}
+
+#[test]
+fn a_depth_limit_is_that_of_the_node_and_not_of_each_shard() {
+    let mut world = World::new();
+    world.shard.join(0, 2);
+    world.configure("mail", queue_field::DEPTH, |queue| queue.depth_max = 6);
+    world.submit(&jobs("mail", 0, 3));
+    assert_eq!(world.submit_frame(&[job("mail", 9)]).code(), Code::Overloaded);
 }
 
 #[test]
