@@ -24,13 +24,11 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-pub(crate) use error::{Error, Problem};
+pub(crate) use error::{Error, Problem, did_you_mean};
 pub(crate) use machine::{core_count, memory_limit_bytes};
 pub(crate) use sections::Config;
 pub(crate) use setting::Raw;
 pub(crate) use value::{ByteSize, Format, Interval, Level, Memory, ShardPorts};
-
-use error::did_you_mean;
 
 /// Where a value comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use super::arguments::Milli;
 use super::connect::{block_on, connect};
 use super::outcome::queue_json;
 use super::{Exit, Failure, Global, log};
-use crate::config::Interval;
+use crate::config::{Interval, did_you_mean};
 use crate::output::{Output, Side, Table, Tint, human_count};
 
 /// What to do with queues.
@@ -101,20 +101,44 @@ pub(crate) fn run(global: &Global, command: Command) -> Result<Exit, Failure> {
         let client = connect(global).await?;
         match command {
             Command::List => list(&client, global.namespace.as_deref(), output).await,
-            Command::Pause { name } => configure(&client, &name, QueueSettings::new().paused(true), output).await,
+            Command::Pause { name } => change(&client, &name, QueueSettings::new().paused(true), output).await,
             Command::Resume { name } => {
-                configure(&client, &name, QueueSettings::new().paused(false).draining(false), output).await
+                change(&client, &name, QueueSettings::new().paused(false).draining(false), output).await
             }
-            Command::Drain { name } => configure(&client, &name, QueueSettings::new().draining(true), output).await,
+            Command::Drain { name } => change(&client, &name, QueueSettings::new().draining(true), output).await,
             Command::Set(arguments) => configure(&client, &arguments.name, arguments.settings(), output).await,
         }
     })
 }
 
+/// Changes a queue that must exist: a misspelt name is an error and not a new queue.
+async fn change(client: &Client, name: &str, settings: QueueSettings, output: Output) -> Result<Exit, Failure> {
+    let namespace = namespace_of(client);
+    let queues = client.queues().await?;
+    let names: Vec<&str> =
+        queues.iter().filter(|queue| queue.namespace == namespace).map(|queue| queue.queue.as_str()).collect();
+    if !names.contains(&name) {
+        return Err(Failure::new(Exit::NotFound, unknown(name, &names)));
+    }
+    configure(client, name, settings, output).await
+}
+
+/// What to say of a queue that does not exist.
+fn unknown(name: &str, names: &[&str]) -> String {
+    let guess = did_you_mean(name, names.iter().copied());
+    format!(
+        "queue \"{name}\" does not exist{guess}; `taskmaster queue set {name}` with a setting creates it [unknown_queue]"
+    )
+}
+
+fn namespace_of(client: &Client) -> &str {
+    if client.namespace().is_empty() { "default" } else { client.namespace() }
+}
+
 /// Changes a queue and prints it as it is afterwards.
 async fn configure(client: &Client, name: &str, settings: QueueSettings, output: Output) -> Result<Exit, Failure> {
     client.configure_queue(name, settings).await?;
-    let namespace = if client.namespace().is_empty() { "default" } else { client.namespace() };
+    let namespace = namespace_of(client);
     let mut queues = client.queues().await?;
     queues.retain(|queue| queue.queue == name && queue.namespace == namespace);
     if output.is_json() {
@@ -185,6 +209,12 @@ fn limits(queue: &QueueView) -> String {
 mod tests {
     use super::*;
     use crate::output::Shape;
+
+    #[test]
+    fn a_queue_that_does_not_exist_is_refused_with_the_nearest_name() {
+        let sentence = unknown("email", &["emails", "reports"]);
+        assert!(sentence.contains("\"email\" does not exist; did you mean 'emails'?"), "{sentence}");
+    }
 
     #[test]
     fn limits_are_told_in_words() {
