@@ -15,6 +15,7 @@ pub(crate) mod release;
 pub(crate) mod retry;
 pub(crate) mod submit;
 
+use rkyv::rend::{u32_le, u64_le};
 use taskmaster_protocol::body::{BatchReply, ExceptionRow};
 use taskmaster_protocol::{Code, TaskId, limits};
 
@@ -95,25 +96,29 @@ pub(crate) fn check_blobs(bytes: u64) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Splits rows by a check.
-pub(crate) fn split(
-    count: usize,
-    mut check: impl FnMut(usize) -> Result<(), (TaskId, Code, Option<State>)>,
+/// Which rows hold their lease. Their outcome is on its way to the log, so those leases can no longer be given back.
+pub(crate) fn settle_leases(
+    partition: &mut Partition,
+    rows: impl Iterator<Item = (TaskId, u64_le, u32_le, u32_le)>,
 ) -> Admitted {
     let mut reply = BatchReply::default();
-    let mut rows = Vec::new();
-    for index in 0..count {
-        match check(index) {
-            Ok(()) if reply.exceptions.is_empty() => {}
-            Ok(()) => rows.push(u32::try_from(index).expect("rows are bounded")),
-            Err((id, code, state)) => {
+    let mut rows_held = Vec::new();
+    for (index, (id, token, locator, attempt)) in rows.enumerate() {
+        match leased(partition, id, token.to_native(), locator.to_native(), attempt.to_native()) {
+            Ok(slot) => {
+                partition.tasks[slot].flags |= flag::SETTLING;
+                if !reply.exceptions.is_empty() {
+                    rows_held.push(u32::try_from(index).expect("rows are bounded"));
+                }
+            }
+            Err((code, state)) => {
                 if reply.exceptions.is_empty() {
-                    rows.extend((0u32..).take(index));
+                    rows_held.extend((0u32..).take(index));
                 }
                 except(&mut reply, index, id, code, state);
             }
         }
     }
     let partly = !reply.exceptions.is_empty();
-    Admitted { rows: partly.then_some(rows), reply }
+    Admitted { rows: partly.then_some(rows_held), reply }
 }

@@ -3,11 +3,10 @@
 use taskmaster_protocol::body::{self, ArchivedComplete, BatchReply, Complete, CompleteRow};
 use taskmaster_protocol::{Code, TaskId, limits};
 
-use super::{Admitted, check_blobs, check_rows, except, in_attempt, leased, split};
+use super::{Admitted, check_blobs, check_rows, except, in_attempt, settle_leases};
 use crate::partition::{Cx, Partition};
 use crate::refused::Refused;
 use crate::state::State;
-use crate::task::flag;
 
 /// Checks layout and limits, and which rows hold their lease; those leases can no longer be given back.
 pub(crate) fn admit(partition: &mut Partition, body: &ArchivedComplete) -> Result<Admitted, Refused> {
@@ -24,13 +23,8 @@ pub(crate) fn admit(partition: &mut Partition, body: &ArchivedComplete) -> Resul
             return Err(Refused::new(Code::TooLarge, message).at_row(row));
         }
     }
-    Ok(split(body.rows.len(), |index| {
-        let row = &body.rows[index];
-        let id = TaskId::from(&row.id);
-        leased(partition, id, row.token.to_native(), row.locator.to_native(), row.attempt.to_native())
-            .map(|slot| partition.tasks[slot].flags |= flag::SETTLING)
-            .map_err(|(code, state)| (id, code, state))
-    }))
+    let rows = body.rows.iter().map(|row| (TaskId::from(&row.id), row.token, row.locator, row.attempt));
+    Ok(settle_leases(partition, rows))
 }
 
 /// Bytes of results that the arena must take.
