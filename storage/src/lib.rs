@@ -6,6 +6,7 @@
 
 pub mod buffer;
 pub mod datadir;
+mod field;
 pub mod offload;
 mod reading;
 pub mod recovery;

@@ -3,6 +3,7 @@
 //! Invariants: chunk bytes start on a multiple of 16; each checksum covers its header; the footer counts and sums what it ends.
 
 use crate::buffer::round_up;
+use crate::field::{u16_at, u32_at, u64_at};
 
 /// First four bytes: `TMSN`.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"TMSN");
@@ -38,18 +39,6 @@ pub struct Info {
     pub term: u32,
     /// The caller's 64-bit stamp (the time it shows, for one).
     pub stamp: u64,
-}
-
-fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    bytes[at..at + N].try_into().expect("the range has the length of the field")
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(field(bytes, at))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(field(bytes, at))
 }
 
 fn header_crc(header: &[u8]) -> u32 {
@@ -165,7 +154,7 @@ impl Decoder {
         if crc != header_crc(header) {
             return Err("the header's checksum is wrong".to_owned());
         }
-        let version = u16::from_le_bytes(field(header, 4));
+        let version = u16_at(header, 4);
         if version != FORMAT_VERSION {
             return Err(format!("the format is {version}; this version reads {FORMAT_VERSION}"));
         }

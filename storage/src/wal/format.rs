@@ -5,6 +5,7 @@
 //! It does not know files, order or durability: `writer` and `recover` do.
 
 use crate::buffer::{PAGE_LEN, round_up};
+use crate::field::{u16_at, u32_at, u64_at};
 
 /// First four bytes of each block: `TMWB`.
 pub const BLOCK_MAGIC: u32 = u32::from_le_bytes(*b"TMWB");
@@ -55,18 +56,6 @@ pub struct BlockHeader {
     pub page: u32,
 }
 
-fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    bytes[at..at + N].try_into().expect("the range has the length of the field")
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(field(bytes, at))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(field(bytes, at))
-}
-
 impl BlockHeader {
     /// Reads the fields; `None` without the magic. Nothing is verified: see [`check_block`].
     ///
@@ -78,8 +67,8 @@ impl BlockHeader {
             return None;
         }
         Some(Self {
-            version: u16::from_le_bytes(field(bytes, 4)),
-            flags: u16::from_le_bytes(field(bytes, 6)),
+            version: u16_at(bytes, 4),
+            flags: u16_at(bytes, 6),
             crc: u32_at(bytes, 8),
             payload_len: u32_at(bytes, 12),
             record_count: u32_at(bytes, 16),
