@@ -17,6 +17,35 @@ impl fmt::Display for PartitionId {
     }
 }
 
+/// A node's identity, drawn once with its data directory and never taken from an address. Not zero.
+/// Its text form is 13 characters of the alphabet of task ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(pub u64);
+
+/// Characters of a node id.
+const NODE_ID_CHARACTERS: u32 = 13;
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = [0u8; NODE_ID_CHARACTERS as usize];
+        for (character, place) in text.iter_mut().zip((0..NODE_ID_CHARACTERS).rev()) {
+            *character = ALPHABET[usize::try_from((self.0 >> (5 * place)) & 31).expect("five bits")];
+        }
+        f.pad(core::str::from_utf8(&text).expect("the alphabet is ASCII"))
+    }
+}
+
+impl FromStr for NodeId {
+    type Err = ParseIdError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIdError> {
+        parse_base32(text, NODE_ID_CHARACTERS as usize)
+            .and_then(|value| u64::try_from(value).ok())
+            .map(Self)
+            .ok_or_else(|| ParseIdError::new(text, "node", NODE_ID_CHARACTERS))
+    }
+}
+
 /// A 128-bit task (or workflow) id. Layout on the wire: `hi` then `lo`, each a little-endian u64.
 #[derive(
     Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize,
@@ -126,26 +155,35 @@ impl fmt::Debug for TaskId {
 
 /// Why a text is not a task id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("\"{0}\" is not a task id: expected 26 characters of 0-9 and a-z without i, l, o, u")]
-pub struct ParseIdError(String);
+#[error("\"{text}\" is not a {what} id: expected {characters} characters of 0-9 and a-z without i, l, o, u")]
+pub struct ParseIdError {
+    text: String,
+    what: &'static str,
+    characters: u32,
+}
+
+impl ParseIdError {
+    fn new(text: &str, what: &'static str, characters: u32) -> Self {
+        Self { text: text.chars().take(40).collect(), what, characters }
+    }
+}
+
+/// The number behind `characters` base-32 digits, if there are just that many and they fit 128 bits.
+fn parse_base32(text: &str, characters: usize) -> Option<u128> {
+    if text.len() != characters {
+        return None;
+    }
+    text.bytes().try_fold(0u128, |value, byte| {
+        let digit = ALPHABET.iter().position(|&c| c == byte.to_ascii_lowercase())?;
+        (value >> 123 == 0).then_some((value << 5) | digit as u128)
+    })
+}
 
 impl FromStr for TaskId {
     type Err = ParseIdError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let refuse = || ParseIdError(text.chars().take(40).collect());
-        if text.len() != 26 {
-            return Err(refuse());
-        }
-        let mut value: u128 = 0;
-        for (i, byte) in text.bytes().enumerate() {
-            let digit = ALPHABET.iter().position(|&c| c == byte.to_ascii_lowercase()).ok_or_else(refuse)? as u128;
-            if i == 0 && digit > 7 {
-                return Err(refuse());
-            }
-            value = (value << 5) | digit;
-        }
-        Ok(Self::from(value))
+        parse_base32(text, 26).map(Self::from).ok_or_else(|| ParseIdError::new(text, "task", 26))
     }
 }
 
@@ -169,6 +207,15 @@ mod tests {
             prop_assert_eq!(id.partition(), PartitionId(p));
             prop_assert_eq!(id.time_ms(), time_ms);
         }
+    }
+
+    #[test]
+    fn node_ids_round_trip() {
+        for value in [1, 31, 32, u64::MAX] {
+            let text = NodeId(value).to_string();
+            assert_eq!((text.len(), text.parse()), (13, Ok(NodeId(value))));
+        }
+        assert!("zzzzzzzzzzzzz".parse::<NodeId>().unwrap_err().to_string().contains("13 characters"));
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub mod operation;
 pub use body::{Body, access};
 pub use code::Code;
 pub use frame::{Frame, FrameError, Header};
-pub use id::{PartitionId, TaskId};
+pub use id::{NodeId, PartitionId, TaskId};
 pub use operation::Operation;
 pub use rkyv::util::AlignedVec;
 
