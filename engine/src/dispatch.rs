@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use hashbrown::HashMap;
+use taskmaster_protocol::PartitionId;
 
 use crate::effects::ConnId;
 use crate::hash::FixedState;
@@ -123,8 +124,6 @@ pub(crate) struct Worker {
 /// The dispatcher of a shard.
 #[derive(Debug)]
 pub(crate) struct Dispatch {
-    /// How long queues keep final tasks unless configured, in milliseconds.
-    pub(crate) retention_ms: u32,
     /// This shard's number among the node's, and how many there are.
     pub(crate) number: u16,
     pub(crate) shards: u16,
@@ -140,7 +139,6 @@ pub(crate) struct Dispatch {
 impl Default for Dispatch {
     fn default() -> Self {
         Self {
-            retention_ms: QueueSettings::default().retention_ms,
             number: 0,
             shards: 1,
             queues: Vec::new(),
@@ -195,6 +193,13 @@ impl Dispatch {
     pub(crate) fn ring(&mut self, queue: u32, priority: u8, lane: LaneRef) {
         self.queues[queue as usize].rings[usize::from(priority)].push_back(lane);
         self.mark(queue);
+    }
+
+    /// Takes a partition's lanes of a queue out of the line.
+    pub(crate) fn leave_line(&mut self, queue: u32, partition: PartitionId) {
+        for ring in &mut self.queues[queue as usize].rings {
+            ring.retain(|lane| lane.partition != partition.0);
+        }
     }
 
     /// Registers or replaces the subscription of a connection. Leases that it holds stay its own.
