@@ -8,6 +8,7 @@
 //! answered. Nothing is applied, and nothing answered, before it is durable.
 
 pub mod arena;
+pub mod cluster;
 pub mod wheel;
 
 mod assign;

@@ -1,0 +1,1 @@
+//! The map: legal changes, refusals, and bytes that come back or are refused.
