@@ -125,6 +125,8 @@ pub(crate) struct Partition {
     pub(crate) settings: Settings,
     /// Time of the latest command, in microseconds since 1970; commands' times never decrease.
     pub(crate) command_us: u64,
+    /// Time of the latest command that was admitted here. Volatile.
+    pub(crate) admitted_us: u64,
     scratch: Vec<u8>,
 }
 
@@ -159,6 +161,7 @@ impl Partition {
             leading: false,
             settings: Settings { retention_ms: QueueSettings::default().retention_ms, kept_max: u32::MAX },
             command_us: 0,
+            admitted_us: 0,
             scratch: Vec::new(),
         }
     }
