@@ -14,12 +14,14 @@ use rkyv::{Archive, Deserialize, Portable, Serialize};
 use crate::{FrameBuffer, Operation};
 
 mod admin;
+mod cluster;
 mod hello;
 mod read;
 mod submit;
 mod work;
 
 pub use admin::*;
+pub use cluster::*;
 pub use hello::*;
 pub use read::*;
 pub use submit::*;
@@ -71,7 +73,7 @@ bodies! {
     GetTask: GetTask, AwaitTask: AwaitTask, ListTasks: ListTasks, TaskPage: ListTasks,
     Explanation: Why, ListQueues: ListQueues, QueuePage: ListQueues,
     GetWorkflow: GetWorkflow, WorkflowPage: GetWorkflow, ListWorkflows: ListWorkflows,
-    NodeStats: NodeStats,
+    NodeStats: NodeStats, ClusterMapReply: ClusterMap, ClusterAdmin: ClusterAdmin,
 }
 
 /// Reads a body in place after validating its layout.

@@ -61,6 +61,8 @@ codes! {
     DiskFull = 9, "disk_full";
     /// The node is draining.
     ShuttingDown = 10, "shutting_down";
+    /// This node does not lead the partition: look at the map, then send again with the resend flag.
+    NotLeader = 12, "not_leader";
     /// No such task.
     UnknownTask = 20, "unknown_task";
     /// No such queue, and queues are not created on first use here.

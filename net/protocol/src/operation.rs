@@ -71,6 +71,10 @@ operations! {
     ListWorkflows = 36,
     /// Counters of the node.
     NodeStats = 37,
+    /// Nodes, partitions and who leads them.
+    ClusterMap = 38,
+    /// An operator's request about nodes and replicas.
+    ClusterAdmin = 39,
     /// Server to worker: leased tasks.
     Assign = 50,
     /// Server to worker: a lease is revoked (the task was cancelled or expired).

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use taskmaster_protocol::body::queue_field;
+use taskmaster_protocol::body::{cluster_verb, queue_field};
 use taskmaster_protocol::frame::{FLAG_RESEND, FLAG_RESPONSE, HEADER_BYTES, Header, MAGIC, NO_PARTITION};
 use taskmaster_protocol::{Code, FrameBuffer, Operation, TaskId, frame, limits};
 
@@ -126,6 +126,25 @@ fn queue_field_bits_are_the_ones_in_the_page() {
         queue_field::DEPTH,
     ];
     assert_eq!(bits, known);
+}
+
+#[test]
+fn cluster_verbs_are_the_ones_in_the_page() {
+    let rows = table(&document(), "#### Values of `ClusterAdmin.verb`");
+    let written: Vec<(u32, String)> =
+        rows.iter().map(|row| (row[0].parse().expect("a number"), row[1].clone())).collect();
+    let known = [
+        (cluster_verb::BOOTSTRAP, "bootstrap"),
+        (cluster_verb::DRAIN, "drain"),
+        (cluster_verb::ACTIVATE, "activate"),
+        (cluster_verb::REMOVE, "remove"),
+        (cluster_verb::MOVE, "move"),
+        (cluster_verb::REBALANCE, "rebalance"),
+        (cluster_verb::TRANSFER_LEADER, "transfer_leader"),
+        (cluster_verb::REPLICATION, "replication"),
+        (cluster_verb::JOIN, "join"),
+    ];
+    assert_eq!(written, known.map(|(verb, name)| (verb, name.to_owned())));
 }
 
 /// Encodes a header whose fields are all different, and finds each one where the page says.

@@ -329,6 +329,20 @@ records! {
     WorkflowInfo { id: TaskId, counts: [u32; 8], submitted_us: u64, finished_us: u64, name: Span }
     WorkflowTask { id: TaskId, ready_us: u64, started_us: u64, finished_us: u64, name: Span, attempt: u32, state: u32 }
     NodeStats { names: Vec<Span>, values: Vec<u64>, bytes: Vec<u8> }
+    ClusterMapReply {
+        version: u64, cluster: [u64; 2], node: u64, meta: PartitionRow, nodes: Vec<NodeRow>,
+        partitions: Vec<PartitionRow>, ids: Vec<u64>, ports: Vec<u16>, warnings: Vec<Span>, bytes: Vec<u8>,
+        replication: u32, reserved: u32
+    }
+    NodeRow {
+        id: u64, seen_ms: u64, disk_bytes: u64, disk_bytes_free: u64, name: Span, zone: Span, host: Span, ports: Span,
+        status: u32, alive: u32, version: u32, leaders: u32, replicas: u32, peer_port: u32
+    }
+    PartitionRow {
+        leader: u64, term: u64, applied: u64, committed: u64, replicas: Span, voters: Span, learners: Span, lag: u32,
+        settled: u32
+    }
+    ClusterAdmin { node: u64, to: u64, value: u64, text: Span, bytes: Vec<u8>, verb: u32, partition: u32 }
     Expire { rows: Vec<ExpireRow> }
     ExpireRow { id: TaskId, attempt: u32, what: u32 }
 }
@@ -366,7 +380,7 @@ macro_rules! shapes {
 shapes! {
     Hello HelloReply Empty Refusal Submit BatchReply Subscribe Credit Assign Complete Fail Leases Progress Cancel Retry
     ConfigureQueue Expire GetTask AwaitTask ListTasks TaskPage Explanation ListQueues QueuePage GetWorkflow WorkflowPage
-    ListWorkflows NodeStats
+    ListWorkflows NodeStats ClusterMapReply ClusterAdmin
 }
 
 /// The body with this name.
@@ -398,6 +412,8 @@ pub(crate) const fn bodies(operation: Operation) -> (&'static str, &'static [&'s
         Operation::GetWorkflow => ("GetWorkflow", &["WorkflowPage"]),
         Operation::ListWorkflows => ("ListWorkflows", &["WorkflowPage"]),
         Operation::NodeStats => ("Empty", &["NodeStats"]),
+        Operation::ClusterMap => ("Empty", &["ClusterMapReply"]),
+        Operation::ClusterAdmin => ("ClusterAdmin", &["Empty"]),
         Operation::Assign => ("Assign", &[]),
         Operation::Revoke => ("Leases", &[]),
         Operation::GoAway => ("Empty", &[]),
