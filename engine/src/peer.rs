@@ -22,7 +22,7 @@ pub struct PeerAddr {
 }
 
 /// Number of the meta group, whose state is the cluster map.
-pub use crate::cluster::map::META_GROUP;
+pub(crate) use crate::cluster::META_GROUP;
 
 /// What a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -46,8 +46,7 @@ impl Unlogged {
         self.last_sequence += 1;
         let mut fixed = [0; 32];
         fixed[..header.len()].copy_from_slice(header);
-        let record =
-            Record { sequence: self.last_sequence, kind, header: fixed, header_len: header.len(), data };
+        let record = Record { sequence: self.last_sequence, kind, header: fixed, header_len: header.len(), data };
         self.records.push(record);
         self.last_sequence
     }
@@ -177,6 +176,11 @@ impl Replica {
         self.is_leader() && self.applied.term == self.term()
     }
 
+    /// Whether a change of the configuration is under way.
+    pub(crate) fn is_changing(&self) -> bool {
+        self.raw.raft.has_pending_conf()
+    }
+
     pub(crate) fn is_transferring(&self) -> bool {
         self.raw.raft.lead_transferee.is_some()
     }
@@ -194,7 +198,8 @@ impl Replica {
     /// The election timeout follows from seed, node, term and the number of attempts.
     fn set_timeout(&mut self) {
         let of = (self.raw.raft.term, self.campaigns);
-        if self.timeout_of == of && (self.is_leader() || self.raw.raft.randomized_election_timeout() == self.timeout()) {
+        if self.timeout_of == of && (self.is_leader() || self.raw.raft.randomized_election_timeout() == self.timeout())
+        {
             return;
         }
         self.timeout_of = of;
@@ -335,7 +340,8 @@ impl Replica {
             let meta = ready.snapshot().get_metadata();
             let at = Position { term: meta.term, index: meta.index };
             let conf = meta.get_conf_state().clone();
-            (sequence, installed) = (log_install(self.group, at, &conf, unlogged), at.index);
+            let (header, configuration) = record::install(self.group, at, &conf);
+            (sequence, installed) = (unlogged.push(kind::INSTALL, &header, configuration.into()), at.index);
             self.raw.mut_store().restart(at, conf.clone());
             self.applied = at;
             step.install = Some((at, conf));
@@ -434,14 +440,4 @@ impl Replica {
         self.raw.mut_store().conf = to;
         self.set_timeout();
     }
-}
-
-fn log_install(group: u16, at: Position, conf: &ConfState, unlogged: &mut Unlogged) -> u64 {
-    let mut configuration = Vec::new();
-    conf::encode(conf, &mut configuration);
-    let mut header = [0; record::INSTALL_BYTES];
-    header[0..2].copy_from_slice(&group.to_le_bytes());
-    header[8..16].copy_from_slice(&at.index.to_le_bytes());
-    header[16..24].copy_from_slice(&at.term.to_le_bytes());
-    unlogged.push(kind::INSTALL, &header, configuration.into())
 }

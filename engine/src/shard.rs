@@ -14,17 +14,18 @@ mod elections;
 mod group;
 mod groups;
 mod meta;
+mod owners;
 mod peers;
 mod reads;
 mod reconcile;
 mod recovery;
 mod requests;
-mod snapshots;
+pub(crate) mod snapshots;
 mod timers;
 mod transfer;
 mod waiters;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use taskmaster_protocol::frame::Header;
@@ -39,7 +40,6 @@ use crate::dispatch::Dispatch;
 use crate::effects::{ConnId, Effects};
 use crate::partition::{Awaited, Cx, Partition};
 use crate::peer::PeerAddr;
-use crate::permits::PermitNote;
 use crate::refused::Refused;
 use crate::replica::Unlogged;
 use crate::timer::{Timer, Timers};
@@ -73,6 +73,35 @@ pub struct Config {
     pub auto_create_queues: bool,
 }
 
+impl Config {
+    /// A node of one shard that founds a cluster by itself, with generous limits: for tests and measurements.
+    #[must_use]
+    pub fn standalone(node: NodeId, partitions: u16) -> Self {
+        let node = NodeInfo {
+            id: node,
+            name: format!("node-{node}"),
+            zone: String::new(),
+            host: "127.0.0.1".to_owned(),
+            peer_port: 7800,
+            client_ports: vec![7700],
+            version: crate::cluster::SOFTWARE_VERSION,
+        };
+        Self {
+            node,
+            number: 0,
+            partitions,
+            found: 1,
+            replication: 3,
+            limits: Limits::default(),
+            seed: 1,
+            memory_bytes_max: 1 << 30,
+            kept_max: 1_000_000,
+            retention_ms: crate::queue::RETENTION_MS_DEFAULT,
+            auto_create_queues: true,
+        }
+    }
+}
+
 /// What may happen to a shard.
 #[derive(Debug)]
 pub enum Input<'a> {
@@ -99,8 +128,6 @@ pub enum Input<'a> {
     Tick,
     /// The log's disk has, or has no longer, room for new work.
     DiskFull(bool),
-    /// Another shard's note about a queue's permits.
-    Permits(PermitNote),
     /// The node drains: nothing new is accepted or assigned, what is running may finish.
     Drain,
     /// What a shard of another node sent in one turn, or another shard of this one; 16-byte aligned.
@@ -162,10 +189,18 @@ pub struct Shard {
     dirty: Vec<u16>,
     meta: meta::Meta,
     map: Option<Arc<ClusterMap>>,
+    /// The map changed and the node's other shards were not told.
+    map_is_new: bool,
+    /// What operators should know: sentences, taken by the loop.
+    warnings: Vec<String>,
     peers: peers::Peers,
+    /// Queues whose limits' owner was looked up.
+    owners_known: usize,
     transfers: transfer::Transfers,
     unlogged: Unlogged,
     durable_sequence: u64,
+    /// Groups that wait for the shard's log, with the sequence they wait for, in order.
+    logging: VecDeque<(u64, u16)>,
     backlog: Backlog,
     clock: clock::Clock,
     elections: elections::Elections,
@@ -193,18 +228,23 @@ impl Shard {
     #[must_use]
     pub fn new(config: Config, now_us: u64) -> Self {
         let places = usize::from(config.partitions);
+        let shards = u16::try_from(config.node.shards()).unwrap_or(1).max(1);
         let mut dispatch = Dispatch::default();
-        (dispatch.number, dispatch.shards) = (config.number, u16::try_from(config.node.shards()).unwrap_or(1));
+        dispatch.shards = shards;
         Self {
             partitions: (0..places).map(|_| None).collect(),
             groups: (0..=places).map(|_| None).collect(),
             dirty: Vec::new(),
             meta: meta::Meta::default(),
             map: None,
-            peers: peers::Peers::new(places),
+            map_is_new: false,
+            warnings: Vec::new(),
+            peers: peers::Peers::new(places, config.node.id, shards),
+            owners_known: 0,
             transfers: transfer::Transfers::default(),
             unlogged: Unlogged::default(),
             durable_sequence: 0,
+            logging: VecDeque::new(),
             backlog: Backlog::default(),
             clock: clock::Clock::new(now_us),
             elections: elections::Elections::default(),
@@ -241,7 +281,6 @@ impl Shard {
             Input::Durable { sequence } => self.durable(sequence),
             Input::Tick => self.tick(effects),
             Input::DiskFull(full) => self.disk_full = full,
-            Input::Permits(note) => self.dispatch.take_note(&note),
             Input::Drain => self.drain(effects),
             Input::Peer { from, bytes } => self.peer(from, bytes, effects),
             Input::PeerLost { node } => self.peer_lost(node),
@@ -290,6 +329,20 @@ impl Shard {
             stats.log_bytes += group.replica.log().bytes();
         }
         stats
+    }
+
+    /// What operators should know since the last call: to be written to the node's log.
+    pub fn take_warnings(&mut self) -> Vec<String> {
+        core::mem::take(&mut self.warnings)
+    }
+
+    /// A hash of a partition's agreed state and the index at which it stands: equal on all replicas at an equal index.
+    /// For tests; it looks at every task.
+    #[must_use]
+    pub fn digest(&self, partition: PartitionId) -> Option<(u64, u64)> {
+        let replica = &self.group(partition.0)?.replica;
+        let state = self.partitions.get(usize::from(partition.0))?.as_deref()?;
+        Some((replica.applied().index, state.digest(&self.arena)))
     }
 
     /// Leases in force.

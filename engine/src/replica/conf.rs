@@ -35,11 +35,6 @@ pub(crate) fn is_joint(conf: &ConfState) -> bool {
     !conf.voters_outgoing.is_empty()
 }
 
-/// Whether the node is part of the group in any way.
-pub(crate) fn contains(conf: &ConfState, node: u64) -> bool {
-    [&conf.voters, &conf.voters_outgoing, &conf.learners, &conf.learners_next].iter().any(|list| list.contains(&node))
-}
-
 pub(crate) fn encode(conf: &ConfState, out: &mut Vec<u8>) {
     let lists = [&conf.voters, &conf.voters_outgoing, &conf.learners, &conf.learners_next];
     for list in lists {
@@ -94,9 +89,12 @@ pub(crate) fn change(from: &ConfState, to: &ConfState) -> ConfChangeV2 {
     for &node in later.filter(|node| !from.learners.contains(node)) {
         push(ConfChangeType::AddLearnerNode, node);
     }
-    for &node in from.voters.iter().chain(&from.learners).filter(|node| {
-        ![&to.voters, &to.learners, &to.learners_next].iter().any(|list| list.contains(node))
-    }) {
+    for &node in from
+        .voters
+        .iter()
+        .chain(&from.learners)
+        .filter(|node| ![&to.voters, &to.learners, &to.learners_next].iter().any(|list| list.contains(node)))
+    {
         push(ConfChangeType::RemoveNode, node);
     }
     change.set_changes(changes.into());
@@ -188,7 +186,8 @@ mod tests {
 
     #[test]
     fn bytes_round_trip_and_others_are_refused() {
-        let conf = ConfState { voters: vec![1, 2], voters_outgoing: vec![1], learners: vec![9], ..ConfState::default() };
+        let conf =
+            ConfState { voters: vec![1, 2], voters_outgoing: vec![1], learners: vec![9], ..ConfState::default() };
         let mut bytes = Vec::new();
         encode(&conf, &mut bytes);
         assert_eq!(decode(&bytes), Some(conf));

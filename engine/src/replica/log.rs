@@ -202,9 +202,9 @@ impl Storage for Log {
 
     fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
         let offered = self.offered.borrow();
-        let found = offered.iter().find(|(node, meta)| {
-            *node == to && meta.index >= request_index && meta.index >= self.before.index
-        });
+        let found = offered
+            .iter()
+            .find(|(node, meta)| *node == to && meta.index >= request_index && meta.index >= self.before.index);
         if let Some((_, meta)) = found {
             let mut snapshot = Snapshot::default();
             snapshot.set_metadata(meta.clone());

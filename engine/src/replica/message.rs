@@ -25,8 +25,8 @@ use bytes::Bytes;
 use raft::eraftpb::{Message, MessageType, Snapshot};
 use taskmaster_protocol::FrameBuffer;
 
-use super::record::{EntryView, Fields, aligned, body_of, entry_header};
 use super::conf;
+use super::record::{EntryView, Fields, aligned, body_of, entry_header};
 use crate::peer;
 
 const LONG: u8 = 0x20;
@@ -174,7 +174,8 @@ mod tests {
     use raft::eraftpb::Entry;
 
     fn sample() -> Message {
-        let entry = |index, data: &'static [u8]| Entry { index, term: 4, data: Bytes::from_static(data), ..Entry::default() };
+        let entry =
+            |index, data: &'static [u8]| Entry { index, term: 4, data: Bytes::from_static(data), ..Entry::default() };
         let mut message = Message { from: 1, to: 2, term: 5, index: 9, commit: 8, log_term: 3, ..Message::default() };
         message.set_msg_type(MessageType::MsgAppend);
         message.set_entries(vec![entry(10, b"one"), entry(11, b""), entry(12, b"three and more than sixteen")].into());

@@ -15,10 +15,11 @@
 //! ```
 
 use bytes::Bytes;
-use raft::eraftpb::{Entry, EntryType, HardState};
+use raft::eraftpb::{ConfState, Entry, EntryType, HardState};
 use taskmaster_protocol::FrameBuffer;
 
 use super::conf;
+use super::log::Position;
 
 /// Kinds of records in a shard's log.
 pub mod kind {
@@ -175,6 +176,32 @@ pub(crate) fn read_hard(bytes: &[u8]) -> Option<(u16, HardState)> {
     fields.bytes(6)?;
     let (term, vote, commit) = (fields.u64()?, fields.u64()?, fields.u64()?);
     Some((group, HardState { term, vote, commit, ..HardState::default() }))
+}
+
+/// The record of an installed snapshot, in two parts: position, and the configuration there.
+pub(crate) fn install(group: u16, at: Position, to: &ConfState) -> ([u8; INSTALL_BYTES], Vec<u8>) {
+    let mut configuration = Vec::new();
+    conf::encode(to, &mut configuration);
+    let mut header = [0; INSTALL_BYTES];
+    header[0..2].copy_from_slice(&group.to_le_bytes());
+    header[8..16].copy_from_slice(&at.index.to_le_bytes());
+    header[16..24].copy_from_slice(&at.term.to_le_bytes());
+    (header, configuration)
+}
+
+/// Reads a record of [`install`].
+pub(crate) fn read_install(bytes: &[u8]) -> Option<(u16, Position, ConfState)> {
+    let mut fields = Fields(bytes);
+    let group = fields.u16()?;
+    fields.bytes(6)?;
+    let at = Position { index: fields.u64()?, term: fields.u64()? };
+    fields.bytes(8)?;
+    Some((group, at, conf::decode(fields.0)?))
+}
+
+/// The configuration that an entry brings, if it is such an entry.
+pub(crate) fn conf_of(entry: &Entry) -> Option<ConfState> {
+    if entry.get_entry_type() == EntryType::EntryNormal { None } else { conf::decode(&entry.context) }
 }
 
 /// Takes over the later of two records of term and vote: votes of a term are cast once, and commits only grow.

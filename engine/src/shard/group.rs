@@ -90,6 +90,8 @@ pub(super) struct Group {
     pub(super) campaign: Option<(u64, u64)>,
     /// The leader that was given up last, so that one silence has one election.
     pub(super) given_up: u64,
+    /// Applied when the load was measured last.
+    loaded_index: u64,
 }
 
 impl Group {
@@ -105,6 +107,7 @@ impl Group {
             dirty: true,
             campaign: None,
             given_up: 0,
+            loaded_index: 0,
         }
     }
 
@@ -137,8 +140,19 @@ impl Group {
         self.proposed.push_back(Proposed { at, requests, bytes });
     }
 
-    pub(super) fn has_batch(&self) -> bool {
-        !self.batch.is_empty()
+    /// Proposes one entry by itself; `false` when this replica cannot propose now.
+    pub(super) fn propose_alone(&mut self, data: Vec<u8>, request: Request) -> bool {
+        let bytes = data.len() as u64;
+        let Some(at) = self.replica.propose(data.into()) else { return false };
+        self.proposed.push_back(Proposed { at, requests: vec![request], bytes });
+        true
+    }
+
+    /// Entries per second since the last call, `within_us` ago.
+    pub(super) fn load(&mut self, within_us: u64) -> u64 {
+        let index = self.replica.applied().index;
+        let entries = index - core::mem::replace(&mut self.loaded_index, index).min(index);
+        entries * 1_000_000 / within_us
     }
 
     /// The requests behind an applied entry, if it was proposed here, and its bytes.

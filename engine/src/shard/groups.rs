@@ -10,7 +10,7 @@ use taskmaster_protocol::{Code, PartitionId};
 use super::group::{Group, Request};
 use super::{Effects, Shard};
 use crate::entry::{Settings, Verb};
-use crate::peer::{META_GROUP, PeerAddr};
+use crate::peer::META_GROUP;
 use crate::refused::Refused;
 use crate::replica::log::Position;
 use crate::replica::{Replica, message};
@@ -63,14 +63,10 @@ impl Shard {
     /// The shard's log is safe up to `sequence`.
     pub(super) fn durable(&mut self, sequence: u64) {
         self.durable_sequence = self.durable_sequence.max(sequence);
-        for place in 0..self.groups.len() {
-            let Some(group) = self.groups[place].as_deref_mut() else { continue };
-            if group.replica.is_persisting() {
+        while let Some((_, number)) = self.logging.pop_front_if(|(waits_for, _)| *waits_for <= sequence) {
+            if let Some(group) = self.group_mut(number) {
                 group.replica.flushed(sequence);
-                let number = group.number;
-                if group.replica.has_flushed() {
-                    self.touch(number);
-                }
+                self.touch(number);
             }
         }
     }
@@ -79,8 +75,9 @@ impl Shard {
     pub(super) fn drive(&mut self, effects: &mut Effects) {
         self.answer_chunks(effects);
         let mut at = 0;
-        while at < self.dirty.len() {
-            let number = self.dirty[at];
+        loop {
+            self.do_in_haste(effects);
+            let Some(&number) = self.dirty.get(at) else { break };
             at += 1;
             let Some(place) = self.place(number) else { continue };
             if let Some(mut group) = self.groups[place].take() {
@@ -90,6 +87,8 @@ impl Shard {
             }
         }
         self.dirty.clear();
+        self.watch_map(effects);
+        self.watch_owners();
     }
 
     fn drive_group(&mut self, group: &mut Group, effects: &mut Effects) {
@@ -129,6 +128,9 @@ impl Shard {
             self.watch_leadership(group, effects);
             self.cut_log(group);
         }
+        if group.replica.is_persisting() {
+            self.logging.push_back((self.unlogged.last_sequence(), group.number));
+        }
         self.serve_reads(group, effects);
         if group.replica.log().is_wanted() {
             self.want_snapshots(group);
@@ -161,8 +163,9 @@ impl Shard {
     fn start_serving(&mut self, group: &mut Group) {
         group.serving = group.replica.term();
         self.peers.announce();
+        self.elections.hasten();
         if group.number == META_GROUP {
-            self.meta.start_leading(self.last_time_us);
+            self.lead_meta(group);
             return;
         }
         let wanted = Settings { retention_ms: self.config.retention_ms.max(1), kept_max: self.config.kept_max };
@@ -249,10 +252,5 @@ impl Shard {
             let next = group.replica.log().before().index + 1;
             group.replica.log_mut().cut(next);
         }
-    }
-
-    /// The shard of a node that has a group's replica.
-    pub(super) fn home(&self, node: u64, group: u16) -> PeerAddr {
-        self.peers.home_of(node, group)
     }
 }

@@ -3,8 +3,8 @@
 
 use std::collections::VecDeque;
 
-use taskmaster_protocol::frame::Header;
 use taskmaster_protocol::FrameBuffer;
+use taskmaster_protocol::frame::Header;
 
 use crate::effects::ConnId;
 

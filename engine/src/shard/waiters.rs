@@ -87,7 +87,11 @@ impl Waiters {
         let mut numbers: Vec<u32> =
             self.awaited_of.iter().filter(|(_, awaited)| is_of(awaited)).map(|(&number, _)| number).collect();
         numbers.sort_unstable();
-        numbers.into_iter().filter_map(|number| self.take_one(number)).map(|(_, waiter)| (waiter.conn, waiter.header)).collect()
+        numbers
+            .into_iter()
+            .filter_map(|number| self.take_one(number))
+            .map(|(_, waiter)| (waiter.conn, waiter.header))
+            .collect()
     }
 
     /// Drops the awaits of a connection that is gone.
