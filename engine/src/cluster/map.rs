@@ -10,7 +10,7 @@
 //! what is wanted. What a group's Raft configuration is at this moment is the group's own knowledge.
 
 mod codec;
-mod node;
+pub(super) mod node;
 #[cfg(test)]
 mod tests;
 

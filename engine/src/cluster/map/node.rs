@@ -102,7 +102,7 @@ impl NodeInfo {
     }
 }
 
-fn check_text(what: &str, text: &str, bytes_min: usize, bytes_max: usize) -> Result<(), String> {
+pub(in crate::cluster) fn check_text(what: &str, text: &str, bytes_min: usize, bytes_max: usize) -> Result<(), String> {
     if !(bytes_min..=bytes_max).contains(&text.len()) {
         return Err(format!("the {what} has {} bytes: {bytes_min} to {bytes_max} are possible", text.len()));
     }
