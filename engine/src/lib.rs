@@ -32,6 +32,7 @@ mod task;
 mod timer;
 mod workflow;
 
+pub use cluster::{ClusterMap, META_GROUP, Member, Membership, NodeInfo, NodeStatus, Placement};
 pub use contract::DEFAULT_NAMESPACE;
 pub use effects::{ConnId, Effects, Outgoing};
 pub use entry::{ENTRY_FORMAT, ENTRY_HEADER_BYTES, Entry, EntryError, decode as decode_entry};
