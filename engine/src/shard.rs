@@ -224,6 +224,8 @@ pub struct Shard {
     local: snapshots::Local,
     /// What recovery found so far, until the start.
     found: BTreeMap<u16, recovery::Found>,
+    /// The record that was replayed last.
+    replayed: u64,
 }
 
 impl Shard {
@@ -266,6 +268,7 @@ impl Shard {
             draining: false,
             local: snapshots::Local::default(),
             found: BTreeMap::new(),
+            replayed: 0,
             config,
         }
     }

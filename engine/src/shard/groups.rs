@@ -229,6 +229,7 @@ impl Shard {
     /// Cuts off what of a group's log nobody needs any longer.
     fn cut_log(&self, group: &mut Group) {
         let applied = group.replica.applied().index;
+        let applied = self.kept_for_snapshot(group.number).map_or(applied, |kept| kept.min(applied));
         if group.replica.is_alone() {
             group.replica.log_mut().cut(applied);
             return;
