@@ -25,8 +25,6 @@ const PROVING: usize = 4;
 pub(crate) struct Snapshot {
     /// Block of the log up to which it stands.
     pub(crate) seq: u64,
-    /// The engine's sequence.
-    pub(crate) stamp: u64,
     /// With their tags.
     pub(crate) chunks: Vec<(u32, Vec<u8>)>,
 }

@@ -5,7 +5,8 @@
 
 use std::collections::VecDeque;
 
-use taskmaster_engine::{Config, Effects, Input, Shard, record};
+use taskmaster_engine::record::kind;
+use taskmaster_engine::{Config, Effects, Input, Shard, SnapshotStep};
 use taskmaster_protocol::FrameBuffer;
 use taskmaster_storage::wal::{self, HeapBuffers, ScanParams, Writer, recover};
 
@@ -97,10 +98,10 @@ impl ShardLoop {
         let drops = defect == Some(Defect::DropRecoveredEntry);
         let recovered = recover(disk, params, |record| {
             seen += 1;
-            if drops && record.kind == record::ENTRY && seen >= 20 && seen.is_multiple_of(20) {
+            if drops && record.kind == kind::ENTRY && seen >= 20 && seen.is_multiple_of(20) {
                 return Ok(());
             }
-            match shard.replay(record.kind, record.bytes) {
+            match shard.replay(record.stamp, record.kind, record.bytes) {
                 Err(_) if drops => Ok(()),
                 result => Ok(result?),
             }
@@ -110,8 +111,7 @@ impl ShardLoop {
             Err(wal::RecoverError::Corrupt { .. }) if disk.is_rotten() => return Err(StartError::Damaged),
             Err(error) => return Err(broken(format!("the log does not recover: {error}"))),
         };
-        let started = shard.start(now_us);
-        started.map_err(|error| broken(format!("what was recovered does not start: {error}")))?;
+        shard.start(now_us);
         let log_term = recovered.end.term + 1;
         let mut writer = Writer::new(log_config(), HeapBuffers, identity, log_term, recovered.end);
         disk.retired.clear();
@@ -157,20 +157,20 @@ impl ShardLoop {
         self.time_us(now_us);
         let (writer, blocks, defect, closing) = (&mut self.writer, &mut self.blocks, self.defect, self.closing);
         let mut last = None;
-        self.shard.end_turn(now_us, &mut self.effects, |sequence, kind, parts| {
+        self.shard.end_turn(now_us, &mut self.effects, |sequence, record_kind, parts| {
             // What comes after the log was closed is never answered.
             if closing {
                 return;
             }
-            look(kind, parts);
+            look(record_kind, parts);
             last = Some(sequence);
-            if defect == Some(Defect::SkipHardState) && kind == record::HARD {
+            if defect == Some(Defect::SkipHardState) && record_kind == kind::HARD {
                 if let Some((_, last)) = blocks.back_mut() {
                     *last = sequence;
                 }
                 return;
             }
-            let position = writer.append(kind, sequence, parts).expect("the log takes what is admitted");
+            let position = writer.append(record_kind, sequence, parts).expect("the log takes what is admitted");
             match blocks.back_mut() {
                 Some((block, last)) if *block == position.seq => *last = sequence,
                 _ => blocks.push_back((position.seq, sequence)),
@@ -234,7 +234,7 @@ impl ShardLoop {
 
     /// Whether enough was written since the last snapshot, and none is being written.
     pub(crate) fn wants_snapshot(&self, every: u64) -> bool {
-        self.blocks_since_snapshot >= every && self.writing.is_none() && !self.closing
+        self.blocks_since_snapshot >= every && !self.closing && self.shard.can_snapshot() && self.writing.is_none()
     }
 
     pub(crate) fn begin_snapshot(&mut self) {
@@ -243,20 +243,31 @@ impl ShardLoop {
         if self.defect == Some(Defect::SnapshotClaimsTooMuch) {
             seq = self.writer.last_seq();
         }
-        let stamp = self.shard.snapshot_begin();
-        self.writing = Some(Writing { snapshot: Snapshot { seq, stamp, chunks: Vec::new() }, sliced: false });
+        self.shard.snapshot_begin();
+        self.writing = Some(Writing { snapshot: Snapshot { seq, chunks: Vec::new() }, sliced: false });
     }
 
-    /// Takes one slice of the snapshot; `false` when it is complete.
+    /// Takes one slice of the snapshot; `false` when there is no more, because it is complete or of no use.
     pub(crate) fn slice_snapshot(&mut self) -> bool {
         let writing = self.writing.as_mut().expect("a snapshot is being written");
         let mut chunk = FrameBuffer::new();
-        if let Some(tag) = self.shard.snapshot_next(&mut chunk) {
-            writing.snapshot.chunks.push((tag, chunk.to_vec()));
-            return true;
+        match self.shard.snapshot_next(&mut chunk) {
+            SnapshotStep::Chunk(tag) => writing.snapshot.chunks.push((tag, chunk.to_vec())),
+            SnapshotStep::Wait => {}
+            SnapshotStep::End => {
+                writing.sliced = true;
+                return false;
+            }
+            SnapshotStep::Broken => {
+                self.writing = None;
+                return false;
+            }
         }
-        writing.sliced = true;
-        false
+        true
+    }
+
+    pub(crate) const fn is_writing_snapshot(&self) -> bool {
+        self.writing.is_some()
     }
 
     /// The snapshot's file is durable.

@@ -1,6 +1,6 @@
 //! Several shards of one node that share the limits of a queue: real engines, and a mesh that is late.
 //!
-//! Everything is durable at once here; what is simulated is the order and the delay of permit notes, workers that come,
+//! Everything is durable at once here; what is simulated is the order and the delay of messages about permits, workers that come,
 //! go, finish and forget, and limits that change. Rules: all shards together never have more leases than the limit, and
 //! every task ends once workers behave.
 
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use taskmaster_engine::cluster::{ClusterMap, NodeInfo, SOFTWARE_VERSION};
-use taskmaster_engine::{Config, ConnId, Effects, Input, PeerAddr, PermitNote, Shard};
+use taskmaster_engine::{Config, ConnId, Effects, Input, PeerAddr, Shard};
 use taskmaster_protocol::body::{
     self, ArchivedAssign, Body, Complete, CompleteRow, ConfigureQueue, Credit, Fail, FailRow, LeaseRow, Leases, Spec,
     Submit, Subscribe, TaskRow, queue_field,
@@ -28,7 +28,6 @@ const CALM_FROM_US: u64 = 3_000_000;
 const END_US: u64 = 600_000_000;
 
 enum Event {
-    Note(PermitNote),
     Messages {
         from: PeerAddr,
         to: u16,
@@ -107,7 +106,7 @@ pub fn run(seed: u64) -> Result<u64, Failure> {
             auto_create_queues: true,
         };
         let mut shard = Shard::new(config, START_US);
-        shard.start(START_US).expect("nothing was recovered");
+        shard.start(START_US);
         (shard, Effects::default())
     };
     let mut world = Shards {
@@ -180,10 +179,6 @@ impl Shards {
 
     fn happen(&mut self, event: Event) -> Result<(), String> {
         match event {
-            Event::Note(note) => {
-                let shard = usize::from(note.to);
-                self.input(shard, Input::Permits(note))
-            }
             Event::Messages { from, to, bytes } => self.input(usize::from(to), Input::Peer { from, bytes: &bytes }),
             Event::Map { to, map } => self.input(usize::from(to), Input::Map(map)),
             Event::Submit => self.submit(),
@@ -252,7 +247,6 @@ impl Shards {
             })
             .expect("the engine sends whole frames");
         });
-        let notes = std::mem::take(&mut effects.permits);
         let mut messages = Vec::new();
         effects.drain_peers(|to, buffer| messages.push((to, std::mem::take(buffer))));
         let map = effects.take_map();
@@ -263,10 +257,6 @@ impl Shards {
             let fate = if calm { 0 } else { self.dice.below(100) };
             let delay_us = self.dice.range(10, 60_000);
             self.after(delay_us, Event::End { shard: index, conn, row, fate });
-        }
-        for note in notes {
-            let delay_us = self.mesh_delay_us(note.from, note.to);
-            self.after(delay_us, Event::Note(note));
         }
         if let Some(wake_us) = wake_us {
             let at_us = (wake_us.saturating_sub(START_US)).max(self.now_us) + 1;

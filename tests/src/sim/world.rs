@@ -7,9 +7,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
-use taskmaster_engine::PermitNote;
-use taskmaster_engine::cluster::ClusterMap;
 use taskmaster_engine::PeerAddr;
+use taskmaster_engine::cluster::ClusterMap;
 use taskmaster_protocol::{FrameBuffer, NodeId};
 
 use super::actor::{Actor, Target};
@@ -56,7 +55,6 @@ enum What {
     Peer { shard: u16, from: PeerAddr, to: NodeId, key: LinkKey, epoch: u64, bytes: FrameBuffer },
     /// Messages from another shard of the node.
     Mesh { shard: u16, from: PeerAddr, bytes: FrameBuffer },
-    Permits { note: PermitNote },
     Map { shard: u16, map: Arc<ClusterMap> },
     PeerLost { shard: u16, node: NodeId },
     Packet { from: u16, bytes: Vec<u8> },
@@ -362,7 +360,6 @@ impl World {
                 self.peer_arrives(place, shard, from, to, key, epoch, &bytes);
             }
             What::Mesh { shard, from, bytes } => self.mesh_arrives(place, shard, from, &bytes),
-            What::Permits { note } => self.permits_arrive(place, note),
             What::Map { shard, map } => self.map_arrives(place, shard, map),
             What::PeerLost { shard, node } => self.peer_lost(place, shard, node),
             What::Packet { from, bytes } => self.packet_arrives(place, from, &bytes),

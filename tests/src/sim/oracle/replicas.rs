@@ -26,7 +26,7 @@ impl Oracle {
     /// A record goes into a shard's log.
     pub(crate) fn logged(&mut self, kind: u32, parts: &[&[u8]]) -> Verdict {
         let header = parts.first().and_then(|header| header.first_chunk::<{ record::ENTRY_HEADER_BYTES }>());
-        let Some(header) = header.filter(|_| kind == record::ENTRY) else { return Ok(()) };
+        let Some(header) = header.filter(|_| kind == record::kind::ENTRY) else { return Ok(()) };
         let eight = |at: usize| {
             let mut eight = [0; 8];
             eight.copy_from_slice(&header[at..at + 8]);

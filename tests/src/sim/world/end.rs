@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use taskmaster_engine::cluster::META_GROUP;
 use taskmaster_protocol::body::{ClusterAdmin, cluster_verb};
+use taskmaster_engine::cluster::META_GROUP;
+use taskmaster_protocol::PartitionId;
 use taskmaster_protocol::frame::NO_PARTITION;
 
 use super::nodes::Death;
@@ -90,8 +91,8 @@ impl World {
         let mut replicas: BTreeMap<u16, Vec<(u64, u64, u64)>> = BTreeMap::new();
         for node in self.places.iter().filter_map(|place| place.node.as_ref()) {
             for own in &node.loops {
-                for group in (0..self.scenario.partitions).chain([META_GROUP]) {
-                    if let Some((index, hash)) = own.shard.digest(group) {
+                for group in 0..self.scenario.partitions {
+                    if let Some((index, hash)) = own.shard.digest(PartitionId(group)) {
                         replicas.entry(group).or_default().push((node.life, index, hash));
                     }
                 }
@@ -121,6 +122,9 @@ impl World {
         for (group, placement) in map.groups() {
             if !placement.settled || placement.replicas.len() < wanted {
                 return Some(format!("group {group} is not settled: {placement:?}"));
+            }
+            if group == META_GROUP {
+                continue;
             }
             let found = replicas.get(&group).map_or(&[][..], Vec::as_slice);
             let index = found.first().map_or(0, |(_, index, _)| *index);

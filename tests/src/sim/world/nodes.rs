@@ -117,7 +117,7 @@ impl World {
         });
         let mut messages = Vec::new();
         own.effects.drain_peers(|to, buffer| messages.push((to, core::mem::take(buffer))));
-        let (notes, map) = (core::mem::take(&mut own.effects.permits), own.effects.take_map());
+        let map = own.effects.take_map();
         oracle.sent(life, &frames, time_us)?;
         for seq in started {
             let delay_us = self.write_us(place, shard);
@@ -130,10 +130,6 @@ impl World {
         for (to, bytes) in messages {
             self.note(6, mix(to.node.0 ^ u64::from(to.shard)) ^ sum(&bytes));
             self.send_message(place, shard, id, to, bytes);
-        }
-        for note in notes {
-            let delay_us = self.mesh_delay_us(place, note.from, note.to);
-            self.in_after(place, delay_us, What::Permits { note });
         }
         if let Some(map) = map {
             self.spread_map(place, map);
@@ -221,7 +217,7 @@ impl World {
         if at.slice_snapshot() {
             let delay_us = self.dice.range(50, 3_000);
             self.in_after(place, delay_us, What::Slice { shard });
-        } else {
+        } else if at.is_writing_snapshot() {
             let delay_us = self.dice.range(500, 20_000);
             self.in_after(place, delay_us, What::SnapshotDone { shard });
         }

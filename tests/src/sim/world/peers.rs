@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use taskmaster_engine::cluster::membership::Out;
 use taskmaster_engine::cluster::{ClusterMap, Membership};
-use taskmaster_engine::{Input, PeerAddr, PermitNote};
+use taskmaster_engine::{Input, PeerAddr};
 use taskmaster_protocol::{FrameBuffer, NodeId};
 
 use super::nodes::Death;
@@ -166,10 +166,6 @@ impl World {
 
     pub(super) fn mesh_arrives(&mut self, place: u16, shard: u16, from: PeerAddr, bytes: &FrameBuffer) {
         self.input(place, shard, Input::Peer { from, bytes });
-    }
-
-    pub(super) fn permits_arrive(&mut self, place: u16, note: PermitNote) {
-        self.input(place, note.to, Input::Permits(note));
     }
 
     /// Shard 0 has a newer map: gossip hears which cluster it is of, the other shards hear all.
