@@ -171,6 +171,6 @@ impl Place {
 }
 
 /// A controller in a hurry: runs are short.
-pub(crate) const fn hurried() -> Limits {
-    Limits { replace_after_us: 1_500_000, moves_max: 2, commands_max: 8, report_age_us_max: 3_000_000 }
+pub(crate) fn hurried() -> Limits {
+    Limits { replace_after_us: 1_500_000, moves_max: 2, ..Limits::default() }
 }

@@ -50,7 +50,8 @@ impl Scenario {
         let has_skew = options.faults.contains(FaultSet::CLOCK) && dice.chance(60);
         let joins_late = options.faults.contains(FaultSet::MEMBERSHIP) && dice.chance(30);
         let sites = (0..nodes).map(|place| {
-            let skew_us = i64::try_from(dice.below(if dice.chance(80) { 50_000 } else { 2_000_000 })).expect("small");
+            let skew_us_max = if dice.chance(80) { 50_000 } else { 2_000_000 };
+            let skew_us = i64::try_from(dice.below(skew_us_max)).expect("small");
             let late_us = if joins_late && place > 0 { dice.below(calm_from_us) } else { dice.below(100_000) };
             Site {
                 shards: 1 + u16::from(dice.chance(30)),

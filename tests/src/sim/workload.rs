@@ -185,7 +185,7 @@ impl Producer {
         self.client.push(Operation::Submit, partition, &submit);
     }
 
-    fn configure(&mut self, queue: u32, set: u32, paused: bool, cx: &mut Cx<'_>) {
+    fn configure(&mut self, queue: u32, set: u32, paused: bool) {
         for partition in (0..self.partitions).map(PartitionId) {
             let mut configure = ConfigureQueue { set, paused: paused.into(), ..ConfigureQueue::default() };
             configure.queue = body::put(&mut configure.bytes, format!("q{queue}").as_bytes());
@@ -213,11 +213,11 @@ impl Producer {
             }
             6 if self.number == 0 => {
                 let queue = cx.dice.small(0, QUEUES - 1);
-                self.configure(queue, queue_field::PAUSED, true, cx);
+                self.configure(queue, queue_field::PAUSED, true);
             }
             7 if self.number == 0 => {
                 let queue = cx.dice.small(0, QUEUES - 1);
-                self.configure(queue, queue_field::PAUSED, false, cx);
+                self.configure(queue, queue_field::PAUSED, false);
             }
             8 => {
                 self.client.push(Operation::GetTask, partition, &GetTask { id });
@@ -231,7 +231,7 @@ impl Producer {
 
     fn produce(&mut self, cx: &mut Cx<'_>) {
         if self.number == 0 && self.sequence == 0 {
-            self.configure(LIMITED.0, queue_field::CONCURRENCY, false, cx);
+            self.configure(LIMITED.0, queue_field::CONCURRENCY, false);
         }
         if self.client.len() < 12 {
             if cx.dice.chance(25) {
@@ -252,7 +252,7 @@ impl Producer {
         if self.number == 0 && self.client.len() == 0 && cx.now_us >= self.resumed_us {
             self.resumed_us = cx.now_us + CALM_PAUSE_US;
             for queue in 0..QUEUES {
-                self.configure(queue, queue_field::PAUSED, false, cx);
+                self.configure(queue, queue_field::PAUSED, false);
             }
         }
         self.next_us = cx.now_us + CALM_PAUSE_US;

@@ -146,7 +146,6 @@ pub(crate) struct World {
     wake_of: Vec<u64>,
     oracle: Oracle,
     phase: Phase,
-    all_agree_by_us: u64,
     defect: Option<Defect>,
     report: Report,
 }
@@ -194,7 +193,6 @@ impl World {
             actors,
             oracle: Oracle::new(),
             phase: Phase::Faults,
-            all_agree_by_us: u64::MAX,
             defect: options.defect,
             report: Report { seed: options.seed, nodes: count.into(), ..Report::default() },
             scenario,
