@@ -141,8 +141,8 @@ impl Shard {
     /// Whether this shard serves all groups that are its alone: false for a moment after the start.
     #[must_use]
     pub fn is_serving(&self) -> bool {
-        let own = self.groups.iter().flatten().filter(|group| group.replica.is_alone());
-        own.map(|group| group.serving > 0).all(|serves| serves)
+        let mut own = self.groups.iter().flatten().filter(|group| group.replica.is_alone());
+        own.all(|group| group.serving > 0)
             && (self.map.is_some() || self.groups.iter().flatten().any(|group| group.number != META_GROUP))
     }
 }
