@@ -11,6 +11,8 @@ use super::client::Client;
 
 /// Reads under way at once.
 const READS_MAX: usize = 64;
+/// Pause before what is not final is read again.
+const ROUND_US: u64 = 100_000;
 
 /// Reads tasks until all are final.
 pub(crate) struct Reader {
@@ -18,12 +20,14 @@ pub(crate) struct Reader {
     asked: BTreeMap<u64, TaskId>,
     /// Tasks not yet known to be final, once everything was submitted.
     left: Option<BTreeSet<TaskId>>,
+    /// Those of them that were read in this round.
+    read: BTreeSet<TaskId>,
     next_us: u64,
 }
 
 impl Reader {
     pub(crate) fn new(client: Client) -> Self {
-        Self { client, asked: BTreeMap::new(), left: None, next_us: 0 }
+        Self { client, asked: BTreeMap::new(), left: None, read: BTreeSet::new(), next_us: 0 }
     }
 
     fn read(&mut self, id: TaskId) {
@@ -34,11 +38,18 @@ impl Reader {
     fn read_all(&mut self, cx: &mut Cx<'_>) {
         let left = self.left.get_or_insert_with(|| cx.oracle.ids().collect());
         left.retain(|id| !cx.oracle.is_over(*id));
-        let under_way: BTreeSet<TaskId> = self.asked.values().copied().collect();
-        let room = READS_MAX.saturating_sub(under_way.len());
-        let next: Vec<TaskId> = left.iter().filter(|id| !under_way.contains(id)).take(room).copied().collect();
-        next.into_iter().for_each(|id| self.read(id));
-        self.next_us = cx.now_us + 100_000;
+        let room = READS_MAX.saturating_sub(self.asked.len());
+        let next: Vec<TaskId> = left.difference(&self.read).take(room).copied().collect();
+        if next.is_empty() && self.asked.is_empty() {
+            self.read.clear();
+            self.next_us = cx.now_us + ROUND_US;
+            return;
+        }
+        self.next_us = u64::MAX;
+        for id in next {
+            self.read.insert(id);
+            self.read(id);
+        }
     }
 }
 
