@@ -230,7 +230,8 @@ impl Shard {
 
     /// Cuts off what of a group's log nobody needs any longer.
     fn cut_log(&self, group: &mut Group) {
-        let applied = group.replica.applied().index;
+        // What the shard's own snapshot has yet to write of it stays.
+        let applied = group.replica.applied().index.min(self.unwritten_from(group.number) - 1);
         if group.replica.is_alone() {
             group.replica.log_mut().cut(applied);
             return;

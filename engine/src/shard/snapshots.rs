@@ -188,6 +188,14 @@ impl Shard {
         self.local.at.is_some_and(|(place, part)| self.place(number) == Some(place) && part != Part::Head)
     }
 
+    /// The first entry of a group that the local snapshot has yet to write; `u64::MAX` when it does not need the group's log.
+    pub(super) fn unwritten_from(&self, number: u16) -> u64 {
+        match self.local.at {
+            Some((place, Part::Entries(from))) if self.place(number) == Some(place) => from,
+            _ => u64::MAX,
+        }
+    }
+
     /// Whether writing a group for a follower can begin.
     pub(super) fn can_write(&self, number: u16) -> bool {
         !self.is_written(number) && !self.is_written_locally(number)
