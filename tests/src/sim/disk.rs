@@ -14,7 +14,7 @@ use taskmaster_storage::wal::{Segment, SegmentSource, WriteOp};
 use super::dice::Dice;
 
 /// Length of every segment, in bytes.
-pub(crate) const SEGMENT_LEN: u64 = 128 << 10;
+pub(crate) const SEGMENT_LEN: u64 = 2 << 20;
 const SECTOR: usize = 512;
 /// Snapshots that are kept.
 const KEPT: usize = 2;

@@ -18,7 +18,7 @@ fn log_config() -> wal::Config {
     wal::Config {
         segment_bytes: SEGMENT_LEN,
         block_bytes_target: 24 << 10,
-        block_bytes_max: 96 << 10,
+        block_bytes_max: 1 << 20,
         unflushed_bytes_max: 64 << 20,
         writes_in_flight_max: 3,
         overlap_bytes_min: 0,
