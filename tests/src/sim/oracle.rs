@@ -154,6 +154,8 @@ pub(crate) struct Oracle {
     replicas: replicas::Replicas,
     /// End of the id of a task to report on.
     watched: Option<String>,
+    /// Says who leads.
+    is_loud: bool,
     /// Counters for the report.
     pub(crate) submits_acknowledged: u64,
     pub(crate) completions_acknowledged: u64,
@@ -174,7 +176,8 @@ const fn term_of(token: u64) -> u64 {
 
 impl Oracle {
     pub(crate) fn new() -> Self {
-        Self { watched: std::env::var("TASKMASTER_SIM_WATCH").ok(), ..Self::default() }
+        let is_loud = std::env::var_os("TASKMASTER_SIM_LOG").is_some();
+        Self { watched: std::env::var("TASKMASTER_SIM_WATCH").ok(), is_loud, ..Self::default() }
     }
 
     /// For hunting: what happens to the task whose id ends with TASKMASTER_SIM_WATCH.

@@ -148,6 +148,8 @@ pub(crate) struct World {
     phase: Phase,
     defect: Option<Defect>,
     report: Report,
+    /// Says what happens to nodes (`TASKMASTER_SIM_LOG`).
+    is_loud: bool,
 }
 
 impl World {
@@ -194,6 +196,7 @@ impl World {
             oracle: Oracle::new(),
             phase: Phase::Faults,
             defect: options.defect,
+            is_loud: std::env::var_os("TASKMASTER_SIM_LOG").is_some(),
             report: Report { seed: options.seed, nodes: count.into(), ..Report::default() },
             scenario,
             dice,
@@ -266,6 +269,13 @@ impl World {
     /// The clock of a place.
     fn clock_us(&self, place: u16) -> u64 {
         (START_US + self.now_us).saturating_add_signed(self.places[usize::from(place)].skew_us)
+    }
+
+    /// For hunting: what happens to nodes.
+    fn tell(&self, what: impl FnOnce() -> String) {
+        if self.is_loud {
+            eprintln!("{:>9} {}", self.now_us, what());
+        }
     }
 
     fn note(&mut self, kind: u64, value: u64) {

@@ -58,6 +58,9 @@ impl Oracle {
             self.replicas.leads.remove(&(group, life));
             return Ok(());
         };
+        if self.is_loud {
+            eprintln!("          process {life} leads group {group} in term {term}");
+        }
         self.replicas.leads.insert((group, life), term);
         let leader = *self.replicas.leaders.entry((group, term)).or_insert(life);
         require(leader == life, || format!("processes {leader} and {life} lead group {group} in term {term}"))

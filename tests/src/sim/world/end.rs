@@ -21,6 +21,7 @@ impl World {
     pub(super) fn look(&mut self) -> Result<(), String> {
         self.after(LOOK_US, Event::Look);
         self.compare_replicas()?;
+        let before = self.phase;
         match self.phase {
             Phase::Faults if self.now_us >= self.scenario.calm_from_us => self.calm_down(),
             Phase::Calm if self.are_producers_done() => {
@@ -42,6 +43,9 @@ impl World {
             }
             Phase::ReadingAgain if self.is_all_read() && self.do_replicas_agree() => self.phase = Phase::Over,
             Phase::Faults | Phase::Calm | Phase::Reading { .. } | Phase::ReadingAgain | Phase::Over => {}
+        }
+        if self.phase != before {
+            self.tell(|| format!("phase {:?}", self.phase));
         }
         Ok(())
     }
@@ -99,6 +103,15 @@ impl World {
             }
         }
         replicas
+    }
+
+    /// Replicas at one place, for the log.
+    pub(super) fn replicas_at(&self, place: u16) -> Vec<(u16, Option<(u64, u64)>)> {
+        let Some(node) = &self.places[usize::from(place)].node else { return Vec::new() };
+        let of = |own: &crate::sim::shard_loop::ShardLoop| {
+            (0..self.scenario.partitions).map(|group| (group, own.shard.digest(PartitionId(group)))).collect::<Vec<_>>()
+        };
+        node.loops.iter().flat_map(of).filter(|(_, at)| at.is_some()).collect()
     }
 
     fn compare_replicas(&mut self) -> Result<(), String> {

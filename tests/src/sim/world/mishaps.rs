@@ -20,6 +20,7 @@ const REPLICAS_MIN: usize = 3;
 impl World {
     pub(super) fn suffer(&mut self, fault: Fault) {
         let happens = self.mishap(fault);
+        self.tell(|| format!("{fault:?} {}", if happens { "" } else { "(passed over)" }));
         self.report.faults += u64::from(happens);
         self.note(5, u64::from(happens));
     }

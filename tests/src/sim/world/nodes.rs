@@ -54,6 +54,8 @@ impl World {
             }
         }
         self.note(3, u64::from(number) << 32 | life);
+        let replicas: Vec<_> = self.replicas_at(number);
+        self.tell(|| format!("place {number} starts life {life} as {} ({}), replicas {replicas:?}", self.places[usize::from(number)].id, self.places[usize::from(number)].id.0));
         for shard in 0..self.places[usize::from(number)].site.shards {
             self.turn_soon(number, shard);
             self.segment_soon(number, shard);
@@ -119,6 +121,10 @@ impl World {
         own.effects.drain_peers(|to, buffer| messages.push((to, core::mem::take(buffer))));
         let map = own.effects.take_map();
         oracle.sent(life, &frames, time_us)?;
+        let warnings = own.shard.take_warnings();
+        for warning in &warnings {
+            self.tell(|| format!("place {place} shard {shard}: {warning}"));
+        }
         for seq in started {
             let delay_us = self.write_us(place, shard);
             self.in_after(place, delay_us, What::Written { shard, seq });
@@ -132,6 +138,7 @@ impl World {
             self.send_message(place, shard, id, to, bytes);
         }
         if let Some(map) = map {
+            self.tell(|| format!("place {place} has map {}: meta {:?}, partitions {:?}", map.version, map.meta, map.partitions));
             self.spread_map(place, map);
         }
         self.segment_soon(place, shard);
@@ -281,6 +288,7 @@ impl World {
             }
         }
         self.oracle.died(node.life);
+        self.tell(|| format!("place {place} stops"));
         self.note(8, u64::from(place) << 32 | node.life);
         self.drop_links(place, node.life, death);
         self.drop_peers(place, death);
