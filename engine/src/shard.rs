@@ -13,6 +13,7 @@ mod cluster;
 mod elections;
 mod group;
 mod groups;
+mod hooks;
 mod meta;
 mod owners;
 mod peers;
