@@ -13,7 +13,7 @@ use taskmaster_protocol::NodeId;
 use taskmaster_protocol::peer::{Kind, PeerError, PeerHello, PeerRefusal, Reason};
 
 use super::Peers;
-use super::greeting::judge;
+use super::greeting::{judge, trust};
 use super::link::{Ending, Link, Pace};
 use super::refusals::Refused;
 use crate::input::Input;
@@ -62,9 +62,15 @@ impl Peers {
     }
 
     async fn serve(self: Rc<Self>, stream: TcpStream, address: SocketAddr) {
+        let link = match Link::accepted(stream, address, self.tls.as_ref()) {
+            Ok(link) => link,
+            Err(ending) => {
+                tracing::warn!(%address, "a connection of a peer cannot be served: {ending:?}");
+                return;
+            }
+        };
         self.accepted.set(self.accepted.get() + 1);
         self.ungreeted.set(self.ungreeted.get() + 1);
-        let link = Link::accepted(stream, address);
         glommio::spawn_local(Rc::clone(&link).write_loop()).detach();
         let mut input = Input::default();
         let greeted = self.greet(&link, &mut input).await;
@@ -95,7 +101,7 @@ impl Peers {
             }
         };
         let own = self.hello(theirs.node, theirs.shard);
-        match judge(&own, &theirs) {
+        match judge(&own, &theirs).and_then(|version| trust(link, &own, &theirs).map(|()| version)) {
             Ok(_) if self.stopped.get() => None,
             Ok(version) => {
                 link.send(Kind::HelloReply, &own.encode());
@@ -182,17 +188,27 @@ impl Peers {
     /// Ends a link whose other side sent what it may not, or refused us.
     fn garbage(&self, link: &Link, hello: Option<&PeerHello>, ending: Ending) {
         let node: Option<NodeId> = hello.map(|hello| hello.node);
+        let own = self.hello(self.identity.node, self.identity.shard);
         match ending {
             Ending::Gone(_) => {}
             Ending::Refused(refusal) => self.note_refused(link, node, false, refusal),
+            Ending::Untrusted(error) => {
+                let sentence = match hello {
+                    Some(hello) => format!("the connection of {hello} with {own} ends: {error}"),
+                    None => format!("a stranger at the peer port of {own} is not trusted: {error}"),
+                };
+                let refusal = PeerRefusal { reason: Reason::Tls, node: self.identity.node, sentence };
+                link.refuse(&refusal);
+                self.note_refused(link, node, true, refusal);
+            }
             Ending::Fault(error) => {
-                let own = self.hello(self.identity.node, self.identity.shard);
                 let sentence = match hello {
                     Some(hello) => format!("{hello} sent {own} what is no peer frame: {error}"),
                     None => format!("a stranger at the peer port of {own} said no hello: {error}"),
                 };
-                let refusal = PeerRefusal { reason: Reason::Garbage, node: self.identity.node, sentence };
-                let speaks = !matches!(error, PeerError::Magic { .. } | PeerError::Client | PeerError::Tls);
+                let reason = if error == PeerError::Tls { Reason::Tls } else { Reason::Garbage };
+                let refusal = PeerRefusal { reason, node: self.identity.node, sentence };
+                let speaks = !matches!(error, PeerError::Magic { .. } | PeerError::Client);
                 if speaks {
                     link.refuse(&refusal);
                 }
