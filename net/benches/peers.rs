@@ -10,7 +10,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -123,7 +123,16 @@ fn nodes(orders: Receiver<Order>, times: Sender<Duration>, [tls_a, tls_b]: [Opti
     let sender = move || async move {
         let owner = Rc::new(Owner::default());
         let peers = start(A, at_a, (B, at_b), &owner, tls_a);
-        for Order { batches, bytes, round_trips } in orders {
+        loop {
+            // Not by blocking: a silent peer is given up.
+            let Order { batches, bytes, round_trips } = match orders.try_recv() {
+                Ok(order) => order,
+                Err(TryRecvError::Empty) => {
+                    sleep(Duration::from_millis(5)).await;
+                    continue;
+                }
+                Err(TryRecvError::Disconnected) => return,
+            };
             let start = Instant::now();
             if round_trips {
                 for _ in 0..batches {

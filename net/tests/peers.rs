@@ -361,6 +361,23 @@ fn strangers_are_refused_with_a_sentence_and_harm_nobody() {
 }
 
 #[test]
+fn a_crowd_of_silent_strangers_is_bounded_and_passes() {
+    let both = shard(|| async {
+        let (a, b) = (Node::start(identity(A), address()), Node::start(identity(B), address()));
+        let crowd: Vec<_> = (0..80).map(|_| TcpStream::connect(b.address).unwrap()).collect();
+        assert_eq!(b.refusal().await.reason, Reason::Busy);
+        a.knows(B, &b);
+        until("the silent ones were given up and a peer is served", || {
+            let _ = a.send(B, b"a peer");
+            b.batches() > 0
+        })
+        .await;
+        drop(crowd);
+    });
+    both.join().unwrap();
+}
+
+#[test]
 fn a_damaged_frame_ends_the_connection_and_reaches_nobody() {
     let one = shard(|| async {
         let b = Node::start(identity(B), address());

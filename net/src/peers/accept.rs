@@ -25,6 +25,8 @@ const INCOMING_MAX: usize = 1_024;
 const UNGREETED_MAX: usize = 64;
 /// Pause after a failed accept: descriptors running out is the usual cause.
 const FAILED_PAUSE: Duration = Duration::from_millis(100);
+/// Pause after a connection too many.
+const BUSY_PAUSE: Duration = Duration::from_millis(1);
 
 /// A greeted connection.
 pub(super) struct Incoming {
@@ -55,22 +57,28 @@ impl Peers {
                     self.hello(self.identity.node, 0)
                 );
                 self.note(Refused::new(address, None, Reason::Busy, true, sentence));
+                // A crowd at the door must not keep the shard from its work.
+                sleep(BUSY_PAUSE).await;
                 continue;
             }
+            self.accepted.set(self.accepted.get() + 1);
+            self.ungreeted.set(self.ungreeted.get() + 1);
             glommio::spawn_local(Rc::clone(&self).serve(stream, address)).detach();
         }
     }
 
     async fn serve(self: Rc<Self>, stream: TcpStream, address: SocketAddr) {
-        let link = match Link::accepted(stream, address, self.tls.as_ref()) {
-            Ok(link) => link,
+        match Link::accepted(stream, address, self.tls.as_ref()) {
+            Ok(link) => self.serve_link(link).await,
             Err(ending) => {
                 tracing::warn!(%address, "a connection of a peer cannot be served: {ending:?}");
-                return;
+                self.ungreeted.set(self.ungreeted.get() - 1);
             }
-        };
-        self.accepted.set(self.accepted.get() + 1);
-        self.ungreeted.set(self.ungreeted.get() + 1);
+        }
+        self.accepted.set(self.accepted.get() - 1);
+    }
+
+    async fn serve_link(&self, link: Rc<Link>) {
         glommio::spawn_local(Rc::clone(&link).write_loop()).detach();
         let mut input = Input::default();
         let greeted = self.greet(&link, &mut input).await;
@@ -81,7 +89,6 @@ impl Peers {
             self.leave(&incoming, ending);
         }
         link.close("it ended");
-        self.accepted.set(self.accepted.get() - 1);
     }
 
     /// Hears who the peer is and answers, or refuses it.

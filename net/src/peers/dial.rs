@@ -317,7 +317,7 @@ impl Peers {
         let (node, shard, address) = (peer.node, peer.shard, link.address());
         if let Ending::Gone(error) = ending {
             if !peer.forgotten.get() && !self.stopped.get() {
-                tracing::info!(%node, shard, %address, "the connection to a peer ended: {error}");
+                tracing::warn!(%node, shard, %address, "the connection to a peer ended: {error}");
             }
             *peer.trouble.borrow_mut() = Some(error);
         } else {
