@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::sections::name_like;
 use super::{Config, Problem, ShardPorts};
 
 /// A host name or an IP address, without a port.
@@ -30,6 +31,15 @@ pub(super) fn host_and_port(text: &str) -> Result<(), String> {
         return Err(refuse());
     }
     Ok(())
+}
+
+/// A name of a node or zone: short enough for the cluster's map.
+pub(super) fn short_name(name: &str) -> Result<(), String> {
+    let most = taskmaster_engine::cluster::NODE_NAME_BYTES_MAX;
+    if name.len() > most {
+        return Err(format!("has a name of {} bytes, but names of nodes and zones have at most {most}", name.len()));
+    }
+    name_like(name)
 }
 
 /// Each of them a host and a port.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::cluster::{address_list, host, host_and_port, odd};
+use super::cluster::{address_list, host, host_and_port, odd, short_name};
 use super::setting::{Raw, Setting};
 use super::value::{ByteSize, Format, Interval, Level, Memory, ShardPorts};
 use super::{Origin, Problem};
@@ -128,9 +128,9 @@ sections! {
         /// Name of the cluster: nodes of another name are not listened to.
         name: String = "taskmaster".to_owned(), |name| name_like(name);
         /// Name of this node; empty for the name of its host. No two nodes have the same.
-        node_name: String = String::new(), |name| empty_or(name, name_like);
+        node_name: String = String::new(), |name| empty_or(name, short_name);
         /// Where it stands: replicas are spread over zones.
-        zone: String = String::new(), |zone| empty_or(zone, name_like);
+        zone: String = String::new(), |zone| empty_or(zone, short_name);
         /// Where other nodes connect: TCP of shard n on this port plus n, UDP on this port.
         listen: SocketAddr = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 7_800)), any;
         /// Name or address by which other nodes and clients reach this one; empty where it can be told from elsewhere.
@@ -146,7 +146,7 @@ sections! {
         /// How long a node may be missing before its replicas are made anew elsewhere.
         replace_after: Interval = Interval::ms(300_000), |&value| interval_between(value, Interval::ms(5_000), REPLACE_AFTER_MAX);
         /// Most partitions that move at once.
-        moves_max: u16 = 2, |&value| between(value, 1, 64);
+        moves_max: u16 = 16, |&value| between(value, 1, 256);
         /// Certificates of who may connect to nodes; with the other two, nodes speak TLS with each other.
         tls_ca: Option<PathBuf> = None, any;
         /// This node's certificate.
@@ -290,7 +290,7 @@ fn interval_between(value: Interval, least: Interval, most: Interval) -> Result<
 }
 
 /// Names: 1 to 128 bytes without blanks or control characters.
-fn name_like(name: &str) -> Result<(), String> {
+pub(super) fn name_like(name: &str) -> Result<(), String> {
     let most = taskmaster_protocol::limits::NAME_BYTES_MAX;
     if name.is_empty() || name.len() > most {
         return Err(format!("has a name of {} bytes, but a name has 1 to {most}", name.len()));

@@ -133,7 +133,7 @@ fn what_does_not_make_a_cluster_is_refused_with_advice() {
         ("replication = 2", "2 replicas survive no more losses than 1"),
         ("replication = 7", "between 1 and 5"),
         ("replace_after = \"1s\"", "between 5s and 7d"),
-        ("moves_max = 0", "between 1 and 64"),
+        ("moves_max = 0", "between 1 and 256"),
         ("node_name = \"a b\"", "no blanks"),
         ("tls_ca = \"ca.pem\"", "go together"),
     ] {
