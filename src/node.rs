@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use glommio::ExecutorJoinHandle;
 use taskmaster_net::{listener, mesh};
-use taskmaster_protocol::PartitionId;
 use taskmaster_storage::datadir::{DataDir, Meta};
 use taskmaster_storage::wal;
 

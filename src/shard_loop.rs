@@ -25,13 +25,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use taskmaster_engine::cluster::{ClusterMap, Member};
-use taskmaster_engine::{ConnId, Effects, Input, PeerAddr, PermitNote, Shard};
+use taskmaster_engine::{ConnId, Effects, Input, PeerAddr, Shard};
 use taskmaster_net::connection::{Connection, Handler};
 use taskmaster_net::mesh::Mesh;
 use taskmaster_net::peers::Peers;
 use taskmaster_net::wake::Bell;
 use taskmaster_protocol::frame::{self, Header};
-use taskmaster_protocol::{Code, FrameBuffer, NodeId, Operation};
+use taskmaster_protocol::{Code, FrameBuffer, Operation};
 use taskmaster_storage::wal::driver::{SpaceState, Wal};
 
 pub(crate) use gossip::Setting as GossipSetting;
@@ -59,8 +59,6 @@ pub(crate) enum Message {
         /// Whole frames.
         frames: FrameBuffer,
     },
-    /// The engine's note about a queue's permits.
-    Permits(PermitNote),
     /// A connection of the sender is gone.
     Gone(ConnId),
     /// What the sender's engine has for the receiver's, as between nodes.
@@ -131,9 +129,6 @@ impl ShardLoop {
         self.log(&mut effects);
         effects.drain(|conn, frames| self.send(conn, frames));
         effects.drain_peers(|to, messages| self.send_to_peer(to, messages));
-        for note in effects.permits.drain(..) {
-            self.mesh.push(usize::from(note.to), Message::Permits(note));
-        }
         let map = effects.take_map();
         drop(effects);
         if let Some(map) = map {
@@ -212,9 +207,8 @@ impl ShardLoop {
     /// A message from another shard.
     fn message(&self, message: Message) {
         match message {
-            Message::Request { conn, header, body } => self.input(Input::Frame { conn, header, body: &body }),
+            Message::Request { conn, header, body } => self.request(conn, header, &body),
             Message::Frames { conn, mut frames } => self.send(conn, &mut frames),
-            Message::Permits(note) => self.input(Input::Permits(note)),
             Message::Gone(conn) => self.input(Input::Disconnected { conn }),
             Message::Peer { from, bytes } => self.input(Input::Peer { from, bytes: &bytes }),
             Message::Member(member) => self.member(&member),
@@ -222,6 +216,13 @@ impl ShardLoop {
                 self.input(Input::Map(Arc::clone(&map)));
                 self.follow_map(&map);
             }
+        }
+    }
+
+    /// A request for this shard.
+    fn request(&self, conn: ConnId, header: Header, body: &[u8]) {
+        if !self.looks_elsewhere(conn, &header, body) {
+            self.input(Input::Frame { conn, header, body });
         }
     }
 
@@ -264,11 +265,8 @@ impl Handler for ShardLoop {
             return Ok(());
         }
         let owner = self.owner(&header);
-        if self.looks_elsewhere(conn, &header, body)? {
-            return Ok(());
-        }
         if owner == self.number {
-            self.input(Input::Frame { conn, header, body });
+            self.request(conn, header, body);
         } else {
             let mut copy = FrameBuffer::with_capacity(body.len());
             copy.extend_from_slice(body);

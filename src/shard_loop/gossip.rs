@@ -17,7 +17,7 @@ use taskmaster_engine::cluster::{Member, Membership, Out};
 use taskmaster_net::gossip::Gossip;
 use taskmaster_net::resolve::resolve_periodically;
 use taskmaster_net::wake::Bell;
-use taskmaster_protocol::body::{self, ArchivedClusterAdmin, Empty, cluster_verb};
+use taskmaster_protocol::body::{self, ArchivedClusterAdmin, Empty, Refusal, cluster_verb};
 use taskmaster_protocol::frame::{self, Header};
 use taskmaster_protocol::{Code, Operation};
 
@@ -173,26 +173,38 @@ impl ShardLoop {
 
     /// Takes an operator's request to look for the cluster elsewhere; true if it was one. Only for a node that belongs to none:
     /// the engine refuses all others.
-    pub(super) fn looks_elsewhere(&self, conn: ConnId, header: &Header, body: &[u8]) -> Result<bool, (Code, String)> {
+    pub(super) fn looks_elsewhere(&self, conn: ConnId, header: &Header, body: &[u8]) -> bool {
         let Some(gossip) = self.gossip.as_ref().filter(|gossip| gossip.membership.borrow().own().cluster == 0) else {
-            return Ok(false);
+            return false;
         };
-        if header.operation != Operation::ClusterAdmin.number() {
-            return Ok(false);
-        }
-        let malformed = |error: body::Malformed| (Code::Malformed, error.to_string());
-        let request = body::access::<ArchivedClusterAdmin>(body).map_err(malformed)?;
-        if request.verb.to_native() != cluster_verb::JOIN {
-            return Ok(false);
-        }
-        let text = body::text(&request.bytes, request.text).map_err(malformed)?;
+        let Some(text) = addresses_to_join(header, body) else { return false };
         let found: Result<Vec<SocketAddr>, _> = text.split(',').map(|address| address.trim().parse()).collect();
-        let found = found.map_err(|_| {
-            (Code::Invalid, format!("\"{text}\" has to be peer addresses such as 10.0.0.1:7800, separated by commas"))
-        })?;
-        *gossip.told.borrow_mut() = found;
-        gossip.look_at(None);
-        frame::encode(self.effects.borrow_mut().buffer(conn), header.response(Code::Ok), &Empty::default());
-        Ok(true)
+        let mut effects = self.effects.borrow_mut();
+        let out = effects.buffer(conn);
+        match found {
+            Ok(found) => {
+                *gossip.told.borrow_mut() = found;
+                gossip.look_at(None);
+                frame::encode(out, header.response(Code::Ok), &Empty::default());
+            }
+            Err(_) => {
+                let sentence =
+                    format!("\"{text}\" has to be peer addresses such as 10.0.0.1:7800, separated by commas");
+                frame::encode(out, header.response(Code::Invalid), &Refusal::new(&sentence, None, 0));
+            }
+        }
+        true
     }
+}
+
+/// The text of a request to look for the cluster; anything else is the engine's to understand.
+fn addresses_to_join<'a>(header: &Header, body: &'a [u8]) -> Option<&'a str> {
+    if header.operation != Operation::ClusterAdmin.number() {
+        return None;
+    }
+    let request = body::access::<ArchivedClusterAdmin>(body).ok()?;
+    if request.verb.to_native() != cluster_verb::JOIN {
+        return None;
+    }
+    body::text(&request.bytes, request.text).ok()
 }
