@@ -131,6 +131,9 @@ impl ShardLoop {
         effects.drain_peers(|to, messages| self.send_to_peer(to, messages));
         let map = effects.take_map();
         drop(effects);
+        for warning in self.shard.borrow_mut().take_warnings() {
+            tracing::warn!(shard = self.number, "{warning}");
+        }
         if let Some(map) = map {
             self.map_changed(&map);
         }

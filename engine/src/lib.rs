@@ -34,6 +34,7 @@ mod task;
 mod timer;
 mod workflow;
 
+pub use cluster::{ClusterMap, META_GROUP, Member, Membership, NodeInfo, NodeStatus, Placement};
 pub use contract::DEFAULT_NAMESPACE;
 pub use effects::{ConnId, Effects, Outgoing};
 pub use entry::{COMMAND_HEADER_BYTES, EntryError};

@@ -162,6 +162,12 @@ impl ClusterMap {
         self.nodes.iter().filter(|(_, status)| *status != NodeStatus::Removed)
     }
 
+    /// The lowest format version of the nodes: what is written for all of them keeps to it while a cluster is upgraded.
+    #[must_use]
+    pub fn version_spoken(&self) -> u32 {
+        self.present().map(|(info, _)| info.version).min().unwrap_or(super::SOFTWARE_VERSION)
+    }
+
     /// How many groups, the meta group included, are to have a replica on `node`.
     #[must_use]
     pub fn replicas_on(&self, node: NodeId) -> usize {

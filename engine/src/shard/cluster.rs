@@ -4,7 +4,7 @@ use taskmaster_protocol::body::{
     self, ArchivedClusterAdmin, ClusterMapReply, Empty, NodeRow, PartitionRow, Span, cluster_verb,
 };
 use taskmaster_protocol::frame::Header;
-use taskmaster_protocol::{Code, NodeId};
+use taskmaster_protocol::{Code, NodeId, PartitionId};
 
 use super::reconcile::{node_of, status_number};
 use super::recovery::new_cluster_id;
@@ -195,5 +195,55 @@ impl Shard {
         replicas.push(to);
         replicas.sort_unstable();
         Ok(Command::Place { group, replicas, leader: placement.leader.filter(|&leader| leader != from) })
+    }
+}
+
+/// What tests and operators' tools look at.
+impl Shard {
+    /// The cluster this node belongs to.
+    #[must_use]
+    pub fn cluster(&self) -> Option<u128> {
+        self.map.as_ref().map(|map| map.cluster)
+    }
+
+    /// Whether this replica leads a partition and answers for it.
+    #[must_use]
+    pub fn serves(&self, partition: PartitionId) -> bool {
+        self.group(partition.0).is_some_and(|group| group.serving > 0)
+    }
+
+    /// The term of a partition's replica here.
+    #[must_use]
+    pub fn term(&self, partition: PartitionId) -> u64 {
+        self.group(partition.0).map_or(0, |group| group.replica.term())
+    }
+
+    /// The voters of a partition, as its replica here has applied them.
+    #[must_use]
+    pub fn voters(&self, partition: PartitionId) -> Vec<NodeId> {
+        let voters = self.group(partition.0).map(|group| &group.replica.conf().voters);
+        voters.into_iter().flatten().map(|&node| NodeId(node)).collect()
+    }
+
+    /// One line about each replica here.
+    #[must_use]
+    pub fn describe(&self) -> Vec<String> {
+        let line = |group: &super::group::Group| {
+            let (replica, conf) = (&group.replica, group.replica.conf());
+            format!(
+                "group {}: term {} leader {} serving {} applied {} committed {} last {} voters {:?} outgoing {:?} learners {:?}",
+                group.number,
+                replica.term(),
+                replica.leader(),
+                group.serving,
+                replica.applied().index,
+                replica.committed(),
+                replica.last_index(),
+                conf.voters,
+                conf.voters_outgoing,
+                conf.learners
+            )
+        };
+        self.groups.iter().flatten().map(|group| line(group)).collect()
     }
 }

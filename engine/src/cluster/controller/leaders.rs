@@ -76,7 +76,9 @@ impl Plan<'_> {
     fn next_leader(&self, led: &[Led], sums: &BTreeMap<NodeId, u64>, worth: u64) -> Option<(usize, NodeId)> {
         let mut burdened: Vec<(u64, NodeId)> = sums.iter().map(|(id, sum)| (*sum, *id)).collect();
         burdened.sort_unstable();
-        burdened.into_iter().rev().find_map(|(burden, from)| {
+        // Nothing is lighter than a share, so nobody below this could give one away.
+        let least = burdened.first()?.0.saturating_add(SHARE).saturating_add(worth);
+        burdened.into_iter().rev().take_while(|(burden, _)| *burden >= least).find_map(|(burden, from)| {
             led.iter()
                 .enumerate()
                 .filter(|(_, partition)| partition.leader == from && partition.may_move)

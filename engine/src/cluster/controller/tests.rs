@@ -188,7 +188,7 @@ impl World {
     /// Plans until there is nothing to do; gives the number of steps.
     fn converge(&mut self) -> usize {
         for step in 0..2_000 {
-            let is_settled = self.map.groups().all(|(_, placement)| self.is_done(placement));
+            let is_settled = self.map.groups().all(|(number, _)| self.is_done(number));
             if self.plan() == 0 && is_settled && !self.is_waiting() {
                 for _ in 0..3 {
                     self.follow();
@@ -202,8 +202,10 @@ impl World {
     }
 
     /// It has settled, or waits for a node that does not come.
-    fn is_done(&self, placement: &Placement) -> bool {
-        placement.settled || placement.replicas.iter().any(|id| !self.is_alive(*id))
+    fn is_done(&self, number: u16) -> bool {
+        let placement = self.map.placement(number).unwrap();
+        let is_awaited = |id: &NodeId| !self.groups[&number].voters.contains(id) && !self.is_alive(*id);
+        placement.settled || placement.replicas.iter().any(is_awaited)
     }
 
     /// A node is down and not yet lost.
@@ -490,7 +492,7 @@ impl World {
         let is_whole = usable.len() == active.len();
         for (number, placement) in self.map.groups() {
             let context = format!("group {number}: {placement:?} in {:?}", self.map.nodes);
-            assert!(self.is_done(placement), "{context}");
+            assert!(self.is_done(number), "{context}");
             assert!(!placement.settled || self.groups[&number].voters == placement.replicas, "{context}");
             let spare = usable.iter().any(|id| !placement.contains(*id));
             for id in &placement.replicas {

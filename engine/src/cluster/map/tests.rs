@@ -164,6 +164,7 @@ fn nodes_that_do_not_fit_are_refused() {
 fn cluster_takes_two_adjacent_versions_and_moves_on_one_by_one() {
     let mut map = four_nodes();
     for id in 1..=4 {
+        assert_eq!(map.version_spoken(), 1);
         map.apply(&Command::Update(NodeInfo { version: 2, ..info(id) })).unwrap();
         if id < 4 {
             refuses(&mut map, &Command::Update(NodeInfo { version: 3, ..info(id) }), "one version at a time");
@@ -314,4 +315,37 @@ fn lengths_that_the_bytes_only_claim_are_not_believed() {
     four_nodes().encode(&mut bytes);
     bytes[4..6].copy_from_slice(&u16::MAX.to_le_bytes());
     assert_eq!(ClusterMap::decode(&bytes), Err(Malformed::Length { what: "a cluster map" }));
+}
+
+/// Bytes written as on the page of the format, with spaces for the reader.
+fn hex(text: &str) -> Vec<u8> {
+    let digits: Vec<u8> = text.chars().filter_map(|c| c.to_digit(16)).map(|d| u8::try_from(d).unwrap()).collect();
+    digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
+}
+
+#[test]
+fn bytes_are_those_of_the_page() {
+    let node = "0100000000000000 01000000 581b 0200 00 02 02 08 6e31 7a31 31302e302e302e31 401f 411f";
+    let map = ClusterMap::found(0x0102, info(1), 1, 3);
+    let mut bytes = Vec::new();
+    map.encode(&mut bytes);
+    let header = "0100 0300 0100 0100 0100000000000000 02010000000000000000000000000000";
+    let placement = "01 ff 01 00 0100000000000000";
+    assert_eq!(bytes, hex(&[header, node, placement, placement].concat()));
+    for (command, text) in [
+        (Command::Join(info(1)), format!("0100 0100 {node}")),
+        (Command::Update(info(1)), format!("0100 0200 {node}")),
+        (status(2, NodeStatus::Draining), "0100 0300 0200000000000000 01".to_owned()),
+        (
+            place(7, &[1, 2], Some(2)),
+            "0100 0400 0700 0200000000000000 02 ff 00 00 0100000000000000 0200000000000000".to_owned(),
+        ),
+        (Command::Prefer { group: META_GROUP, leader: None }, "0100 0500 ffff 0000000000000000".to_owned()),
+        (Command::Settled { group: 7, replicas: ids(&[3]) }, "0100 0600 0700 01 ff 01 00 0300000000000000".to_owned()),
+        (Command::SetReplication(5), "0100 0700 0500".to_owned()),
+    ] {
+        let mut bytes = Vec::new();
+        command.encode(&mut bytes);
+        assert_eq!(bytes, hex(&text), "{command:?}");
+    }
 }

@@ -405,6 +405,34 @@ fn garbage_and_other_formats_are_dropped_with_a_sentence() {
     assert_eq!(GOSSIP_FORMAT, 1);
 }
 
+#[test]
+fn bytes_are_those_of_the_page() {
+    let identity = Identity::of(&member(0x0A, 7, 3, 0x0105));
+    let mut body = Vec::new();
+    packet::put_identity(&mut body, &identity);
+    let bytes = [
+        &[0x0A, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 5, 1][..],
+        &[0; 14],
+        &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 10, 0, 0, 7, 0x58, 0x1B, 2, 0, 1, 0, 0, 0, 3],
+        b"n10",
+    ]
+    .concat();
+    assert_eq!(body, bytes);
+    let hello = seal(PacketKind::Hello, hash_of_name("a"), &body);
+    assert_eq!(hello[..8], *b"TMGS\x01\0\x02\0");
+    assert_eq!(hello[8..12], crc32c::crc32c(&[&hello[..8], &hello[12..]].concat()).to_le_bytes());
+    assert_eq!(hello[12..24], *b"\0\0\0\0\x8c\xec\x01\x86\x4c\xdc\x63\xaf");
+    assert_eq!(hello[24..], body);
+    let dst = identity.clone();
+    let message = foca::Message::PingReq { target: identity.clone(), probe_number: 9 };
+    let mut header = Vec::new();
+    packet::put_header(&mut header, &foca::Header { src: identity.clone(), src_incarnation: 2, dst, message });
+    assert_eq!(header, [&body[..], &[2, 0], &body, &[3, 9], &body].concat());
+    let mut suspect = Vec::new();
+    packet::put_member(&mut suspect, &foca::Member::new(identity, 2, foca::State::Suspect));
+    assert_eq!(suspect, [&body[..], &[2, 0, 1]].concat());
+}
+
 /// Whatever is in a packet with a right prefix.
 fn any_identity() -> impl Strategy<Value = Identity> {
     (0u64..6, 0u64..3, prop_oneof![Just(0u128), Just(5), Just(6)], 0u8..9, "[a-z]{1,3}").prop_map(
