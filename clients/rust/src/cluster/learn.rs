@@ -26,6 +26,9 @@ const WAIT: Duration = Duration::from_millis(10);
 /// How long a node may be silent before another one is asked too.
 const HEDGE: Duration = Duration::from_millis(60);
 
+/// Each of so many looks believes nobody that a node is gone.
+const DOUBT: usize = 4;
+
 /// When the last look was.
 #[derive(Default)]
 pub(super) struct Looks {
@@ -96,8 +99,11 @@ impl Cluster {
         let mut nodes: Vec<Arc<Node>> = topology.nodes().iter().map(Arc::clone).collect();
         let count = nodes.len();
         nodes.rotate_left(turn % count);
-        // Those that can be asked at once come first, in turns: a node cut off from the others may know nothing new.
-        nodes.sort_by_key(|node| (node.is_slow(), node.live().is_none(), !node.is_alive));
+        // In turns, since a node cut off from the others knows nothing new. Those that seem gone come last, but not always:
+        // that they are gone may be what the others do not know.
+        if !turn.is_multiple_of(DOUBT) {
+            nodes.sort_by_key(|node| (node.is_slow(), !node.is_alive));
+        }
         let connector = self.connector.clone();
         let options = self.options.clone();
         let known = Arc::clone(topology);
