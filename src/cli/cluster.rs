@@ -16,14 +16,14 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
-use taskmaster_protocol::body::cluster_verb;
+use taskmaster_client::{ClusterChange, ClusterView};
 use taskmaster_protocol::frame::NO_PARTITION;
 
 use super::connect::block_on;
 use super::{Exit, Failure, Global, log};
 use crate::output::Output;
 use crate::workers::now_us;
-pub(crate) use view::ClusterView;
+pub(crate) use view::takers;
 
 /// Time between two looks of `status --watch`.
 const WATCH_PAUSE: Duration = Duration::from_secs(1);
@@ -60,7 +60,7 @@ pub(crate) enum Command {
     },
     /// Move a partition's replica from one node to another
     Move {
-        /// Partition number, or "map"
+        /// Partition number
         partition: Group,
         /// Name or id of the node that has it
         #[arg(long, value_name = "NODE")]
@@ -165,17 +165,15 @@ fn tell(output: Output, change: &plan::Change) -> Result<Exit, Failure> {
 
 async fn bootstrap(global: &Global) -> Result<Exit, Failure> {
     let mut asker = ask::Asker::connect(global.address()).await?;
-    asker.carry(&ask::Request { verb: cluster_verb::BOOTSTRAP, ..ask::Request::default() }).await?;
+    asker.carry(&ClusterChange::Bootstrap).await?;
     let view = asker.view().await?;
-    let name = view.name(view.node);
+    let name = view.answered_by.map_or_else(String::new, |node| view::name(&view, node));
+    let cluster = view.cluster.unwrap_or_default();
     let change = plan::Change {
-        request: ask::Request::default(),
-        sentence: format!(
-            "{name} founded cluster {:032x}; nodes with it among their seeds join by themselves",
-            view.cluster
-        ),
+        request: ClusterChange::Bootstrap,
+        sentence: format!("{name} founded cluster {cluster:032x}; nodes with it among their seeds join by themselves"),
         json: json!({
-            "request": "bootstrap", "cluster": format!("{:032x}", view.cluster), "node": status::id_json(view.node), "name": name,
+            "request": "bootstrap", "cluster": format!("{cluster:032x}"), "node": status::id_json(view.answered_by), "name": name,
         }),
     };
     tell(global.output(), &change)
@@ -184,7 +182,7 @@ async fn bootstrap(global: &Global) -> Result<Exit, Failure> {
 /// Founds a cluster on the node at this address.
 pub(super) async fn found(address: &str) -> Result<(), Failure> {
     let mut asker = ask::Asker::connect(address).await?;
-    asker.carry(&ask::Request { verb: cluster_verb::BOOTSTRAP, ..ask::Request::default() }).await
+    asker.carry(&ClusterChange::Bootstrap).await
 }
 
 /// The map as the node at this address knows it.

@@ -1,8 +1,8 @@
 //! What a cluster promises, as short histories.
 
 use taskmaster_protocol::body::{
-    self, Assign, BatchReply, ClusterAdmin, Complete, CompleteRow, GetTask, SpecRow, Submit, Subscribe, TaskInfo, TaskPage,
-    TaskRow, cluster_verb,
+    self, Assign, BatchReply, ClusterAdmin, Complete, CompleteRow, GetTask, SpecRow, Submit, Subscribe, TaskInfo,
+    TaskPage, TaskRow, cluster_verb,
 };
 use taskmaster_protocol::{Code, Operation, PartitionId, TaskId};
 

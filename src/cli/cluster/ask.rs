@@ -1,16 +1,18 @@
-//! Asking nodes about the cluster: the map from whichever answers, operators' requests from the one that keeps it.
+//! Asking nodes about the cluster: the map from the node that was named, operators' requests from the one that keeps it.
+//!
+//! It stands on single connections, not on the client that spreads over all nodes: what the named node knows, and that it
+//! belongs to no cluster, is the answer that is wanted. Another node is asked only when the connection is lost.
 //!
 //! Invariant: a request is repeated only where it was refused with `not_leader`, so never when it may have been agreed to.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use taskmaster_client::Error;
 use taskmaster_client::wire::{Connection, Message, Options};
-use taskmaster_protocol::body::{self, ArchivedClusterMapReply, ClusterAdmin, Empty};
+use taskmaster_client::{ClusterChange, ClusterView, Error};
+use taskmaster_protocol::body::{ArchivedClusterMapReply, Empty};
 use taskmaster_protocol::{Body, Code, Header, Operation};
 
-use super::view::ClusterView;
+use super::view;
 use crate::cli::{Exit, Failure};
 
 /// Longest time to find the node that keeps the map: an election takes a second at the worst.
@@ -25,18 +27,6 @@ pub(super) struct Asker {
     connection: Connection,
 }
 
-/// One value of [`body::cluster_verb`] with what it concerns.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Request {
-    pub(super) verb: u32,
-    pub(super) node: u64,
-    pub(super) to: u64,
-    pub(super) value: u64,
-    pub(super) text: String,
-    /// None: the group that keeps the map, or none.
-    pub(super) partition: Option<u16>,
-}
-
 impl Asker {
     /// Connects to the first of the addresses, parted by commas, that answers.
     pub(super) async fn connect(addresses: &str) -> Result<Self, Failure> {
@@ -47,27 +37,22 @@ impl Asker {
 
     /// The map as the connected node knows it; another node is asked where the connection is lost.
     pub(super) async fn view(&mut self) -> Result<ClusterView, Failure> {
-        if self.connection.is_ended() {
-            self.connection = first(&self.addresses).await?;
-        }
-        let message = match self.request(Operation::ClusterMap, &Empty::default()).await {
-            Err(Error::Lost { .. }) => {
+        let answer = match self.request(Operation::ClusterMap, &Empty::default()).await {
+            Err(Error::Lost { .. } | Error::Timeout { .. }) => {
                 self.connection = first(&self.addresses).await?;
                 self.request(Operation::ClusterMap, &Empty::default()).await?
             }
             answer => answer?,
         };
-        let message = match message.accepted() {
+        let message = match answer.accepted() {
             Err(error) if error.code() == Some(Code::UnknownOperation) => {
                 return Err(Failure::new(Exit::Refused, "the node's version knows no clusters: upgrade it"));
             }
             answer => answer?,
         };
-        let reply = message.read::<ArchivedClusterMapReply>()?;
-        let view = ClusterView::read(reply).map_err(|error| Error::Protocol(error.to_string()))?;
-        let mut known: BTreeSet<String> = self.addresses.iter().cloned().collect();
-        for address in view.nodes.iter().filter_map(super::view::NodeView::address) {
-            if known.insert(address.clone()) {
+        let view = ClusterView::read(message.read::<ArchivedClusterMapReply>()?)?;
+        for address in view.nodes.iter().filter_map(view::address) {
+            if !self.addresses.contains(&address) {
                 self.addresses.push(address);
             }
         }
@@ -75,9 +60,9 @@ impl Asker {
     }
 
     /// Carries a request to the node that keeps the map; bootstrap and join stay with the connected one.
-    pub(super) async fn carry(&mut self, request: &Request) -> Result<(), Failure> {
+    pub(super) async fn carry(&mut self, change: &ClusterChange) -> Result<(), Failure> {
         let give_up = Instant::now() + PATIENCE;
-        let body = request.body();
+        let body = change.to_body();
         loop {
             let message = self.request(Operation::ClusterAdmin, &body).await?;
             let error = match message.accepted() {
@@ -96,12 +81,12 @@ impl Asker {
     /// Connects to the node that keeps the map, as far as that is known.
     async fn follow(&mut self) -> Result<(), Failure> {
         let view = self.view().await?;
-        let leader = view.node(view.meta.leader).filter(|leader| leader.id != view.node);
-        if let Some(address) = leader.and_then(super::view::NodeView::address) {
+        let leader = view.meta.leader.filter(|leader| Some(*leader) != view.answered_by);
+        if let Some(address) = leader.and_then(|leader| view::node(&view, leader)).and_then(view::address)
+            && let Ok((connection, _)) = Connection::connect(&address, &options()).await
+        {
             // Where it cannot be reached, the connected node is asked again: it hears of the next leader.
-            if let Ok((connection, _)) = Connection::connect(&address, &options()).await {
-                self.connection = connection;
-            }
+            self.connection = connection;
         }
         Ok(())
     }
@@ -109,16 +94,6 @@ impl Asker {
     async fn request<B: Body>(&self, operation: Operation, body: &B) -> Result<Message, Error> {
         let answer = self.connection.request(Header::request(operation, 0, None), body);
         tokio::time::timeout(ANSWER_TIMEOUT, answer).await.unwrap_or(Err(Error::Timeout { after: ANSWER_TIMEOUT }))
-    }
-}
-
-impl Request {
-    fn body(&self) -> ClusterAdmin {
-        let mut bytes = Vec::new();
-        let text = body::put(&mut bytes, self.text.as_bytes());
-        let partition = self.partition.unwrap_or(taskmaster_protocol::frame::NO_PARTITION);
-        let Self { verb, node, to, value, .. } = *self;
-        ClusterAdmin { node, to, value, text, bytes, verb, partition: u32::from(partition) }
     }
 }
 
@@ -135,17 +110,4 @@ async fn first(addresses: &[String]) -> Result<Connection, Failure> {
         }
     }
     Err(last)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_request_without_a_partition_concerns_none() {
-        let request = Request { verb: 9, text: "n1:7800".to_owned(), ..Request::default() };
-        let body = request.body();
-        assert_eq!((body.partition, body.verb, body.bytes.as_slice()), (0xFFFF, 9, b"n1:7800".as_slice()));
-        assert_eq!(Request { partition: Some(3), ..Request::default() }.body().partition, 3);
-    }
 }

@@ -9,15 +9,15 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::net::{TcpStream, lookup_host};
 
-use super::ask::{Asker, Request};
+use super::ask::Asker;
 use super::status::id_json;
-use super::view::{ClusterView, Status};
+use super::view;
 use crate::cli::{Exit, Failure, Global};
 use crate::config::{self, Config};
 use crate::output::{Output, Tint};
 use crate::reachable;
 
-use taskmaster_protocol::body::cluster_verb;
+use taskmaster_client::{ClusterChange, ClusterView, NodeId, NodeStatus};
 use taskmaster_storage::datadir::DataDir;
 
 /// Longest wait for one address.
@@ -33,8 +33,7 @@ struct Tried {
 /// Tells the node at the global address to look for its cluster at these peer addresses.
 pub(super) async fn look_there(global: &Global, seeds: &[String]) -> Result<Exit, Failure> {
     let mut asker = Asker::connect(global.address()).await?;
-    let request = Request { verb: cluster_verb::JOIN, text: seeds.join(","), ..Request::default() };
-    asker.carry(&request).await?;
+    asker.carry(&ClusterChange::Join { peers: seeds.join(",") }).await?;
     let output = global.output();
     if output.is_json() {
         output.json(&json!({"request": "join", "seeds": seeds}))?;
@@ -120,7 +119,7 @@ fn objections(config: &Config, view: Option<&ClusterView>) -> Result<Vec<String>
         objections.push(reason);
     }
     let Some(view) = view else { return Ok(objections) };
-    if view.cluster == 0 {
+    if view.cluster.is_none() {
         objections.push(
             "The node at --addr belongs to no cluster itself: `taskmaster cluster bootstrap` founds one.".to_owned(),
         );
@@ -128,15 +127,15 @@ fn objections(config: &Config, view: Option<&ClusterView>) -> Result<Vec<String>
     }
     let name = reachable::node_name(config);
     let own = DataDir::peek(&config.node.data_dir).map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
-    let own = own.map_or(0, |meta| reachable::node_id(meta.id).0);
-    match view.nodes.iter().find(|node| node.name == name && node.status != Status::Removed) {
+    let own = own.map_or(NodeId(0), |meta| reachable::node_id(meta.id));
+    match view::present(view).find(|node| node.name == name) {
         Some(node) if node.id != own => objections.push(format!(
             "A node named {name} is in the cluster already: give this one another cluster.node_name, or, if it is the same \
              machine with a new disk, `taskmaster cluster remove {name}` first.",
         )),
         _ => {}
     }
-    if view.node(own).is_some_and(|node| node.status == Status::Removed) {
+    if view::node(view, own).is_some_and(|node| node.status == NodeStatus::Removed) {
         objections
             .push("This node was removed from the cluster: give it an empty data directory to join anew.".to_owned());
     }
@@ -154,8 +153,8 @@ fn report_json(tried: &[Tried], view: Option<&ClusterView>, objections: &[String
         .map(|tried| json!({"address": tried.address, "reachable": tried.failure.is_none(), "failure": tried.failure}));
     json!({
         "seeds": tried.collect::<Vec<_>>(),
-        "cluster": view.filter(|view| view.cluster != 0).map(|view| format!("{:032x}", view.cluster)),
-        "answered_by": view.map_or(Value::Null, |view| id_json(view.node)),
+        "cluster": view.and_then(|view| view.cluster).map(|cluster| format!("{cluster:032x}")),
+        "answered_by": view.map_or(Value::Null, |view| id_json(view.answered_by)),
         "objections": objections,
     })
 }
@@ -174,8 +173,8 @@ fn report_text(
             Some(failure) => format!("{}  {address}: {failure}\n", output.tint(Tint::Caution, "warn")),
         });
     }
-    if let Some(view) = view.filter(|view| view.cluster != 0) {
-        text.push_str(&format!("      cluster {:032x} with {} node(s)\n", view.cluster, view.nodes.len()));
+    if let Some((view, cluster)) = view.and_then(|view| Some((view, view.cluster?))) {
+        text.push_str(&format!("      cluster {:032x} with {} node(s)\n", cluster, view::present(view).count()));
     }
     for objection in objections {
         text.push_str(&format!("{}  {objection}\n", output.tint(Tint::Bad, "FAIL")));

@@ -2,17 +2,15 @@
 //! before anything is sent.
 
 use serde_json::{Value, json};
-use taskmaster_protocol::body::cluster_verb;
+use taskmaster_client::{ClusterChange, ClusterView, NodeId, NodeView, PartitionId};
 
-use super::ask::Request;
-use super::status::id_json;
-use super::view::{ClusterView, NodeView};
-use super::{Command, Group};
+use super::view::names;
+use super::{Command, Group, view};
 use crate::cli::{Exit, Failure};
 
 /// A request, and what to say once it was agreed to.
 pub(super) struct Change {
-    pub(super) request: Request,
+    pub(super) request: ClusterChange,
     pub(super) sentence: String,
     pub(super) json: Value,
 }
@@ -25,23 +23,23 @@ pub(super) fn plan(command: &Command, view: &ClusterView) -> Result<Change, Fail
     match command {
         Command::Drain { node } => {
             let says = "drains: its leaders and replicas move to other nodes (`taskmaster cluster status --watch`)";
-            Ok(of_node(cluster_verb::DRAIN, "drain", find(view, node)?, says))
+            Ok(of_node(ClusterChange::Drain, "drain", find(view, node)?, says))
         }
         Command::Activate { node } => {
-            Ok(of_node(cluster_verb::ACTIVATE, "activate", find(view, node)?, "takes replicas again"))
+            Ok(of_node(ClusterChange::Activate, "activate", find(view, node)?, "takes replicas again"))
         }
         Command::Remove { node, force } => remove(find(view, node)?, *force),
         Command::Move { partition, from, to } => relocate(*partition, find(view, from)?, find(view, to)?, view),
         Command::TransferLeader { partition, node } => transfer(*partition, find(view, node)?, view),
         Command::Rebalance => Ok(Change {
-            request: Request { verb: cluster_verb::REBALANCE, ..Request::default() },
+            request: ClusterChange::Rebalance,
             sentence: "replicas and leaders are spread anew (`taskmaster cluster status --watch`)".to_owned(),
             json: json!({"request": "rebalance"}),
         }),
         Command::Replication { replicas } => {
             let value = replicas.parse().map_err(|_| Failure::usage("replication is 1, 3 or 5"))?;
             Ok(Change {
-                request: Request { verb: cluster_verb::REPLICATION, value, ..Request::default() },
+                request: ClusterChange::Replication(value),
                 sentence: format!("each partition gets {value} replica(s), as far as there are nodes"),
                 json: json!({"request": "replication", "replication": value}),
             })
@@ -53,14 +51,14 @@ pub(super) fn plan(command: &Command, view: &ClusterView) -> Result<Change, Fail
 }
 
 fn find<'a>(view: &'a ClusterView, text: &str) -> Result<&'a NodeView, Failure> {
-    view.find(text).map_err(|sentence| Failure::new(Exit::NotFound, sentence))
+    view::find(view, text).map_err(|sentence| Failure::new(Exit::NotFound, sentence))
 }
 
-fn of_node(verb: u32, word: &str, node: &NodeView, says: &str) -> Change {
+fn of_node(change: impl Fn(NodeId) -> ClusterChange, word: &str, node: &NodeView, says: &str) -> Change {
     Change {
-        request: Request { verb, node: node.id, ..Request::default() },
+        request: change(node.id),
         sentence: format!("{} {says}", node.name),
-        json: json!({"request": word, "node": id_json(node.id), "name": node.name}),
+        json: json!({"request": word, "node": node.id.to_string(), "name": node.name}),
     }
 }
 
@@ -73,28 +71,31 @@ fn remove(node: &NodeView, force: bool) -> Result<Change, Failure> {
         )));
     }
     let says = "is no longer of the cluster; its data directory cannot join again";
-    Ok(of_node(cluster_verb::REMOVE, "remove", node, says))
+    Ok(of_node(ClusterChange::Remove, "remove", node, says))
 }
 
 fn relocate(group: Group, from: &NodeView, to: &NodeView, view: &ClusterView) -> Result<Change, Failure> {
     has(group, from, view)?;
-    let request =
-        Request { verb: cluster_verb::MOVE, node: from.id, to: to.id, partition: group.0, ..Request::default() };
+    let Some(partition) = group.0.map(PartitionId) else {
+        return Err(Failure::usage(
+            "the map is kept by every node: only who leads it can be chosen, by transfer-leader",
+        ));
+    };
+    let request = ClusterChange::Move { partition, from: Some(from.id), to: to.id };
     Ok(Change {
         request,
         sentence: format!("{group} moves from {} to {}", from.name, to.name),
-        json: json!({"request": "move", "partition": group.0, "from": id_json(from.id), "to": id_json(to.id)}),
+        json: json!({"request": "move", "partition": group.0, "from": from.id.to_string(), "to": to.id.to_string()}),
     })
 }
 
 fn transfer(group: Group, node: &NodeView, view: &ClusterView) -> Result<Change, Failure> {
     has(group, node, view)?;
-    let request =
-        Request { verb: cluster_verb::TRANSFER_LEADER, to: node.id, partition: group.0, ..Request::default() };
+    let request = ClusterChange::TransferLeader { partition: group.0.map(PartitionId), to: Some(node.id) };
     Ok(Change {
         request,
         sentence: format!("{} is to lead {group}", node.name),
-        json: json!({"request": "transfer_leader", "partition": group.0, "to": id_json(node.id)}),
+        json: json!({"request": "transfer_leader", "partition": group.0, "to": node.id.to_string()}),
     })
 }
 
@@ -110,9 +111,8 @@ fn has(group: Group, node: &NodeView, view: &ClusterView) -> Result<(), Failure>
     if partition.voters.contains(&node.id) || partition.replicas.contains(&node.id) {
         return Ok(());
     }
-    let names: Vec<String> = partition.voters.iter().map(|&id| view.name(id)).collect();
     Err(Failure::new(
         Exit::NotFound,
-        format!("{} has no replica of {group}; those that have one are {}", node.name, names.join(", ")),
+        format!("{} has no replica of {group}; those that have one are {}", node.name, names(view, &partition.voters)),
     ))
 }

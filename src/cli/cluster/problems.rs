@@ -4,7 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::view::{ClusterView, NodeView, PartitionView, Status};
+use taskmaster_client::{ClusterView, GroupView, NodeId, NodeView};
+
+use super::view::{answering, living, name, present, takers};
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,7 +43,7 @@ const FREE_PERCENT_MIN: u64 = 10;
 /// Everything that is wrong, by the clock of the one who asks.
 pub(crate) fn problems(view: &ClusterView, now_ms: u64) -> Vec<Problem> {
     let mut found = Vec::new();
-    if view.cluster == 0 {
+    if view.cluster.is_none() {
         let message =
             "The node belongs to no cluster yet: it joins by its seeds, or `taskmaster cluster bootstrap` founds one.";
         found.push(Problem { severity: Severity::Bad, message: message.to_owned() });
@@ -55,29 +57,27 @@ pub(crate) fn problems(view: &ClusterView, now_ms: u64) -> Vec<Problem> {
     found
 }
 
-/// Voters that are alive, and how many a quorum has.
-fn quorum(group: &PartitionView, living: &BTreeMap<u64, bool>) -> (usize, usize) {
-    let alive = group.voters.iter().filter(|voter| living.get(voter) == Some(&true)).count();
-    (alive, group.voters.len() / 2 + 1)
+/// Voters that a quorum has.
+fn quorum(group: &GroupView) -> usize {
+    group.voters.len() / 2 + 1
 }
 
 /// Groups without a quorum, and groups without a leader.
 fn groups(view: &ClusterView, found: &mut Vec<Problem>) {
-    let living = view.living();
-    let mut lost: BTreeMap<Vec<u64>, Vec<usize>> = BTreeMap::new();
+    let living = living(view);
+    let mut lost: BTreeMap<Vec<NodeId>, Vec<usize>> = BTreeMap::new();
     let mut leaderless = Vec::new();
     for (number, group) in view.partitions.iter().enumerate() {
-        let (alive, needed) = quorum(group, &living);
-        if alive < needed && !group.voters.is_empty() {
+        if answering(group, &living) < quorum(group) && !group.voters.is_empty() {
             lost.entry(group.voters.clone()).or_default().push(number);
-        } else if group.leader == 0 {
+        } else if group.leader.is_none() {
             leaderless.push(number);
         }
     }
     let mut bad = |message: String| found.push(Problem { severity: Severity::Bad, message });
     for (voters, numbers) in lost {
         let down: Vec<String> =
-            voters.iter().filter(|voter| living.get(voter) != Some(&true)).map(|&voter| view.name(voter)).collect();
+            voters.iter().filter(|voter| living.get(voter) != Some(&true)).map(|&voter| name(view, voter)).collect();
         bad(format!(
             "No quorum for {}: {} of {} replicas answer; its tasks wait until {} is back.",
             partitions(&numbers),
@@ -89,24 +89,24 @@ fn groups(view: &ClusterView, found: &mut Vec<Problem>) {
     if !leaderless.is_empty() {
         bad(format!("No leader is known for {}: an election is under way, or not possible.", partitions(&leaderless)));
     }
-    let (alive, needed) = quorum(&view.meta, &living);
-    if !view.meta.voters.is_empty() && alive < needed {
+    let alive = answering(&view.meta, &living);
+    if !view.meta.voters.is_empty() && alive < quorum(&view.meta) {
         bad(format!(
             "No quorum for the cluster's map: {alive} of {} of its voters answer; nothing moves and nobody joins until then.",
             view.meta.voters.len()
         ));
-    } else if view.meta.leader == 0 {
+    } else if view.meta.leader.is_none() {
         bad("No leader is known for the cluster's map: nothing moves and nobody joins until then.".to_owned());
     }
 }
 
 fn nodes(view: &ClusterView, now_ms: u64, found: &mut Vec<Problem>) {
     let mut caution = |message: String| found.push(Problem { severity: Severity::Caution, message });
-    let present: Vec<&NodeView> = view.nodes.iter().filter(|node| node.status != Status::Removed).collect();
+    let present: Vec<&NodeView> = present(view).collect();
     for node in present.iter().filter(|node| !node.is_alive) {
         let since = match node.seen_ms {
-            0 => "and was never heard from".to_owned(),
-            seen_ms => format!("since {}", ago(now_ms, seen_ms)),
+            None => "and was never heard from".to_owned(),
+            Some(seen_ms) => format!("since {}", ago(now_ms, seen_ms)),
         };
         caution(format!(
             "Node {} is down {since}: start it, or `taskmaster cluster remove {}` if it will not come back.",
@@ -125,8 +125,9 @@ fn nodes(view: &ClusterView, now_ms: u64, found: &mut Vec<Problem>) {
             "Nodes have versions {oldest} to {newest}: complete the upgrade; at most two adjacent ones work together."
         ));
     }
-    for node in present.iter().filter(|node| node.disk_bytes > 0) {
-        if node.disk_bytes_free.saturating_mul(100) < node.disk_bytes.saturating_mul(FREE_PERCENT_MIN) {
+    for node in &present {
+        let Some((all, free)) = node.disk_bytes else { continue };
+        if free.saturating_mul(100) < all.saturating_mul(FREE_PERCENT_MIN) {
             caution(format!(
                 "The disk of node {} is nearly full: free space, or move partitions to another node.",
                 node.name
@@ -137,17 +138,17 @@ fn nodes(view: &ClusterView, now_ms: u64, found: &mut Vec<Problem>) {
 
 fn replication(view: &ClusterView, found: &mut Vec<Problem>) {
     let mut caution = |message: String| found.push(Problem { severity: Severity::Caution, message });
-    let living = view.living();
+    let living = living(view);
     let wanted = view.replication as usize;
-    if view.takers() < wanted {
-        let (takers, missing) = (view.takers(), wanted - view.takers());
+    let takers = takers(view);
+    if takers < wanted {
+        let missing = wanted - takers;
         caution(format!(
             "{takers} node(s) take replicas and each partition should have {wanted}: add {missing}, or lower \
              `taskmaster cluster replication`."
         ));
     } else {
-        let few =
-            numbers(view, |group| group.voters.iter().filter(|id| living.get(id) == Some(&true)).count() < wanted);
+        let few = numbers(view, |group| answering(group, &living) < wanted);
         if !few.is_empty() {
             caution(format!(
                 "Fewer than {wanted} replicas answer of {}: new ones are made after cluster.replace_after.",
@@ -165,7 +166,7 @@ fn replication(view: &ClusterView, found: &mut Vec<Problem>) {
     }
 }
 
-fn numbers(view: &ClusterView, is_so: impl Fn(&PartitionView) -> bool) -> Vec<usize> {
+fn numbers(view: &ClusterView, is_so: impl Fn(&GroupView) -> bool) -> Vec<usize> {
     view.partitions.iter().enumerate().filter(|(_, group)| is_so(group)).map(|(number, _)| number).collect()
 }
 
@@ -220,7 +221,10 @@ mod tests {
 
     #[test]
     fn a_node_of_no_cluster_is_told_how_to_become_one() {
-        has(&ClusterView { node: 1, ..ClusterView::default() }, "Bad: The node belongs to no cluster yet");
+        has(
+            &ClusterView { answered_by: Some(NodeId(1)), ..ClusterView::default() },
+            "Bad: The node belongs to no cluster yet",
+        );
     }
 
     #[test]
@@ -239,7 +243,7 @@ mod tests {
     #[test]
     fn leaders_replicas_and_moves_that_are_missing_are_told_by_partition() {
         let mut view = healthy(6);
-        view.partitions[4].leader = 0;
+        view.partitions[4].leader = None;
         has(&view, "Bad: No leader is known for partition 4");
         view.partitions[1].voters.pop();
         view.partitions[1].is_settled = false;
@@ -247,7 +251,7 @@ mod tests {
         has(&view, "Caution: Replicas of partition 1 are on their way.");
         view.partitions[0].lag = 200_000;
         has(&view, "A replica of partition 0 is more than 100000 entries behind");
-        view.meta.leader = 0;
+        view.meta.leader = None;
         has(&view, "No leader is known for the cluster's map");
     }
 
@@ -256,7 +260,7 @@ mod tests {
         let mut view = healthy(1);
         view.nodes[1].name = "n1".to_owned();
         view.nodes[2].version = 2;
-        view.nodes[0].disk_bytes_free = 1 << 30;
+        view.nodes[0].disk_bytes = Some((100 << 30, 1 << 30));
         view.warnings.push("A node of cluster X was seen at 10.0.0.9.".to_owned());
         has(&view, "Two nodes are named n1");
         has(&view, "versions 1 to 2");

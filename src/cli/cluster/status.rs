@@ -1,10 +1,10 @@
 //! A cluster's state as text and as JSON. Pure: the clock is an argument.
 
 use serde_json::{Value, json};
-use taskmaster_protocol::NodeId;
+use taskmaster_client::{ClusterView, GroupView, NodeId, NodeStatus, NodeView};
 
 use super::problems::{Problem, Severity, ago, problems};
-use super::view::{ClusterView, NodeView, PartitionView, Status};
+use super::view::{address, answering, living, name, names, state};
 use crate::output::{Output, Side, Table, Tint, human_bytes, human_count, iso_time};
 
 /// Partitions in four numbers.
@@ -16,12 +16,11 @@ struct Summary {
 }
 
 fn summary(view: &ClusterView) -> Summary {
-    let living = view.living();
-    let count = |is_so: &dyn Fn(&PartitionView) -> bool| view.partitions.iter().filter(|group| is_so(group)).count();
-    let answering = |group: &PartitionView| group.voters.iter().filter(|id| living.get(id) == Some(&true)).count();
+    let living = living(view);
+    let count = |is_so: &dyn Fn(&GroupView) -> bool| view.partitions.iter().filter(|group| is_so(group)).count();
     Summary {
-        with_leader: count(&|group| group.leader != 0),
-        under_replicated: count(&|group| answering(group) < view.replication as usize),
+        with_leader: count(&|group| group.leader.is_some()),
+        under_replicated: count(&|group| answering(group, &living) < view.replication as usize),
         unsettled: count(&|group| !group.is_settled),
         lag_max: view.partitions.iter().map(|group| group.lag).max().unwrap_or(0),
     }
@@ -35,10 +34,9 @@ pub(super) fn is_serving(problems: &[Problem]) -> bool {
 /// The state for people; `with_partitions` lists each of them.
 pub(super) fn text(view: &ClusterView, now_ms: u64, with_partitions: bool, output: Output) -> String {
     let mut text = String::new();
-    if view.cluster != 0 {
+    if let Some(cluster) = view.cluster {
         text.push_str(&format!(
-            "cluster {:032x}, map version {}, {} replica(s) wanted\n\n{}\n",
-            view.cluster,
+            "cluster {cluster:032x}, map version {}, {} replica(s) wanted\n\n{}\n",
             view.version,
             view.replication,
             nodes(view, now_ms, output)
@@ -71,13 +69,8 @@ pub(super) fn text(view: &ClusterView, now_ms: u64, with_partitions: bool, outpu
     text
 }
 
-fn leader(view: &ClusterView, id: u64) -> String {
-    if id == 0 { "nobody".to_owned() } else { view.name(id) }
-}
-
-fn names(view: &ClusterView, ids: &[u64]) -> String {
-    let names: Vec<String> = ids.iter().map(|&id| view.name(id)).collect();
-    names.join(", ")
+fn leader(view: &ClusterView, id: Option<NodeId>) -> String {
+    id.map_or_else(|| "nobody".to_owned(), |id| name(view, id))
 }
 
 fn nodes(view: &ClusterView, now_ms: u64, output: Output) -> String {
@@ -95,22 +88,22 @@ fn nodes(view: &ClusterView, now_ms: u64, output: Output) -> String {
     ]);
     for node in &view.nodes {
         let tint = match (node.status, node.is_alive) {
-            (Status::Removed, _) => Tint::Dim,
+            (NodeStatus::Removed, _) => Tint::Dim,
             (_, false) => Tint::Bad,
-            (Status::Draining, true) => Tint::Caution,
-            (Status::Active, true) => Tint::Good,
+            (NodeStatus::Draining, true) => Tint::Caution,
+            _ => Tint::Good,
         };
         table.row(vec![
             node.name.clone(),
-            NodeId(node.id).to_string(),
+            node.id.to_string(),
             node.zone.clone(),
-            output.tint(tint, node.state()),
+            output.tint(tint, state(node)),
             human_count(node.leaders.into()),
             human_count(node.replicas.into()),
-            if node.disk_bytes == 0 { String::new() } else { human_bytes(node.disk_bytes_free) },
+            node.disk_bytes.map_or_else(String::new, |(_, free)| human_bytes(free)),
             heard(view, node, now_ms),
             node.version.to_string(),
-            node.address().unwrap_or_default(),
+            address(node).unwrap_or_default(),
         ]);
     }
     table.render()
@@ -118,9 +111,9 @@ fn nodes(view: &ClusterView, now_ms: u64, output: Output) -> String {
 
 fn heard(view: &ClusterView, node: &NodeView, now_ms: u64) -> String {
     match node.seen_ms {
-        _ if node.id == view.node => "answered".to_owned(),
-        0 => "never".to_owned(),
-        seen_ms => ago(now_ms, seen_ms),
+        _ if Some(node.id) == view.answered_by => "answered".to_owned(),
+        None => "never".to_owned(),
+        Some(seen_ms) => ago(now_ms, seen_ms),
     }
 }
 
@@ -161,9 +154,9 @@ pub(super) fn json(view: &ClusterView, now_ms: u64) -> Value {
         object
     });
     json!({
-        "cluster": (view.cluster != 0).then(|| format!("{:032x}", view.cluster)),
+        "cluster": view.cluster.map(|cluster| format!("{cluster:032x}")),
         "map_version": view.version,
-        "answered_by": id_json(view.node),
+        "answered_by": id_json(view.answered_by),
         "replication": view.replication,
         "serving": is_serving(&problems),
         "problems": problems.iter().map(sentence).collect::<Vec<_>>(),
@@ -178,37 +171,33 @@ pub(super) fn json(view: &ClusterView, now_ms: u64) -> Value {
 }
 
 /// A node's id; null for none.
-pub(super) fn id_json(id: u64) -> Value {
-    if id == 0 { Value::Null } else { json!(NodeId(id).to_string()) }
+pub(super) fn id_json(id: Option<NodeId>) -> Value {
+    json!(id.map(|id| id.to_string()))
 }
 
 fn node_json(node: &NodeView) -> Value {
     json!({
-        "id": id_json(node.id),
+        "id": node.id.to_string(),
         "name": node.name,
         "zone": (!node.zone.is_empty()).then_some(&node.zone),
-        "state": node.state(),
-        "status": match node.status {
-            Status::Active => "active",
-            Status::Draining => "draining",
-            Status::Removed => "removed",
-        },
+        "state": state(node),
+        "status": node.status.name(),
         "alive": node.is_alive,
-        "address": node.address(),
+        "address": address(node),
         "host": node.host,
-        "client_ports": node.client_ports,
+        "client_ports": node.ports,
         "peer_port": node.peer_port,
         "leaders": node.leaders,
         "replicas": node.replicas,
-        "last_heard_at": (node.seen_ms > 0).then(|| iso_time(node.seen_ms.saturating_mul(1_000))),
-        "disk_bytes": (node.disk_bytes > 0).then_some(node.disk_bytes),
-        "disk_bytes_free": (node.disk_bytes > 0).then_some(node.disk_bytes_free),
+        "last_heard_at": node.seen_ms.map(|seen_ms| iso_time(seen_ms.saturating_mul(1_000))),
+        "disk_bytes": node.disk_bytes.map(|(all, _)| all),
+        "disk_bytes_free": node.disk_bytes.map(|(_, free)| free),
         "version": node.version,
     })
 }
 
-fn group_json(group: &PartitionView) -> Value {
-    let ids = |ids: &[u64]| ids.iter().map(|&id| id_json(id)).collect::<Vec<_>>();
+fn group_json(group: &GroupView) -> Value {
+    let ids = |ids: &[NodeId]| ids.iter().map(NodeId::to_string).collect::<Vec<_>>();
     json!({
         "leader": id_json(group.leader),
         "term": group.term,
@@ -256,7 +245,7 @@ mod tests {
     #[test]
     fn partitions_are_listed_when_asked_for() {
         let mut view = healthy(2);
-        view.partitions[1].leader = 0;
+        view.partitions[1].leader = None;
         view.partitions[1].is_settled = false;
         let text = plain(&view, true);
         assert!(text.contains("        0  n1         3       90    0  n1, n2, n3\n"), "{text}");
@@ -293,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_node_of_no_cluster_says_only_that() {
-        let text = plain(&ClusterView { node: 1, ..ClusterView::default() }, false);
+        let text = plain(&ClusterView { answered_by: Some(NodeId(1)), ..ClusterView::default() }, false);
         assert!(text.starts_with("FAIL  The node belongs to no cluster yet"), "{text}");
         assert_eq!(json(&ClusterView::default(), 0)["cluster"], Value::Null);
     }

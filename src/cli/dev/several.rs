@@ -79,7 +79,7 @@ fn root(base: &Config) -> Result<PathBuf, Failure> {
 async fn form(global: &Global, members: &Members, offer: Option<&Offer>) -> Result<Option<Worker>, Failure> {
     let mut is_founded = false;
     for member in &members.all {
-        is_founded |= cluster::look(&member.address).await?.cluster != 0;
+        is_founded |= cluster::look(&member.address).await?.cluster.is_some();
     }
     let first = &members.all[0].address;
     if !is_founded {
@@ -88,8 +88,8 @@ async fn form(global: &Global, members: &Members, offer: Option<&Offer>) -> Resu
     let give_up = Instant::now() + FORM_MAX;
     loop {
         let view = cluster::look(first).await?;
-        let is_led = !view.partitions.is_empty() && view.partitions.iter().all(|partition| partition.leader != 0);
-        if is_led && view.takers() >= members.all.len() {
+        let is_led = !view.partitions.is_empty() && view.partitions.iter().all(|partition| partition.leader.is_some());
+        if is_led && cluster::takers(&view) >= members.all.len() {
             break;
         }
         if Instant::now() >= give_up {
