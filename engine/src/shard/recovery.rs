@@ -225,6 +225,8 @@ impl Shard {
     pub fn start(&mut self, now_us: u64) {
         self.last_time_us = self.clock.now_us(now_us);
         self.finish_restoring();
+        // The newest map that this node followed, before anything is decided by it.
+        let _ = self.apply_found(META_GROUP, 0);
         let has_past = self.unlogged.last_sequence() > 0 || !self.found.is_empty();
         for (group, mut found) in core::mem::take(&mut self.found) {
             let (first, last) = (found.log.before().index, found.log.last().index);
