@@ -149,13 +149,12 @@ impl World {
     }
 
     pub(super) fn stuck(&mut self) -> String {
-        let left: Vec<_> = self.oracle.left().take(5).collect();
-        let count = self.oracle.left().count();
+        let (count, left) = self.oracle.left();
         let done = self.actors.iter().filter(|actor| actor.is_done()).count();
         let nodes = self.places.iter().filter(|place| place.node.is_some()).count();
         let disagreement = self.disagreement();
         format!(
-            "long after the faults, in phase {:?}: {count} tasks are not known to be final ({left:?}); {done} of {} actors \
+            "long after the faults, in phase {:?}: {count} tasks are not known to be final ({left}); {done} of {} actors \
              are done; {nodes} nodes run; {}",
             self.phase,
             self.actors.len(),
