@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use taskmaster_protocol::body::{ClusterAdmin, cluster_verb};
-use taskmaster_engine::cluster::META_GROUP;
+use taskmaster_engine::cluster::{META_GROUP, NodeStatus};
 use taskmaster_protocol::PartitionId;
 use taskmaster_protocol::frame::NO_PARTITION;
 
@@ -21,6 +21,9 @@ impl World {
     pub(super) fn look(&mut self) -> Result<(), String> {
         self.after(LOOK_US, Event::Look);
         self.compare_replicas()?;
+        if self.is_calm() {
+            self.activate_drained();
+        }
         let before = self.phase;
         match self.phase {
             Phase::Faults if self.now_us >= self.scenario.calm_from_us => self.calm_down(),
@@ -61,14 +64,23 @@ impl World {
             for disk in &mut at.disks {
                 (disk.full, disk.slow_until_us) = (false, 0);
             }
-            let (number, id) = (at.number, at.id.0);
+            let number = at.number;
             self.resume(number);
             self.after(0, Event::Start { place: number });
-            let (verb, partition) = (cluster_verb::ACTIVATE, NO_PARTITION.into());
-            self.administer(&ClusterAdmin { verb, node: id, partition, ..ClusterAdmin::default() });
         }
         for actor in 0..self.actors.len() {
             self.wake_actor_at(actor, 0);
+        }
+    }
+
+    /// Nodes that drain may take partitions again; said until it is heard.
+    fn activate_drained(&mut self) {
+        let Some(map) = self.newest_map() else { return };
+        let drained: Vec<u64> =
+            map.nodes.iter().filter(|(_, status)| *status == NodeStatus::Draining).map(|(info, _)| info.id.0).collect();
+        for node in drained {
+            let (verb, partition) = (cluster_verb::ACTIVATE, NO_PARTITION.into());
+            self.administer(&ClusterAdmin { verb, node, partition, ..ClusterAdmin::default() });
         }
     }
 
