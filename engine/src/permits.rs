@@ -201,7 +201,8 @@ impl Permits {
         let is_said = self
             .said
             .is_some_and(|(said, at_us)| said == need && (is_idle || now_us.saturating_sub(at_us) < REPEAT_US));
-        if is_said || (is_idle && self.said.is_none()) {
+        // An idle one is said once: the owner may remember an earlier start of this process.
+        if is_said {
             return None;
         }
         self.said = Some((need, now_us));
