@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use taskmaster_protocol::body::{ClusterAdmin, cluster_verb};
-use taskmaster_engine::cluster::{META_GROUP, NodeStatus};
-use taskmaster_protocol::PartitionId;
+use taskmaster_engine::cluster::{ClusterMap, META_GROUP, NodeStatus};
+use taskmaster_protocol::{NodeId, PartitionId};
 use taskmaster_protocol::frame::NO_PARTITION;
 
 use super::nodes::Death;
@@ -94,7 +94,7 @@ impl World {
         self.oracle.everything_is_submitted();
         let places = u16::try_from(self.places.len()).expect("few");
         let last = self.actors.len() - 1;
-        self.actors[last] = Box::new(Reader::new(Client::new(places, self.scenario.partitions)));
+        self.actors[last] = Box::new(Reader::new(Client::new(places, self.scenario.partitions, self.now_us << 20)));
         self.wake_actor_at(last, 0);
     }
 
@@ -115,6 +115,21 @@ impl World {
             }
         }
         replicas
+    }
+
+    /// A map as a place has it, for the log: the places that are to hold each group.
+    pub(super) fn map_in_words(&self, place: u16, map: &ClusterMap) -> String {
+        let place_of = |id: &NodeId| {
+            let at = self.places.iter().find(|place| place.id == *id);
+            at.map_or_else(|| "gone".to_owned(), |place| place.number.to_string())
+        };
+        let groups = map.groups().map(|(group, placement)| {
+            let replicas: Vec<String> = placement.replicas.iter().map(place_of).collect();
+            format!("{group}: [{}]{}", replicas.join(" "), if placement.settled { "" } else { " unsettled" })
+        });
+        let nodes = map.nodes.iter().map(|(info, status)| format!("{}: {status}", place_of(&info.id)));
+        let (groups, nodes) = (groups.collect::<Vec<_>>().join(", "), nodes.collect::<Vec<_>>().join(", "));
+        format!("place {place} has map {}: {groups}; nodes {nodes}", map.version)
     }
 
     /// Replicas at one place, for the log.
