@@ -334,7 +334,7 @@ impl Dispatch {
                     bucket.give_back(unused);
                 }
             }
-            Note::Grant { session, total } => entry.permits.granted(session, total),
+            Note::Grant { session, start, total } => entry.permits.granted(session, start, total),
         }
         self.mark(queue);
     }

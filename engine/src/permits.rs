@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! Note:   8 bytes header of the peer message (detail 0: need, 1: grant), then
-//!         session u64, received or granted in all u64, unused in all u64, used u32, wanted u32,
+//!         session u64, the borrower's start u64, received or granted in all u64, unused in all u64, used u32, wanted u32,
 //!         namespace_len u16, name_len u16, namespace, name
 //! ```
 
@@ -34,6 +34,8 @@ pub(crate) enum Note {
     Grant {
         /// The owner's term.
         session: u64,
+        /// Which start of the borrower's process it is for.
+        start: u64,
         /// Permits in all.
         total: u64,
     },
@@ -44,6 +46,8 @@ pub(crate) enum Note {
 pub(crate) struct Need {
     /// The owner's term.
     pub(crate) session: u64,
+    /// Which start of the borrower's process counts here: leases of another one are void.
+    pub(crate) start: u64,
     /// Permits that came in all.
     pub(crate) received: u64,
     /// Permits that were given back unused, in all.
@@ -80,6 +84,8 @@ pub(crate) struct Permits {
     /// Who owns the limits, and in which term; `None` while nobody is known to.
     owner: Option<(PeerAddr, u64)>,
     pub(crate) is_owner: bool,
+    /// Others: this start of the process, differing from those before.
+    start: u64,
     /// Owner: until then nothing is lent or started.
     pub(crate) settles_us: u64,
     borrowers: BTreeMap<PeerAddr, Borrower>,
@@ -105,12 +111,12 @@ pub(crate) fn owning_partition(namespace: &str, name: &str, partitions: u16) -> 
 
 impl Permits {
     /// Takes over who owns the limits. `true` if that changed.
-    pub(crate) fn owned_by(&mut self, owner: Option<(PeerAddr, u64)>, own: PeerAddr, settles_us: u64) -> bool {
+    pub(crate) fn owned_by(&mut self, owner: Option<(PeerAddr, u64)>, own: PeerAddr, start: u64, settles_us: u64) -> bool {
         if self.owner == owner {
             return false;
         }
         let is_owner = owner.is_some_and(|(owner, _)| owner == own);
-        *self = Self { owner, is_owner, settles_us, ..Self::default() };
+        *self = Self { owner, is_owner, start, settles_us, ..Self::default() };
         true
     }
 
@@ -137,6 +143,10 @@ impl Permits {
             return 0;
         }
         let borrower = self.borrowers.entry(from).or_default();
+        if need.start != borrower.need.start {
+            *borrower = Borrower { granted: need.received, need };
+            return 0;
+        }
         if need.received < borrower.need.received || need.unused < borrower.need.unused {
             return 0;
         }
@@ -160,7 +170,7 @@ impl Permits {
         let borrower = self.borrowers.entry(to).or_default();
         borrower.granted += u64::from(count);
         borrower.need.wanted -= count.min(borrower.need.wanted);
-        Note::Grant { session, total: borrower.granted }
+        Note::Grant { session, start: borrower.need.start, total: borrower.granted }
     }
 
     /// Owner: a node is down, and with it its leases.
@@ -169,8 +179,8 @@ impl Permits {
     }
 
     /// Others: permits came.
-    pub(crate) fn granted(&mut self, session: u64, total: u64) {
-        if self.is_owner || self.owner.is_none_or(|(_, owner)| owner != session) {
+    pub(crate) fn granted(&mut self, session: u64, start: u64, total: u64) {
+        if self.is_owner || start != self.start || self.owner.is_none_or(|(_, owner)| owner != session) {
             return;
         }
         let more = total.saturating_sub(self.received);
@@ -186,12 +196,13 @@ impl Permits {
         }
         let used = u32::try_from(leased).unwrap_or(u32::MAX).saturating_add(self.held);
         let wanted = if self.held > 0 { 0 } else { wanted };
-        let need = Need { session, received: self.received, unused: self.unused, used, wanted };
-        let is_idle = need == Need { session, received: need.received, unused: need.unused, ..Need::default() };
+        let need = Need { session, start: self.start, received: self.received, unused: self.unused, used, wanted };
+        let is_idle = used == 0 && wanted == 0;
         let is_said = self
             .said
             .is_some_and(|(said, at_us)| said == need && (is_idle || now_us.saturating_sub(at_us) < REPEAT_US));
-        if is_said || (is_idle && self.said.is_none()) {
+        // An idle one is said once: the owner may remember an earlier start of this process.
+        if is_said {
             return None;
         }
         self.said = Some((need, now_us));
@@ -203,10 +214,10 @@ impl Permits {
 pub(crate) fn encode(about: &NoteAbout<'_>, out: &mut FrameBuffer) {
     let (detail, need) = match about.note {
         Note::Need(need) => (0, need),
-        Note::Grant { session, total } => (1, Need { session, received: total, ..Need::default() }),
+        Note::Grant { session, start, total } => (1, Need { session, start, received: total, ..Need::default() }),
     };
     let begun = peer::begin(out, Kind::Permit, detail, 0);
-    for field in [need.session, need.received, need.unused] {
+    for field in [need.session, need.start, need.received, need.unused] {
         out.extend_from_slice(&field.to_le_bytes());
     }
     for field in [need.used, need.wanted] {
@@ -223,14 +234,15 @@ pub(crate) fn encode(about: &NoteAbout<'_>, out: &mut FrameBuffer) {
 /// Reads what [`encode`] wrote; `None` for other bytes.
 pub(crate) fn decode<'a>(frame: &Frame<'a>) -> Option<NoteAbout<'a>> {
     let mut fields = Fields(frame.body);
-    let (session, received, unused) = (fields.u64()?, fields.u64()?, fields.u64()?);
+    let (session, start) = (fields.u64()?, fields.u64()?);
+    let (received, unused) = (fields.u64()?, fields.u64()?);
     let (used, wanted) = (fields.u32()?, fields.u32()?);
     let (namespace_len, name_len) = (fields.u16()?, fields.u16()?);
     let mut text = |len: u16| core::str::from_utf8(fields.bytes(usize::from(len))?).ok();
     let (namespace, queue) = (text(namespace_len)?, text(name_len)?);
     let note = match frame.detail {
-        0 => Note::Need(Need { session, received, unused, used, wanted }),
-        1 => Note::Grant { session, total: received },
+        0 => Note::Need(Need { session, start, received, unused, used, wanted }),
+        1 => Note::Grant { session, start, total: received },
         _ => return None,
     };
     Some(NoteAbout { namespace, queue, note })
@@ -246,8 +258,8 @@ mod tests {
 
     fn pair() -> (Permits, Permits) {
         let (mut owner, mut other) = (Permits::default(), Permits::default());
-        owner.owned_by(Some((OWNER, 7)), OWNER, 0);
-        other.owned_by(Some((OWNER, 7)), OTHER, 0);
+        owner.owned_by(Some((OWNER, 7)), OWNER, 1, 0);
+        other.owned_by(Some((OWNER, 7)), OTHER, 2, 0);
         (owner, other)
     }
 
@@ -256,9 +268,9 @@ mod tests {
         let (mut owner, mut other) = pair();
         let Some(Note::Need(need)) = other.need(0, 5, 0) else { panic!("something is wanted") };
         owner.heard(OTHER, need);
-        let Note::Grant { session, total } = owner.lend(OTHER, 3) else { panic!("a grant") };
-        other.granted(session, total);
-        other.granted(session, total);
+        let Note::Grant { session, start, total } = owner.lend(OTHER, 3) else { panic!("a grant") };
+        other.granted(session, start, total);
+        other.granted(session, start, total);
         assert_eq!((other.held, owner.lent()), (3, 3));
         // Two of the three start; the note about it is lost, the next one says all again.
         other.held = 1;
@@ -270,16 +282,32 @@ mod tests {
     }
 
     #[test]
+    fn a_borrower_that_started_anew_owes_nothing_and_may_borrow() {
+        let (mut owner, mut other) = pair();
+        let Some(Note::Need(need)) = other.need(0, 5, 0) else { panic!("something is wanted") };
+        owner.heard(OTHER, need);
+        owner.lend(OTHER, 3);
+        let mut again = Permits::default();
+        again.owned_by(Some((OWNER, 7)), OTHER, 3, 0);
+        let Some(Note::Need(need)) = again.need(0, 2, 0) else { panic!("something is wanted") };
+        owner.heard(OTHER, need);
+        assert_eq!((owner.lent(), owner.next_asking()), (0, Some((OTHER, 2))));
+        let Note::Grant { session, start, total } = owner.lend(OTHER, 2) else { panic!("a grant") };
+        again.granted(session, start, total);
+        assert_eq!(again.held, 2);
+    }
+
+    #[test]
     fn grants_of_another_term_are_worth_nothing() {
         let (_, mut other) = pair();
-        other.granted(6, 100);
+        other.granted(6, 2, 100);
         assert_eq!(other.held, 0);
     }
 
     #[test]
     fn notes_round_trip() {
-        let need = Need { session: 1, received: 2, unused: 3, used: 4, wanted: 5 };
-        for note in [Note::Need(need), Note::Grant { session: 8, total: 9 }] {
+        let need = Need { session: 1, start: 6, received: 2, unused: 3, used: 4, wanted: 5 };
+        for note in [Note::Need(need), Note::Grant { session: 8, start: 7, total: 9 }] {
             let mut out = FrameBuffer::new();
             encode(&NoteAbout { namespace: "default", queue: "q", note }, &mut out);
             let mut rest = &out[..];

@@ -176,7 +176,7 @@ impl Replica {
 
     /// Whether it leads and has applied all that its predecessors committed.
     pub(crate) fn is_ready_to_serve(&self) -> bool {
-        self.is_leader() && self.applied.term == self.term()
+        self.is_leader() && self.applied.term == self.term() && self.is_member()
     }
 
     /// Whether a change of the configuration is under way.
@@ -404,6 +404,17 @@ impl Replica {
     /// Whether something waits for the shard's log that is safe now.
     pub(crate) fn has_flushed(&self) -> bool {
         self.persisting.front().is_some_and(|first| first.sequence <= self.flushed)
+    }
+
+    /// Whether this replica has a place in the configuration. One that leads without can propose nothing.
+    pub(crate) fn is_member(&self) -> bool {
+        self.raw.raft.prs().get(self.raw.raft.id).is_some()
+    }
+
+    /// The voter that has most of the log, this one not counted.
+    pub(crate) fn heir(&self) -> Option<u64> {
+        let others = self.conf().voters.iter().copied().filter(|&node| node != self.raw.raft.id);
+        others.max_by_key(|&node| self.matched(node))
     }
 
     /// Whether something waits for the shard's log.

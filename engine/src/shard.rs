@@ -217,6 +217,8 @@ pub struct Shard {
     revoked: Vec<(u32, TaskId, u64)>,
     fired: Vec<Timer>,
     stats: Stats,
+    /// When this process started; tells its leases from those of an earlier one.
+    started_us: u64,
     last_time_us: u64,
     /// Bytes that may be admitted before the memory is measured again.
     room_bytes: u64,
@@ -263,6 +265,7 @@ impl Shard {
             revoked: Vec::new(),
             fired: Vec::new(),
             stats: Stats::default(),
+            started_us: now_us,
             last_time_us: now_us,
             room_bytes: 0,
             disk_full: false,

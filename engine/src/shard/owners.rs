@@ -20,7 +20,7 @@ impl Shard {
             let partition = owning_partition(&entry.namespace, &entry.name, self.config.partitions);
             let leader = self.peers.leader(partition);
             let owner = leader.map(|(term, node)| (self.peers.home_of(node.0, partition), term));
-            if entry.permits.owned_by(owner, own, settles_us) {
+            if entry.permits.owned_by(owner, own, self.started_us, settles_us) {
                 self.dispatch.mark(u32::try_from(queue).expect("queues are bounded"));
             }
         }

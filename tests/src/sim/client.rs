@@ -48,10 +48,11 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(places: u16, partitions: u16) -> Self {
+    /// Numbers of requests begin behind `last`: another client may have used the same connection.
+    pub(crate) fn new(places: u16, partitions: u16, last: u64) -> Self {
         let seeds: Vec<Target> = (0..places).map(|place| Target { place, shard: 0 }).collect();
         Self {
-            last: 0,
+            last,
             requests: BTreeMap::new(),
             numbers: BTreeMap::new(),
             targets: seeds.iter().copied().collect(),

@@ -146,6 +146,7 @@ impl Place {
                 limits: hurried(),
                 seed: dice.roll(),
                 memory_bytes_max: 1 << 30,
+                log_bytes_kept: scenario.log_bytes_kept,
                 kept_max: u32::MAX,
                 retention_ms: 600_000,
                 auto_create_queues: true,

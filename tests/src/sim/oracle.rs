@@ -396,8 +396,13 @@ impl Oracle {
         self.tasks[&id].over
     }
 
-    /// Tasks that are not.
-    pub(crate) fn left(&self) -> impl Iterator<Item = TaskId> + '_ {
-        self.tasks.iter().filter(|(_, task)| !task.over).map(|(id, _)| *id)
+    /// How many tasks are not, and what is known of some of them.
+    pub(crate) fn left(&self) -> (usize, String) {
+        let left = || self.tasks.iter().filter(|(_, task)| !task.over);
+        let some = left().take(5).map(|(id, task)| {
+            let (queue, leases) = (task.contract.queue, task.leases.len());
+            format!("{id} of partition {} in q{queue} with {leases} leases", id.partition())
+        });
+        (left().count(), some.collect::<Vec<_>>().join(", "))
     }
 }

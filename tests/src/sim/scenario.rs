@@ -29,6 +29,8 @@ pub(crate) struct Scenario {
     pub(crate) calm_from_us: u64,
     /// Log blocks between two snapshots of a shard.
     pub(crate) snapshot_every: u64,
+    /// Bytes of a shard's groups' logs kept for followers that lag: few, so that snapshots are sent.
+    pub(crate) log_bytes_kept: u64,
     pub(crate) faults: Vec<Planned>,
     /// Source of everything else.
     pub(crate) dice: Dice,
@@ -73,6 +75,7 @@ impl Scenario {
             workers: dice.range(1, 4),
             calm_from_us,
             snapshot_every: dice.range(5, 120),
+            log_bytes_kept: if dice.chance(60) { dice.range(1 << 10, 64 << 10) } else { 1 << 20 },
             faults,
             dice: Dice::new(dice.roll()),
         }

@@ -101,6 +101,7 @@ pub fn run(seed: u64) -> Result<u64, Failure> {
             limits: hurried(),
             seed,
             memory_bytes_max: 1 << 30,
+            log_bytes_kept: 1 << 20,
             kept_max: u32::MAX,
             retention_ms: 600_000,
             auto_create_queues: true,

@@ -162,7 +162,7 @@ impl World {
             .map(|(number, site)| Place::new(number, *site, options.seed))
             .collect();
         let count = u16::try_from(places.len()).expect("few");
-        let client = || Client::new(count, scenario.partitions);
+        let client = || Client::new(count, scenario.partitions, 0);
         let pause_us_max = if options.minutes == 0 { 400_000 } else { 600_000 };
         let mut actors: Vec<Box<dyn Actor>> = Vec::new();
         for number in 0..scenario.producers {

@@ -65,8 +65,9 @@ impl Oracle {
         require(attempt >= 1 && attempt <= task.contract.attempts_max, || {
             format!("{id} is in attempt {attempt} of {}", task.contract.attempts_max)
         })?;
+        // Another leader, whose clock is ahead, may have let it become ready.
         let due_us = task.first_received_us + task.contract.delay_us;
-        require(task.retried > 0 || now_us >= due_us, || format!("{id} was assigned before its delay was over"))
+        require(task.retried > 0 || self.clock_us_max >= due_us, || format!("{id} was assigned before its delay was over"))
     }
 
     /// Leases of one concurrency key that are surely in force at its leader.
@@ -76,12 +77,13 @@ impl Oracle {
         let limit = self.tasks[&ids[0]].contract.key_limit as usize;
         let is_leased = |id: &&TaskId| {
             let task = &self.tasks[*id];
-            // A deadline ends a lease without a word to the oracle.
-            let lease = task.leases.iter().find(|lease| lease.life == life).filter(|_| !task.contract.has_deadline);
+            // A deadline ends a lease without a word to the oracle; a cancellation may be on its way through the log.
+            let may_have_fallen = task.contract.has_deadline || task.cancel_received || task.retried > 0;
+            let lease = task.leases.iter().find(|lease| lease.life == life).filter(|_| !may_have_fallen);
             lease.is_some_and(|lease| !lease.may_be_over && now_us < lease.ends_us)
         };
-        let leased = ids.iter().filter(is_leased).count();
-        require(leased <= limit, || format!("{leased} leases under concurrency key {key} of {limit}"))
+        let leased: Vec<&TaskId> = ids.iter().filter(is_leased).collect();
+        require(leased.len() <= limit, || format!("leases of {leased:?} under concurrency key {key} of {limit}"))
     }
 
     fn check_needs(&self, id: TaskId, term: u64, now_us: u64) -> Verdict {

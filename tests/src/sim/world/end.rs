@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use taskmaster_protocol::body::{ClusterAdmin, cluster_verb};
-use taskmaster_engine::cluster::META_GROUP;
-use taskmaster_protocol::PartitionId;
+use taskmaster_engine::cluster::{ClusterMap, META_GROUP, NodeStatus};
+use taskmaster_protocol::{NodeId, PartitionId};
 use taskmaster_protocol::frame::NO_PARTITION;
 
 use super::nodes::Death;
@@ -21,6 +21,9 @@ impl World {
     pub(super) fn look(&mut self) -> Result<(), String> {
         self.after(LOOK_US, Event::Look);
         self.compare_replicas()?;
+        if self.is_calm() {
+            self.activate_drained();
+        }
         let before = self.phase;
         match self.phase {
             Phase::Faults if self.now_us >= self.scenario.calm_from_us => self.calm_down(),
@@ -61,14 +64,23 @@ impl World {
             for disk in &mut at.disks {
                 (disk.full, disk.slow_until_us) = (false, 0);
             }
-            let (number, id) = (at.number, at.id.0);
+            let number = at.number;
             self.resume(number);
             self.after(0, Event::Start { place: number });
-            let (verb, partition) = (cluster_verb::ACTIVATE, NO_PARTITION.into());
-            self.administer(&ClusterAdmin { verb, node: id, partition, ..ClusterAdmin::default() });
         }
         for actor in 0..self.actors.len() {
             self.wake_actor_at(actor, 0);
+        }
+    }
+
+    /// Nodes that drain may take partitions again; said until it is heard.
+    fn activate_drained(&mut self) {
+        let Some(map) = self.newest_map() else { return };
+        let drained: Vec<u64> =
+            map.nodes.iter().filter(|(_, status)| *status == NodeStatus::Draining).map(|(info, _)| info.id.0).collect();
+        for node in drained {
+            let (verb, partition) = (cluster_verb::ACTIVATE, NO_PARTITION.into());
+            self.administer(&ClusterAdmin { verb, node, partition, ..ClusterAdmin::default() });
         }
     }
 
@@ -82,7 +94,7 @@ impl World {
         self.oracle.everything_is_submitted();
         let places = u16::try_from(self.places.len()).expect("few");
         let last = self.actors.len() - 1;
-        self.actors[last] = Box::new(Reader::new(Client::new(places, self.scenario.partitions)));
+        self.actors[last] = Box::new(Reader::new(Client::new(places, self.scenario.partitions, self.now_us << 20)));
         self.wake_actor_at(last, 0);
     }
 
@@ -103,6 +115,21 @@ impl World {
             }
         }
         replicas
+    }
+
+    /// A map as a place has it, for the log: the places that are to hold each group.
+    pub(super) fn map_in_words(&self, place: u16, map: &ClusterMap) -> String {
+        let place_of = |id: &NodeId| {
+            let at = self.places.iter().find(|place| place.id == *id);
+            at.map_or_else(|| "gone".to_owned(), |place| place.number.to_string())
+        };
+        let groups = map.groups().map(|(group, placement)| {
+            let replicas: Vec<String> = placement.replicas.iter().map(place_of).collect();
+            format!("{group}: [{}]{}", replicas.join(" "), if placement.settled { "" } else { " unsettled" })
+        });
+        let nodes = map.nodes.iter().map(|(info, status)| format!("{}: {status}", place_of(&info.id)));
+        let (groups, nodes) = (groups.collect::<Vec<_>>().join(", "), nodes.collect::<Vec<_>>().join(", "));
+        format!("place {place} has map {}: {groups}; nodes {nodes}", map.version)
     }
 
     /// Replicas at one place, for the log.
@@ -149,13 +176,12 @@ impl World {
     }
 
     pub(super) fn stuck(&mut self) -> String {
-        let left: Vec<_> = self.oracle.left().take(5).collect();
-        let count = self.oracle.left().count();
+        let (count, left) = self.oracle.left();
         let done = self.actors.iter().filter(|actor| actor.is_done()).count();
         let nodes = self.places.iter().filter(|place| place.node.is_some()).count();
         let disagreement = self.disagreement();
         format!(
-            "long after the faults, in phase {:?}: {count} tasks are not known to be final ({left:?}); {done} of {} actors \
+            "long after the faults, in phase {:?}: {count} tasks are not known to be final ({left}); {done} of {} actors \
              are done; {nodes} nodes run; {}",
             self.phase,
             self.actors.len(),

@@ -138,7 +138,7 @@ impl World {
             self.send_message(place, shard, id, to, bytes);
         }
         if let Some(map) = map {
-            self.tell(|| format!("place {place} has map {}: meta {:?}, partitions {:?}", map.version, map.meta, map.partitions));
+            self.tell(|| self.map_in_words(place, &map));
             self.spread_map(place, map);
         }
         self.segment_soon(place, shard);
