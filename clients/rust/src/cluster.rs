@@ -59,6 +59,13 @@ pub(crate) enum Connector {
     Memory(TestServer),
 }
 
+impl Connector {
+    /// Whether there is more than one address to try.
+    fn has_choice(&self) -> bool {
+        matches!(self, Self::Tcp(addresses) if addresses.len() > 1)
+    }
+}
+
 /// Whom a request is for.
 #[derive(Clone, Copy)]
 pub(crate) enum Target {

@@ -1,6 +1,8 @@
 //! The client and worker against several nodes, of which some fail: leaders that move, nodes that die, hang, are cut off or
 //! lose their disk. No task may be lost or submitted twice, and little time.
 
+#![expect(clippy::unwrap_used, reason = "tests, and what they share")]
+
 #[path = "cluster/nodes.rs"]
 mod nodes;
 
@@ -185,6 +187,8 @@ async fn a_node_without_its_disk_is_not_believed() {
         client.submit(task_of(&client, partition)).await.unwrap();
     }
     assert_eq!(client.shards(), 3);
+    let client = Client::connect([nodes.address(0), nodes.address(1)]).await.unwrap();
+    assert_eq!(client.shards(), 3, "nor taken for the cluster when there is a choice");
 }
 
 #[tokio::test]
