@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use taskmaster_protocol::body::{ArchivedClusterMapReply, Empty};
-use taskmaster_protocol::{Header, Operation};
+use taskmaster_protocol::{Code, Header, Operation};
 use tokio::net::lookup_host;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -133,11 +133,9 @@ impl Cluster {
                 // A node that lost its disk belongs to no cluster; the others know better.
                 Some(map) if is_one_of_several && map.cluster.is_none() => return false,
                 Some(map) => topology.with_map(map, &said.info, said.seen),
-                None if is_one_of_several => return false,
-                None if topology.has_map || topology.differs_from(&said.info, said.seen) => {
-                    Topology::of_hello(&said.info, said.seen)
-                }
-                None => return false,
+                // That it does not tell is no map.
+                None if topology.has_map || !topology.differs_from(&said.info, said.seen) => return false,
+                None => Topology::of_hello(&said.info, said.seen),
             };
             if topology.is_like(&fresh) {
                 return false;
@@ -170,7 +168,7 @@ async fn ask_node(node: &Node, connector: &Connector, options: &Options) -> Resu
     ask(&connection, None, options.connect_timeout).await
 }
 
-/// Asks for the map; a server that refuses to tell has none.
+/// Asks for the map.
 async fn ask(connection: &Connection, seen: Option<IpAddr>, longest: Duration) -> Result<Said, Error> {
     let header = Header::request(Operation::ClusterMap, 0, None);
     let reply = match timeout(longest, connection.request(header, &Empty::default())).await {
@@ -179,7 +177,7 @@ async fn ask(connection: &Connection, seen: Option<IpAddr>, longest: Duration) -
     };
     let map = match reply.accepted() {
         Ok(reply) => Some(ClusterView::read(reply.read::<ArchivedClusterMapReply>()?)?),
-        Err(Error::Refused(_)) => None,
+        Err(Error::Refused(refusal)) if refusal.code == Code::UnknownOperation => None,
         Err(error) => return Err(error),
     };
     Ok(Said { map, info: connection.info().clone(), seen })
@@ -227,7 +225,13 @@ async fn open_address(address: String, options: Options, has_choice: bool) -> Re
 
 async fn greet(address: SocketAddr, options: &Options, has_choice: bool) -> Result<Seed, Error> {
     let (connection, _) = Connection::connect(&address.to_string(), options).await?;
-    let said = ask(&connection, Some(address.ip()), options.connect_timeout).await?;
+    let said = match ask(&connection, Some(address.ip()), options.connect_timeout).await {
+        // One that drains, say, still answers questions about its tasks.
+        Err(Error::Refused(_)) if !has_choice => {
+            Said { map: None, info: connection.info().clone(), seen: Some(address.ip()) }
+        }
+        said => said?,
+    };
     // It may have lost its disk, or wait to be let in; another one can say where work is done.
     if has_choice && said.map.as_ref().is_some_and(|map| map.cluster.is_none()) {
         let reason = "the node there belongs to no cluster yet".to_owned();
