@@ -207,6 +207,8 @@ impl Nodes {
     }
 
     async fn serve(self, stream: TcpStream, node: usize, shard: u16) {
+        // Else an answer may wait 40 ms for the acknowledgement of the one before.
+        stream.set_nodelay(true).unwrap();
         let (read, mut write) = stream.into_split();
         let (out, mut frames) = mpsc::unbounded_channel::<FrameBuffer>();
         let (mut kill, mut silent) = (self.kill[node].subscribe(), self.silent[node].subscribe());
