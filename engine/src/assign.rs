@@ -11,7 +11,7 @@ use crate::arena::Arena;
 use crate::dispatch::{Dispatch, LaneRef, PRIORITIES};
 use crate::effects::Effects;
 use crate::partition::Partition;
-use crate::permits::Note;
+use crate::permits;
 use crate::state::State;
 use crate::timer::{Timer, TimerKind, Timers};
 
@@ -64,42 +64,40 @@ impl Assigner<'_> {
 
     /// As owner of a queue's limits: answers shards that ask for permits, a fair share at a time.
     fn grant(&mut self, queue: u32) {
-        for _ in 0..self.dispatch.queues[queue as usize].permits.asking.len() {
+        for _ in 0..self.dispatch.queues[queue as usize].permits.asking() {
             let available = self.permits(queue);
-            let number = self.dispatch.number;
             let entry = &mut self.dispatch.queues[queue as usize];
-            let own = usize::from(entry.with_credit > 0 && entry.waits());
-            let sharers = u32::try_from(entry.permits.asking.len() + own).expect("shards are few");
-            let Some((shard, wanted)) = entry.permits.asking.pop_front() else { return };
-            let count = wanted.min(available.div_ceil(sharers));
-            if count == 0 {
-                entry.permits.asking.push_front((shard, wanted));
+            if !entry.permits.is_owner {
                 return;
             }
-            entry.permits.lent += if entry.concurrency.is_some() { u64::from(count) } else { 0 };
+            let own = u32::from(entry.with_credit > 0 && entry.waits());
+            let sharers = entry.permits.asking() + own;
+            let Some((shard, wanted)) = entry.permits.next_asking() else { return };
+            let count = wanted.min(available.div_ceil(sharers));
+            if count == 0 {
+                return;
+            }
             if let Some(bucket) = &mut entry.bucket {
                 bucket.take(count);
             }
             entry.permits.own_first = true;
-            let note = entry.note(number, shard, Note::Grant(count));
-            self.effects.permits.push(note);
+            let note = entry.permits.lend(shard, count);
+            permits::encode(&entry.note(note), self.effects.peer(shard));
         }
     }
 
-    /// As another shard: asks for permits, and gives back.
+    /// As another shard: says to the owner how things stand, if there are limits.
     fn tell_owner(&mut self, queue: u32) {
-        let number = self.dispatch.number;
-        let owner = self.dispatch.queues[queue as usize].permits.owner;
-        if owner == number {
+        let now_us = self.now_us;
+        let entry = &self.dispatch.queues[queue as usize];
+        if entry.permits.is_owner || !entry.is_limited() {
             return;
         }
         let wanted = self.startable(queue);
         let entry = &mut self.dispatch.queues[queue as usize];
-        let mut notes = Vec::new();
-        entry.permits.notes(wanted, |note| notes.push(note));
-        for note in notes {
-            let note = self.dispatch.queues[queue as usize].note(number, owner, note);
-            self.effects.permits.push(note);
+        let Some((owner, _)) = entry.permits.owner() else { return };
+        if let Some(note) = entry.permits.need(entry.leased, wanted, now_us) {
+            permits::encode(&entry.note(note), self.effects.peer(owner));
         }
     }
 
@@ -107,7 +105,7 @@ impl Assigner<'_> {
     /// use are better used by another shard.
     fn startable(&self, queue: u32) -> u32 {
         let entry = &self.dispatch.queues[queue as usize];
-        if entry.with_credit == 0 || (entry.concurrency.is_none() && entry.bucket.is_none()) {
+        if entry.with_credit == 0 || !entry.is_limited() {
             return 0;
         }
         let mut count = 0;
@@ -130,16 +128,25 @@ impl Assigner<'_> {
     /// How many tasks the queue's limits let start.
     fn permits(&mut self, queue: u32) -> u32 {
         let now_us = self.now_us;
-        let number = self.dispatch.number;
         let entry = &mut self.dispatch.queues[queue as usize];
         let mut permits = ROWS_MAX;
-        if entry.permits.owner != number {
-            let limited = entry.concurrency.is_some() || entry.bucket.is_some();
-            return if limited { permits.min(entry.permits.held) } else { permits };
+        if !entry.is_limited() {
+            return permits;
         }
-        let waits = entry.waits() || !entry.permits.asking.is_empty();
+        if !entry.permits.is_owner {
+            return permits.min(entry.permits.held);
+        }
+        if now_us < entry.permits.settles_us {
+            if !entry.bucket_armed {
+                entry.bucket_armed = true;
+                let timer = Timer::of_index(PartitionId(0), TimerKind::Bucket, queue);
+                self.timers.insert(entry.permits.settles_us, timer);
+            }
+            return 0;
+        }
+        let waits = entry.waits() || entry.permits.asking() > 0;
         if let Some(limit) = entry.concurrency {
-            let free = limit.saturating_sub(entry.leased + entry.permits.lent).min(u64::from(permits));
+            let free = limit.saturating_sub(entry.leased + entry.permits.lent()).min(u64::from(permits));
             permits = u32::try_from(free).expect("bounded by a u32");
         }
         if let Some(bucket) = &mut entry.bucket {
@@ -185,10 +192,9 @@ impl Assigner<'_> {
         let (conn, need) = (self.dispatch.workers[worker as usize].conn, ready.resources.clone());
         let taken = fill(partition, self.arena, self.scratch, lane.lane, worker, count, self.now_us, self.timers);
         self.dispatch.take_credit(worker, taken, &need);
-        let number = self.dispatch.number;
         let entry = &mut self.dispatch.queues[queue as usize];
         entry.leased += u64::from(taken);
-        if entry.permits.owner != number {
+        if !entry.permits.is_owner {
             entry.permits.held = entry.permits.held.saturating_sub(taken);
         } else if let Some(bucket) = &mut entry.bucket {
             bucket.take(taken);

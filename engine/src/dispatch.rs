@@ -6,10 +6,12 @@
 use std::collections::VecDeque;
 
 use hashbrown::HashMap;
+use taskmaster_protocol::PartitionId;
 
 use crate::effects::ConnId;
 use crate::hash::FixedState;
-use crate::permits::{Note, PermitNote, Permits};
+use crate::peer::PeerAddr;
+use crate::permits::{Note, NoteAbout, Permits};
 use crate::queue::QueueSettings;
 use crate::resources::Resources;
 
@@ -100,9 +102,14 @@ impl DispatchQueue {
         self.rings.iter().any(|ring| !ring.is_empty())
     }
 
+    /// Whether it has limits that shards share.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.concurrency.is_some() || self.bucket.is_some()
+    }
+
     /// A note about this queue's permits.
-    pub(crate) fn note(&self, from: u16, to: u16, note: Note) -> PermitNote {
-        PermitNote { from, to, namespace: self.namespace.clone(), queue: self.name.clone(), note }
+    pub(crate) fn note(&self, note: Note) -> NoteAbout<'_> {
+        NoteAbout { namespace: &self.namespace, queue: &self.name, note }
     }
 }
 
@@ -123,10 +130,7 @@ pub(crate) struct Worker {
 /// The dispatcher of a shard.
 #[derive(Debug)]
 pub(crate) struct Dispatch {
-    /// How long queues keep final tasks unless configured, in milliseconds.
-    pub(crate) retention_ms: u32,
-    /// This shard's number among the node's, and how many there are.
-    pub(crate) number: u16,
+    /// How many shards the node has.
     pub(crate) shards: u16,
     pub(crate) queues: Vec<DispatchQueue>,
     by_name: HashMap<(String, String), u32, FixedState>,
@@ -140,8 +144,6 @@ pub(crate) struct Dispatch {
 impl Default for Dispatch {
     fn default() -> Self {
         Self {
-            retention_ms: QueueSettings::default().retention_ms,
-            number: 0,
             shards: 1,
             queues: Vec::new(),
             by_name: HashMap::default(),
@@ -163,7 +165,6 @@ impl Dispatch {
         self.queues.push(DispatchQueue {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
-            permits: Permits::new(namespace, name, self.shards),
             ..DispatchQueue::default()
         });
         self.by_name.insert((namespace.to_owned(), name.to_owned()), index);
@@ -195,6 +196,13 @@ impl Dispatch {
     pub(crate) fn ring(&mut self, queue: u32, priority: u8, lane: LaneRef) {
         self.queues[queue as usize].rings[usize::from(priority)].push_back(lane);
         self.mark(queue);
+    }
+
+    /// Takes a partition's lanes of a queue out of the line.
+    pub(crate) fn leave_line(&mut self, queue: u32, partition: PartitionId) {
+        for ring in &mut self.queues[queue as usize].rings {
+            ring.retain(|lane| lane.partition != partition.0);
+        }
     }
 
     /// Registers or replaces the subscription of a connection. Leases that it holds stay its own.
@@ -272,7 +280,6 @@ impl Dispatch {
         let entry = &mut self.queues[queue as usize];
         entry.leased -= 1;
         let limited = entry.concurrency.is_some();
-        entry.permits.ended += u32::from(limited && entry.permits.owner != self.number);
         let worker = &mut self.workers[index as usize];
         worker.leases -= 1;
         let counts = worker.capacity.is_some();
@@ -294,10 +301,9 @@ impl Dispatch {
     /// A lease goes from a worker that is gone to one that came back.
     pub(crate) fn move_lease(&mut self, queue: u32, gone: u32, worker: u32, need: &Resources) {
         // The lease goes on, only its holder changes.
-        let (leased, ended) = (self.queues[queue as usize].leased, self.queues[queue as usize].permits.ended);
+        let leased = self.queues[queue as usize].leased;
         self.lease_ended(queue, gone, need);
         self.queues[queue as usize].leased = leased;
-        self.queues[queue as usize].permits.ended = ended;
         let worker = &mut self.workers[worker as usize];
         worker.leases += 1;
         worker.used.add(need, 1);
@@ -306,9 +312,7 @@ impl Dispatch {
     /// Takes over a queue's limits.
     pub(crate) fn set_limits(&mut self, queue: u32, settings: &QueueSettings, now_us: u64) {
         let entry = &mut self.queues[queue as usize];
-        let was_limited = entry.concurrency.is_some();
         entry.concurrency = (settings.concurrency > 0).then_some(u64::from(settings.concurrency));
-        entry.permits.limits_changed(self.number, was_limited, entry.concurrency.is_some(), entry.leased);
         let (rate, burst) = (settings.rate_milli_per_s, settings.rate_burst);
         let same =
             |bucket: &Bucket| bucket.rate_milli_per_s == rate && bucket.burst_milli == u64::from(burst.max(1)) * 1_000;
@@ -320,23 +324,17 @@ impl Dispatch {
     }
 
     /// Takes a note from another shard about a queue's permits.
-    pub(crate) fn take_note(&mut self, note: &PermitNote) {
-        let queue = self.queue(&note.namespace, &note.queue);
+    pub(crate) fn take_note(&mut self, from: PeerAddr, about: &NoteAbout<'_>) {
+        let Some(queue) = self.find_queue(about.namespace, about.queue) else { return };
         let entry = &mut self.queues[queue as usize];
-        match note.note {
-            Note::Ask(wanted) => entry.permits.asking.push_back((note.from, wanted)),
-            Note::Grant(count) => {
-                entry.permits.asked = false;
-                entry.permits.held += count;
-            }
-            Note::Back { unused, ended } => {
-                let freed = u64::from(unused) + u64::from(ended);
-                entry.permits.lent = entry.permits.lent.saturating_sub(freed);
+        match about.note {
+            Note::Need(need) => {
+                let unused = entry.permits.heard(from, need);
                 if let Some(bucket) = &mut entry.bucket {
                     bucket.give_back(unused);
                 }
             }
-            Note::InForce(count) => entry.permits.lent += u64::from(count),
+            Note::Grant { session, total } => entry.permits.granted(session, total),
         }
         self.mark(queue);
     }

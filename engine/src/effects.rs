@@ -1,11 +1,15 @@
 //! What the engine wants done: frames to send. (What it wants logged is read from [`crate::Shard::take_unlogged`].)
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use hashbrown::HashMap;
 use taskmaster_protocol::frame::{self, Header};
 use taskmaster_protocol::{Body, Code, FrameBuffer, body::Refusal};
 
+use crate::cluster::map::ClusterMap;
 use crate::hash::FixedState;
-use crate::permits::PermitNote;
+use crate::peer::PeerAddr;
 
 /// A connection, as named by the loop that drives the engine. The engine only compares it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,8 +30,8 @@ pub struct Effects {
     outgoing: Vec<Outgoing>,
     by_conn: HashMap<ConnId, usize, FixedState>,
     spare: Vec<FrameBuffer>,
-    /// Notes for other shards; the loop takes and delivers them, in order.
-    pub permits: Vec<PermitNote>,
+    peers: BTreeMap<PeerAddr, FrameBuffer>,
+    map: Option<Arc<ClusterMap>>,
 }
 
 /// Emptied buffers kept for reuse, and the largest capacity worth keeping, in bytes.
@@ -43,6 +47,34 @@ impl Effects {
             outgoing.len() - 1
         });
         &mut outgoing[index].frames
+    }
+
+    /// The buffer that collects messages for a peer, another shard of this node among them.
+    pub(crate) fn peer(&mut self, to: PeerAddr) -> &mut FrameBuffer {
+        self.peers.entry(to).or_insert_with(|| self.spare.pop().unwrap_or_default())
+    }
+
+    /// Hands every peer's messages to `send`, which may keep the buffer or swap another into its place. The loop delivers
+    /// those for another shard of this node over the mesh.
+    pub fn drain_peers(&mut self, mut send: impl FnMut(PeerAddr, &mut FrameBuffer)) {
+        while let Some((to, mut messages)) = self.peers.pop_first() {
+            if !messages.is_empty() {
+                send(to, &mut messages);
+            }
+            if self.spare.len() < SPARE_MAX && messages.capacity() <= SPARE_BYTES_MAX {
+                messages.clear();
+                self.spare.push(messages);
+            }
+        }
+    }
+
+    pub(crate) fn map_changed(&mut self, map: Arc<ClusterMap>) {
+        self.map = Some(map);
+    }
+
+    /// The cluster map if it changed: shard 0's loop gives it to the node's other shards.
+    pub fn take_map(&mut self) -> Option<Arc<ClusterMap>> {
+        self.map.take()
     }
 
     pub(crate) fn reply<B: Body>(&mut self, conn: ConnId, request: &Header, body: &B) {
@@ -66,7 +98,7 @@ impl Effects {
         }
     }
 
-    /// Whether nothing is waiting to be drained.
+    /// Whether no frames are waiting to be drained.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.outgoing.is_empty()

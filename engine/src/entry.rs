@@ -1,125 +1,194 @@
-//! Log entries: a 32-byte header and the wire body that was admitted, unchanged.
+//! Commands: what a group's log entries hold. Each is a 16-byte header and the wire body that was admitted, unchanged,
+//! padded to 16; those that were admitted in one turn lie one behind the other in one entry.
 //!
 //! ```text
 //! offset size field
-//!      0    2 format      1
-//!      2    2 operation   as in the protocol
-//!      4    2 partition
-//!      6    2 flags       bit 0: the request was a resend
-//!      8    8 time_us     when it was admitted, microseconds since 1970; never decreasing within a shard's log
-//!     16    8 sequence    position among the shard's entries, from 1
-//!     24    4 body_len    bytes
-//!     28    4 reserved    zero
+//!      0    2 operation   as in the protocol; 0x100: settings of the partition
+//!      2    2 flags       bit 0: the request was a resend
+//!      4    4 body_len    bytes
+//!      8    8 time_us     when it was admitted, microseconds since 1970; never decreasing within a partition
 //! ```
-//! Checksums and chaining are the log's business.
+//! Positions, checksums and chaining are the log's business.
 
 use taskmaster_protocol::{FrameBuffer, Operation, PartitionId};
 
-/// Version of the entry layout.
-pub const ENTRY_FORMAT: u16 = 1;
-/// Bytes of an entry's header.
-pub const ENTRY_HEADER_BYTES: usize = 32;
+/// Bytes of a command's header.
+pub const COMMAND_HEADER_BYTES: usize = 16;
+/// The number of settings among the operations.
+const SETTINGS: u16 = 0x100;
 
-/// A decoded entry.
-#[derive(Clone, Copy, Debug)]
-pub struct Entry<'a> {
-    /// What was asked.
-    pub operation: Operation,
-    /// Of which partition.
-    pub partition: PartitionId,
-    /// The request was a resend: ids whose outcome is forgotten are refused, not run again.
-    pub resend: bool,
-    /// When it was admitted, in microseconds since 1970.
-    pub time_us: u64,
-    /// Position among the shard's entries, from 1.
-    pub sequence: u64,
-    /// The body.
-    pub body: &'a [u8],
+/// What a command does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verb {
+    /// What a client asked for, or the engine's own expiry.
+    Operation(Operation),
+    /// The leader's settings, so that all replicas have the same: body [`Settings`].
+    Settings,
 }
 
-/// The bytes are not an entry this build understands.
+/// What a partition's replicas must agree on and nodes are configured with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Settings {
+    /// How long queues that are not configured keep final tasks, in milliseconds.
+    pub(crate) retention_ms: u32,
+    /// Final tasks kept at most.
+    pub(crate) kept_max: u32,
+}
+
+impl Settings {
+    pub(crate) fn bytes(self) -> [u8; 8] {
+        let mut bytes = [0; 8];
+        bytes[..4].copy_from_slice(&self.retention_ms.to_le_bytes());
+        bytes[4..].copy_from_slice(&self.kept_max.to_le_bytes());
+        bytes
+    }
+
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
+        let [a, b, c, d, e, f, g, h] = *bytes.first_chunk::<8>()?;
+        Some(Self { retention_ms: u32::from_le_bytes([a, b, c, d]), kept_max: u32::from_le_bytes([e, f, g, h]) })
+    }
+}
+
+/// A decoded command.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Command<'a> {
+    pub(crate) verb: Verb,
+    /// The request was a resend: ids whose outcome is forgotten are refused, not run again.
+    pub(crate) resend: bool,
+    /// When it was admitted, in microseconds since 1970.
+    pub(crate) time_us: u64,
+    pub(crate) body: &'a [u8],
+}
+
+/// The bytes are not what this build understands.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EntryError {
-    /// Shorter than its header says.
-    #[error("log entry of {0} bytes is truncated")]
-    Truncated(usize),
-    /// Another format version.
-    #[error(
-        "log entry has format {0}, this build reads format {ENTRY_FORMAT}: use the version that wrote it, or newer"
-    )]
-    Format(u16),
+    /// Bytes that are no command, or end too early.
+    #[error("entry {index} of group {group} does not hold whole commands")]
+    Truncated {
+        /// Its group.
+        group: u16,
+        /// Its position in the group's log.
+        index: u64,
+    },
+    /// A record of the shard's log, or a chunk of a snapshot, that is none.
+    #[error("{0} does not read as one: use the version that wrote it, or newer")]
+    Record(&'static str),
+    /// A record of the shard's log that lacks one before it.
+    #[error("record {missing} of the log is missing: record {sequence} is there")]
+    Gap {
+        /// Its sequence.
+        sequence: u64,
+        /// The one that should be there.
+        missing: u64,
+    },
+    /// A record of a partition that does not belong here.
+    #[error("partition {0} is not of this node's shard: start it with as many partitions and shards as before")]
+    Elsewhere(
+        /// The partition.
+        PartitionId,
+    ),
+    /// An entry that lacks one before it.
+    #[error("entry {index} of group {group} is there, and entry {missing} before it is not")]
+    Missing {
+        /// Its group.
+        group: u16,
+        /// Its position in the group's log.
+        index: u64,
+        /// The one that should be there.
+        missing: u64,
+    },
     /// An operation that is never logged.
-    #[error("log entry {sequence} has the unknown operation {operation}")]
+    #[error("entry {index} of group {group} has the unknown operation {operation}")]
     Operation {
         /// Its number.
         operation: u16,
-        /// Position of the entry.
-        sequence: u64,
+        /// Its group.
+        group: u16,
+        /// Its position in the group's log.
+        index: u64,
     },
     /// A body that does not read as its operation.
-    #[error("log entry {sequence} ({operation:?} of partition {partition}): {message}")]
+    #[error("{operation:?} of partition {partition}: {message}")]
     Body {
         /// Its operation.
         operation: Operation,
         /// Its partition.
         partition: PartitionId,
-        /// Position of the entry.
-        sequence: u64,
         /// What is wrong.
         message: String,
     },
 }
 
-/// Starts an entry in `out`, to be followed by the body and [`finish`].
-pub(crate) fn begin(
+/// Appends a command whose body is written by `body`. `out` ends on a multiple of 16 before and after.
+pub(crate) fn append(
     out: &mut FrameBuffer,
-    operation: Operation,
-    partition: PartitionId,
+    verb: Verb,
     resend: bool,
     time_us: u64,
-    sequence: u64,
+    body: impl FnOnce(&mut FrameBuffer),
 ) {
-    out.extend_from_slice(&ENTRY_FORMAT.to_le_bytes());
-    out.extend_from_slice(&operation.number().to_le_bytes());
-    out.extend_from_slice(&partition.0.to_le_bytes());
+    let begun = out.len();
+    let number = match verb {
+        Verb::Operation(operation) => operation.number(),
+        Verb::Settings => SETTINGS,
+    };
+    out.extend_from_slice(&number.to_le_bytes());
     out.extend_from_slice(&u16::from(resend).to_le_bytes());
+    out.extend_from_slice(&[0; 4]);
     out.extend_from_slice(&time_us.to_le_bytes());
-    out.extend_from_slice(&sequence.to_le_bytes());
-    out.extend_from_slice(&[0; 8]);
+    body(out);
+    let len = out.len() - begun - COMMAND_HEADER_BYTES;
+    let len = u32::try_from(len).expect("bodies are bounded by the frame limit");
+    out[begun + 4..begun + 8].copy_from_slice(&len.to_le_bytes());
+    out.resize(out.len().next_multiple_of(16), 0);
 }
 
-/// Fills in the body's length.
-pub(crate) fn finish(out: &mut FrameBuffer) {
-    let length = u32::try_from(out.len() - ENTRY_HEADER_BYTES).expect("bodies are bounded by the frame limit");
-    out[24..28].copy_from_slice(&length.to_le_bytes());
-}
-
-/// Reads an entry in place.
+/// Takes the next command of an entry, in place.
 ///
 /// # Errors
-/// [`EntryError`] when the bytes are not one.
-pub fn decode(bytes: &[u8]) -> Result<Entry<'_>, EntryError> {
-    let header = bytes.first_chunk::<ENTRY_HEADER_BYTES>().ok_or(EntryError::Truncated(bytes.len()))?;
-    let u16_at = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
-    let u64_at = |at: usize| {
-        let mut eight = [0u8; 8];
-        eight.copy_from_slice(&header[at..at + 8]);
-        u64::from_le_bytes(eight)
+/// [`EntryError`] when the bytes are none; `group` and `index` name the entry there.
+pub(crate) fn next<'a>(rest: &mut &'a [u8], group: u16, index: u64) -> Result<Command<'a>, EntryError> {
+    let truncated = EntryError::Truncated { group, index };
+    let Some((header, behind)) = rest.split_first_chunk::<COMMAND_HEADER_BYTES>() else { return Err(truncated) };
+    let number = u16::from_le_bytes([header[0], header[1]]);
+    let len = u32::from_le_bytes([header[4], header[5], header[6], header[7]]) as usize;
+    let mut time = [0; 8];
+    time.copy_from_slice(&header[8..16]);
+    let Some((padded, behind)) = behind.split_at_checked(len.next_multiple_of(16)) else { return Err(truncated) };
+    let verb = match Operation::from_number(number) {
+        Some(operation) => Verb::Operation(operation),
+        None if number == SETTINGS => Verb::Settings,
+        None => return Err(EntryError::Operation { operation: number, group, index }),
     };
-    if u16_at(0) != ENTRY_FORMAT {
-        return Err(EntryError::Format(u16_at(0)));
+    *rest = behind;
+    Ok(Command { verb, resend: header[2] & 1 != 0, time_us: u64::from_le_bytes(time), body: &padded[..len] })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_lie_one_behind_the_other() {
+        let mut out = FrameBuffer::new();
+        append(&mut out, Verb::Operation(Operation::Submit), true, 77, |out| out.extend_from_slice(b"body"));
+        let settings = Settings { retention_ms: 5, kept_max: 6 };
+        append(&mut out, Verb::Settings, false, 78, |out| out.extend_from_slice(&settings.bytes()));
+        let mut rest = &out[..];
+        let first = next(&mut rest, 1, 2).unwrap();
+        assert_eq!((first.verb, first.resend, first.time_us), (Verb::Operation(Operation::Submit), true, 77));
+        assert_eq!(first.body, b"body");
+        let second = next(&mut rest, 1, 2).unwrap();
+        assert_eq!((second.verb, Settings::read(second.body)), (Verb::Settings, Some(settings)));
+        assert!(rest.is_empty());
+        for cut in 1..out.len() {
+            let mut rest = &out[..cut];
+            while !rest.is_empty() {
+                if next(&mut rest, 1, 2).is_err() {
+                    break;
+                }
+            }
+        }
     }
-    let sequence = u64_at(16);
-    let operation =
-        Operation::from_number(u16_at(2)).ok_or(EntryError::Operation { operation: u16_at(2), sequence })?;
-    let length = u32::from_le_bytes([header[24], header[25], header[26], header[27]]) as usize;
-    let body = bytes.get(ENTRY_HEADER_BYTES..ENTRY_HEADER_BYTES + length).ok_or(EntryError::Truncated(bytes.len()))?;
-    Ok(Entry {
-        operation,
-        partition: PartitionId(u16_at(4)),
-        resend: u16_at(6) & 1 != 0,
-        time_us: u64_at(8),
-        sequence,
-        body,
-    })
 }

@@ -46,3 +46,10 @@ impl Hasher for FixedHasher {
         self.add(word);
     }
 }
+
+/// Spreads the bits of a number over all of it.
+pub(crate) const fn mix64(number: u64) -> u64 {
+    let mixed = (number ^ (number >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    mixed ^ (mixed >> 31)
+}

@@ -8,6 +8,7 @@
 //! answered. Nothing is applied, and nothing answered, before it is durable.
 
 pub mod arena;
+pub mod cluster;
 pub mod wheel;
 
 mod assign;
@@ -19,10 +20,12 @@ mod entry;
 mod extra;
 mod hash;
 mod partition;
+mod peer;
 mod permits;
 mod query;
 mod queue;
 mod refused;
+mod replica;
 mod resources;
 mod shard;
 mod snapshot;
@@ -31,10 +34,13 @@ mod task;
 mod timer;
 mod workflow;
 
+pub use cluster::{ClusterMap, META_GROUP, Member, Membership, NodeInfo, NodeStatus, Placement};
 pub use contract::DEFAULT_NAMESPACE;
 pub use effects::{ConnId, Effects, Outgoing};
-pub use entry::{ENTRY_FORMAT, ENTRY_HEADER_BYTES, Entry, EntryError, decode as decode_entry};
-pub use permits::{Note, PermitNote};
+pub use entry::{COMMAND_HEADER_BYTES, EntryError};
+pub use peer::PeerAddr;
 pub use refused::Refused;
+pub use replica::record;
+pub use shard::snapshots::{SnapshotStep, tag};
 pub use shard::{Config, Input, Shard, Stats};
 pub use state::{STATES, State};

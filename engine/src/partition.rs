@@ -14,6 +14,7 @@ use taskmaster_protocol::{PartitionId, TaskId};
 use crate::arena::{Arena, Handle};
 use crate::contract::{Contract, Contracts, Retry, SpecView};
 use crate::dispatch::{Dispatch, LaneRef};
+use crate::entry::Settings;
 use crate::extra::{Extra, Extras};
 use crate::hash::FixedState;
 use crate::queue::{Queue, QueueSettings};
@@ -22,6 +23,8 @@ use crate::state::State;
 use crate::task::{List, NONE, Slot, Task, Tasks, flag};
 use crate::timer::{Timer, TimerKind, Timers};
 use crate::workflow::Workflows;
+
+mod leadership;
 
 /// Ready tasks of one queue, priority and resource need, in order of readiness.
 #[derive(Debug, Default)]
@@ -113,14 +116,22 @@ pub(crate) struct Partition {
     retention_armed: bool,
     /// Highest creation time of an id whose outcome was forgotten, in milliseconds since 1970.
     pub(crate) forgotten_ms: u64,
-    /// Fencing tokens given out, with the term in the upper 24 bits.
+    /// Fencing tokens given out, with the leader's term in the upper 24 bits.
     pub(crate) last_token: u64,
     pub(crate) snapshot: crate::snapshot::Progress,
+    /// This replica leads and serves: ready lanes are in the dispatcher's line.
+    leading: bool,
+    /// What all replicas agree on.
+    pub(crate) settings: Settings,
+    /// Time of the latest command, in microseconds since 1970; commands' times never decrease.
+    pub(crate) command_us: u64,
+    /// Time of the latest command that was admitted here. Volatile.
+    pub(crate) admitted_us: u64,
     scratch: Vec<u8>,
 }
 
 impl Partition {
-    pub(crate) fn new(id: PartitionId, term: u32) -> Self {
+    pub(crate) fn new(id: PartitionId) -> Self {
         Self {
             id,
             tasks: Tasks::default(),
@@ -145,8 +156,12 @@ impl Partition {
             last_retained: 0,
             retention_armed: false,
             forgotten_ms: 0,
-            last_token: u64::from(term) << 40,
+            last_token: 0,
             snapshot: crate::snapshot::Progress::default(),
+            leading: false,
+            settings: Settings { retention_ms: QueueSettings::default().retention_ms, kept_max: u32::MAX },
+            command_us: 0,
+            admitted_us: 0,
             scratch: Vec::new(),
         }
     }
@@ -168,7 +183,7 @@ impl Partition {
         self.queues.push(Queue {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
-            settings: QueueSettings { retention_ms: dispatch.retention_ms, ..QueueSettings::default() },
+            settings: QueueSettings { retention_ms: self.settings.retention_ms, ..QueueSettings::default() },
             counts: [0; crate::state::STATES],
             dispatch: dispatch.queue(namespace, name),
         });
@@ -367,6 +382,9 @@ impl Partition {
         let lane = &mut self.lanes[index as usize];
         lane.list.push_back(&mut self.tasks, slot);
         let queue = &self.queues[lane.queue as usize];
+        if !self.leading {
+            return;
+        }
         if !lane.ringed && !queue.settings.paused {
             lane.ringed = true;
             dispatch.ring(queue.dispatch, lane.priority, LaneRef { partition: self.id.0, lane: index });
@@ -377,6 +395,9 @@ impl Partition {
 
     /// Puts every lane of a queue that has ready tasks back in line, after a pause.
     pub(crate) fn ring_lanes(&mut self, queue: u32, dispatch: &mut Dispatch) {
+        if !self.leading {
+            return;
+        }
         for (index, lane) in (0u32..).zip(&mut self.lanes) {
             if lane.queue == queue && lane.list.len > 0 && !lane.ringed {
                 lane.ringed = true;
@@ -527,9 +548,9 @@ impl Partition {
 
     /// Forgets final tasks whose retention is over, and the oldest ones above `kept_max`; at most `work_max` of them.
     /// Which ones follows from the log alone, so every replica forgets the same.
-    pub(crate) fn evict(&mut self, kept_max: u32, work_max: usize, cx: &mut Cx<'_>) {
+    pub(crate) fn evict(&mut self, work_max: usize, cx: &mut Cx<'_>) {
         for _ in 0..work_max {
-            let is_over = self.retained > kept_max;
+            let is_over = self.retained > self.settings.kept_max;
             let heads = self.retention.iter().filter(|list| list.list.head != NONE);
             let going = heads.filter(|list| is_over || self.retained_until_us(list) <= cx.time_us);
             let Some(slot) = going.map(|list| list.list.head).min_by_key(|&head| self.tasks[head].token) else {

@@ -1,99 +1,291 @@
-//! How the shards of a node share a queue's limits: by demand, and never beyond them.
+//! How shards share a queue's limits, within a node and over nodes: by demand, and never beyond them.
 //!
-//! One shard owns a queue's limits. The others ask it for permits when they have ready tasks and workers, and give back
-//! what they did not use and, for a concurrency limit, what has ended. All of it is volatile.
+//! The leader of one partition, chosen by the queue's name, owns the limits. Others ask it for permits when they have ready
+//! tasks and workers. What they say is absolute (how many permits ever came, how many are in use, how many came back unused),
+//! so that a note that is lost or comes twice does no harm. A new owner lends nothing for a while, until all who hold leases
+//! have said so. All of it is volatile.
+//!
+//! ```text
+//! Note:   8 bytes header of the peer message (detail 0: need, 1: grant), then
+//!         session u64, received or granted in all u64, unused in all u64, used u32, wanted u32,
+//!         namespace_len u16, name_len u16, namespace, name
+//! ```
 
 use core::hash::{BuildHasher, Hasher};
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
+
+use taskmaster_protocol::FrameBuffer;
 
 use crate::hash::FixedState;
+use crate::peer::{self, Frame, Kind, PeerAddr};
+use crate::replica::record::Fields;
+
+/// How long a new owner waits for those who hold leases, in microseconds: longer than a leader can be cut off and not know.
+pub(crate) const SETTLE_US: u64 = 1_500_000;
+/// After this time a need is said again, in microseconds.
+const REPEAT_US: u64 = 250_000;
 
 /// What shards tell each other about a queue's permits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Note {
-    /// To the owner: this many could start here.
-    Ask(u32),
-    /// From the owner: this many may start.
-    Grant(u32),
-    /// To the owner: permits that were not used, and leases under permits that have ended.
-    Back {
-        /// Permits not used.
-        unused: u32,
-        /// Leases ended.
-        ended: u32,
+pub(crate) enum Note {
+    /// To the owner.
+    Need(Need),
+    /// From the owner: so many permits were lent in all.
+    Grant {
+        /// The owner's term.
+        session: u64,
+        /// Permits in all.
+        total: u64,
     },
-    /// To the owner: leases that were in force when the limit was set.
-    InForce(u32),
 }
 
-/// A note about one queue, from one shard to another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PermitNote {
-    /// The sender's number.
-    pub from: u16,
-    /// The receiver's number.
-    pub to: u16,
-    /// The queue's namespace.
-    pub namespace: String,
-    /// The queue's name.
-    pub queue: String,
-    /// What it says.
-    pub note: Note,
+/// A borrower's standing with the owner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Need {
+    /// The owner's term.
+    pub(crate) session: u64,
+    /// Permits that came in all.
+    pub(crate) received: u64,
+    /// Permits that were given back unused, in all.
+    pub(crate) unused: u64,
+    /// Leases in force and permits in hand.
+    pub(crate) used: u32,
+    /// This many more could start.
+    pub(crate) wanted: u32,
+}
+
+/// A note about one queue.
+pub(crate) struct NoteAbout<'a> {
+    pub(crate) namespace: &'a str,
+    pub(crate) queue: &'a str,
+    pub(crate) note: Note,
+}
+
+/// Another shard as the owner sees it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Borrower {
+    granted: u64,
+    need: Need,
+}
+
+impl Borrower {
+    fn lent(&self) -> u64 {
+        u64::from(self.need.used) + (self.granted - self.need.received.min(self.granted))
+    }
 }
 
 /// A queue's permits, as its owner and as another shard see them.
 #[derive(Debug, Default)]
 pub(crate) struct Permits {
-    /// The shard that owns the limits.
-    pub(crate) owner: u16,
-    /// Owner: leases of other shards under its permits.
-    pub(crate) lent: u64,
-    /// Owner: shards that wait for permits, and how many they want.
-    pub(crate) asking: VecDeque<(u16, u32)>,
+    /// Who owns the limits, and in which term; `None` while nobody is known to.
+    owner: Option<(PeerAddr, u64)>,
+    pub(crate) is_owner: bool,
+    /// Owner: until then nothing is lent or started.
+    pub(crate) settles_us: u64,
+    borrowers: BTreeMap<PeerAddr, Borrower>,
+    /// Owner: whose turn it is.
+    turn: Option<PeerAddr>,
     /// Owner: its own tasks go before those of the shards that ask; who went last goes last.
     pub(crate) own_first: bool,
     /// Others: permits in hand.
     pub(crate) held: u32,
-    /// Others: an answer is awaited.
-    pub(crate) asked: bool,
-    /// Others: leases that ended and were not reported yet.
-    pub(crate) ended: u32,
-    /// Others: leases in force when the limit was set, not reported yet.
-    in_force: u32,
+    received: u64,
+    unused: u64,
+    /// Others: what was said last, and when.
+    said: Option<(Need, u64)>,
+}
+
+/// The partition whose leader owns the limits of a queue.
+pub(crate) fn owning_partition(namespace: &str, name: &str, partitions: u16) -> u16 {
+    let mut hasher = FixedState.build_hasher();
+    hasher.write(namespace.as_bytes());
+    hasher.write(name.as_bytes());
+    u16::try_from(hasher.finish() % u64::from(partitions.max(1))).expect("below the number of partitions")
 }
 
 impl Permits {
-    pub(crate) fn new(namespace: &str, name: &str, shards: u16) -> Self {
-        let mut hasher = FixedState.build_hasher();
-        hasher.write(namespace.as_bytes());
-        hasher.write(name.as_bytes());
-        let owner = hasher.finish() % u64::from(shards.max(1));
-        Self { owner: u16::try_from(owner).expect("below the number of shards"), ..Self::default() }
+    /// Takes over who owns the limits. `true` if that changed.
+    pub(crate) fn owned_by(&mut self, owner: Option<(PeerAddr, u64)>, own: PeerAddr, settles_us: u64) -> bool {
+        if self.owner == owner {
+            return false;
+        }
+        let is_owner = owner.is_some_and(|(owner, _)| owner == own);
+        *self = Self { owner, is_owner, settles_us, ..Self::default() };
+        true
     }
 
-    /// The concurrency limit came, went or stayed. Leases given before it came count as well.
-    pub(crate) fn limits_changed(&mut self, shard: u16, was_limited: bool, is_limited: bool, leased: u64) {
-        if is_limited && !was_limited && self.owner != shard {
-            self.in_force = u32::try_from(leased).unwrap_or(u32::MAX);
-        }
-        if !is_limited {
-            (self.lent, self.ended) = (0, 0);
-        }
+    /// Others: the owner, and the term in which it is.
+    pub(crate) const fn owner(&self) -> Option<(PeerAddr, u64)> {
+        self.owner
     }
 
-    /// Others: what is to be told to the owner. `wanted` is how many could start now.
-    pub(crate) fn notes(&mut self, wanted: u32, mut tell: impl FnMut(Note)) {
-        if self.in_force > 0 {
-            tell(Note::InForce(core::mem::take(&mut self.in_force)));
+    /// Owner: leases and permits in the hands of others.
+    pub(crate) fn lent(&self) -> u64 {
+        self.borrowers.values().map(Borrower::lent).sum()
+    }
+
+    /// Owner: shards that want more.
+    pub(crate) fn asking(&self) -> u32 {
+        let asking = self.borrowers.values().filter(|borrower| borrower.need.wanted > 0);
+        u32::try_from(asking.count()).expect("shards are few")
+    }
+
+    /// Owner: a borrower's standing. Permits that came back unused since it was heard last.
+    pub(crate) fn heard(&mut self, from: PeerAddr, need: Need) -> u32 {
+        let session = self.owner.map_or(0, |(_, session)| session);
+        if !self.is_owner || need.session != session {
+            return 0;
         }
-        let unused = if wanted == 0 { core::mem::take(&mut self.held) } else { 0 };
-        let ended = core::mem::take(&mut self.ended);
-        if unused > 0 || ended > 0 {
-            tell(Note::Back { unused, ended });
+        let borrower = self.borrowers.entry(from).or_default();
+        if need.received < borrower.need.received || need.unused < borrower.need.unused {
+            return 0;
         }
-        if wanted > 0 && self.held == 0 && !self.asked {
-            self.asked = true;
-            tell(Note::Ask(wanted));
+        let unused = need.unused - borrower.need.unused;
+        borrower.need = need;
+        u32::try_from(unused).unwrap_or(u32::MAX)
+    }
+
+    /// Owner: the next shard that wants permits, and how many.
+    pub(crate) fn next_asking(&self) -> Option<(PeerAddr, u32)> {
+        let wants = |(_, borrower): &(&PeerAddr, &Borrower)| borrower.need.wanted > 0;
+        let after = self.borrowers.iter().filter(wants).find(|(who, _)| self.turn.is_none_or(|turn| **who > turn));
+        let found = after.or_else(|| self.borrowers.iter().find(wants));
+        found.map(|(&who, borrower)| (who, borrower.need.wanted))
+    }
+
+    /// Owner: lends permits. The note to send.
+    pub(crate) fn lend(&mut self, to: PeerAddr, count: u32) -> Note {
+        let session = self.owner.map_or(0, |(_, session)| session);
+        self.turn = Some(to);
+        let borrower = self.borrowers.entry(to).or_default();
+        borrower.granted += u64::from(count);
+        borrower.need.wanted -= count.min(borrower.need.wanted);
+        Note::Grant { session, total: borrower.granted }
+    }
+
+    /// Owner: a node is down, and with it its leases.
+    pub(crate) fn forget(&mut self, node: taskmaster_protocol::NodeId) {
+        self.borrowers.retain(|who, _| who.node != node);
+    }
+
+    /// Others: permits came.
+    pub(crate) fn granted(&mut self, session: u64, total: u64) {
+        if self.is_owner || self.owner.is_none_or(|(_, owner)| owner != session) {
+            return;
+        }
+        let more = total.saturating_sub(self.received);
+        self.received += more;
+        self.held = self.held.saturating_add(u32::try_from(more).unwrap_or(u32::MAX));
+    }
+
+    /// Others: what is to be told to the owner, if anything. `leased` are in force, `wanted` could start now.
+    pub(crate) fn need(&mut self, leased: u64, wanted: u32, now_us: u64) -> Option<Note> {
+        let (_, session) = self.owner?;
+        if wanted == 0 {
+            self.unused += u64::from(core::mem::take(&mut self.held));
+        }
+        let used = u32::try_from(leased).unwrap_or(u32::MAX).saturating_add(self.held);
+        let wanted = if self.held > 0 { 0 } else { wanted };
+        let need = Need { session, received: self.received, unused: self.unused, used, wanted };
+        let is_idle = need == Need { session, received: need.received, unused: need.unused, ..Need::default() };
+        let is_said = self
+            .said
+            .is_some_and(|(said, at_us)| said == need && (is_idle || now_us.saturating_sub(at_us) < REPEAT_US));
+        if is_said || (is_idle && self.said.is_none()) {
+            return None;
+        }
+        self.said = Some((need, now_us));
+        Some(Note::Need(need))
+    }
+}
+
+/// Appends a note about a queue.
+pub(crate) fn encode(about: &NoteAbout<'_>, out: &mut FrameBuffer) {
+    let (detail, need) = match about.note {
+        Note::Need(need) => (0, need),
+        Note::Grant { session, total } => (1, Need { session, received: total, ..Need::default() }),
+    };
+    let begun = peer::begin(out, Kind::Permit, detail, 0);
+    for field in [need.session, need.received, need.unused] {
+        out.extend_from_slice(&field.to_le_bytes());
+    }
+    for field in [need.used, need.wanted] {
+        out.extend_from_slice(&field.to_le_bytes());
+    }
+    for text in [about.namespace, about.queue] {
+        out.extend_from_slice(&u16::try_from(text.len()).expect("names are short").to_le_bytes());
+    }
+    out.extend_from_slice(about.namespace.as_bytes());
+    out.extend_from_slice(about.queue.as_bytes());
+    peer::finish(out, begun);
+}
+
+/// Reads what [`encode`] wrote; `None` for other bytes.
+pub(crate) fn decode<'a>(frame: &Frame<'a>) -> Option<NoteAbout<'a>> {
+    let mut fields = Fields(frame.body);
+    let (session, received, unused) = (fields.u64()?, fields.u64()?, fields.u64()?);
+    let (used, wanted) = (fields.u32()?, fields.u32()?);
+    let (namespace_len, name_len) = (fields.u16()?, fields.u16()?);
+    let mut text = |len: u16| core::str::from_utf8(fields.bytes(usize::from(len))?).ok();
+    let (namespace, queue) = (text(namespace_len)?, text(name_len)?);
+    let note = match frame.detail {
+        0 => Note::Need(Need { session, received, unused, used, wanted }),
+        1 => Note::Grant { session, total: received },
+        _ => return None,
+    };
+    Some(NoteAbout { namespace, queue, note })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use taskmaster_protocol::NodeId;
+
+    const OWNER: PeerAddr = PeerAddr { node: NodeId(1), shard: 0 };
+    const OTHER: PeerAddr = PeerAddr { node: NodeId(2), shard: 0 };
+
+    fn pair() -> (Permits, Permits) {
+        let (mut owner, mut other) = (Permits::default(), Permits::default());
+        owner.owned_by(Some((OWNER, 7)), OWNER, 0);
+        other.owned_by(Some((OWNER, 7)), OTHER, 0);
+        (owner, other)
+    }
+
+    #[test]
+    fn lost_and_repeated_notes_change_nothing() {
+        let (mut owner, mut other) = pair();
+        let Some(Note::Need(need)) = other.need(0, 5, 0) else { panic!("something is wanted") };
+        owner.heard(OTHER, need);
+        let Note::Grant { session, total } = owner.lend(OTHER, 3) else { panic!("a grant") };
+        other.granted(session, total);
+        other.granted(session, total);
+        assert_eq!((other.held, owner.lent()), (3, 3));
+        // Two of the three start; the note about it is lost, the next one says all again.
+        other.held = 1;
+        other.need(2, 1, 1);
+        other.held = 0;
+        let Some(Note::Need(need)) = other.need(2, 0, 2) else { panic!("news") };
+        owner.heard(OTHER, need);
+        assert_eq!(owner.lent(), 2);
+    }
+
+    #[test]
+    fn grants_of_another_term_are_worth_nothing() {
+        let (_, mut other) = pair();
+        other.granted(6, 100);
+        assert_eq!(other.held, 0);
+    }
+
+    #[test]
+    fn notes_round_trip() {
+        let need = Need { session: 1, received: 2, unused: 3, used: 4, wanted: 5 };
+        for note in [Note::Need(need), Note::Grant { session: 8, total: 9 }] {
+            let mut out = FrameBuffer::new();
+            encode(&NoteAbout { namespace: "default", queue: "q", note }, &mut out);
+            let mut rest = &out[..];
+            let frame = peer::next(&mut rest).unwrap();
+            let read = decode(&frame).unwrap();
+            assert_eq!((read.namespace, read.queue, read.note), ("default", "q", note));
         }
     }
 }

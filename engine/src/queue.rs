@@ -3,7 +3,7 @@
 use crate::state::STATES;
 
 /// What operators configure.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct QueueSettings {
     /// Starts per second over the whole queue, in thousandths; 0 for no limit.
     pub(crate) rate_milli_per_s: u64,

@@ -1,48 +1,109 @@
-//! The shard: partitions, one dispatcher, one arena, one log.
+//! The shard: replicas of partitions, one dispatcher, one arena, one log.
 //!
 //! Invariants:
-//! - A request is applied, and answered, only after [`Input::Durable`] named its sequence. [`Shard::apply_durable`] is
-//!   the one place that decides it.
-//! - Entries are applied in log order; entry times never decrease.
+//! - A request is answered only when its entry was applied, and an entry is applied only when its group committed it: when
+//!   it is durable on a majority of replicas, this one among them. `Shard::apply_entry` is the one place.
+//! - Entries of a group are applied in the order of its log; command times never decrease.
 //! - Work per input is bounded: by the frame limit, or by a named constant.
 
 mod admission;
-mod pending;
+mod apply;
+mod clock;
+mod cluster;
+mod elections;
+mod group;
+mod groups;
+mod hooks;
+mod meta;
+mod owners;
+mod peers;
+mod reads;
+mod reconcile;
 mod recovery;
 mod requests;
+pub(crate) mod snapshots;
+mod timers;
+mod transfer;
 mod waiters;
 
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
 use taskmaster_protocol::frame::Header;
-use taskmaster_protocol::{Code, Operation, PartitionId, TaskId};
+use taskmaster_protocol::{Code, NodeId, PartitionId, TaskId};
 
 use crate::arena::Arena;
 use crate::assign::{Assigner, Scratch};
-use crate::command;
+use crate::cluster::controller::Limits;
+use crate::cluster::map::{ClusterMap, NodeInfo};
+use crate::cluster::membership::Member;
 use crate::dispatch::Dispatch;
 use crate::effects::{ConnId, Effects};
-use crate::partition::{Awaited, Cx, DETACHED, GRACE_MS, Partition};
-use crate::permits::PermitNote;
+use crate::partition::{Awaited, Cx, Partition};
+use crate::peer::PeerAddr;
 use crate::refused::Refused;
-use crate::state::State;
-use crate::task::{NONE, flag};
-use crate::timer::{Timer, TimerKind, Timers, check_of};
+use crate::replica::Unlogged;
+use crate::timer::{Timer, Timers};
+use group::{Backlog, Group};
 use waiters::Waiters;
 
 /// What a shard needs to know from its start.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// What others are told about this node; its id names the replicas here.
+    pub node: NodeInfo,
+    /// This shard's number on its node, below the number of ports in `node`.
+    pub number: u16,
     /// Partitions of the cluster.
     pub partitions: u16,
-    /// Those this shard owns.
-    pub owned: Vec<PartitionId>,
-    /// Number of this start, from 1: the upper part of every fencing token. Below 2^24.
-    pub term: u32,
+    /// A node without a past founds a cluster of this id by itself; 0: it waits to be let into one, or to be told.
+    pub found: u128,
+    /// Replicas of a partition in a cluster founded here.
+    pub replication: u16,
+    /// What the controller may do at once.
+    pub limits: Limits,
+    /// Chance for elections: nodes need different ones, a simulation the same in every run.
+    pub seed: u64,
     /// Budget for payloads, results and records, in bytes; beyond it submissions are refused as `overloaded`.
     pub memory_bytes_max: u64,
+    /// Log entries kept in memory for replicas that lag, over all partitions, in bytes; one that lags more gets a snapshot.
+    pub log_bytes_kept: u64,
     /// Final tasks kept per partition at most; beyond it the oldest are forgotten before their retention ends.
     pub kept_max: u32,
+    /// How long queues that are not configured keep final tasks, in milliseconds.
+    pub retention_ms: u32,
     /// Whether a submission creates its queue.
     pub auto_create_queues: bool,
+}
+
+impl Config {
+    /// A node of one shard that founds a cluster by itself, with generous limits: for tests and measurements.
+    #[must_use]
+    pub fn standalone(node: NodeId, partitions: u16) -> Self {
+        let node = NodeInfo {
+            id: node,
+            name: format!("node-{node}"),
+            zone: String::new(),
+            host: "127.0.0.1".to_owned(),
+            peer_port: 7800,
+            client_ports: vec![7700],
+            version: crate::cluster::SOFTWARE_VERSION,
+        };
+        Self {
+            node,
+            number: 0,
+            partitions,
+            found: 1,
+            replication: 3,
+            limits: Limits::default(),
+            seed: 1,
+            memory_bytes_max: 1 << 30,
+            log_bytes_kept: 128 << 20,
+            kept_max: 1_000_000,
+            retention_ms: crate::queue::RETENTION_MS_DEFAULT,
+            auto_create_queues: true,
+        }
+    }
 }
 
 /// What may happen to a shard.
@@ -62,7 +123,7 @@ pub enum Input<'a> {
         /// Which.
         conn: ConnId,
     },
-    /// All entries up to this sequence are durable.
+    /// All records up to this sequence are durable.
     Durable {
         /// The highest durable sequence.
         sequence: u64,
@@ -71,10 +132,24 @@ pub enum Input<'a> {
     Tick,
     /// The log's disk has, or has no longer, room for new work.
     DiskFull(bool),
-    /// Another shard's note about a queue's permits.
-    Permits(PermitNote),
     /// The node drains: nothing new is accepted or assigned, what is running may finish.
     Drain,
+    /// What a shard of another node sent in one turn, or another shard of this one; 16-byte aligned.
+    Peer {
+        /// The sender.
+        from: PeerAddr,
+        /// Its messages.
+        bytes: &'a [u8],
+    },
+    /// The connection to or from a node was reset, or one cannot be made.
+    PeerLost {
+        /// The node.
+        node: NodeId,
+    },
+    /// What gossip says of a node.
+    Member(&'a Member),
+    /// The cluster map as shard 0 of this node knows it. For other shards.
+    Map(Arc<ClusterMap>),
 }
 
 /// Counters since start, and present sizes.
@@ -100,17 +175,43 @@ pub struct Stats {
     pub memory_bytes: u64,
     /// Requested bytes of blobs in the arena.
     pub blob_bytes: u64,
+    /// Groups with a replica here.
+    pub replicas: u64,
+    /// Groups led from here.
+    pub leaders: u64,
+    /// Bytes of the groups' logs in memory.
+    pub log_bytes: u64,
 }
 
 /// One shard.
 pub struct Shard {
     config: Config,
     partitions: Vec<Option<Box<Partition>>>,
+    /// Replicas here: by partition, and last the meta group.
+    groups: Vec<Option<Box<Group>>>,
+    /// Groups for which there is something to do, in order.
+    dirty: Vec<u16>,
+    meta: meta::Meta,
+    map: Option<Arc<ClusterMap>>,
+    /// The map changed and the node's other shards were not told.
+    map_is_new: bool,
+    /// What operators should know: sentences, taken by the loop.
+    warnings: Vec<String>,
+    peers: peers::Peers,
+    /// Queues whose limits' owner was looked up.
+    owners_known: usize,
+    transfers: transfer::Transfers,
+    unlogged: Unlogged,
+    durable_sequence: u64,
+    /// Groups that wait for the shard's log, with the sequence they wait for, in order.
+    logging: VecDeque<(u64, u16)>,
+    backlog: Backlog,
+    clock: clock::Clock,
+    elections: elections::Elections,
     arena: Arena,
     timers: Timers,
     dispatch: Dispatch,
     scratch: Scratch,
-    pending: pending::Queue,
     waiters: Waiters,
     settled: Vec<Awaited>,
     revoked: Vec<(u32, TaskId, u64)>,
@@ -121,33 +222,42 @@ pub struct Shard {
     room_bytes: u64,
     disk_full: bool,
     draining: bool,
-    snapshot_at: Option<usize>,
-    restore: crate::snapshot::Restore,
+    local: snapshots::Local,
+    /// What recovery found so far, until the start.
+    found: BTreeMap<u16, recovery::Found>,
+    /// The record that was replayed last.
+    replayed: u64,
 }
 
-/// Timers handled, and final tasks forgotten, per call.
-const TIMERS_PER_CALL_MAX: usize = 10_000;
-const EVICTIONS_PER_ENTRY_MAX: usize = 4_096;
-
 impl Shard {
-    /// A shard with nothing in it.
-    ///
-    /// # Panics
-    /// If the term does not fit 24 bits.
+    /// A shard with nothing in it. Recovery comes next, then [`Self::start`].
     #[must_use]
     pub fn new(config: Config, now_us: u64) -> Self {
-        assert!(config.term < 1 << 24, "terms are counted per start");
-        let mut partitions: Vec<Option<Box<Partition>>> = (0..config.partitions).map(|_| None).collect();
-        for id in &config.owned {
-            partitions[usize::from(id.0)] = Some(Box::new(Partition::new(*id, config.term)));
-        }
+        let places = usize::from(config.partitions);
+        let shards = u16::try_from(config.node.shards()).unwrap_or(1).max(1);
+        let mut dispatch = Dispatch::default();
+        dispatch.shards = shards;
         Self {
-            partitions,
+            partitions: (0..places).map(|_| None).collect(),
+            groups: (0..=places).map(|_| None).collect(),
+            dirty: Vec::new(),
+            meta: meta::Meta::default(),
+            map: None,
+            map_is_new: false,
+            warnings: Vec::new(),
+            peers: peers::Peers::new(places, config.node.id, shards),
+            owners_known: 0,
+            transfers: transfer::Transfers::default(),
+            unlogged: Unlogged::default(),
+            durable_sequence: 0,
+            logging: VecDeque::new(),
+            backlog: Backlog::default(),
+            clock: clock::Clock::new(now_us),
+            elections: elections::Elections::default(),
             arena: Arena::new(u64::MAX),
             timers: Timers::new(now_us),
-            dispatch: Dispatch::default(),
+            dispatch,
             scratch: Scratch::default(),
-            pending: pending::Queue::default(),
             waiters: Waiters::default(),
             settled: Vec::new(),
             revoked: Vec::new(),
@@ -157,26 +267,16 @@ impl Shard {
             room_bytes: 0,
             disk_full: false,
             draining: false,
-            snapshot_at: None,
-            restore: crate::snapshot::Restore::default(),
+            local: snapshots::Local::default(),
+            found: BTreeMap::new(),
+            replayed: 0,
             config,
         }
     }
 
-    /// The shard is number `number` of `shards` in its node: limits of queues are shared with the others by
-    /// [`Input::Permits`]. Call before anything else; without it the shard is alone.
-    pub fn join(&mut self, number: u16, shards: u16) {
-        (self.dispatch.number, self.dispatch.shards) = (number, shards);
-    }
-
-    /// How long queues that are not configured keep final tasks, in milliseconds. Call before anything else.
-    pub fn keep_final_tasks_ms(&mut self, retention_ms: u32) {
-        self.dispatch.retention_ms = retention_ms.max(1);
-    }
-
-    /// Takes one input. Afterwards the caller logs what [`Self::take_unlogged`] yields and performs the effects.
+    /// Takes one input. When all inputs of a turn are taken, [`Self::end_turn`] carries them out.
     pub fn handle(&mut self, input: Input<'_>, now_us: u64, effects: &mut Effects) {
-        self.last_time_us = self.last_time_us.max(now_us);
+        self.last_time_us = self.clock.now_us(now_us);
         match input {
             Input::Frame { conn, header, body } => {
                 if let Err(refused) = self.request(conn, header, body, effects) {
@@ -185,32 +285,39 @@ impl Shard {
                 }
             }
             Input::Disconnected { conn } => self.disconnected(conn),
-            Input::Durable { sequence } => self.apply_durable(sequence, effects),
+            Input::Durable { sequence } => self.durable(sequence),
             Input::Tick => self.tick(effects),
             Input::DiskFull(full) => self.disk_full = full,
-            Input::Permits(note) => self.dispatch.take_note(&note),
             Input::Drain => self.drain(effects),
+            Input::Peer { from, bytes } => self.peer(from, bytes, effects),
+            Input::PeerLost { node } => self.peer_lost(node),
+            Input::Member(member) => self.member(member),
+            Input::Map(map) => self.take_map(map),
         }
+    }
+
+    /// Ends a turn: proposes what was admitted, applies what is committed, assigns, and hands over, in order, every record
+    /// that must be logged: its sequence, its kind and its bytes in parts. The caller logs them, then performs the effects.
+    pub fn end_turn(&mut self, now_us: u64, effects: &mut Effects, log: impl FnMut(u64, u32, &[&[u8]])) {
+        self.last_time_us = self.clock.now_us(now_us);
+        self.drive(effects);
         if !self.dispatch.dirty.is_empty() {
             self.assign(effects);
         }
+        self.unlogged.drain(log);
     }
 
-    /// When [`Input::Tick`] is due next, in microseconds since 1970. Ask again after every input.
+    /// When [`Input::Tick`] is due next, in microseconds since 1970. Ask again after every turn.
     #[must_use]
     pub fn next_wake_us(&self) -> Option<u64> {
-        self.timers.next_due_us()
+        let due_us = [self.timers.next_due_us(), self.next_beat_us()].into_iter().flatten().min();
+        due_us.map(|due_us| self.clock.outside_us(due_us))
     }
 
-    /// Hands over, in order, every entry that must be logged: its sequence and its bytes.
-    pub fn take_unlogged(&mut self, log: impl FnMut(u64, &[u8])) {
-        self.pending.take_unlogged(log);
-    }
-
-    /// Sequence of the latest entry, durable or not; 0 for none.
+    /// Sequence of the latest record, durable or not; 0 for none.
     #[must_use]
     pub const fn last_sequence(&self) -> u64 {
-        self.pending.last_sequence()
+        self.unlogged.last_sequence()
     }
 
     /// Counters and sizes.
@@ -223,7 +330,26 @@ impl Shard {
             stats.tasks += partition.tasks.len() as u64;
             stats.unfinished += partition.tasks.len() as u64 - u64::from(partition.kept);
         }
+        for group in self.groups.iter().flatten() {
+            stats.replicas += 1;
+            stats.leaders += u64::from(group.serving > 0);
+            stats.log_bytes += group.replica.log().bytes();
+        }
         stats
+    }
+
+    /// What operators should know since the last call: to be written to the node's log.
+    pub fn take_warnings(&mut self) -> Vec<String> {
+        core::mem::take(&mut self.warnings)
+    }
+
+    /// A hash of a partition's agreed state and the index at which it stands: equal on all replicas at an equal index.
+    /// For tests; it looks at every task.
+    #[must_use]
+    pub fn digest(&self, partition: PartitionId) -> Option<(u64, u64)> {
+        let replica = &self.group(partition.0)?.replica;
+        let state = self.partitions.get(usize::from(partition.0))?.as_deref()?;
+        Some((replica.applied().index, state.digest(&self.arena)))
     }
 
     /// Leases in force.
@@ -234,7 +360,7 @@ impl Shard {
 
     fn memory_bytes(&self) -> u64 {
         let records: usize = self.partitions.iter().flatten().map(|partition| partition.reserved_bytes()).sum();
-        self.arena.stats().reserved_bytes + (records + self.timers.reserved_bytes()) as u64 + self.pending.bytes()
+        self.arena.stats().reserved_bytes + (records + self.timers.reserved_bytes()) as u64 + self.backlog.bytes
     }
 
     fn assign(&mut self, effects: &mut Effects) {
@@ -269,12 +395,10 @@ impl Shard {
         Some((partition, cx))
     }
 
+    /// The partition of a request, if this replica leads it.
     fn partition(&self, header: &Header) -> Result<&Partition, Refused> {
-        let partition = self.partitions.get(usize::from(header.partition)).and_then(Option::as_deref);
-        partition.ok_or_else(|| {
-            let message = format!("partition {} is not on this shard: ask for the shard map again", header.partition);
-            Refused::new(Code::WrongPartition, message)
-        })
+        let place = self.partitions.get(usize::from(header.partition)).and_then(Option::as_deref);
+        place.filter(|partition| partition.is_leading()).ok_or_else(|| self.not_here(header.partition))
     }
 
     fn partition_mut(&mut self, header: &Header) -> Result<&mut Partition, Refused> {
@@ -282,162 +406,4 @@ impl Shard {
         let place = self.partitions.get_mut(usize::from(header.partition)).and_then(Option::as_deref_mut);
         Ok(place.expect("just found"))
     }
-
-    /// Applies every pending entry up to `sequence` and answers the requests behind them.
-    fn apply_durable(&mut self, sequence: u64, effects: &mut Effects) {
-        while let Some(pending) = self.pending.pop_durable(sequence) {
-            let entry = crate::entry::decode(&pending.entry).expect("the engine wrote this entry");
-            let mut reply = self.apply(&entry).expect("the body was checked at admission");
-            self.pending.settle(&pending);
-            if let Some((conn, header)) = pending.origin {
-                if entry.operation == Operation::ConfigureQueue {
-                    effects.reply(conn, &header, &taskmaster_protocol::body::Empty::default());
-                } else {
-                    pending.merge_exceptions(&mut reply);
-                    effects.reply(conn, &header, &reply);
-                }
-            }
-            self.after_apply(effects);
-            self.evict(entry.partition, entry.time_us);
-            self.pending.recycle(pending);
-        }
-    }
-
-    /// Tells those who wait for what just happened.
-    fn after_apply(&mut self, effects: &mut Effects) {
-        while let Some(awaited) = self.settled.pop() {
-            self.answer_waiters(awaited, effects);
-        }
-        while let Some((worker, id, token)) = self.revoked.pop() {
-            self.revoke(worker, id, token, effects);
-        }
-    }
-
-    fn tick(&mut self, effects: &mut Effects) {
-        let mut fired = core::mem::take(&mut self.fired);
-        self.timers.expire(self.last_time_us, TIMERS_PER_CALL_MAX, &mut fired);
-        let mut expired: Vec<(u16, taskmaster_protocol::body::ExpireRow)> = Vec::new();
-        for timer in fired.drain(..) {
-            match timer.kind {
-                TimerKind::Due => self.due(timer),
-                TimerKind::Deadline => self.deadline(timer, &mut expired),
-                TimerKind::LeaseList => self.leases(timer, &mut expired),
-                TimerKind::Retention => self.retention(timer),
-                TimerKind::Bucket => {
-                    self.dispatch.queues[timer.index as usize].bucket_armed = false;
-                    self.dispatch.mark(timer.index);
-                }
-                TimerKind::Await => self.await_timed_out(timer.index, effects),
-            }
-        }
-        self.fired = fired;
-        self.propose_expired(expired);
-    }
-
-    fn task_of(&self, timer: Timer) -> Option<(&Partition, u32)> {
-        let partition = self.partitions[usize::from(timer.partition)].as_deref()?;
-        let task = partition.tasks.get(timer.index)?;
-        (check_of(task.id) == timer.check).then_some((partition, timer.index))
-    }
-
-    fn due(&mut self, timer: Timer) {
-        let now_us = self.last_time_us;
-        let Some((partition, slot)) = self.task_of(timer) else { return };
-        let task = &partition.tasks[slot];
-        if task.state != State::Delayed || task.at_us > now_us {
-            return;
-        }
-        let Some((partition, mut cx)) = self.split(PartitionId(timer.partition), now_us) else { return };
-        crate::snapshot::touch(partition, slot, cx.arena);
-        partition.enter_ready(slot, &mut cx);
-    }
-
-    fn deadline(&mut self, timer: Timer, expired: &mut Vec<(u16, taskmaster_protocol::body::ExpireRow)>) {
-        let now_us = self.last_time_us;
-        let Some((partition, slot)) = self.task_of(timer) else { return };
-        let task = &partition.tasks[slot];
-        let deadline_us = partition.extras.get(task.extra).map_or(0, |extra| extra.deadline_us);
-        if task.state.is_final() || deadline_us == 0 || task.has(flag::LATE) {
-            return;
-        }
-        if deadline_us > now_us {
-            self.timers.insert_step(deadline_us, timer);
-            return;
-        }
-        let row = expire_row(task, command::expire::DEADLINE);
-        expired.push((timer.partition, row));
-    }
-
-    fn leases(&mut self, timer: Timer, expired: &mut Vec<(u16, taskmaster_protocol::body::ExpireRow)>) {
-        let now_us = self.last_time_us;
-        let Some((partition, _)) = self.split(PartitionId(timer.partition), now_us) else { return };
-        let list = &mut partition.lease_lists[timer.index as usize];
-        list.armed = false;
-        let mut slot = list.list.head;
-        while slot != NONE && partition.tasks[slot].at_us <= now_us {
-            let task = &mut partition.tasks[slot];
-            if !task.has(flag::EXPIRING) {
-                task.flags |= flag::EXPIRING;
-                expired.push((timer.partition, expire_row(task, command::expire::LEASE)));
-            }
-            slot = task.next;
-        }
-        if slot != NONE {
-            let due_us = partition.tasks[slot].at_us;
-            partition.lease_lists[timer.index as usize].armed = true;
-            self.timers
-                .insert(due_us, Timer::of_index(PartitionId(timer.partition), TimerKind::LeaseList, timer.index));
-        }
-    }
-
-    /// Forgets by the log, even when no other entry of the partition comes by.
-    fn retention(&mut self, timer: Timer) {
-        let now_us = self.last_time_us;
-        let Some((partition, cx)) = self.split(PartitionId(timer.partition), now_us) else { return };
-        partition.disarm_retention();
-        if partition.next_eviction_us().is_some_and(|due_us| due_us <= now_us) {
-            self.propose_expired_of(PartitionId(timer.partition), Vec::new());
-        } else {
-            partition.arm_retention(cx.timers, now_us);
-        }
-    }
-
-    /// Shortens the leases of a connection that is gone to the grace, within which its worker may come back. Leases that
-    /// end sooner stay as they are.
-    fn disconnected(&mut self, conn: ConnId) {
-        self.waiters.forget(conn);
-        let Some(worker) = self.dispatch.disconnect(conn) else { return };
-        let due_us = self.last_time_us + u64::from(GRACE_MS) * 1_000;
-        for partition in self.partitions.iter_mut().flatten() {
-            let grace = partition.lease_list(GRACE_MS);
-            for index in 0..partition.lease_lists.len() {
-                let mut slot = partition.lease_lists[index].list.head;
-                while slot != NONE {
-                    let next = partition.tasks[slot].next;
-                    if partition.tasks[slot].worker == worker && partition.tasks[slot].at_us > due_us {
-                        partition.lease_lists[index].list.unlink(&mut partition.tasks, slot);
-                        let task = &mut partition.tasks[slot];
-                        task.worker |= DETACHED;
-                        task.at_us = due_us;
-                        partition.lease_lists[grace as usize].list.push_back(&mut partition.tasks, slot);
-                    }
-                    slot = next;
-                }
-            }
-            partition.arm_lease_list(grace, &mut self.timers);
-        }
-    }
-
-    fn drain(&mut self, effects: &mut Effects) {
-        self.draining = true;
-        for worker in self.dispatch.workers.iter().filter(|worker| worker.connected) {
-            let header = Header::request(Operation::GoAway, 0, None);
-            let body = taskmaster_protocol::body::Empty::default();
-            taskmaster_protocol::frame::encode(effects.buffer(worker.conn), header, &body);
-        }
-    }
-}
-
-fn expire_row(task: &crate::task::Task, what: u32) -> taskmaster_protocol::body::ExpireRow {
-    taskmaster_protocol::body::ExpireRow { id: task.id, attempt: task.attempt(), what }
 }

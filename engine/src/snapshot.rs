@@ -1,6 +1,6 @@
-//! Snapshots of a shard, written in slices while it goes on working.
+//! Snapshots of a partition, written in slices while it goes on working.
 //!
-//! A snapshot describes one moment (an entry's sequence). Tasks are copied slot by slot; a task that is about to change
+//! A snapshot describes one moment (a position in the group's log). Tasks are copied slot by slot; a task that is about to change
 //! before its turn is copied first ([`touch`]). One parity bit per task tells copied and younger tasks from those still
 //! to be copied, so no second table is needed and a pause is bounded by one slice.
 //!
@@ -12,7 +12,7 @@ mod layout;
 use hashbrown::HashMap;
 use rkyv::{Archive, Deserialize, Serialize};
 use taskmaster_protocol::body::{self, Malformed, Span};
-use taskmaster_protocol::{FrameBuffer, PartitionId, TaskId};
+use taskmaster_protocol::{FrameBuffer, TaskId};
 
 use crate::arena::{Arena, Handle};
 use crate::command::submit::store;
@@ -112,6 +112,29 @@ pub(crate) struct Progress {
     pub(crate) parity: bool,
     cursor: Slot,
     staged: Chunk,
+}
+
+impl Progress {
+    /// Whether the partition is being written.
+    pub(crate) const fn is_active(&self) -> bool {
+        self.active
+    }
+}
+
+/// Stops writing the partition. Tasks that were copied already count as younger than the next snapshot's beginning, so they are
+/// put back among those still to be copied.
+pub(crate) fn abandon(partition: &mut Partition) {
+    if !core::mem::take(&mut partition.snapshot.active) {
+        return;
+    }
+    partition.snapshot.staged = Chunk::default();
+    let parity = partition.snapshot.parity;
+    for slot in 0..partition.tasks.slots() {
+        if partition.tasks.get(slot).is_some() {
+            let task = &mut partition.tasks[slot];
+            task.flags = (task.flags & !flag::SNAPSHOT_PARITY) | if parity { flag::SNAPSHOT_PARITY } else { 0 };
+        }
+    }
 }
 
 /// Most bytes of blobs and tasks per chunk, beyond which a chunk is closed.
@@ -249,28 +272,21 @@ pub(crate) fn next(partition: &mut Partition, arena: &Arena, out: &mut FrameBuff
     true
 }
 
-/// Rebuilds partitions from the chunks of a snapshot.
+/// Rebuilds a partition from the chunks of a snapshot.
 #[derive(Default)]
 pub(crate) struct Restore {
-    /// The partition whose chunks are being taken.
-    pub(crate) partition: Option<PartitionId>,
     contracts: HashMap<u32, u32, FixedState>,
     /// Restored slots of the present partition, to be put on lists in the order of their times.
     slots: Vec<Slot>,
 }
 
 impl Restore {
-    /// The partition a chunk is about.
-    pub(crate) fn partition_of(bytes: &[u8]) -> Result<(PartitionId, bool), Malformed> {
-        let chunk = body::access::<ArchivedChunk>(bytes)?;
-        let number = u16::try_from(chunk.partition.to_native());
-        let number = number.map_err(|_| Malformed("the partition number is out of range".to_owned()))?;
-        Ok((PartitionId(number), chunk.first.to_native() == 1))
-    }
-
     /// Takes one chunk; those of one partition come together, the first one first.
     pub(crate) fn chunk(&mut self, bytes: &[u8], partition: &mut Partition, cx: &mut Cx<'_>) -> Result<(), Malformed> {
         let chunk = body::access::<ArchivedChunk>(bytes)?;
+        if chunk.partition.to_native() != u32::from(partition.id.0) {
+            return Err(Malformed(format!("the chunk is of partition {}", chunk.partition.to_native())));
+        }
         if chunk.first.to_native() == 1 {
             self.first(chunk, partition, cx)?;
         }

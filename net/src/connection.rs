@@ -18,14 +18,12 @@ use taskmaster_protocol::body::Refusal;
 use taskmaster_protocol::frame::{self, Header};
 use taskmaster_protocol::{Code, FrameBuffer, Operation, limits};
 
+use crate::input::Input;
 use crate::socket::{send_now, shutdown};
 use crate::wake::Bell;
 
 /// Unsent bytes beyond which a connection is not read from.
 pub const OUT_BYTES_MAX: usize = 64 << 20;
-/// The receive buffer's first and usual largest size, in bytes.
-const IN_BYTES_MIN: usize = 16 << 10;
-const IN_BYTES_USUAL: usize = 256 << 10;
 
 /// What the connection's owner does with frames.
 pub trait Handler {
@@ -186,7 +184,8 @@ impl Connection {
     }
 
     async fn read_some(&self, input: &mut Input) -> io::Result<usize> {
-        let room = input.room();
+        let needed = frame::needed(input.filled()).unwrap_or(frame::HEADER_BYTES);
+        let room = input.room(needed);
         let count = poll_fn(|context| {
             if self.closed.get() {
                 return Poll::Ready(Ok(0));
@@ -194,14 +193,14 @@ impl Connection {
             Pin::new(&mut *self.stream.borrow_mut()).poll_read(context, room)
         })
         .await?;
-        input.filled += count;
+        input.took(count);
         Ok(count)
     }
 
     fn hand_over(self: &Rc<Self>, input: &mut Input, handler: &impl Handler) -> Result<(), (Code, String)> {
         let mut at = 0;
         let outcome = loop {
-            match frame::parse(&input.buffer[at..input.filled]) {
+            match frame::parse(&input.filled()[at..]) {
                 Ok(Some((frame, used))) => {
                     at += used;
                     if frame.header.version != limits::PROTOCOL_VERSION
@@ -240,38 +239,5 @@ impl Connection {
         frame::encode(&mut frames, header, &Refusal::new(message, None, 0));
         self.push(&mut frames);
         self.flush();
-    }
-}
-
-/// The receive buffer: `buffer[..filled]` starts at a frame.
-#[derive(Default)]
-struct Input {
-    buffer: FrameBuffer,
-    filled: usize,
-}
-
-impl Input {
-    /// Room for the next read: at least what completes the present frame.
-    fn room(&mut self) -> &mut [u8] {
-        let needed = frame::needed(&self.buffer[..self.filled]).unwrap_or(frame::HEADER_BYTES);
-        let usual = if self.buffer.len() < IN_BYTES_MIN { IN_BYTES_MIN } else { self.buffer.len() };
-        let grown = if self.filled == self.buffer.len() { usual * 4 } else { usual };
-        let size = grown.min(IN_BYTES_USUAL).max(needed.next_multiple_of(4_096));
-        if self.filled == 0 && self.buffer.len() > IN_BYTES_USUAL {
-            self.buffer = FrameBuffer::new();
-        }
-        if self.buffer.len() < size {
-            self.buffer.resize(size, 0);
-        }
-        &mut self.buffer[self.filled..]
-    }
-
-    fn consume(&mut self, count: usize) {
-        if self.filled == self.buffer.len() && self.buffer.len() < IN_BYTES_USUAL {
-            let size = (self.buffer.len() * 4).min(IN_BYTES_USUAL);
-            self.buffer.resize(size, 0);
-        }
-        self.buffer.copy_within(count..self.filled, 0);
-        self.filled -= count;
     }
 }

@@ -2,8 +2,11 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as Probe};
+use std::os::fd::OwnedFd;
 
 use glommio::net::{TcpListener, TcpStream};
+
+use rustix::net::Shutdown;
 
 use crate::socket::listen;
 
@@ -19,6 +22,8 @@ pub fn reserve(address: SocketAddr) -> io::Result<SocketAddr> {
 /// A listening socket of one shard.
 pub struct Listener {
     socket: TcpListener,
+    /// The same socket, to end it.
+    second: OwnedFd,
 }
 
 impl Listener {
@@ -27,7 +32,14 @@ impl Listener {
     /// # Errors
     /// When the address cannot be bound.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
-        Ok(Self { socket: listen(address)? })
+        let (socket, second) = listen(address)?;
+        Ok(Self { socket, second })
+    }
+
+    /// Ends listening: whoever waits for a connection gets an error.
+    pub fn close(&self) {
+        // It does not fail on a socket that listens.
+        let _ = rustix::net::shutdown(&self.second, Shutdown::Both);
     }
 
     /// The next connection.

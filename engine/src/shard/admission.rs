@@ -7,10 +7,11 @@ use taskmaster_protocol::body::{
 use taskmaster_protocol::frame::Header;
 use taskmaster_protocol::{Code, Operation, PartitionId, TaskId, limits};
 
-use super::pending::{LOG_BYTES_PENDING_MAX, Request};
+use super::group::{BACKLOG_BYTES_MAX, Request};
 use super::{Effects, Shard};
 use crate::command::{self, Admitted};
 use crate::effects::ConnId;
+use crate::entry::Verb;
 use crate::partition::Partition;
 use crate::refused::Refused;
 
@@ -48,8 +49,8 @@ impl Shard {
 
     /// Refuses what would let the log's backlog grow beyond `pending_max` bytes.
     fn check_backlog(&self, pending_max: u64) -> Result<(), Refused> {
-        if self.pending.bytes() > pending_max {
-            let message = format!("{} bytes wait for the disk: slow down", self.pending.bytes());
+        if self.backlog.bytes > pending_max {
+            let message = format!("{} bytes wait for the disk, or for replicas: slow down", self.backlog.bytes);
             return Err(Refused::new(Code::Overloaded, message).retry_after_ms(OVERLOADED_RETRY_MS));
         }
         Ok(())
@@ -58,13 +59,12 @@ impl Shard {
     /// Refuses what the memory budget or the log's backlog has no room for. Measuring the memory takes longer than a
     /// small submission, so each measurement allows a part of what is free to be used before the next.
     fn check_room(&mut self, bytes: u64) -> Result<(), Refused> {
-        self.check_backlog(LOG_BYTES_PENDING_MAX)?;
+        self.check_backlog(BACKLOG_BYTES_MAX)?;
         if bytes <= self.room_bytes {
             self.room_bytes -= bytes;
             return Ok(());
         }
-        let (blobs, tasks) = self.pending.reserved();
-        let used = self.memory_bytes() + blobs + tasks * TASK_BYTES;
+        let used = self.memory_bytes() + self.backlog.blob_bytes + self.backlog.tasks * TASK_BYTES;
         let limit = self.config.memory_bytes_max;
         self.room_bytes = limit.saturating_sub(used + bytes) / ROOM_PART;
         if used + bytes > limit {
@@ -91,7 +91,7 @@ impl Shard {
             let depth: u64 = self.partitions.iter().flatten().map(|partition| depth_in(partition)).sum();
             // Batches go to partitions in turn, so every shard of the node has the same share of the limit.
             let share = limit.div_ceil(u64::from(self.dispatch.shards));
-            if depth + self.pending.reserved().1 + tasks > share {
+            if depth + self.backlog.tasks + tasks > share {
                 let message = format!(
                     "queue \"{}\" has a limit of {limit} unfinished tasks, and holds {depth} of this shard's {share}",
                     spec.queue
@@ -110,7 +110,7 @@ impl Shard {
         effects: &mut Effects,
     ) -> Result<(), Refused> {
         let body = body::access::<ArchivedComplete>(bytes)?;
-        self.check_backlog(2 * LOG_BYTES_PENDING_MAX)?;
+        self.check_backlog(2 * BACKLOG_BYTES_MAX)?;
         let admitted = command::complete::admit(self.partition_mut(&header)?, body)?;
         let blob_bytes = command::complete::blob_bytes(body);
         let narrow = admitted.rows.as_ref().map(|rows| command::complete::narrowed(body, rows));
@@ -126,7 +126,7 @@ impl Shard {
         effects: &mut Effects,
     ) -> Result<(), Refused> {
         let body = body::access::<ArchivedFail>(bytes)?;
-        self.check_backlog(2 * LOG_BYTES_PENDING_MAX)?;
+        self.check_backlog(2 * BACKLOG_BYTES_MAX)?;
         let admitted = command::fail::admit(self.partition_mut(&header)?, body)?;
         let blob_bytes = command::fail::blob_bytes(body);
         let narrow = admitted.rows.as_ref().map(|rows| command::fail::narrowed(body, rows));
@@ -204,7 +204,7 @@ impl Shard {
         header: Header,
         bytes: &[u8],
     ) -> Result<(), Refused> {
-        self.check_backlog(LOG_BYTES_PENDING_MAX)?;
+        self.check_backlog(BACKLOG_BYTES_MAX)?;
         let request = Request { origin: Some((conn, header)), ..Request::default() };
         self.append(operation, PartitionId(header.partition), request, bytes);
         Ok(())
@@ -224,12 +224,33 @@ impl Shard {
     }
 
     fn append(&mut self, operation: Operation, partition: PartitionId, request: Request, bytes: &[u8]) {
-        self.stats.entries += 1;
-        self.pending.push(operation, partition, self.last_time_us, request, |out| out.extend_from_slice(bytes));
+        self.push(Verb::Operation(operation), partition, request, |out| out.extend_from_slice(bytes));
     }
 
     fn append_body(&mut self, operation: Operation, partition: PartitionId, request: Request, body: &impl Body) {
+        self.push(Verb::Operation(operation), partition, request, |out| body.append_to(out));
+    }
+
+    /// Adds a command to what its partition's leader, which is here, proposes at the end of the turn.
+    fn push(
+        &mut self,
+        verb: Verb,
+        partition: PartitionId,
+        request: Request,
+        body: impl FnOnce(&mut taskmaster_protocol::FrameBuffer),
+    ) {
+        let (blob_bytes, tasks) = (request.blob_bytes, request.tasks);
+        let Some(place) = self.partitions.get_mut(usize::from(partition.0)).and_then(Option::as_deref_mut) else {
+            return;
+        };
+        place.admitted_us = place.admitted_us.max(place.command_us).max(self.last_time_us);
+        let time_us = place.admitted_us;
+        let Some(group) = self.group_mut(partition.0) else { return };
+        let bytes = group.push(verb, time_us, request, body);
         self.stats.entries += 1;
-        self.pending.push(operation, partition, self.last_time_us, request, |out| body.append_to(out));
+        self.backlog.bytes += bytes;
+        self.backlog.blob_bytes += blob_bytes;
+        self.backlog.tasks += tasks;
+        self.touch(partition.0);
     }
 }

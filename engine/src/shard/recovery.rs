@@ -1,194 +1,294 @@
-//! The log's other end: applying entries, at run time and at recovery, and snapshots.
+//! Bringing a shard back: snapshot, then log, then the start of its replicas.
+//!
+//! Invariants:
+//! - Entries are applied again as far as a record says that they were committed; what lies behind is in the Raft log again, and
+//!   the group decides about it.
+//! - Terms and votes never go back, whatever the order in which records of them are read.
+//! - A gap in a group's log, or a record that does not read as one, stops recovery.
 
-use taskmaster_protocol::body::{
-    self, ArchivedCancel, ArchivedComplete, ArchivedConfigureQueue, ArchivedExpire, ArchivedFail, ArchivedRetry,
-    ArchivedSubmit, BatchReply, Malformed,
+use raft::eraftpb::HardState;
+use taskmaster_protocol::{NodeId, PartitionId};
+
+use super::Shard;
+use super::snapshots::{Head, tag};
+use crate::cluster::map::ClusterMap;
+use crate::entry::EntryError;
+use crate::partition::Partition;
+use crate::peer::META_GROUP;
+use crate::replica::Replica;
+use crate::replica::log::{Log, Position};
+use crate::replica::record::{
+    self, CHUNK_HEADER_BYTES, EntryView, Fields, aligned, conf_of, kind, merge_hard, read_hard,
 };
-use taskmaster_protocol::{FrameBuffer, Operation, PartitionId};
+use crate::snapshot::Restore;
 
-use super::{EVICTIONS_PER_ENTRY_MAX, Shard};
-use crate::command;
-use crate::entry::{Entry, EntryError, decode};
-use crate::snapshot;
+/// Bytes of applied entries that recovery leaves in a group's log.
+const KEPT_BYTES: u64 = 256 << 10;
+
+/// A group as far as it was read back.
+#[derive(Default)]
+pub(super) struct Found {
+    log: Log,
+    applied: Position,
+    restore: Option<Restore>,
+}
 
 impl Shard {
-    /// Applies one durable entry.
-    pub(super) fn apply(&mut self, entry: &Entry<'_>) -> Result<BatchReply, EntryError> {
-        let wrong = |malformed: Malformed| EntryError::Body {
-            operation: entry.operation,
-            partition: entry.partition,
-            sequence: entry.sequence,
-            message: malformed.to_string(),
-        };
-        let Some((partition, mut cx)) = self.split(entry.partition, entry.time_us) else {
-            return Err(wrong(Malformed("the partition is not on this shard".to_owned())));
-        };
-        let mut reply = BatchReply::default();
-        match entry.operation {
-            Operation::Submit => {
-                let body = body::access::<ArchivedSubmit>(entry.body).map_err(wrong)?;
-                reply = command::submit::apply(partition, body, entry.resend, &mut cx);
-            }
-            Operation::Complete => {
-                let body = body::access::<ArchivedComplete>(entry.body).map_err(wrong)?;
-                reply = command::complete::apply(partition, body, &mut cx);
-            }
-            Operation::Fail => {
-                let body = body::access::<ArchivedFail>(entry.body).map_err(wrong)?;
-                reply = command::fail::apply(partition, body, &mut cx);
-            }
-            Operation::Expire => {
-                let body = body::access::<ArchivedExpire>(entry.body).map_err(wrong)?;
-                command::expire::apply(partition, body, &mut cx);
-            }
-            Operation::Cancel => {
-                let body = body::access::<ArchivedCancel>(entry.body).map_err(wrong)?;
-                reply = command::cancel::apply(partition, body, &mut cx);
-            }
-            Operation::Retry => {
-                let body = body::access::<ArchivedRetry>(entry.body).map_err(wrong)?;
-                reply = command::retry::apply(partition, body, &mut cx);
-            }
-            Operation::ConfigureQueue => {
-                let body = body::access::<ArchivedConfigureQueue>(entry.body).map_err(wrong)?;
-                command::configure_queue::apply(partition, body, &mut cx);
-            }
-            operation => return Err(wrong(Malformed(format!("{operation:?} is never logged")))),
-        }
-        let accepted = u64::from(reply.accepted);
-        match entry.operation {
-            Operation::Submit => self.stats.submitted += accepted,
-            Operation::Complete => self.stats.completed += accepted,
-            Operation::Fail => self.stats.failed_attempts += accepted,
-            _ => {}
-        }
-        Ok(reply)
-    }
-
-    /// Forgets what the partition of a just applied and answered entry need not keep any longer.
-    pub(super) fn evict(&mut self, id: PartitionId, time_us: u64) {
-        let (kept_max, now_us) = (self.config.kept_max, self.last_time_us);
-        if let Some((partition, mut cx)) = self.split(id, time_us) {
-            partition.evict(kept_max, EVICTIONS_PER_ENTRY_MAX, &mut cx);
-            partition.arm_retention(cx.timers, now_us);
-        }
-    }
-
-    /// Applies an entry read back from the log. Entries that the restored snapshot covers are passed over.
+    /// Takes one chunk of a snapshot, in the order in which they were written, before any record of the log.
     ///
     /// # Errors
-    /// [`EntryError`] when the bytes are not an entry of this shard's next sequence or cannot be applied.
-    pub fn replay(&mut self, bytes: &[u8]) -> Result<(), EntryError> {
-        let entry = decode(bytes)?;
-        let expected = self.pending.last_sequence() + 1;
-        if entry.sequence < expected {
-            return Ok(());
+    /// [`EntryError`] when the chunk is not of this shard or does not read as one.
+    pub fn restore_chunk(&mut self, tag: u32, bytes: &[u8]) -> Result<(), EntryError> {
+        match tag {
+            tag::HEAD => {
+                self.finish_restoring();
+                let head = Head::read(bytes).ok_or(EntryError::Record("a group's head in the snapshot"))?;
+                self.restore_head(head)
+            }
+            tag::ENTRIES => {
+                let mut fields = Fields(bytes);
+                while !fields.0.is_empty() {
+                    let view = EntryView::read(&mut fields).ok_or(EntryError::Record("an entry in the snapshot"))?;
+                    self.replay_entry(&view)?;
+                }
+                Ok(())
+            }
+            tag::STATE => self.restore_state(bytes),
+            tag::MAP => {
+                let map =
+                    ClusterMap::decode(bytes).map_err(|_| EntryError::Record("the cluster map in the snapshot"))?;
+                self.meta.install(map);
+                Ok(())
+            }
+            tag::REMOVED => {
+                self.finish_restoring();
+                for hard in bytes.chunks_exact(record::HARD_BYTES) {
+                    let (group, hard) = read_hard(hard).ok_or(EntryError::Record("a removed replica"))?;
+                    self.meta.removed.push((group, hard));
+                }
+                Ok(())
+            }
+            _ => Err(EntryError::Record("a chunk of an unknown kind")),
         }
-        if entry.sequence > expected {
-            return Err(EntryError::Body {
-                operation: entry.operation,
-                partition: entry.partition,
-                sequence: entry.sequence,
-                message: format!("entry {expected} is missing before it"),
-            });
+    }
+
+    fn restore_head(&mut self, head: Head) -> Result<(), EntryError> {
+        self.check_place(head.group)?;
+        if head.group != META_GROUP {
+            let place = self.partitions.get_mut(usize::from(head.group));
+            let place = place.ok_or(EntryError::Record("a partition's number in the snapshot"))?;
+            let mut partition = Box::new(Partition::new(PartitionId(head.group)));
+            (partition.command_us, partition.settings) = (head.command_us, head.settings);
+            *place = Some(partition);
         }
-        self.last_time_us = self.last_time_us.max(entry.time_us);
-        self.apply(&entry)?;
-        self.evict(entry.partition, entry.time_us);
-        self.settled.clear();
-        self.revoked.clear();
-        self.pending.recovered(entry.sequence);
+        let log = Log::after(head.at, head.hard, head.conf);
+        let restore = (head.group != META_GROUP).then(Restore::default);
+        self.found.insert(head.group, Found { log, applied: head.at, restore });
         Ok(())
     }
 
-    /// Starts a snapshot of the present state. Returns the sequence it stands for: log entries up to it are covered.
-    ///
-    /// # Panics
-    /// If a snapshot is in progress.
-    pub fn snapshot_begin(&mut self) -> u64 {
-        assert!(self.snapshot_at.is_none(), "one snapshot at a time");
-        for partition in self.partitions.iter_mut().flatten() {
-            snapshot::begin(partition, &self.arena);
-        }
-        self.snapshot_at = Some(0);
-        self.applied_sequence()
+    fn restore_state(&mut self, bytes: &[u8]) -> Result<(), EntryError> {
+        let last = self.found.iter_mut().find(|(_, found)| found.restore.is_some());
+        let Some((&group, found)) = last else { return Err(EntryError::Record("a state without a head")) };
+        let mut restore = found.restore.take().expect("just found");
+        let now_us = self.last_time_us;
+        let (partition, mut cx) = self.split(PartitionId(group), now_us).expect("made with its head");
+        let taken = restore.chunk(bytes, partition, &mut cx);
+        self.found.get_mut(&group).expect("just found").restore = Some(restore);
+        taken.map_err(|_| EntryError::Record("a partition's state in the snapshot"))
     }
 
-    /// Appends the next chunk of the snapshot in progress to `out` (cleared first); `false` when it is complete.
-    /// Work per call is bounded; call in idle slices.
-    pub fn snapshot_next(&mut self, out: &mut FrameBuffer) -> bool {
-        out.clear();
-        while let Some(at) = self.snapshot_at {
-            let Some(place) = self.partitions.get_mut(at) else {
-                self.snapshot_at = None;
-                return false;
-            };
-            if let Some(partition) = place.as_deref_mut()
-                && snapshot::next(partition, &self.arena, out)
-            {
-                return true;
+    fn finish_restoring(&mut self) {
+        let now_us = self.last_time_us;
+        let restoring = self.found.iter_mut().filter_map(|(&group, found)| Some((group, found.restore.take()?)));
+        for (group, mut restore) in restoring.collect::<Vec<_>>() {
+            if let Some((partition, mut cx)) = self.split(PartitionId(group), now_us) {
+                restore.finish(partition, &mut cx);
+                partition.arm_retention(cx.timers, now_us);
             }
-            self.snapshot_at = Some(at + 1);
         }
-        false
     }
 
-    /// Sequence of the latest applied entry.
-    #[must_use]
-    pub fn applied_sequence(&self) -> u64 {
-        self.pending.applied_sequence()
-    }
-
-    /// Takes one chunk of a snapshot, in the order in which they were written, before any log entry.
+    /// Takes one record read back from the log.
     ///
     /// # Errors
-    /// [`Malformed`] when the chunk is not of this shard or does not read as one.
-    pub fn restore_chunk(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
-        let (id, first) = snapshot::Restore::partition_of(bytes)?;
-        let mut restore = core::mem::take(&mut self.restore);
-        if first {
-            self.restore_finish_partition(&mut restore);
-            restore.partition = Some(id);
+    /// [`EntryError`] when it does not read as one, cannot be applied, or lacks one before it.
+    pub fn replay(&mut self, sequence: u64, record_kind: u32, bytes: &[u8]) -> Result<(), EntryError> {
+        self.finish_restoring();
+        // A node that was brought back by its snapshot alone counts from one again.
+        let missing = core::mem::replace(&mut self.replayed, sequence) + 1;
+        if missing > 1 && sequence > missing {
+            return Err(EntryError::Gap { sequence, missing });
         }
-        let now_us = self.last_time_us;
-        let taken = match self.split(id, now_us) {
-            Some((partition, mut cx)) => restore.chunk(bytes, partition, &mut cx),
-            None => Err(Malformed(format!("partition {id} is not on this shard"))),
+        self.unlogged.recovered(sequence);
+        match record_kind {
+            kind::ENTRY => {
+                let view = EntryView::read(&mut Fields(bytes)).ok_or(EntryError::Record("a log record of an entry"))?;
+                self.replay_entry(&view)?;
+                self.apply_found(view.group, view.commit)
+            }
+            kind::HARD => {
+                let (group, hard) = read_hard(bytes).ok_or(EntryError::Record("a log record of a vote"))?;
+                merge_hard(&mut self.found_mut(group)?.log.hard, &hard);
+                Ok(())
+            }
+            kind::CHUNK => {
+                let (header, chunk) =
+                    bytes.split_first_chunk::<CHUNK_HEADER_BYTES>().ok_or(EntryError::Record("a chunk"))?;
+                // One that does not fit belongs to a transfer that was given up.
+                let _ = self.take_chunk(header, chunk);
+                Ok(())
+            }
+            kind::INSTALL => self.replay_install(bytes),
+            kind::REMOVED => {
+                let (group, hard) = read_hard(bytes).ok_or(EntryError::Record("a log record of a removal"))?;
+                self.forget_group(group, hard);
+                Ok(())
+            }
+            _ => Err(EntryError::Record("a log record of an unknown kind")),
+        }
+    }
+
+    /// Whether a group's replica can be on this shard.
+    fn check_place(&self, group: u16) -> Result<(), EntryError> {
+        let shards = u16::try_from(self.config.node.shards()).unwrap_or(1).max(1);
+        let is_here = match group {
+            META_GROUP => self.config.number == 0,
+            group => usize::from(group) < self.partitions.len() && group % shards == self.config.number,
         };
-        self.restore = restore;
-        taken
+        if is_here { Ok(()) } else { Err(EntryError::Elsewhere(PartitionId(group))) }
     }
 
-    fn restore_finish_partition(&mut self, restore: &mut snapshot::Restore) {
+    fn found_mut(&mut self, group: u16) -> Result<&mut Found, EntryError> {
+        self.check_place(group)?;
+        let has_partition = self.partitions.get(usize::from(group)).is_some_and(Option::is_some);
+        if group != META_GROUP && !has_partition {
+            self.partitions[usize::from(group)] = Some(Box::new(Partition::new(PartitionId(group))));
+        }
+        let removed = self.meta.take_removed(group);
+        let found = self.found.entry(group).or_default();
+        if let Some(hard) = removed {
+            merge_hard(&mut found.log.hard, &hard);
+        }
+        Ok(found)
+    }
+
+    fn replay_entry(&mut self, view: &EntryView<'_>) -> Result<(), EntryError> {
+        let found = self.found_mut(view.group)?;
+        let entry = view.entry(aligned(view.data));
+        let missing = found.log.last().index + 1;
+        if found.log.replay(entry) {
+            return Ok(());
+        }
+        Err(EntryError::Missing { group: view.group, index: view.index, missing })
+    }
+
+    /// Applies entries that are known to be committed.
+    fn apply_found(&mut self, group: u16, commit: u64) -> Result<(), EntryError> {
+        let Some(mut found) = self.found.remove(&group) else { return Ok(()) };
+        found.log.hard.commit = found.log.hard.commit.max(commit);
+        let until = found.log.hard.commit.min(found.log.last().index);
+        while found.applied.index < until {
+            let entry = found.log.get(found.applied.index + 1).expect("entries are consecutive").clone();
+            if let Some(to) = conf_of(&entry) {
+                found.log.conf = to;
+            } else {
+                self.apply_again(group, &entry)?;
+            }
+            found.applied = Position { term: entry.term, index: entry.index };
+        }
+        while found.log.bytes() > KEPT_BYTES && found.log.before().index < found.applied.index {
+            let next = found.log.before().index + 1;
+            found.log.cut(next);
+        }
+        self.found.insert(group, found);
+        Ok(())
+    }
+
+    fn replay_install(&mut self, bytes: &[u8]) -> Result<(), EntryError> {
+        let unreadable = EntryError::Record("a log record of an installed snapshot");
+        let (group, at, to) = record::read_install(bytes).ok_or(unreadable)?;
+        let found = self.found_mut(group)?;
+        if found.applied.index >= at.index {
+            // The snapshot that recovery began with has it.
+            return Ok(());
+        }
+        found.log.restart(at, to);
+        found.applied = at;
+        if at.index == FOUNDED.index {
+            return Ok(());
+        }
+        self.put_in_place(group, at).map_err(EntryError::Record)
+    }
+
+    /// Recovery is over: the replicas that were found come to life. A node without a past that is to found a cluster does so.
+    pub fn start(&mut self, now_us: u64) {
+        self.last_time_us = self.clock.now_us(now_us);
+        self.finish_restoring();
+        // The newest map that this node followed, before anything is decided by it.
+        let _ = self.apply_found(META_GROUP, 0);
+        let has_past = self.unlogged.last_sequence() > 0 || !self.found.is_empty();
+        for (group, mut found) in core::mem::take(&mut self.found) {
+            let (first, last) = (found.log.before().index, found.log.last().index);
+            let commit = found.log.hard.commit.clamp(first.max(found.applied.index), last);
+            found.log.hard.commit = commit;
+            let replica = Replica::new(group, self.config.node.id.0, found.log, found.applied, self.config.seed);
+            self.add_group(group, replica);
+        }
         let now_us = self.last_time_us;
-        if let Some(id) = restore.partition.take()
-            && let Some((partition, mut cx)) = self.split(id, now_us)
-        {
-            restore.finish(partition, &mut cx);
-            partition.arm_retention(cx.timers, now_us);
-        }
-    }
-
-    /// All chunks were taken; the snapshot stood for `sequence`, and entries after it follow.
-    pub fn restore_finish(&mut self, sequence: u64) {
-        let mut restore = core::mem::take(&mut self.restore);
-        self.restore_finish_partition(&mut restore);
-        self.pending.recovered(sequence);
-    }
-
-    /// Recovery is over: fencing tokens carry this term from here on. It is greater than every term before.
-    ///
-    /// # Panics
-    /// If the term does not fit 24 bits.
-    pub fn start_term(&mut self, term: u32) {
-        assert!(term < 1 << 24, "terms are counted per start");
         for partition in self.partitions.iter_mut().flatten() {
-            partition.last_token = u64::from(term) << 40;
+            partition.arm_retention(&mut self.timers, now_us);
         }
+        if let Some(map) = self.meta.map.clone() {
+            self.adopt(map);
+        } else if self.config.found != 0 && !has_past {
+            self.found_cluster(self.config.found);
+        } else if self.group(META_GROUP).is_some_and(|group| group.replica.is_alone()) {
+            // The node stopped while it founded a cluster: nothing was promised yet.
+            self.found_cluster(new_cluster_id(self.config.node.id, now_us));
+        }
+        self.lead_alone();
     }
 
-    /// The partitions this shard owns.
-    pub fn owned(&self) -> impl Iterator<Item = PartitionId> + '_ {
-        self.partitions.iter().flatten().map(|partition| partition.id)
+    /// A replica that never was here before, with the term and vote of one that was removed, if there was one.
+    pub(super) fn new_replica(&mut self, group: u16) -> Replica {
+        let hard = self.meta.take_removed(group).unwrap_or_default();
+        let hard = HardState { commit: 0, ..hard };
+        let log = Log::after(Position::default(), hard, raft::eraftpb::ConfState::default());
+        Replica::new(group, self.config.node.id.0, log, Position::default(), self.config.seed)
+    }
+
+    /// The first replica of a group, when a cluster is founded.
+    pub(super) fn found_group(&mut self, group: u16) {
+        let own = self.config.node.id.0;
+        let to = crate::replica::conf::alone(own);
+        let (header, configuration) = record::install(group, FOUNDED, &to);
+        self.log_founded(&header, configuration);
+        let hard = HardState { term: FOUNDED.term, vote: 0, commit: FOUNDED.index, ..HardState::default() };
+        let replica = Replica::new(group, own, Log::after(FOUNDED, hard, to), FOUNDED, self.config.seed);
+        if group != META_GROUP {
+            self.partitions[usize::from(group)] = Some(Box::new(Partition::new(PartitionId(group))));
+        }
+        self.add_group(group, replica);
+    }
+
+    /// Drops a replica and its state; its term and vote are remembered.
+    pub(super) fn forget_group(&mut self, group: u16, hard: HardState) {
+        self.found.remove(&group);
+        self.drop_receiving(group);
+        if let Some(mut partition) = self.partitions.get_mut(usize::from(group)).and_then(Option::take) {
+            self.clear(&mut partition);
+        }
+        self.meta.take_removed(group);
+        self.meta.removed.push((group, hard));
     }
 }
+
+/// An id for a cluster that is founded at an operator's request.
+pub(super) fn new_cluster_id(node: NodeId, now_us: u64) -> u128 {
+    let half = |salt| u128::from(crate::hash::mix64(node.0 ^ crate::hash::mix64(now_us ^ salt)));
+    (half(1) << 64 | half(2)).max(1)
+}
+
+/// Where the log of a founded group begins: behind an empty state that is agreed on.
+pub(super) const FOUNDED: Position = Position { term: 1, index: 1 };

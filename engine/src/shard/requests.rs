@@ -5,8 +5,9 @@ use taskmaster_protocol::body::{
     ArchivedListWorkflows, ArchivedProgress, ArchivedSubscribe, Empty, LeaseRow, Leases,
 };
 use taskmaster_protocol::frame::{self, Header};
-use taskmaster_protocol::{Code, Operation, PartitionId, TaskId, limits};
+use taskmaster_protocol::{Code, FrameBuffer, Operation, PartitionId, TaskId, limits};
 
+use super::reads::{READS_MAX, Read};
 use super::{Effects, Shard};
 use crate::command;
 use crate::contract::DEFAULT_NAMESPACE;
@@ -17,6 +18,8 @@ use crate::refused::Refused;
 use crate::resources::Resources;
 use crate::task::NONE;
 
+/// When a reader refused as overloaded should come back, in milliseconds.
+const READS_RETRY_MS: u32 = 50;
 /// Most queue names one shard knows.
 const QUEUES_MAX: usize = 1 << 16;
 
@@ -44,22 +47,18 @@ impl Shard {
             Operation::Cancel => self.cancel(conn, header, bytes),
             Operation::Retry => self.retry(conn, header, bytes),
             Operation::ConfigureQueue => self.configure_queue(conn, header, bytes),
-            Operation::GetTask | Operation::Why => self.look_up(conn, operation, &header, bytes, effects),
-            Operation::AwaitTask => self.await_task(conn, header, bytes, effects),
-            Operation::ListTasks => {
-                let body = body::access::<ArchivedListTasks>(bytes)?;
-                let page = query::task::list(self.partition(&header)?, body, &self.arena, &self.dispatch)?;
-                effects.reply(conn, &header, &page);
+            Operation::GetTask
+            | Operation::Why
+            | Operation::AwaitTask
+            | Operation::ListTasks
+            | Operation::ListQueues
+            | Operation::GetWorkflow
+            | Operation::ListWorkflows => self.confirm_read(conn, header, bytes, effects),
+            Operation::ClusterMap => {
+                effects.reply(conn, &header, &self.cluster_map());
                 Ok(())
             }
-            Operation::ListQueues => {
-                let page = query::queues::list(self.partition(&header)?);
-                effects.reply(conn, &header, &page);
-                Ok(())
-            }
-            Operation::GetWorkflow | Operation::ListWorkflows => {
-                self.workflows(conn, operation, &header, bytes, effects)
-            }
+            Operation::ClusterAdmin => self.cluster_admin(conn, header, bytes, effects),
             Operation::Ping => {
                 effects.reply(conn, &header, &Empty::default());
                 Ok(())
@@ -73,6 +72,58 @@ impl Shard {
                 let message = format!("{operation:?} is not a request to a shard");
                 Err(Refused::new(Code::UnknownOperation, message))
             }
+        }
+    }
+
+    /// Lets a read wait until it is certain that this replica leads; it is served by [`Self::read`].
+    fn confirm_read(
+        &mut self,
+        conn: ConnId,
+        header: Header,
+        bytes: &[u8],
+        effects: &mut Effects,
+    ) -> Result<(), Refused> {
+        self.partition(&header)?;
+        let Some(group) = self.group_mut(header.partition) else { return Err(self.not_here(header.partition)) };
+        if group.replica.is_alone() {
+            return self.read(conn, header, bytes, effects);
+        }
+        let mut body = FrameBuffer::with_capacity(bytes.len());
+        body.extend_from_slice(bytes);
+        if !group.reads.push(Read { conn, header, body }) {
+            let message = format!("{READS_MAX} reads of partition {} wait: slow down", header.partition);
+            return Err(Refused::new(Code::Overloaded, message).retry_after_ms(READS_RETRY_MS));
+        }
+        self.touch(header.partition);
+        Ok(())
+    }
+
+    /// Serves a read from the present state, which is true when this is called.
+    pub(super) fn read(
+        &mut self,
+        conn: ConnId,
+        header: Header,
+        bytes: &[u8],
+        effects: &mut Effects,
+    ) -> Result<(), Refused> {
+        match Operation::from_number(header.operation) {
+            Some(operation @ (Operation::GetTask | Operation::Why)) => {
+                self.look_up(conn, operation, &header, bytes, effects)
+            }
+            Some(Operation::AwaitTask) => self.await_task(conn, header, bytes, effects),
+            Some(Operation::ListTasks) => {
+                let body = body::access::<ArchivedListTasks>(bytes)?;
+                let page = query::task::list(self.partition(&header)?, body, &self.arena, &self.dispatch)?;
+                effects.reply(conn, &header, &page);
+                Ok(())
+            }
+            Some(Operation::ListQueues) => {
+                let page = query::queues::list(self.partition(&header)?);
+                effects.reply(conn, &header, &page);
+                Ok(())
+            }
+            Some(operation) => self.workflows(conn, operation, &header, bytes, effects),
+            None => unreachable!("only known reads wait"),
         }
     }
 

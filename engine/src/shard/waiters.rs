@@ -79,6 +79,21 @@ impl Waiters {
         }
     }
 
+    /// Takes all who wait for something of a partition, in order of arrival.
+    pub(super) fn give_up(&mut self, partition: u16) -> Vec<(ConnId, Header)> {
+        let is_of = |awaited: &Awaited| match awaited {
+            Awaited::Task(id) | Awaited::Workflow(id) => id.partition().0 == partition,
+        };
+        let mut numbers: Vec<u32> =
+            self.awaited_of.iter().filter(|(_, awaited)| is_of(awaited)).map(|(&number, _)| number).collect();
+        numbers.sort_unstable();
+        numbers
+            .into_iter()
+            .filter_map(|number| self.take_one(number))
+            .map(|(_, waiter)| (waiter.conn, waiter.header))
+            .collect()
+    }
+
     /// Drops the awaits of a connection that is gone.
     pub(super) fn forget(&mut self, conn: ConnId) {
         let numbers = self.by_conn.get_mut(&conn).map(core::mem::take).unwrap_or_default();

@@ -15,6 +15,7 @@ pub mod frame;
 pub mod id;
 pub mod limits;
 pub mod operation;
+pub mod peer;
 
 pub use body::{Body, access};
 pub use code::Code;

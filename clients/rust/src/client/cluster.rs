@@ -51,7 +51,9 @@ pub enum ClusterChange {
 }
 
 impl ClusterChange {
-    fn to_body(&self) -> ClusterAdmin {
+    /// As it crosses the wire, for those who ask over a connection of their own.
+    #[must_use]
+    pub fn to_body(&self) -> ClusterAdmin {
         let mut body = ClusterAdmin { partition: NO_PARTITION.into(), ..ClusterAdmin::default() };
         let number = |node: &Option<NodeId>| node.map_or(0, |node| node.0);
         body.verb = match self {

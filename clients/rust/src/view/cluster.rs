@@ -117,8 +117,11 @@ pub struct GroupView {
 }
 
 impl ClusterView {
-    /// Reads a reply.
-    pub(crate) fn read(reply: &ArchivedClusterMapReply) -> Result<Self, Error> {
+    /// Reads a reply, for those who ask over a connection of their own.
+    ///
+    /// # Errors
+    /// [`Error::Protocol`] when a span lies outside its area or a text is not UTF-8.
+    pub fn read(reply: &ArchivedClusterMapReply) -> Result<Self, Error> {
         let [high, low] = [&reply.cluster[0], &reply.cluster[1]].map(|half| u128::from(half.to_native()));
         let sentence = |span: &ArchivedSpan| Ok(text(&reply.bytes, *span)?.to_owned());
         let warnings: Result<Vec<String>, Malformed> = reply.warnings.iter().map(sentence).collect();

@@ -1,0 +1,250 @@
+//! The cluster as clients see it, and operators' requests about it.
+
+use taskmaster_protocol::body::{
+    self, ArchivedClusterAdmin, ClusterMapReply, Empty, NodeRow, PartitionRow, Span, cluster_verb,
+};
+use taskmaster_protocol::frame::Header;
+use taskmaster_protocol::{Code, NodeId, PartitionId};
+
+use super::reconcile::{node_of, status_number};
+use super::recovery::new_cluster_id;
+use super::{Effects, Shard};
+use crate::cluster::map::{ClusterMap, Command, NodeStatus, Placement};
+use crate::effects::ConnId;
+use crate::peer::META_GROUP;
+use crate::refused::Refused;
+
+impl Shard {
+    /// The cluster as this shard knows it.
+    pub(super) fn cluster_map(&self) -> ClusterMapReply {
+        let mut reply = ClusterMapReply { node: self.config.node.id.0, ..ClusterMapReply::default() };
+        let Some(map) = &self.map else { return reply };
+        let half = |number: u128| u64::try_from(number & u128::from(u64::MAX)).expect("masked");
+        (reply.version, reply.cluster) = (map.version, [half(map.cluster >> 64), half(map.cluster)]);
+        reply.replication = u32::from(map.replication);
+        reply.meta = self.partition_row(META_GROUP, &map.meta, &mut reply.ids);
+        for (group, placement) in map.groups().filter(|(group, _)| *group != META_GROUP) {
+            let row = self.partition_row(group, placement, &mut reply.ids);
+            reply.partitions.push(row);
+        }
+        for place in 0..map.nodes.len() {
+            let row = self.node_row(map, place, &mut reply);
+            reply.nodes.push(row);
+        }
+        for warning in self.problems(map) {
+            let span = body::put(&mut reply.bytes, warning.as_bytes());
+            reply.warnings.push(span);
+        }
+        reply
+    }
+
+    fn node_row(&self, map: &ClusterMap, place: usize, reply: &mut ClusterMapReply) -> NodeRow {
+        let (info, status) = &map.nodes[place];
+        let is_own = info.id == self.config.node.id;
+        let peer = self.peers.nodes.get(&info.id);
+        let ports = Span {
+            at: u32::try_from(reply.ports.len()).expect("ports are bounded"),
+            len: u32::try_from(info.client_ports.len()).expect("shards are bounded"),
+        };
+        reply.ports.extend_from_slice(&info.client_ports);
+        let led = reply.partitions.iter().filter(|row| row.leader == info.id.0).count();
+        let heard_us = if is_own { self.last_time_us } else { peer.map_or(0, |peer| peer.heard_us) };
+        NodeRow {
+            id: info.id.0,
+            seen_ms: heard_us / 1_000,
+            name: body::put(&mut reply.bytes, info.name.as_bytes()),
+            zone: body::put(&mut reply.bytes, info.zone.as_bytes()),
+            host: body::put(&mut reply.bytes, info.host.as_bytes()),
+            ports,
+            status: status_number(*status),
+            alive: u32::from(is_own || peer.is_some_and(|peer| peer.is_alive)),
+            version: info.version,
+            leaders: u32::try_from(led).expect("partitions are bounded"),
+            replicas: u32::try_from(map.replicas_on(info.id)).expect("partitions are bounded"),
+            peer_port: u32::from(info.peer_port),
+            ..NodeRow::default()
+        }
+    }
+
+    fn partition_row(&self, group: u16, placement: &Placement, ids: &mut Vec<u64>) -> PartitionRow {
+        let mut span = |nodes: &mut dyn Iterator<Item = u64>| {
+            let at = ids.len();
+            ids.extend(nodes);
+            let number = |count: usize| u32::try_from(count).expect("replicas are bounded");
+            Span { at: number(at), len: number(ids.len() - at) }
+        };
+        let (term, leader) = self.peers.leader(group).unwrap_or((0, NodeId(0)));
+        let mut row = PartitionRow {
+            leader: leader.0,
+            term,
+            replicas: span(&mut placement.replicas.iter().map(|node| node.0)),
+            settled: u32::from(placement.settled),
+            lag: self.peers.lag.get(&group).map_or(0, |&lag| u32::try_from(lag).unwrap_or(u32::MAX)),
+            ..PartitionRow::default()
+        };
+        if let Some(group) = self.group(group) {
+            let conf = group.replica.conf();
+            (row.applied, row.committed) = (group.replica.applied().index, group.replica.committed());
+            row.voters = span(&mut conf.voters.iter().copied());
+            row.learners = span(&mut conf.learners.iter().copied());
+            if group.serving > 0 {
+                let behind = group.replica.last_index().saturating_sub(group.replica.matched_by_all());
+                row.lag = u32::try_from(behind).unwrap_or(u32::MAX);
+            }
+        }
+        row
+    }
+
+    /// Sentences about what is wrong.
+    fn problems(&self, map: &ClusterMap) -> Vec<String> {
+        let mut problems = Vec::new();
+        let without: Vec<u16> =
+            map.groups().map(|(group, _)| group).filter(|&group| self.peers.leader(group).is_none()).collect();
+        if without.contains(&META_GROUP) {
+            problems.push("the group that keeps the map has no leader: start the nodes that are down".to_owned());
+        }
+        let partitions: Vec<String> =
+            without.iter().filter(|&&group| group != META_GROUP).map(ToString::to_string).collect();
+        if !partitions.is_empty() {
+            problems.push(format!("no leader is known for partitions {}", partitions.join(", ")));
+        }
+        for (info, _) in map.present().filter(|(info, _)| info.id != self.config.node.id) {
+            let peer = self.peers.nodes.get(&info.id);
+            if !peer.is_some_and(|peer| peer.is_alive) {
+                problems.push(format!("node {} ({}) is down", info.name, info.id));
+            }
+        }
+        for (node, peer) in &self.peers.nodes {
+            if peer.is_alive && peer.cluster != 0 && peer.cluster != map.cluster {
+                problems.push(format!("node {node} belongs to another cluster of the same name: it is kept out"));
+            }
+        }
+        problems
+    }
+
+    /// An operator's request.
+    pub(super) fn cluster_admin(
+        &mut self,
+        conn: ConnId,
+        header: Header,
+        bytes: &[u8],
+        effects: &mut Effects,
+    ) -> Result<(), Refused> {
+        let request = body::access::<ArchivedClusterAdmin>(bytes)?;
+        let invalid = |sentence: &str| Refused::new(Code::Invalid, sentence.to_owned());
+        if self.config.number != 0 {
+            return Err(Refused::new(Code::WrongPartition, "requests about the cluster go to shard 0 of a node"));
+        }
+        let verb = request.verb.to_native();
+        if verb == cluster_verb::BOOTSTRAP {
+            self.bootstrap()?;
+            effects.reply(conn, &header, &Empty::default());
+            return Ok(());
+        }
+        let named = node_of(request.node.to_native());
+        let node = || named.ok_or_else(|| invalid("name the node"));
+        let to = node_of(request.to.to_native());
+        let group = u16::try_from(request.partition.to_native()).map_err(|_| invalid("there is no such partition"))?;
+        let command = match verb {
+            cluster_verb::DRAIN => Command::SetStatus { node: node()?, status: NodeStatus::Draining },
+            cluster_verb::ACTIVATE => Command::SetStatus { node: node()?, status: NodeStatus::Active },
+            cluster_verb::REMOVE => Command::SetStatus { node: node()?, status: NodeStatus::Removed },
+            cluster_verb::REPLICATION => {
+                let replication = u16::try_from(request.value.to_native());
+                Command::SetReplication(replication.map_err(|_| invalid("so many replicas are not possible"))?)
+            }
+            cluster_verb::TRANSFER_LEADER => Command::Prefer { group, leader: to },
+            cluster_verb::MOVE => {
+                self.move_replica(group, node()?, to.ok_or_else(|| invalid("name the node to move to"))?)?
+            }
+            cluster_verb::REBALANCE => {
+                self.meta.rebalance();
+                effects.reply(conn, &header, &Empty::default());
+                return Ok(());
+            }
+            _ => return Err(invalid("this node does not know such a request about the cluster")),
+        };
+        self.propose_map(&command, Some((conn, header)))
+    }
+
+    fn bootstrap(&mut self) -> Result<(), Refused> {
+        if let Some(map) = &self.map {
+            let message = format!("this node belongs to cluster {:032x} already", map.cluster);
+            return Err(Refused::new(Code::IllegalState, message));
+        }
+        let joined = self.peers.nodes.iter().find(|(_, peer)| peer.is_alive && peer.cluster != 0);
+        if let Some((node, peer)) = joined {
+            let message = format!(
+                "node {node} belongs to cluster {:032x}, and this one is about to join it: two clusters would form",
+                peer.cluster
+            );
+            return Err(Refused::new(Code::IllegalState, message));
+        }
+        self.found_cluster(new_cluster_id(self.config.node.id, self.last_time_us));
+        Ok(())
+    }
+
+    fn move_replica(&self, group: u16, from: NodeId, to: NodeId) -> Result<Command, Refused> {
+        let placement = self.map.as_ref().and_then(|map| map.placement(group));
+        let placement = placement.ok_or_else(|| Refused::new(Code::WrongPartition, "there is no such partition"))?;
+        if !placement.contains(from) || placement.contains(to) {
+            let message = format!("partition {group} has to have a replica on {from} and none on {to}");
+            return Err(Refused::new(Code::Invalid, message));
+        }
+        let mut replicas: Vec<NodeId> = placement.replicas.iter().copied().filter(|&node| node != from).collect();
+        replicas.push(to);
+        replicas.sort_unstable();
+        Ok(Command::Place { group, replicas, leader: placement.leader.filter(|&leader| leader != from) })
+    }
+}
+
+/// What tests and operators' tools look at.
+impl Shard {
+    /// The cluster this node belongs to.
+    #[must_use]
+    pub fn cluster(&self) -> Option<u128> {
+        self.map.as_ref().map(|map| map.cluster)
+    }
+
+    /// Whether this replica leads a partition and answers for it.
+    #[must_use]
+    pub fn serves(&self, partition: PartitionId) -> bool {
+        self.group(partition.0).is_some_and(|group| group.serving > 0)
+    }
+
+    /// The term of a partition's replica here.
+    #[must_use]
+    pub fn term(&self, partition: PartitionId) -> u64 {
+        self.group(partition.0).map_or(0, |group| group.replica.term())
+    }
+
+    /// The voters of a partition, as its replica here has applied them; none between two configurations.
+    #[must_use]
+    pub fn voters(&self, partition: PartitionId) -> Vec<NodeId> {
+        let conf = self.group(partition.0).map(|group| group.replica.conf());
+        let voters = conf.filter(|conf| !crate::replica::conf::is_joint(conf)).map(|conf| &conf.voters);
+        voters.into_iter().flatten().map(|&node| NodeId(node)).collect()
+    }
+
+    /// One line about each replica here.
+    #[must_use]
+    pub fn describe(&self) -> Vec<String> {
+        let line = |group: &super::group::Group| {
+            let (replica, conf) = (&group.replica, group.replica.conf());
+            format!(
+                "group {}: term {} leader {} serving {} applied {} committed {} last {} voters {:?} outgoing {:?} learners {:?}",
+                group.number,
+                replica.term(),
+                replica.leader(),
+                group.serving,
+                replica.applied().index,
+                replica.committed(),
+                replica.last_index(),
+                conf.voters,
+                conf.voters_outgoing,
+                conf.learners
+            )
+        };
+        self.groups.iter().flatten().map(|group| line(group)).collect()
+    }
+}

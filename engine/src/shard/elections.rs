@@ -1,0 +1,148 @@
+//! The beat: ticks of the groups, and elections over leaders that are gone.
+//!
+//! Groups whose only member is here need no beat: an idle node without peers sleeps. A leader is given up when its node's
+//! connection is reset or nothing was heard of the node for a while; then the replicas stand one after the other, in an order
+//! that differs from group to group, and each silence has one such election: what follows is left to ordinary timeouts.
+
+use taskmaster_protocol::NodeId;
+
+use super::{Effects, Shard};
+use crate::hash::mix64;
+use crate::peer::META_GROUP;
+use crate::replica::TICK_US;
+
+/// Silence after which a leader is given up, in microseconds: three heartbeats.
+const SILENCE_US: u64 = 150_000;
+/// Between two replicas that stand for election, in microseconds.
+const STAND_PAUSE_US: u64 = 60_000;
+/// Most ticks made up for after a pause.
+const TICKS_PER_BEAT_MAX: u64 = 4;
+
+/// When the beats are.
+#[derive(Debug, Default)]
+pub(super) struct Elections {
+    next_us: u64,
+    /// Something need not wait for the next beat.
+    hasty: bool,
+}
+
+impl Elections {
+    /// Elections and transfers go on at the end of this turn.
+    pub(super) const fn hasten(&mut self) {
+        self.hasty = true;
+    }
+}
+
+impl Shard {
+    /// When the next beat is due; `None` while nothing outside this shard can matter.
+    pub(super) fn next_beat_us(&self) -> Option<u64> {
+        let is_alone = self.groups.iter().flatten().all(|group| group.replica.is_alone());
+        let needs_beat = !is_alone || !self.peers.nodes.is_empty();
+        needs_beat.then_some(self.elections.next_us.max(1))
+    }
+
+    /// Ticks the groups if it is time, and does what is done every now and then.
+    pub(super) fn beat(&mut self, effects: &mut Effects) {
+        let now_us = self.last_time_us;
+        if now_us < self.elections.next_us || self.next_beat_us().is_none() {
+            return;
+        }
+        let late = (now_us - self.elections.next_us.min(now_us)) / TICK_US;
+        let ticks = 1 + late.min(TICKS_PER_BEAT_MAX - 1);
+        self.elections.next_us = now_us + TICK_US;
+        for place in 0..self.groups.len() {
+            let Some(group) = self.groups[place].as_deref_mut() else { continue };
+            if group.replica.is_alone() && group.replica.is_leader() {
+                continue;
+            }
+            for _ in 0..ticks {
+                group.replica.tick();
+            }
+            let number = group.number;
+            if group.replica.has_ready() {
+                self.touch(number);
+            }
+        }
+        self.notice_silence();
+        self.stand();
+        self.beat_transfers(effects);
+        self.beat_meta(effects);
+        self.reconcile();
+        self.repeat_needs();
+        self.announce_leads(effects);
+    }
+
+    fn notice_silence(&mut self) {
+        let now_us = self.last_time_us;
+        let silent: Vec<NodeId> = self
+            .peers
+            .nodes
+            .iter()
+            .filter(|(_, peer)| peer.heard_us > 0 && now_us.saturating_sub(peer.heard_us) > SILENCE_US)
+            .map(|(&node, _)| node)
+            .collect();
+        for node in silent {
+            self.stand_over(node);
+        }
+    }
+
+    /// The node is gone: the groups that it led are to be led by others.
+    pub(super) fn stand_over(&mut self, lost: NodeId) {
+        let (now_us, own) = (self.last_time_us, self.config.node.id.0);
+        for group in self.groups.iter_mut().flatten() {
+            if group.replica.leader() != lost.0 || group.given_up == lost.0 || !group.replica.is_voter() {
+                continue;
+            }
+            group.given_up = lost.0;
+            let order = |node: u64| mix64(node ^ (u64::from(group.number) << 48));
+            let before = group.replica.conf().voters.iter().filter(|&&node| node != lost.0 && order(node) < order(own));
+            let rank = before.count() as u64;
+            group.campaign = Some((now_us + rank * STAND_PAUSE_US, lost.0));
+        }
+        self.elections.hasten();
+    }
+
+    /// What need not wait for the next beat.
+    pub(super) fn do_in_haste(&mut self, effects: &mut Effects) {
+        if core::mem::take(&mut self.elections.hasty) {
+            self.stand();
+            self.beat_transfers(effects);
+            self.announce_leads(effects);
+        }
+    }
+
+    fn stand(&mut self) {
+        let now_us = self.last_time_us;
+        for place in 0..self.groups.len() {
+            let Some(group) = self.groups[place].as_deref_mut() else { continue };
+            if let Some((at_us, lost)) = group.campaign
+                && at_us <= now_us
+            {
+                group.campaign = None;
+                group.replica.campaign_over(lost);
+                let number = group.number;
+                self.touch(number);
+            }
+        }
+    }
+
+    /// A replica that is alone leads at once; no one else can.
+    pub(super) fn lead_alone(&mut self) {
+        for place in 0..self.groups.len() {
+            let Some(group) = self.groups[place].as_deref_mut() else { continue };
+            if group.replica.is_alone() && group.replica.is_voter() && !group.replica.is_leader() {
+                group.replica.campaign();
+                let number = group.number;
+                self.touch(number);
+            }
+        }
+    }
+
+    /// Whether this shard serves all groups that are its alone: false for a moment after the start.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        let mut own = self.groups.iter().flatten().filter(|group| group.replica.is_alone());
+        own.all(|group| group.serving > 0)
+            && (self.map.is_some() || self.groups.iter().flatten().any(|group| group.number != META_GROUP))
+    }
+}

@@ -1,0 +1,322 @@
+//! The meta group: the cluster map as replicated state, and on its leader the controller. Shard 0 of every member has it.
+
+use raft::eraftpb::HardState;
+use taskmaster_protocol::frame::Header;
+use taskmaster_protocol::{Code, NodeId};
+
+use super::group::{Group, Request};
+use super::{Effects, Shard};
+use crate::cluster::controller::{self, GroupReport, NodeHealth, View};
+use crate::cluster::map::{ClusterMap, Command};
+use crate::effects::ConnId;
+use crate::peer::{self, Kind, META_GROUP, PeerAddr};
+use crate::refused::Refused;
+use crate::replica::record::Fields;
+use crate::replica::{conf, record};
+
+/// Between two looks of the controller, and two reports, in microseconds.
+const PLAN_US: u64 = 500_000;
+/// Between two requests to be let in, in microseconds.
+const JOIN_US: u64 = 500_000;
+
+/// What shard 0 keeps beside its partitions.
+#[derive(Default)]
+pub(super) struct Meta {
+    /// The map, if this node belongs to a cluster.
+    pub(super) map: Option<ClusterMap>,
+    /// Terms and votes of replicas that were removed.
+    pub(super) removed: Vec<(u16, HardState)>,
+    view: View,
+    is_leading: bool,
+    is_changed: bool,
+    /// A changed map, and the record that must be durable before anything follows from it.
+    changed: Option<(u64, ClusterMap)>,
+    plan_us: u64,
+    report_us: u64,
+    join_us: u64,
+    /// Commands proposed and not applied: the next plan waits for them.
+    proposed: u32,
+    /// The map of a cluster that is being founded here: the first entry of its group.
+    founding: Option<ClusterMap>,
+}
+
+impl Meta {
+    pub(super) fn start_leading(&mut self, now_us: u64) {
+        (self.is_leading, self.proposed) = (true, 0);
+        self.view = View::default();
+        // Reports come first.
+        self.plan_us = now_us + 2 * PLAN_US;
+    }
+
+    pub(super) fn stop_leading(&mut self) {
+        (self.is_leading, self.proposed) = (false, 0);
+    }
+
+    pub(super) fn install(&mut self, map: ClusterMap) {
+        self.map = Some(map);
+        self.is_changed = true;
+    }
+
+    /// The controller looks again at once.
+    pub(super) const fn rebalance(&mut self) {
+        self.plan_us = 0;
+    }
+
+    pub(super) fn take_removed(&mut self, group: u16) -> Option<HardState> {
+        let place = self.removed.iter().position(|(removed, _)| *removed == group)?;
+        Some(self.removed.swap_remove(place).1)
+    }
+
+    /// Applies an entry of the group. The first entry of a founded cluster is its map.
+    pub(super) fn apply(&mut self, data: &[u8]) -> Result<(), Refused> {
+        self.proposed = self.proposed.saturating_sub(1);
+        let Some(map) = &mut self.map else {
+            let map = ClusterMap::decode(data).expect("a founder logs its map first");
+            self.install(map);
+            return Ok(());
+        };
+        let command = Command::decode(data).expect("the leader proposed this command");
+        let outcome = map.apply(&command);
+        self.is_changed |= outcome.is_ok();
+        outcome
+    }
+}
+
+impl Shard {
+    /// Applies a committed entry of the meta group and answers the operator behind it.
+    pub(super) fn apply_meta(&mut self, data: &[u8], request: Option<Request>, effects: &mut Effects) {
+        let outcome = self.meta.apply(data);
+        let Some((conn, header)) = request.and_then(|request| request.origin) else { return };
+        match outcome {
+            Ok(()) => effects.reply(conn, &header, &taskmaster_protocol::body::Empty::default()),
+            Err(refused) => effects.refuse(conn, &header, &refused),
+        }
+    }
+
+    /// Proposes a change of the map, if this node leads the meta group.
+    pub(super) fn propose_map(&mut self, command: &Command, origin: Option<(ConnId, Header)>) -> Result<(), Refused> {
+        let refusal = self.not_here(META_GROUP);
+        let Some(map) = &self.meta.map else {
+            let message = "this node belongs to no cluster yet: bootstrap one, or give it seeds to join";
+            return Err(Refused::new(Code::IllegalState, message));
+        };
+        map.check(command)?;
+        let mut bytes = Vec::new();
+        command.encode(&mut bytes);
+        let Some(group) = self.group_mut(META_GROUP).filter(|group| group.serving > 0) else { return Err(refusal) };
+        let held = bytes.len() as u64;
+        let request = Request { origin, ..Request::default() };
+        if !group.propose_alone(bytes, request) {
+            return Err(refusal);
+        }
+        self.backlog.bytes += held;
+        self.meta.proposed += 1;
+        self.touch(META_GROUP);
+        Ok(())
+    }
+
+    /// Founds a cluster of which this node is the only member.
+    pub(super) fn found_cluster(&mut self, cluster: u128) {
+        let config = &self.config;
+        let map = ClusterMap::found(cluster, config.node.clone(), config.partitions, config.replication);
+        if config.number == 0 {
+            if self.group(META_GROUP).is_none() {
+                self.found_group(META_GROUP);
+            }
+            self.meta.founding = Some(map.clone());
+        }
+        self.adopt(map);
+    }
+
+    /// The meta group is led from here: a founder's map becomes its first entry.
+    pub(super) fn lead_meta(&mut self, group: &mut Group) {
+        self.meta.start_leading(self.last_time_us);
+        if let Some(map) = self.meta.founding.take()
+            && self.meta.map.is_none()
+        {
+            let mut bytes = Vec::new();
+            map.encode(&mut bytes);
+            self.backlog.bytes += bytes.len() as u64;
+            group.propose_alone(bytes, Request::default());
+        }
+    }
+
+    /// What is done at every beat: reports, plans, requests to be let in; and a changed map is taken over.
+    pub(super) fn beat_meta(&mut self, effects: &mut Effects) {
+        let now_us = self.last_time_us;
+        if now_us >= self.meta.report_us {
+            self.meta.report_us = now_us + PLAN_US;
+            self.send_reports(effects);
+        }
+        if self.config.number != 0 {
+            return;
+        }
+        if now_us >= self.meta.join_us {
+            self.meta.join_us = now_us + JOIN_US;
+            self.ask_to_join(effects);
+        }
+        if self.meta.is_leading && now_us >= self.meta.plan_us && self.meta.proposed == 0 {
+            self.meta.plan_us = now_us + PLAN_US;
+            self.plan();
+        }
+    }
+
+    /// Takes a changed map over, here and for the node's other shards, once the log says that it is committed: what follows from
+    /// a map must not be undone by an older one after a restart.
+    pub(super) fn watch_map(&mut self, effects: &mut Effects) {
+        if core::mem::take(&mut self.meta.is_changed)
+            && let Some(map) = self.meta.map.clone()
+            && let Some(group) = self.group(META_GROUP)
+        {
+            let commit = group.replica.applied().index;
+            let hard = HardState { commit, ..group.replica.log().hard.clone() };
+            let record = record::hard(META_GROUP, &hard);
+            self.meta.changed = Some((self.unlogged.push(record::kind::HARD, &record, bytes::Bytes::new()), map));
+        }
+        if let Some((_, map)) = self.meta.changed.take_if(|(sequence, _)| *sequence <= self.durable_sequence) {
+            self.adopt(map);
+        }
+        if core::mem::take(&mut self.map_is_new)
+            && self.config.number == 0
+            && let Some(map) = &self.map
+        {
+            effects.map_changed(std::sync::Arc::clone(map));
+        }
+    }
+
+    fn plan(&mut self) {
+        let now_us = self.last_time_us;
+        let own = self.config.node.id;
+        let health =
+            |peer: &super::peers::Peer| NodeHealth { is_alive: peer.is_alive, down_since_us: peer.down_since_us };
+        self.meta.view.nodes = self.peers.nodes.iter().map(|(&node, peer)| (node, health(peer))).collect();
+        self.meta.view.nodes.insert(own, NodeHealth { is_alive: true, down_since_us: 0 });
+        let Some(map) = &self.meta.map else { return };
+        for command in controller::plan(map, &self.meta.view, &self.config.limits, now_us) {
+            // What does not fit the map any more is planned anew next time.
+            let _ = self.propose_map(&command, None);
+        }
+    }
+
+    /// Tells the leader of the meta group how the groups fare that are led here.
+    fn send_reports(&mut self, effects: &mut Effects) {
+        let Some((_, leader)) = self.peers.leader(META_GROUP) else { return };
+        let own = PeerAddr { node: self.config.node.id, shard: self.config.number };
+        let to = PeerAddr { node: leader, shard: 0 };
+        let mut reports = taskmaster_protocol::FrameBuffer::new();
+        for group in self.groups.iter_mut().flatten().filter(|group| group.serving > 0) {
+            let partition = self.partitions.get(usize::from(group.number)).and_then(Option::as_deref);
+            let tasks = partition.map_or(0, |partition| partition.tasks.len() as u64);
+            let load = group.load(PLAN_US);
+            let lag = group.replica.last_index().saturating_sub(group.replica.matched_by_all());
+            let begun = peer::begin(&mut reports, Kind::Report, 0, group.number);
+            for field in [group.serving, group.replica.log().bytes(), tasks, load, lag] {
+                reports.extend_from_slice(&field.to_le_bytes());
+            }
+            let mut configuration = Vec::new();
+            conf::encode(group.replica.conf(), &mut configuration);
+            let len = u32::try_from(configuration.len()).expect("members are bounded");
+            reports.extend_from_slice(&len.to_le_bytes());
+            reports.extend_from_slice(&configuration);
+            peer::finish(&mut reports, begun);
+        }
+        if to == own {
+            let mut rest = &reports[..];
+            while let Some(frame) = peer::next(&mut rest) {
+                self.report(own.node, &frame);
+            }
+        } else {
+            effects.peer(to).extend_from_slice(&reports);
+        }
+    }
+
+    /// A leader's report about one group.
+    pub(super) fn report(&mut self, from: NodeId, frame: &peer::Frame<'_>) {
+        let mut fields = Fields(frame.body);
+        let mut field = || fields.u64();
+        let (Some(term), Some(log_bytes), Some(tasks)) = (field(), field(), field()) else { return };
+        let (Some(load_per_s), Some(lag)) = (field(), field()) else { return };
+        let Some(len) = fields.u32().and_then(|len| usize::try_from(len).ok()) else { return };
+        let Some(conf) = fields.bytes(len).and_then(conf::decode) else { return };
+        if self.meta.view.groups.get(&frame.group).is_some_and(|known| known.term > term) {
+            return;
+        }
+        let ids = |ids: &[u64]| ids.iter().map(|&id| NodeId(id)).collect::<Vec<_>>();
+        let joint = conf::is_joint(&conf);
+        let report = GroupReport {
+            leader: from,
+            term,
+            voters: ids(&conf.voters),
+            learners: ids(&conf.learners),
+            joint,
+            log_bytes,
+            tasks,
+            load_per_s,
+            at_us: self.last_time_us,
+        };
+        self.meta.view.groups.insert(frame.group, report);
+        self.peers.lag.insert(frame.group, lag);
+    }
+
+    /// Asks to be let into a cluster, or tells it what changed about this node.
+    fn ask_to_join(&mut self, effects: &mut Effects) {
+        let own = self.config.node.id;
+        let to = match &self.map {
+            Some(map) => {
+                if map.node(own).is_some_and(|(info, _)| *info == self.config.node) {
+                    return;
+                }
+                self.peers.leader(META_GROUP).map(|(_, leader)| leader)
+            }
+            None => {
+                let joined = self.peers.nodes.iter().filter(|(_, peer)| peer.is_alive && peer.cluster != 0);
+                joined.map(|(&node, _)| node).next()
+            }
+        };
+        let Some(to) = to else { return };
+        let mut bytes = Vec::new();
+        Command::Join(self.config.node.clone()).encode(&mut bytes);
+        if to == own {
+            self.let_in(&bytes);
+            return;
+        }
+        write_join(&bytes, 0, effects.peer(PeerAddr { node: to, shard: 0 }));
+    }
+
+    /// A node asks to be let in, or says what changed about it.
+    pub(super) fn join(&mut self, frame: &peer::Frame<'_>, effects: &mut Effects) {
+        let mut fields = Fields(frame.body);
+        fields.bytes(4);
+        let Some(bytes) = fields.u32().and_then(|len| fields.bytes(usize::try_from(len).ok()?)) else { return };
+        if self.group(META_GROUP).is_some_and(|group| group.serving > 0) {
+            self.let_in(bytes);
+        } else if frame.detail == 0
+            && let Some((_, leader)) = self.peers.leader(META_GROUP)
+        {
+            write_join(bytes, 1, effects.peer(PeerAddr { node: leader, shard: 0 }));
+        }
+    }
+
+    fn let_in(&mut self, bytes: &[u8]) {
+        let Ok(Command::Join(info)) = Command::decode(bytes) else { return };
+        let Some(map) = &self.meta.map else { return };
+        let command = match map.node(info.id) {
+            Some((known, _)) if *known == info => return,
+            Some(_) => Command::Update(info),
+            None => Command::Join(info),
+        };
+        if let Err(refused) = self.propose_map(&command, None)
+            && refused.code != Code::NotLeader
+        {
+            self.warnings.push(format!("a node was not let in: {}", refused.message));
+        }
+    }
+}
+
+fn write_join(bytes: &[u8], forwarded: u8, out: &mut taskmaster_protocol::FrameBuffer) {
+    let begun = peer::begin(out, Kind::Join, forwarded, META_GROUP);
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&u32::try_from(bytes.len()).expect("a node's description is short").to_le_bytes());
+    out.extend_from_slice(bytes);
+    peer::finish(out, begun);
+}

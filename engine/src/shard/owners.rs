@@ -1,0 +1,53 @@
+//! Who owns the limits of queues: the leader of a partition that follows from the queue's name.
+
+use taskmaster_protocol::NodeId;
+
+use super::Shard;
+use crate::peer::{Frame, PeerAddr};
+use crate::permits::{self, SETTLE_US, owning_partition};
+
+impl Shard {
+    /// Leaders or queues came: looks again who owns what.
+    pub(super) fn watch_owners(&mut self) {
+        let queues = self.dispatch.queues.len();
+        let from = if core::mem::take(&mut self.peers.is_changed) { 0 } else { self.owners_known };
+        self.owners_known = queues;
+        let own = PeerAddr { node: self.config.node.id, shard: self.config.number };
+        // Whoever else could hold leases says so within this time.
+        let settles_us = if self.peers.nodes.is_empty() { 0 } else { self.last_time_us + SETTLE_US };
+        for queue in from..queues {
+            let entry = &mut self.dispatch.queues[queue];
+            let partition = owning_partition(&entry.namespace, &entry.name, self.config.partitions);
+            let leader = self.peers.leader(partition);
+            let owner = leader.map(|(term, node)| (self.peers.home_of(node.0, partition), term));
+            if entry.permits.owned_by(owner, own, settles_us) {
+                self.dispatch.mark(u32::try_from(queue).expect("queues are bounded"));
+            }
+        }
+    }
+
+    /// A note about a queue's permits.
+    pub(super) fn permit(&mut self, from: PeerAddr, frame: &Frame<'_>) {
+        if let Some(about) = permits::decode(frame) {
+            self.dispatch.take_note(from, &about);
+        }
+    }
+
+    /// A node is down: its leases are void.
+    pub(super) fn owe_nothing_to(&mut self, node: NodeId) {
+        for queue in 0..self.dispatch.queues.len() {
+            self.dispatch.queues[queue].permits.forget(node);
+            self.dispatch.mark(u32::try_from(queue).expect("queues are bounded"));
+        }
+    }
+
+    /// Says needs again that may have been lost.
+    pub(super) fn repeat_needs(&mut self) {
+        for queue in 0..self.dispatch.queues.len() {
+            let entry = &self.dispatch.queues[queue];
+            if entry.is_limited() && !entry.permits.is_owner && entry.permits.owner().is_some() {
+                self.dispatch.mark(u32::try_from(queue).expect("queues are bounded"));
+            }
+        }
+    }
+}

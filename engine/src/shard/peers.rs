@@ -1,0 +1,221 @@
+//! Other nodes as a shard sees them: where their shards are, when they were heard of, and who leads what.
+//!
+//! Who leads a group is learnt from its own replica, and for groups without one here from what leaders say of themselves,
+//! at once and then every second; the higher term wins.
+
+use std::collections::BTreeMap;
+
+use taskmaster_protocol::{FrameBuffer, NodeId};
+
+use super::{Effects, Shard};
+use crate::cluster::membership::Member;
+use crate::peer::{self, Kind, META_GROUP, PeerAddr};
+use crate::replica::message;
+use crate::replica::record::Fields;
+
+/// Leaders say so again after this time, in microseconds.
+const ANNOUNCE_US: u64 = 1_000_000;
+/// Bytes of one group in an announcement.
+const LEAD_BYTES: usize = 16;
+
+/// Another node.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Peer {
+    pub(super) shards: u16,
+    pub(super) heard_us: u64,
+    pub(super) is_alive: bool,
+    pub(super) down_since_us: u64,
+    /// The cluster it says it is of.
+    pub(super) cluster: u128,
+    pub(super) version: u32,
+}
+
+/// All of them, and the leaders.
+pub(super) struct Peers {
+    own: NodeId,
+    own_shards: u16,
+    pub(super) nodes: BTreeMap<NodeId, Peer>,
+    /// Term and leader by partition, and last of the meta group.
+    leaders: Vec<(u64, u64)>,
+    announce_us: u64,
+    /// Some leader changed.
+    pub(super) is_changed: bool,
+    /// Entries by which the slowest replica of a group is behind, as its leader reported.
+    pub(super) lag: BTreeMap<u16, u64>,
+}
+
+impl Peers {
+    pub(super) fn new(partitions: usize, own: NodeId, own_shards: u16) -> Self {
+        Self {
+            own,
+            own_shards,
+            nodes: BTreeMap::new(),
+            leaders: vec![(0, 0); partitions + 1],
+            announce_us: 0,
+            is_changed: false,
+            lag: BTreeMap::new(),
+        }
+    }
+
+    fn place(&self, group: u16) -> usize {
+        if group == META_GROUP { self.leaders.len() - 1 } else { usize::from(group) }
+    }
+
+    /// The shard of a node where a group's replica is.
+    pub(super) fn home_of(&self, node: u64, group: u16) -> PeerAddr {
+        let known = self.nodes.get(&NodeId(node)).map_or(1, |peer| peer.shards.max(1));
+        let shards = if node == self.own.0 { self.own_shards } else { known };
+        PeerAddr { node: NodeId(node), shard: if group == META_GROUP { 0 } else { group % shards } }
+    }
+
+    /// Takes over that `leader` (0 for none known) leads a group in a term.
+    pub(super) fn learn(&mut self, group: u16, term: u64, leader: u64) {
+        let place = self.place(group);
+        if let Some(known) = self.leaders.get_mut(place)
+            && (term > known.0 || (term == known.0 && leader != 0))
+            && *known != (term, leader)
+        {
+            *known = (term, leader);
+            self.is_changed = true;
+        }
+    }
+
+    /// Term and leader of a group, if they are known.
+    pub(super) fn leader(&self, group: u16) -> Option<(u64, NodeId)> {
+        let (term, leader) = *self.leaders.get(self.place(group))?;
+        (leader != 0).then_some((term, NodeId(leader)))
+    }
+
+    /// What this shard leads is said to all soon.
+    pub(super) const fn announce(&mut self) {
+        self.announce_us = 0;
+    }
+}
+
+impl Shard {
+    /// Messages of a shard of another node.
+    pub(super) fn peer(&mut self, from: PeerAddr, bytes: &[u8], effects: &mut Effects) {
+        if from.node != self.config.node.id {
+            self.peers.nodes.entry(from.node).or_default().heard_us = self.last_time_us;
+        }
+        let mut rest = bytes;
+        while let Some(frame) = peer::next(&mut rest) {
+            match frame.kind {
+                Kind::Raft => self.raft_message(from, &frame),
+                Kind::Chunk => self.chunk(from, &frame, effects),
+                Kind::ChunkTaken => self.chunk_taken(from, &frame),
+                Kind::Leads => self.leads(from.node, frame.body),
+                Kind::Report => self.report(from.node, &frame),
+                Kind::Join => self.join(&frame, effects),
+                Kind::Permit => self.permit(from, &frame),
+            }
+        }
+    }
+
+    fn raft_message(&mut self, from: PeerAddr, frame: &peer::Frame<'_>) {
+        let Some(message) = message::decode(frame, from.node.0, self.config.node.id.0) else { return };
+        if self.group(frame.group).is_none() && !self.make_room(frame.group) {
+            return;
+        }
+        if message.has_snapshot() && !self.is_received(frame.group, &message) {
+            return;
+        }
+        if let Some(group) = self.group_mut(frame.group) {
+            group.replica.step(message);
+            self.touch(frame.group);
+        }
+    }
+
+    /// A node's connection is gone: those it led are led by somebody else soon.
+    pub(super) fn peer_lost(&mut self, node: NodeId) {
+        if let Some(peer) = self.peers.nodes.get_mut(&node) {
+            peer.heard_us = 0;
+        }
+        self.transfers.lost(node);
+        let numbers: Vec<u16> = self.groups.iter().flatten().map(|group| group.number).collect();
+        for number in numbers {
+            if let Some(group) = self.group_mut(number) {
+                group.replica.unreachable(node.0);
+            }
+        }
+        self.stand_over(node);
+    }
+
+    /// What gossip says.
+    pub(super) fn member(&mut self, member: &Member) {
+        if member.id == self.config.node.id {
+            return;
+        }
+        let now_us = self.last_time_us;
+        let peer = self.peers.nodes.entry(member.id).or_default();
+        let went_down = peer.is_alive && !member.is_alive;
+        if went_down {
+            peer.down_since_us = now_us;
+        }
+        peer.is_alive = member.is_alive;
+        (peer.shards, peer.cluster, peer.version) = (member.shards, member.cluster, member.version);
+        if went_down {
+            self.owe_nothing_to(member.id);
+        }
+    }
+
+    fn leads(&mut self, from: NodeId, body: &[u8]) {
+        let mut fields = Fields(body);
+        let Some(count) = fields.u32() else { return };
+        if fields.bytes(4).is_none() {
+            return;
+        }
+        for _ in 0..count {
+            let (Some(group), Some(_), Some(term)) = (fields.u16(), fields.bytes(6), fields.u64()) else { return };
+            let has_replica = self.group(group).is_some();
+            if !has_replica {
+                self.peers.learn(group, term, from.0);
+            }
+        }
+    }
+
+    /// Says to all shards of all nodes what this one leads, when that changed and every second.
+    pub(super) fn announce_leads(&mut self, effects: &mut Effects) {
+        let now_us = self.last_time_us;
+        if now_us < self.peers.announce_us {
+            return;
+        }
+        self.peers.announce_us = now_us + ANNOUNCE_US;
+        let led: Vec<(u16, u64)> = self
+            .groups
+            .iter()
+            .flatten()
+            .filter(|group| group.serving > 0)
+            .map(|group| (group.number, group.serving))
+            .collect();
+        if led.is_empty() {
+            return;
+        }
+        for to in self.all_shards() {
+            let out = effects.peer(to);
+            let begun = peer::begin(out, Kind::Leads, 0, 0);
+            write_leads(&led, out);
+            peer::finish(out, begun);
+        }
+    }
+
+    /// Every other shard: of this node and of those that are alive.
+    fn all_shards(&self) -> Vec<PeerAddr> {
+        let (own, own_shards) = (self.peers.own, self.peers.own_shards);
+        let nodes = self.peers.nodes.iter().filter(|(node, peer)| peer.is_alive && **node != own);
+        let others = nodes.flat_map(|(&node, peer)| (0..peer.shards).map(move |shard| PeerAddr { node, shard }));
+        let siblings = (0..own_shards).filter(|&shard| shard != self.config.number);
+        siblings.map(|shard| PeerAddr { node: own, shard }).chain(others).collect()
+    }
+}
+
+fn write_leads(led: &[(u16, u64)], out: &mut FrameBuffer) {
+    out.reserve(8 + led.len() * LEAD_BYTES);
+    out.extend_from_slice(&u32::try_from(led.len()).expect("groups are bounded").to_le_bytes());
+    out.extend_from_slice(&[0; 4]);
+    for (group, term) in led {
+        out.extend_from_slice(&group.to_le_bytes());
+        out.extend_from_slice(&[0; 6]);
+        out.extend_from_slice(&term.to_le_bytes());
+    }
+}

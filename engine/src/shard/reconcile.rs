@@ -1,0 +1,158 @@
+//! From what the map wants to what the groups have, one step at a time, by each group's leader.
+
+use taskmaster_protocol::NodeId;
+
+use raft::eraftpb::HardState;
+
+use super::Shard;
+use crate::cluster::map::{ClusterMap, NodeStatus};
+use crate::peer::META_GROUP;
+use crate::replica::{Replica, conf, record};
+
+/// Entries by which a learner may be behind when it becomes a voter, and a follower when it becomes the leader.
+const CAUGHT_UP: u64 = 256;
+
+impl Shard {
+    /// Takes a new version of the map over: replicas that this node alone has come to be, those that moved away go.
+    pub(super) fn adopt(&mut self, map: ClusterMap) {
+        if self.map.as_ref().is_some_and(|known| known.cluster == map.cluster && known.version >= map.version) {
+            return;
+        }
+        for (info, _) in &map.nodes {
+            if info.id != self.config.node.id {
+                let peer = self.peers.nodes.entry(info.id).or_default();
+                peer.shards = u16::try_from(info.shards()).unwrap_or(1);
+            }
+        }
+        let own = self.config.node.id;
+        let shards = u16::try_from(self.config.node.shards()).unwrap_or(1).max(1);
+        for (group, placement) in map.groups().filter(|(group, _)| *group != META_GROUP) {
+            if group % shards != self.config.number || usize::from(group) >= self.partitions.len() {
+                continue;
+            }
+            let has_replica = self.group(group).is_some();
+            if !has_replica && placement.settled && placement.replicas == [own] {
+                self.found_group(group);
+            } else if has_replica && placement.settled && !placement.replicas.contains(&own) {
+                self.remove_replica(group);
+            }
+        }
+        self.map = Some(std::sync::Arc::new(map));
+        self.map_is_new = true;
+        self.lead_alone();
+    }
+
+    /// The map as shard 0 knows it.
+    pub(super) fn take_map(&mut self, map: std::sync::Arc<ClusterMap>) {
+        self.adopt((*map).clone());
+    }
+
+    fn remove_replica(&mut self, group: u16) {
+        let Some(place) = self.place(group) else { return };
+        let Some(removed) = self.groups[place].take() else { return };
+        if self.is_written_locally(group) {
+            self.local.is_broken = true;
+        }
+        let hard = HardState { commit: 0, ..removed.replica.log().hard.clone() };
+        self.transfers.stop_sending(group);
+        self.forget_group(group, hard.clone());
+        self.unlogged.push(record::kind::REMOVED, &record::hard(group, &hard), bytes::Bytes::new());
+    }
+
+    /// Whether a replica may be made here for a group that a peer speaks of; makes it.
+    pub(super) fn make_room(&mut self, group: u16) -> bool {
+        let own = self.config.node.id;
+        let shards = u16::try_from(self.config.node.shards()).unwrap_or(1).max(1);
+        let belongs = match (&self.map, group) {
+            (None, META_GROUP) => self.config.number == 0 && self.config.found == 0,
+            (Some(map), META_GROUP) => self.config.number == 0 && map.node(own).is_some(),
+            (None, _) => false,
+            (Some(map), _) => {
+                let is_mine = group % shards == self.config.number && usize::from(group) < self.partitions.len();
+                is_mine && map.placement(group).is_some_and(|placement| placement.contains(own))
+            }
+        };
+        if belongs {
+            let replica = self.new_replica(group);
+            if group != META_GROUP {
+                let id = taskmaster_protocol::PartitionId(group);
+                self.partitions[usize::from(group)] = Some(Box::new(crate::partition::Partition::new(id)));
+            }
+            self.add_group(group, replica);
+        }
+        belongs
+    }
+
+    /// The next step of every group that is led here.
+    pub(super) fn reconcile(&mut self) {
+        let Some(map) = self.map.clone() else { return };
+        for place in 0..self.groups.len() {
+            let Some(group) = self.groups[place].as_deref_mut().filter(|group| group.serving > 0) else { continue };
+            let Some(placement) = map.placement(group.number) else { continue };
+            let voters: Vec<u64> = placement.replicas.iter().map(|node| node.0).collect();
+            let learners = if group.number == META_GROUP { learners(&map, &voters) } else { Vec::new() };
+            let preferred = placement.leader.map(|node| node.0);
+            if step(&mut group.replica, self.config.node.id.0, voters, &learners, preferred) {
+                let number = group.number;
+                self.touch(number);
+            }
+        }
+    }
+}
+
+/// Members of the cluster that do not vote about its map.
+fn learners(map: &ClusterMap, voters: &[u64]) -> Vec<u64> {
+    let present = map.nodes.iter().filter(|(_, status)| *status != NodeStatus::Removed);
+    present.map(|(info, _)| info.id.0).filter(|node| !voters.contains(node)).collect()
+}
+
+/// Whether a follower has nearly all of the log.
+fn has_caught_up(replica: &Replica, node: u64) -> bool {
+    let behind = replica.matched(node).map(|matched| replica.last_index().saturating_sub(matched));
+    replica.is_following(node) && behind.is_some_and(|behind| behind <= CAUGHT_UP)
+}
+
+/// One step of a group; `true` if something was begun.
+fn step(replica: &mut Replica, own: u64, voters: Vec<u64>, learners: &[u64], preferred: Option<u64>) -> bool {
+    if replica.is_transferring() || replica.is_changing() {
+        return false;
+    }
+    let is_leaving = !voters.contains(&own);
+    let mut target = voters.clone();
+    if is_leaving {
+        // A leader that is to go stays until another one leads, which then completes the change.
+        target.push(own);
+        target.sort_unstable();
+    }
+    let learners: Vec<u64> = learners.iter().copied().filter(|node| !target.contains(node)).collect();
+    let learners = &learners[..];
+    let next = conf::step(replica.conf(), &target, learners, |node| has_caught_up(replica, node));
+    if let Some(next) = next {
+        return replica.propose_conf(&next).is_some();
+    }
+    if !conf::is_settled(replica.conf(), &target, learners) {
+        return false;
+    }
+    let heir = if is_leaving { voters.iter().copied().find(|&node| has_caught_up(replica, node)) } else { preferred };
+    match heir.filter(|&heir| heir != own && voters.contains(&heir) && has_caught_up(replica, heir)) {
+        Some(heir) => {
+            replica.transfer(heir);
+            true
+        }
+        None => false,
+    }
+}
+
+/// What clients are told of a node: for [`Shard::cluster_map`].
+pub(super) const fn status_number(status: NodeStatus) -> u32 {
+    match status {
+        NodeStatus::Active => 0,
+        NodeStatus::Draining => 1,
+        NodeStatus::Removed => 2,
+    }
+}
+
+/// The id in an operator's request, zero being none.
+pub(super) fn node_of(number: u64) -> Option<NodeId> {
+    (number != 0).then_some(NodeId(number))
+}

@@ -1,0 +1,454 @@
+//! One connection between two shards of different nodes: frames out by direct writes, frames in checked in place.
+//!
+//! Invariants:
+//! - Nothing here waits for the peer but the tasks that belong to the link: [`Link::send`] takes a frame or says that it
+//!   does not fit.
+//! - At most [`UNSENT_BYTES_MAX`] wait for the peer.
+//! - Frames of a link are numbered on both sides; a gap ends it.
+//! - Before the greeting is over, nothing larger than a greeting is read.
+//! - A reading task suspends after [`TURN_BYTES_MAX`], however fast the peer sends.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use futures_lite::{AsyncRead, AsyncWrite};
+use glommio::net::TcpStream;
+use glommio::timer::sleep;
+use taskmaster_protocol::peer::{self, Frame, Kind, PEER_BODY_BYTES_MAX, PEER_VERSION_MAX, PeerError, PeerRefusal};
+
+use super::tls::{Failed, Session, Tls};
+use crate::input::Input;
+use crate::socket::{dial, send_now, send_pieces_now, shutdown};
+use crate::wake::Bell;
+
+/// Bytes that may wait for one shard of a peer; what comes beyond is dropped. A batch of any legal size fits when nothing
+/// waits.
+pub const UNSENT_BYTES_MAX: usize = peer::stream_bytes(PEER_BODY_BYTES_MAX);
+/// Capacity that an empty queue keeps.
+const OUT_BYTES_KEPT: usize = 1 << 20;
+/// Sent bytes at the front of the queue beyond which it is moved together.
+const SENT_BYTES_KEPT: usize = 4 << 20;
+/// Bytes that a link reads at most before other tasks of the shard have their turn.
+const TURN_BYTES_MAX: usize = 1 << 20;
+/// What is read of a socket at once under TLS.
+const SEALED_BYTES: usize = 64 << 10;
+/// How long the others' turn is at least. Only a timer suspends a task for certain.
+const BREATH: Duration = Duration::from_micros(20);
+/// How long a connection may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
+/// How long a connected peer may take for its part of the greeting.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
+/// Ticks of silence after which a ping is due, and after which the link is given up.
+const PING_TICKS: u32 = 2;
+const SILENT_TICKS_MAX: u32 = 10;
+
+/// What became of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    Yes,
+    /// The peer reads too slowly, or the link is closed.
+    No,
+}
+
+/// Why a link ended.
+#[derive(Debug)]
+pub(super) enum Ending {
+    /// The peer closed it, or the network did.
+    Gone(String),
+    /// The peer sent what it may not.
+    Fault(PeerError),
+    /// The peer said why it ends it.
+    Refused(PeerRefusal),
+    /// TLS did not come about.
+    Untrusted(String),
+}
+
+impl From<Failed> for Ending {
+    fn from(failed: Failed) -> Self {
+        Self::Untrusted(match failed {
+            Failed::Tls(error) => format!(
+                "TLS failed ({error}): the certificates of both must be signed by the authority of the other's ca file, be \
+                 valid now and allow both directions"
+            ),
+            Failed::Plain => {
+                "the other side speaks without TLS: configure TLS for peers on all nodes or on none".to_owned()
+            }
+        })
+    }
+}
+
+impl From<io::Error> for Ending {
+    fn from(error: io::Error) -> Self {
+        Self::Gone(error.to_string())
+    }
+}
+
+impl From<PeerError> for Ending {
+    fn from(error: PeerError) -> Self {
+        Self::Fault(error)
+    }
+}
+
+pub(super) struct Link {
+    address: SocketAddr,
+    stream: RefCell<TcpStream>,
+    tls: RefCell<Option<Secure>>,
+    /// What the socket did not take, from `sent` on.
+    out: RefCell<Vec<u8>>,
+    sent: Cell<usize>,
+    /// The socket takes nothing now; the writing task goes on.
+    blocked: Cell<bool>,
+    closed: Cell<bool>,
+    /// Why this side closed it.
+    reason: Cell<Option<&'static str>>,
+    writable: Bell,
+    greeted: Cell<bool>,
+    /// Peer protocol version of frames that are sent.
+    version: Cell<u8>,
+    frames_out: Cell<u64>,
+    frames_in: Cell<u64>,
+    silent_ticks: Cell<u32>,
+}
+
+impl Link {
+    /// A link over an accepted stream.
+    pub(super) fn accepted(stream: TcpStream, address: SocketAddr, tls: Option<&Tls>) -> Result<Rc<Self>, Ending> {
+        let session = tls.map(Session::accepted).transpose()?;
+        Ok(Rc::new(Self::new(stream, address, session)))
+    }
+
+    /// Makes a connection and sends the hello over it.
+    pub(super) async fn dial(address: SocketAddr, hello: &[u8], tls: Option<&Tls>) -> Result<Rc<Self>, Ending> {
+        let session = tls.map(|tls| Session::dialed(tls, address)).transpose()?;
+        let stream = dial(address)?;
+        // The first write waits for the connection.
+        stream.set_write_timeout(Some(CONNECT_TIMEOUT)).map_err(io::Error::from)?;
+        let link = Rc::new(Self::new(stream, address, session));
+        link.blocked.set(true);
+        link.send(Kind::Hello, hello);
+        while link.blocked.get() {
+            link.write_some().await?;
+        }
+        link.stream.borrow().set_write_timeout(None).map_err(io::Error::from)?;
+        Ok(link)
+    }
+
+    fn new(stream: TcpStream, address: SocketAddr, session: Option<Session>) -> Self {
+        // Without it small batches wait for the peer's acknowledgement; a failure only costs latency.
+        let _ = stream.set_nodelay(true);
+        Self {
+            address,
+            stream: RefCell::new(stream),
+            tls: RefCell::new(session.map(|session| Secure { session, sealed: vec![0; SEALED_BYTES] })),
+            out: RefCell::default(),
+            sent: Cell::new(0),
+            blocked: Cell::new(false),
+            closed: Cell::new(false),
+            reason: Cell::new(None),
+            writable: Bell::default(),
+            greeted: Cell::new(false),
+            version: Cell::new(PEER_VERSION_MAX),
+            frames_out: Cell::new(0),
+            frames_in: Cell::new(0),
+            silent_ticks: Cell::new(0),
+        }
+    }
+
+    /// The other side's address.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The greeting is over; frames are of this version from now on.
+    pub(super) fn greeted(&self, version: u8) {
+        self.version.set(version);
+        self.greeted.set(true);
+    }
+
+    /// Bytes that wait for the peer.
+    pub(super) fn unsent_bytes(&self) -> usize {
+        self.out.borrow().len() - self.sent.get()
+    }
+
+    /// Sends a frame, or keeps what the socket does not take now.
+    pub(super) fn send(&self, kind: Kind, body: &[u8]) -> Taken {
+        let size = peer::stream_bytes(body.len());
+        if self.closed.get() || self.unsent_bytes() + size > UNSENT_BYTES_MAX {
+            return Taken::No;
+        }
+        let sequence = self.frames_out.replace(self.frames_out.get() + 1);
+        let header = peer::header(kind, self.version.get(), sequence, body);
+        let padding = &[0u8; peer::ALIGNMENT][..peer::padding(body.len())];
+        self.write(&header, body, padding);
+        Taken::Yes
+    }
+
+    /// Writes these pieces in one go as far as the socket takes them; the rest waits.
+    fn write(&self, header: &[u8], body: &[u8], padding: &[u8]) {
+        if let Some(tls) = &mut *self.tls.borrow_mut() {
+            self.tidy();
+            let outcome = tls.session.write(&[header, body, padding], &mut self.out.borrow_mut());
+            self.flush();
+            if outcome.is_err() {
+                self.close("TLS failed");
+            }
+            return;
+        }
+        let mut taken = 0;
+        if !self.blocked.get() {
+            let pieces = [IoSlice::new(header), IoSlice::new(body), IoSlice::new(padding)];
+            match send_pieces_now(&self.stream.borrow(), &pieces) {
+                Ok(count) => taken = count,
+                // The reading task hears of it and ends the link.
+                Err(_) => return self.close("a write failed"),
+            }
+        }
+        self.tidy();
+        let mut out = self.out.borrow_mut();
+        for piece in [header, body, padding] {
+            let skipped = taken.min(piece.len());
+            taken -= skipped;
+            out.extend_from_slice(&piece[skipped..]);
+        }
+        if !out.is_empty() && !self.blocked.replace(true) {
+            self.writable.ring();
+        }
+    }
+
+    /// Gives memory of what was sent back.
+    fn tidy(&self) {
+        let mut out = self.out.borrow_mut();
+        if self.sent.get() > SENT_BYTES_KEPT && self.sent.get() > out.len() / 2 {
+            out.drain(..self.sent.replace(0));
+        }
+    }
+
+    /// Sends what the socket takes of what waits.
+    fn flush(&self) {
+        let mut out = self.out.borrow_mut();
+        while !self.blocked.get() && self.sent.get() < out.len() {
+            match send_now(&self.stream.borrow(), &out[self.sent.get()..]) {
+                Ok(0) => {
+                    self.blocked.set(true);
+                    self.writable.ring();
+                }
+                Ok(count) => self.sent.set(self.sent.get() + count),
+                Err(_) => return self.close("a write failed"),
+            }
+        }
+        if self.sent.get() == out.len() {
+            out.clear();
+            self.sent.set(0);
+        }
+    }
+
+    /// Whether the other side is the node with this name, as far as TLS is spoken.
+    pub(super) fn vouches_for(&self, node_name: &str) -> bool {
+        self.tls.borrow().as_ref().is_none_or(|tls| tls.session.vouches_for(node_name))
+    }
+
+    /// Ends the connection; the reading task says so to whom it concerns.
+    pub(super) fn close(&self, reason: &'static str) {
+        if !self.closed.replace(true) {
+            self.reason.set(Some(reason));
+            shutdown(&self.stream.borrow());
+            self.writable.ring();
+        }
+    }
+
+    /// Sends a refusal and ends the connection.
+    pub(super) fn refuse(&self, refusal: &PeerRefusal) {
+        self.send(Kind::Refusal, &refusal.encode());
+        self.close("this node refused the peer");
+    }
+
+    /// Goes on sending whenever the socket was full. Ends with the link.
+    pub(super) async fn write_loop(self: Rc<Self>) {
+        while !self.closed.get() {
+            self.writable.wait().await;
+            while self.blocked.get() && !self.closed.get() {
+                if self.write_some().await.is_err() {
+                    self.close("a write failed");
+                }
+            }
+        }
+    }
+
+    async fn write_some(&self) -> io::Result<()> {
+        let count = poll_fn(|context| {
+            let out = self.out.borrow();
+            let rest = &out[self.sent.get()..];
+            if rest.is_empty() || self.closed.get() {
+                return Poll::Ready(Ok(0));
+            }
+            Pin::new(&mut *self.stream.borrow_mut()).poll_write(context, rest)
+        })
+        .await?;
+        self.sent.set(self.sent.get() + count);
+        // A full socket takes something only after the peer has.
+        self.silent_ticks.set(0);
+        let mut out = self.out.borrow_mut();
+        if self.sent.get() == out.len() {
+            out.clear();
+            out.shrink_to(OUT_BYTES_KEPT);
+            self.sent.set(0);
+            self.blocked.set(false);
+        }
+        Ok(())
+    }
+
+    /// Once per tick of the owner's watch: asks for a sign of life, or gives the link up.
+    pub(super) fn tick(&self, asks: bool) {
+        let ticks = self.silent_ticks.get() + 1;
+        self.silent_ticks.set(ticks);
+        if ticks >= SILENT_TICKS_MAX {
+            self.close("the peer was silent for 5 s");
+        } else if asks && ticks >= PING_TICKS && !self.blocked.get() {
+            self.send(Kind::Ping, &[]);
+        }
+    }
+
+    /// Answers a ping, unless the peer does not read what it is sent.
+    pub(super) fn pong(&self) {
+        if !self.blocked.get() {
+            self.send(Kind::Pong, &[]);
+        }
+    }
+
+    /// Reads the peer's first frame and gives what `read` makes of it.
+    pub(super) async fn greeting<T>(
+        &self,
+        input: &mut Input,
+        mut read: impl FnMut(Frame<'_>) -> Result<T, Ending>,
+    ) -> Result<T, Ending> {
+        let limit = |timeout| self.stream.borrow().set_read_timeout(timeout).map_err(io::Error::from);
+        limit(Some(GREETING_TIMEOUT))?;
+        let mut greeting = None;
+        let start = Instant::now();
+        while greeting.is_none() {
+            // Whoever sends a byte now and then does not hold a place for long.
+            if start.elapsed() > GREETING_TIMEOUT {
+                return Err(Ending::Gone("the greeting took too long".to_owned()));
+            }
+            self.receive(input, &mut Pace::default(), |frame| {
+                if greeting.is_some() {
+                    return Err(PeerError::Body("greeting: a second frame before the answer to the first").into());
+                }
+                greeting = Some(read(frame)?);
+                Ok(())
+            })
+            .await?;
+        }
+        limit(None)?;
+        greeting.ok_or_else(|| Ending::Gone("no greeting".to_owned()))
+    }
+
+    /// Reads once, and hands over the frames that are whole by now.
+    pub(super) async fn receive(
+        &self,
+        input: &mut Input,
+        pace: &mut Pace,
+        mut frame: impl FnMut(Frame<'_>) -> Result<(), Ending>,
+    ) -> Result<(), Ending> {
+        if pace.full_bytes >= TURN_BYTES_MAX {
+            pace.full_bytes = 0;
+            sleep(BREATH).await;
+        }
+        self.read_some(input, pace).await?;
+        self.silent_ticks.set(0);
+        let mut at = 0;
+        let outcome = loop {
+            match peer::parse(&input.filled()[at..]) {
+                Ok(Some((parsed, used))) => {
+                    at += used;
+                    if let Err(ending) = self.in_order(&parsed).and_then(|()| frame(parsed)) {
+                        break Err(ending);
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error.into()),
+            }
+        };
+        input.consume(at);
+        outcome
+    }
+
+    fn in_order(&self, frame: &Frame<'_>) -> Result<(), Ending> {
+        if frame.sequence != self.frames_in.replace(self.frames_in.get() + 1) {
+            return Err(PeerError::Body("stream: a frame is missing").into());
+        }
+        let greets = matches!(frame.kind, Kind::Hello | Kind::HelloReply | Kind::Refusal);
+        if !greets && (!self.greeted.get() || frame.version != self.version.get()) {
+            return Err(PeerError::Body("stream: a frame before the greeting or of another version").into());
+        }
+        Ok(())
+    }
+
+    async fn read_some(&self, input: &mut Input, pace: &mut Pace) -> Result<(), Ending> {
+        let needed = peer::needed(input.filled())?;
+        let limit = peer::stream_bytes(peer::GREETING_BYTES_MAX);
+        if !self.greeted.get() && needed > limit {
+            return Err(PeerError::Body("stream: a batch before the greeting").into());
+        }
+        let is_plain = self.tls.borrow().is_none();
+        if is_plain {
+            let count = self.read_into(input.room(needed), pace).await?;
+            input.took(count);
+            return Ok(());
+        }
+        let mut sealed = self.tls.borrow_mut().as_mut().map(|tls| core::mem::take(&mut tls.sealed)).unwrap_or_default();
+        let count = self.read_into(&mut sealed, pace).await?;
+        self.open(sealed, count, input)
+    }
+
+    /// Takes what was read through TLS, and sends what TLS has to say to it.
+    fn open(&self, sealed: Vec<u8>, count: usize, input: &mut Input) -> Result<(), Ending> {
+        let mut outcome = Ok(());
+        if let Some(tls) = &mut *self.tls.borrow_mut() {
+            outcome = tls.session.read(&sealed[..count], input, &mut self.out.borrow_mut());
+            tls.sealed = sealed;
+        }
+        self.flush();
+        if outcome == Err(Failed::Plain) {
+            // So that the refusal can be read.
+            *self.tls.borrow_mut() = None;
+        }
+        outcome.map_err(Ending::from)
+    }
+
+    async fn read_into(&self, room: &mut [u8], pace: &mut Pace) -> Result<usize, Ending> {
+        let room_bytes = room.len();
+        let count = poll_fn(|context| {
+            if self.closed.get() {
+                return Poll::Ready(Ok(0));
+            }
+            Pin::new(&mut *self.stream.borrow_mut()).poll_read(context, room)
+        })
+        .await?;
+        if count == 0 {
+            let reason = self.reason.get().unwrap_or("the peer closed the connection");
+            return Err(Ending::Gone(reason.to_owned()));
+        }
+        // A read that leaves room suspends the next one until the ring was looked at; a full one does not.
+        pace.full_bytes = if count == room_bytes { pace.full_bytes + count } else { 0 };
+        Ok(count)
+    }
+}
+
+/// TLS of a link, with the buffer for what is read of the socket.
+struct Secure {
+    session: Session,
+    sealed: Vec<u8>,
+}
+
+/// How much a reading task has read without suspending.
+#[derive(Default)]
+pub(super) struct Pace {
+    full_bytes: usize,
+}
