@@ -1,7 +1,7 @@
 //! The client: submissions, results, queries and operators' requests.
 //!
-//! A [`Client`] is a handle: clone it freely. It connects to each shard on first use, and calls survive a lost
-//! connection until their time is over.
+//! A [`Client`] is a handle: clone it freely. It connects to each shard on first use, and calls survive lost connections,
+//! nodes and leaders until their time is over.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -148,7 +148,8 @@ impl ClientBuilder {
         self
     }
 
-    /// First and longest wait between connection attempts; 50 ms and 5 s unless told.
+    /// First and longest wait between connection attempts; 50 ms and 5 s unless told. While a cluster elects a new leader
+    /// the waits are 10 ms to 50 ms, whatever is said here, unless the longest is shorter.
     #[must_use]
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.patience.backoff = first;
@@ -209,7 +210,7 @@ struct Inner {
     name: String,
 }
 
-/// A handle on a Taskmaster node.
+/// A handle on a Taskmaster node, or a cluster of them.
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
@@ -245,7 +246,9 @@ pub struct TaskList {
 }
 
 impl Client {
-    /// Connects with default settings. `addresses` is one `host:port`, several separated by commas, or a list.
+    /// Connects with default settings. `addresses` is one `host:port`, several separated by commas, or a list. Any node of a
+    /// cluster will do; several addresses help when some nodes are away. All other nodes are learnt from the one that
+    /// answers.
     ///
     /// # Errors
     /// As [`ClientBuilder::connect`].

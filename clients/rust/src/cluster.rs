@@ -12,6 +12,7 @@ mod learn;
 mod pace;
 mod topology;
 
+use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -33,7 +34,7 @@ pub(crate) use pace::{Backoff, jittered};
 pub(crate) use topology::{Place, Topology};
 
 /// A request unanswered for this long makes the client look whether another node leads by now.
-const SUSPECT: Duration = Duration::from_millis(250);
+const SUSPECT: Duration = Duration::from_millis(150);
 /// The same for requests that the server holds.
 const SUSPECT_HELD: Duration = Duration::from_secs(1);
 
@@ -57,6 +58,13 @@ pub(crate) enum Connector {
     Tcp(Vec<String>),
     /// A server in this process.
     Memory(TestServer),
+}
+
+impl Connector {
+    /// Whether there is more than one address to try.
+    fn has_choice(&self) -> bool {
+        matches!(self, Self::Tcp(addresses) if addresses.len() > 1)
+    }
 }
 
 /// Whom a request is for.
@@ -212,7 +220,11 @@ impl Cluster {
                 });
             }
             if !pause.is_zero() {
-                tokio::time::sleep(pause).await;
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    // Another call of this client found the new leader.
+                    () = self.moved(target, place.as_ref()), if failed.is_another_nodes(&topology) => {}
+                }
             }
         }
     }
@@ -257,21 +269,19 @@ impl Cluster {
         let suspect = if held.is_zero() { SUSPECT } else { SUSPECT_HELD };
         let used = OnceLock::new();
         let mut exchange = pin!(self.exchange(topology, place, header, body, &used));
-        loop {
-            let check = if topology.nodes().len() > 1 { until.min(Instant::now() + suspect) } else { until };
-            if let Ok(result) = timeout_at(check, &mut exchange).await {
-                return result.map_err(Failed::By);
-            }
-            if Instant::now() >= until {
-                break;
-            }
+        let check = if topology.nodes().len() > 1 { until.min(Instant::now() + suspect) } else { until };
+        if let Ok(result) = timeout_at(check, &mut exchange).await {
+            return result.map_err(Failed::By);
+        }
+        if check < until {
+            place.node.set_slow(held.is_zero());
             tokio::select! {
-                result = &mut exchange => return result.map_err(Failed::By),
-                // That nobody answers is no news here.
-                _ = timeout_at(until, self.learn_if_older(suspect)) => {}
-            }
-            if self.is_elsewhere(target, Some(place)) {
-                return Err(Failed::Moved);
+                result = timeout_at(until, &mut exchange) => if let Ok(result) = result {
+                    place.node.set_slow(false);
+                    return result.map_err(Failed::By);
+                },
+                () = self.moved(target, Some(place)) => return Err(Failed::Moved),
+                never = self.doubt(suspect) => match never {},
             }
         }
         // A connection that is silent this long may be half open: whoever else waits on it tries again elsewhere.
@@ -279,6 +289,25 @@ impl Cluster {
             connection.end("no answer in time");
         }
         Err(Failed::By(Error::Timeout { after: self.patience.answer }))
+    }
+
+    /// Ends when the target is known to be at another place than this one.
+    async fn moved(&self, target: Target, place: Option<&Place>) {
+        let mut topology = self.follow();
+        while !self.is_elsewhere(target, place) {
+            if topology.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Looks at the map now and then.
+    async fn doubt(&self, suspect: Duration) -> Infallible {
+        loop {
+            // That nobody answers is no news here.
+            drop(self.learn_if_older(suspect).await);
+            tokio::time::sleep(suspect).await;
+        }
     }
 
     async fn exchange<B: Body + Sync>(

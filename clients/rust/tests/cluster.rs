@@ -1,6 +1,8 @@
 //! The client and worker against several nodes, of which some fail: leaders that move, nodes that die, hang, are cut off or
 //! lose their disk. No task may be lost or submitted twice, and little time.
 
+#![expect(clippy::unwrap_used, reason = "tests, and what they share")]
+
 #[path = "cluster/nodes.rs"]
 mod nodes;
 
@@ -128,6 +130,31 @@ async fn a_silent_leader_is_left_once_another_leads() {
 }
 
 #[tokio::test]
+async fn who_waits_for_a_result_follows_the_leader() {
+    for is_killed in [true, false] {
+        let nodes = Nodes::start(&[1, 1, 1]).await;
+        let client = nodes.client().await;
+        let id = client.submit(task_of(&client, 1)).await.unwrap().id;
+        let waiting = tokio::spawn({
+            let client = client.clone();
+            async move { client.result(id).await.unwrap() }
+        });
+        until("the wait", || nodes.state().seen.iter().any(|seen| seen.operation == Operation::AwaitTask)).await;
+        if is_killed {
+            nodes.kill(1)
+        } else {
+            nodes.silence(1, true)
+        }
+        nodes.elect(0, |p| p % 3 == 1);
+        let (worker, _) = worker(&client, 1, Duration::ZERO).await;
+        let outcome =
+            tokio::time::timeout(Duration::from_secs(3), waiting).await.expect("it moves within a second or so");
+        assert_eq!(outcome.unwrap().state, State::Succeeded);
+        worker.shutdown().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_submission_carried_out_before_its_leader_died_counts_once() {
     for trick in [Trick::DieBeforeAnswer, Trick::CarryOutAndDeny] {
         let nodes = Nodes::start(&[1, 1, 1]).await;
@@ -185,6 +212,8 @@ async fn a_node_without_its_disk_is_not_believed() {
         client.submit(task_of(&client, partition)).await.unwrap();
     }
     assert_eq!(client.shards(), 3);
+    let client = Client::connect([nodes.address(0), nodes.address(1)]).await.unwrap();
+    assert_eq!(client.shards(), 3, "nor taken for the cluster when there is a choice");
 }
 
 #[tokio::test]

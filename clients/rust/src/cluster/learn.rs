@@ -4,13 +4,13 @@
 //! costs [`HEDGE`], then the next one is asked as well.
 
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use taskmaster_protocol::body::{ArchivedClusterMapReply, Empty};
-use taskmaster_protocol::{Header, Operation};
+use taskmaster_protocol::{Code, Header, Operation};
 use tokio::net::lookup_host;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -85,6 +85,7 @@ impl Cluster {
     async fn look(&self, turn: usize) -> Result<(), Error> {
         let topology = self.topology();
         if topology.has_map
+            && (topology.has_cluster() || !self.connector.has_choice())
             && let Ok(said) = self.ask_nodes(&topology, turn).await
         {
             self.note(&said);
@@ -132,11 +133,9 @@ impl Cluster {
                 // A node that lost its disk belongs to no cluster; the others know better.
                 Some(map) if is_one_of_several && map.cluster.is_none() => return false,
                 Some(map) => topology.with_map(map, &said.info, said.seen),
-                None if is_one_of_several => return false,
-                None if topology.has_map || topology.differs_from(&said.info, said.seen) => {
-                    Topology::of_hello(&said.info, said.seen)
-                }
-                None => return false,
+                // That it does not tell is no map.
+                None if topology.has_map || !topology.differs_from(&said.info, said.seen) => return false,
+                None => Topology::of_hello(&said.info, said.seen),
             };
             if topology.is_like(&fresh) {
                 return false;
@@ -169,7 +168,7 @@ async fn ask_node(node: &Node, connector: &Connector, options: &Options) -> Resu
     ask(&connection, None, options.connect_timeout).await
 }
 
-/// Asks for the map; a server that refuses to tell has none.
+/// Asks for the map.
 async fn ask(connection: &Connection, seen: Option<IpAddr>, longest: Duration) -> Result<Said, Error> {
     let header = Header::request(Operation::ClusterMap, 0, None);
     let reply = match timeout(longest, connection.request(header, &Empty::default())).await {
@@ -178,7 +177,7 @@ async fn ask(connection: &Connection, seen: Option<IpAddr>, longest: Duration) -
     };
     let map = match reply.accepted() {
         Ok(reply) => Some(ClusterView::read(reply.read::<ArchivedClusterMapReply>()?)?),
-        Err(Error::Refused(_)) => None,
+        Err(Error::Refused(refusal)) if refusal.code == Code::UnknownOperation => None,
         Err(error) => return Err(error),
     };
     Ok(Said { map, info: connection.info().clone(), seen })
@@ -200,31 +199,45 @@ pub(super) async fn open_seed(connector: &Connector, options: &Options) -> Resul
         }
         Connector::Tcp(addresses) => addresses,
     };
-    let opening: Vec<_> = addresses.iter().map(|address| open_address(address.clone(), options.clone())).collect();
+    let has_choice = connector.has_choice();
+    let opening: Vec<_> =
+        addresses.iter().map(|address| open_address(address.clone(), options.clone(), has_choice)).collect();
     match first(opening.into_iter(), HEDGE * 4).await {
         Err(Error::Connect { reason, .. }) => Err(Error::Connect { address: addresses.join(", "), reason }),
         other => other,
     }
 }
 
-async fn open_address(address: String, options: Options) -> Result<Seed, Error> {
+/// Opens a connection to one address, or to the first to answer of those that a name stands for.
+async fn open_address(address: String, options: Options, has_choice: bool) -> Result<Seed, Error> {
     let failed = |reason: String| Error::Connect { address: address.clone(), reason };
-    let resolved = lookup_host(&address)
+    let resolved: Vec<SocketAddr> = lookup_host(&address)
         .await
-        .map_err(|error| failed(format!("\"{address}\" is not a reachable host:port ({error})")))?;
-    let mut last = format!("\"{address}\" has no address");
-    for resolved in resolved {
-        match Connection::connect(&resolved.to_string(), &options).await {
-            Ok((connection, _)) => {
-                let said = ask(&connection, Some(resolved.ip()), options.connect_timeout).await?;
-                return Ok(Seed { connection, said });
-            }
-            Err(Error::Connect { reason, .. }) => last = reason,
-            // Somebody answered: what it said helps more than trying the others.
-            Err(error) => return Err(error),
+        .map_err(|error| failed(format!("\"{address}\" is not a reachable host:port ({error})")))?
+        .collect();
+    let has_choice = has_choice || resolved.len() > 1;
+    let opening = resolved.into_iter().map(move |address| {
+        let options = options.clone();
+        async move { greet(address, &options, has_choice).await }
+    });
+    first(opening, HEDGE * 4).await
+}
+
+async fn greet(address: SocketAddr, options: &Options, has_choice: bool) -> Result<Seed, Error> {
+    let (connection, _) = Connection::connect(&address.to_string(), options).await?;
+    let said = match ask(&connection, Some(address.ip()), options.connect_timeout).await {
+        // One that drains, say, still answers questions about its tasks.
+        Err(Error::Refused(_)) if !has_choice => {
+            Said { map: None, info: connection.info().clone(), seen: Some(address.ip()) }
         }
+        said => said?,
+    };
+    // It may have lost its disk, or wait to be let in; another one can say where work is done.
+    if has_choice && said.map.as_ref().is_some_and(|map| map.cluster.is_none()) {
+        let reason = "the node there belongs to no cluster yet".to_owned();
+        return Err(Error::Connect { address: address.to_string(), reason });
     }
-    Err(failed(last))
+    Ok(Seed { connection, said })
 }
 
 /// The first success of several tries, each begun when the ones before failed or are silent for `hedge`. When all fail:

@@ -306,8 +306,10 @@ impl Topology {
             && self.meta == other.meta
             && self.nodes.len() == other.nodes.len()
             && self.nodes.iter().zip(&other.nodes).all(same_node)
-            && self.info.partition_shards == other.info.partition_shards
-            && self.info.shard_ports == other.info.shard_ports
+            && self.partitions() == other.partitions()
+            // Of several nodes each has ports of its own, and says hello with them.
+            && (self.nodes.len() > 1 || self.info.shard_ports == other.info.shard_ports)
+            && (self.has_map || self.info.partition_shards == other.info.partition_shards)
     }
 
     /// Whether a hello tells of another arrangement than this one, which came from a hello too.
@@ -320,6 +322,11 @@ impl Topology {
     /// Where the first node's hello came from.
     pub(super) fn seen(&self) -> Option<IpAddr> {
         self.nodes.first().and_then(|node| node.seen)
+    }
+
+    /// Whether the node belongs to a cluster, or its server knows no clusters.
+    pub(super) fn has_cluster(&self) -> bool {
+        !self.has_map || self.cluster.is_some()
     }
 
     /// Whether a map is of the cluster known, or the first.

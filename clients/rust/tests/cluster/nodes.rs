@@ -8,9 +8,9 @@ use std::time::Duration;
 use taskmaster_client::wire::FrameReader;
 use taskmaster_client::{Client, Code, State, TaskId};
 use taskmaster_protocol::body::{
-    ArchivedComplete, ArchivedCredit, ArchivedLeases, ArchivedSubmit, ArchivedSubscribe, Assign, AssignRow, AssignSpec,
-    BatchReply, Body, ClusterMapReply, Empty, ExceptionRow, HelloReply, NodeRow, PartitionRow, Refusal, Span, access,
-    put,
+    ArchivedAwaitTask, ArchivedComplete, ArchivedCredit, ArchivedLeases, ArchivedSubmit, ArchivedSubscribe, Assign,
+    AssignRow, AssignSpec, BatchReply, Body, ClusterMapReply, Empty, ExceptionRow, HelloReply, NodeRow, PartitionRow,
+    Refusal, Span, TaskInfo, TaskPage, access, put,
 };
 use taskmaster_protocol::{Frame, FrameBuffer, Header, Operation, PartitionId, frame};
 use tokio::io::AsyncWriteExt;
@@ -66,6 +66,8 @@ pub(crate) struct Shared {
     leases: HashMap<TaskId, u64>,
     tokens: u64,
     subscriptions: BTreeMap<(usize, u16), Subscription>,
+    /// Who waits for a task's end: at which node, for which task, and where the answer goes.
+    waits: Vec<(usize, TaskId, Header, mpsc::UnboundedSender<FrameBuffer>)>,
     pub(crate) seen: Vec<Seen>,
     pub(crate) stale: usize,
     pub(crate) released: usize,
@@ -205,6 +207,8 @@ impl Nodes {
     }
 
     async fn serve(self, stream: TcpStream, node: usize, shard: u16) {
+        // Else an answer may wait 40 ms for the acknowledgement of the one before.
+        stream.set_nodelay(true).unwrap();
         let (read, mut write) = stream.into_split();
         let (out, mut frames) = mpsc::unbounded_channel::<FrameBuffer>();
         let (mut kill, mut silent) = (self.kill[node].subscribe(), self.silent[node].subscribe());
@@ -280,7 +284,14 @@ impl Shared {
                     send(out, header.response(Code::ShuttingDown), &Refusal::new("by script", None, 1_000));
                     return true;
                 }
+                if operation == Operation::AwaitTask {
+                    let id = TaskId::from(&access::<ArchivedAwaitTask>(frame.body).unwrap().id);
+                    self.waits.push((node, id, ok, out.clone()));
+                    self.answer_waits();
+                    return true;
+                }
                 let reply = self.carry_out(operation, frame.body);
+                self.answer_waits();
                 match trick {
                     Some(Trick::DieBeforeAnswer) => return false,
                     Some(_) => refuse(Code::NotLeader),
@@ -345,6 +356,20 @@ impl Shared {
             _ => {}
         }
         Code::Ok
+    }
+
+    /// Leaders tell of tasks that have ended.
+    fn answer_waits(&mut self) {
+        let (accepted, leaders) = (&self.accepted, &self.leaders);
+        self.waits.retain(|(node, id, header, out)| {
+            let is_ended = accepted.get(id) == Some(&State::Succeeded);
+            if !is_ended || leaders[usize::from(id.partition().0)].0 != Some(*node) {
+                return true;
+            }
+            let row = TaskInfo { id: *id, state: State::Succeeded.number(), ..TaskInfo::default() };
+            send(out, *header, &TaskPage { rows: vec![row], ..TaskPage::default() });
+            false
+        });
     }
 
     /// Leaders assign ready tasks to subscriptions with credit.
