@@ -74,7 +74,21 @@ pub enum EntryError {
     /// A record of the shard's log, or a chunk of a snapshot, that is none.
     #[error("{0} does not read as one: use the version that wrote it, or newer")]
     Record(&'static str),
-    /// A record that lacks one before it.
+    /// A record of the shard's log that lacks one before it.
+    #[error("record {missing} of the log is missing: record {sequence} is there")]
+    Gap {
+        /// Its sequence.
+        sequence: u64,
+        /// The one that should be there.
+        missing: u64,
+    },
+    /// A record of a partition that does not belong here.
+    #[error("partition {0} is not of this node's shard: start it with as many partitions and shards as before")]
+    Elsewhere(
+        /// The partition.
+        PartitionId,
+    ),
+    /// An entry that lacks one before it.
     #[error("entry {index} of group {group} is there, and entry {missing} before it is not")]
     Missing {
         /// Its group.

@@ -62,7 +62,8 @@ impl Unlogged {
 
     pub(crate) fn drain(&mut self, mut log: impl FnMut(u64, u32, &[&[u8]])) {
         for record in self.records.drain(..) {
-            log(record.sequence, record.kind, &[&record.header[..record.header_len], &record.data]);
+            let padding = if record.kind == record::kind::ENTRY { record.data.len().wrapping_neg() % 16 } else { 0 };
+            log(record.sequence, record.kind, &[&record.header[..record.header_len], &record.data, &[0; 16][..padding]]);
         }
     }
 }
@@ -301,10 +302,10 @@ impl Replica {
         self.raw.raft.prs().get(node).map(|progress| progress.matched)
     }
 
-    /// Whether a follower takes entries as they come and was heard of lately.
+    /// Whether a follower was heard of lately and takes entries.
     pub(crate) fn is_following(&self, node: u64) -> bool {
         let progress = self.raw.raft.prs().get(node);
-        progress.is_some_and(|progress| progress.state == ProgressState::Replicate && progress.recent_active)
+        progress.is_some_and(|progress| progress.state != ProgressState::Snapshot && progress.recent_active)
     }
 
     /// Whether a follower waits for a snapshot to be installed.

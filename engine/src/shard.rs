@@ -13,6 +13,7 @@ mod cluster;
 mod elections;
 mod group;
 mod groups;
+mod hooks;
 mod meta;
 mod owners;
 mod peers;
@@ -65,6 +66,8 @@ pub struct Config {
     pub seed: u64,
     /// Budget for payloads, results and records, in bytes; beyond it submissions are refused as `overloaded`.
     pub memory_bytes_max: u64,
+    /// Log entries kept in memory for replicas that lag, over all partitions, in bytes; one that lags more gets a snapshot.
+    pub log_bytes_kept: u64,
     /// Final tasks kept per partition at most; beyond it the oldest are forgotten before their retention ends.
     pub kept_max: u32,
     /// How long queues that are not configured keep final tasks, in milliseconds.
@@ -95,6 +98,7 @@ impl Config {
             limits: Limits::default(),
             seed: 1,
             memory_bytes_max: 1 << 30,
+            log_bytes_kept: 128 << 20,
             kept_max: 1_000_000,
             retention_ms: crate::queue::RETENTION_MS_DEFAULT,
             auto_create_queues: true,
@@ -221,6 +225,8 @@ pub struct Shard {
     local: snapshots::Local,
     /// What recovery found so far, until the start.
     found: BTreeMap<u16, recovery::Found>,
+    /// The record that was replayed last.
+    replayed: u64,
 }
 
 impl Shard {
@@ -263,6 +269,7 @@ impl Shard {
             draining: false,
             local: snapshots::Local::default(),
             found: BTreeMap::new(),
+            replayed: 0,
             config,
         }
     }

@@ -10,15 +10,16 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use glommio::timer::sleep;
 use glommio::{LocalExecutorBuilder, Placement};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use taskmaster_net::listener::{Listener, reserve};
-use taskmaster_net::peers::{Identity, PeerHandler, Peers, Sent};
+use taskmaster_net::peers::{Identity, PeerHandler, Peers, Sent, Tls, TlsFiles};
 use taskmaster_net::wake::Bell;
 use taskmaster_protocol::{FrameBuffer, NodeId};
 
@@ -76,10 +77,10 @@ fn executor(core: usize) -> LocalExecutorBuilder {
         .preempt_timer(Duration::from_secs(1 << 20))
 }
 
-fn start(node: NodeId, own: SocketAddr, to: (NodeId, SocketAddr), owner: &Rc<Owner>) -> Rc<Peers> {
+fn start(node: NodeId, own: SocketAddr, to: (NodeId, SocketAddr), owner: &Rc<Owner>, tls: Option<Tls>) -> Rc<Peers> {
     let cluster_name = "bench".to_owned();
     let identity = Identity { cluster_name, cluster: 1, node, node_name: format!("n{}", node.0), shard: 0, version: 1 };
-    let peers = Peers::new(identity);
+    let peers = Peers::new(identity, tls);
     peers.start(Rc::clone(owner) as Rc<dyn PeerHandler>);
     let listener = Listener::bind(own).expect("the address is free");
     glommio::spawn_local(Rc::clone(&peers).accept(listener)).detach();
@@ -87,23 +88,51 @@ fn start(node: NodeId, own: SocketAddr, to: (NodeId, SocketAddr), owner: &Rc<Own
     peers
 }
 
+/// TLS for both nodes: one authority, and a certificate for each.
+fn certificates() -> [Option<Tls>; 2] {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |file: &str| folder.path().join(file);
+    let key = || KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::new(Vec::<String>::new()).expect("no names");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = key();
+    std::fs::write(path("ca"), params.self_signed(&authority).expect("a certificate").pem()).expect("room");
+    let issuer = Issuer::new(params, authority);
+    ["n1", "n2"].map(|name| {
+        let (params, key) = (CertificateParams::new(vec![name.to_owned()]).expect("a name"), key());
+        std::fs::write(path("cert"), params.signed_by(&key, &issuer).expect("a certificate").pem()).expect("room");
+        std::fs::write(path("key"), key.serialize_pem()).expect("room");
+        let files = TlsFiles { ca: path("ca"), cert: path("cert"), key: path("key") };
+        Some(Tls::load(&files, name).expect("good files"))
+    })
+}
+
 /// Two nodes: the first carries out orders, for as long as there are any.
-fn nodes(orders: Receiver<Order>, times: Sender<Duration>) {
+fn nodes(orders: Receiver<Order>, times: Sender<Duration>, [tls_a, tls_b]: [Option<Tls>; 2]) {
     let free = || reserve(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port is free");
     let (at_a, at_b) = (free(), free());
     let arrived = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&arrived);
     let receiver = move || async move {
         let owner = Rc::new(Owner { arrived: counted, ..Owner::default() });
-        let peers = start(B, at_b, (A, at_a), &owner);
+        let peers = start(B, at_b, (A, at_a), &owner, tls_b);
         *owner.peers.borrow_mut() = Some(peers);
         std::future::pending::<()>().await;
     };
     executor(1).spawn(receiver).expect("an executor starts");
     let sender = move || async move {
         let owner = Rc::new(Owner::default());
-        let peers = start(A, at_a, (B, at_b), &owner);
-        for Order { batches, bytes, round_trips } in orders {
+        let peers = start(A, at_a, (B, at_b), &owner, tls_a);
+        loop {
+            // Not by blocking: a silent peer is given up.
+            let Order { batches, bytes, round_trips } = match orders.try_recv() {
+                Ok(order) => order,
+                Err(TryRecvError::Empty) => {
+                    sleep(Duration::from_millis(5)).await;
+                    continue;
+                }
+                Err(TryRecvError::Disconnected) => return,
+            };
             let start = Instant::now();
             if round_trips {
                 for _ in 0..batches {
@@ -176,28 +205,34 @@ fn bare(batches: u64, bytes: usize, round_trips: bool) -> Duration {
     elapsed
 }
 
-fn peers(c: &mut Criterion) {
+/// Starts two nodes and gives what times them.
+fn timed(tls: [Option<Tls>; 2]) -> impl Fn(u64, usize, bool) -> Duration {
     let ((orders, to_do), (done, times)) = (channel(), channel());
-    nodes(to_do, done);
-    let time = |batches, bytes, round_trips| {
+    nodes(to_do, done, tls);
+    move |batches, bytes, round_trips| {
         orders.send(Order { batches, bytes, round_trips }).expect("the sender runs");
         times.recv().expect("the sender answers")
-    };
+    }
+}
+
+fn peers(c: &mut Criterion) {
+    let (plain, tls) = (timed([None, None]), timed(certificates()));
     let mut group = c.benchmark_group("peers");
     group.sample_size(10);
     for bytes in SIZES {
         group.throughput(Throughput::Bytes(bytes as u64));
-        let id = format!("{} KiB", bytes >> 10);
-        group.bench_function(BenchmarkId::new("stream", &id), |b| b.iter_custom(|batches| time(batches, bytes, false)));
-        group.bench_function(BenchmarkId::new("stream floor", &id), |b| {
-            b.iter_custom(|batches| bare(batches, bytes, false));
-        });
-        group.bench_function(BenchmarkId::new("round trip", &id), |b| {
-            b.iter_custom(|batches| time(batches, bytes, true))
-        });
-        group.bench_function(BenchmarkId::new("round trip floor", &id), |b| {
-            b.iter_custom(|batches| bare(batches, bytes, true));
-        });
+        let size = format!("{} KiB", bytes >> 10);
+        for (name, round_trips) in [("stream", false), ("round trip", true)] {
+            group.bench_function(BenchmarkId::new(name, &size), |b| {
+                b.iter_custom(|batches| plain(batches, bytes, round_trips));
+            });
+            group.bench_function(BenchmarkId::new(format!("{name} tls"), &size), |b| {
+                b.iter_custom(|batches| tls(batches, bytes, round_trips));
+            });
+            group.bench_function(BenchmarkId::new(format!("{name} floor"), &size), |b| {
+                b.iter_custom(|batches| bare(batches, bytes, round_trips));
+            });
+        }
     }
     group.finish();
 }

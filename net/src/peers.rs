@@ -20,6 +20,7 @@ mod dial;
 mod greeting;
 mod link;
 mod refusals;
+mod tls;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -41,6 +42,7 @@ pub use link::UNSENT_BYTES_MAX;
 use link::{Link, Taken};
 use refusals::Refusals;
 pub use refusals::Refused;
+pub use tls::{Tls, TlsError, TlsFiles};
 
 /// How often silent links are looked at.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
@@ -130,6 +132,7 @@ pub struct PeerLink {
 /// The links of one shard.
 pub struct Peers {
     identity: Identity,
+    tls: Option<Tls>,
     cluster: Cell<u128>,
     handler: RefCell<Option<Rc<dyn PeerHandler>>>,
     outgoing: RefCell<BTreeMap<(NodeId, u16), Rc<Outgoing>>>,
@@ -147,12 +150,12 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Links of this shard. Nothing happens before [`Self::start`].
+    /// Links of this shard, under TLS if it is given. Nothing happens before [`Self::start`].
     ///
     /// # Panics
     /// If a name is longer than [`NAME_BYTES_MAX`] or the node id is zero.
     #[must_use]
-    pub fn new(identity: Identity) -> Rc<Self> {
+    pub fn new(identity: Identity, tls: Option<Tls>) -> Rc<Self> {
         assert!(identity.cluster_name.len() <= NAME_BYTES_MAX, "the configuration bounds names");
         assert!(identity.node_name.len() <= NAME_BYTES_MAX, "the configuration bounds names");
         assert!(identity.node.0 != 0, "a node has an id");
@@ -161,6 +164,7 @@ impl Peers {
             cluster: Cell::new(identity.cluster),
             random: Cell::new(identity.node.0 ^ (u64::from(clock) << 16) ^ u64::from(identity.shard) | 1),
             identity,
+            tls,
             handler: RefCell::default(),
             outgoing: RefCell::default(),
             incoming: RefCell::default(),

@@ -1,5 +1,8 @@
 //! Links between nodes over loopback: shards on executors of their own, peers that behave and peers that do not.
 
+#[path = "peers/tls.rs"]
+mod tls;
+
 use std::cell::RefCell;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -12,7 +15,7 @@ use std::time::{Duration, Instant};
 use glommio::timer::sleep;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use taskmaster_net::listener::{Listener, reserve};
-use taskmaster_net::peers::{Identity, PeerHandler, Peers, Sent, UNSENT_BYTES_MAX};
+use taskmaster_net::peers::{Identity, PeerHandler, Peers, Refused, Sent, Tls, UNSENT_BYTES_MAX};
 use taskmaster_protocol::peer::{self, Kind, PEER_BODY_BYTES_MAX, PeerHello, Reason};
 use taskmaster_protocol::{FrameBuffer, NodeId};
 
@@ -79,7 +82,11 @@ struct Node {
 
 impl Node {
     fn start(identity: Identity, address: SocketAddr) -> Self {
-        let (peers, recorder) = (Peers::new(identity), Rc::new(Recorder::default()));
+        Self::start_with(identity, address, None)
+    }
+
+    fn start_with(identity: Identity, address: SocketAddr, tls: Option<Tls>) -> Self {
+        let (peers, recorder) = (Peers::new(identity, tls), Rc::new(Recorder::default()));
         peers.start(Rc::clone(&recorder) as Rc<dyn PeerHandler>);
         glommio::spawn_local(Rc::clone(&peers).accept(Listener::bind(address).expect("the address is free"))).detach();
         Self { peers, recorder, address }
@@ -105,7 +112,7 @@ impl Node {
         self.recorder.seen.borrow().lost.len()
     }
 
-    async fn refusal(&self) -> taskmaster_net::peers::Refused {
+    async fn refusal(&self) -> Refused {
         until("a refusal is listed", || !self.peers.refusals().is_empty()).await;
         self.peers.refusals().pop().expect("one is listed")
     }
@@ -340,13 +347,32 @@ fn strangers_are_refused_with_a_sentence_and_harm_nobody() {
             })
             .await;
             let refused = b.refusal().await;
-            assert_eq!((refused.reason, refused.by_us), (Reason::Garbage, true));
+            let reason = if expected.contains("TLS") { Reason::Tls } else { Reason::Garbage };
+            assert_eq!((refused.reason, refused.by_us), (reason, true));
             assert!(refused.sentence.contains(expected) && refused.sentence.contains("\"nb\""), "{}", refused.sentence);
         }
-        assert_eq!(b.peers.refusals()[0].count, 6);
+        let counts: u64 = b.peers.refusals().iter().map(|refused| refused.count).sum();
+        assert_eq!((b.peers.refusals().len(), counts), (2, 6));
         a.knows(B, &b);
         assert_eq!(a.send(B, b"still there"), Sent::Queued);
         until("a peer is served", || b.batches() == 1).await;
+    });
+    both.join().unwrap();
+}
+
+#[test]
+fn a_crowd_of_silent_strangers_is_bounded_and_passes() {
+    let both = shard(|| async {
+        let (a, b) = (Node::start(identity(A), address()), Node::start(identity(B), address()));
+        let crowd: Vec<_> = (0..80).map(|_| TcpStream::connect(b.address).unwrap()).collect();
+        assert_eq!(b.refusal().await.reason, Reason::Busy);
+        a.knows(B, &b);
+        until("the silent ones were given up and a peer is served", || {
+            let _ = a.send(B, b"a peer");
+            b.batches() > 0
+        })
+        .await;
+        drop(crowd);
     });
     both.join().unwrap();
 }

@@ -1,39 +1,105 @@
-//! The deterministic simulator: the real engine and the real log in a world made of one seed.
+//! The deterministic simulator: whole nodes of a cluster in one thread and virtual time, in a world made of one seed.
 //!
-//! Virtual time, a disk that forgets what was not flushed, a network that loses and delays, producers and workers that
-//! misbehave, a node that loses power; and an oracle that knows what was acknowledged. Real are the engine
-//! (`taskmaster_engine::Shard`), the log's writer and recovery (`taskmaster_storage::wal`), and every frame. Not simulated:
-//! glommio, sockets, the mesh between shards; processes and real disks are tested beside it.
+//! Real are the engine with its replicas (`taskmaster_engine::Shard`), gossip (`taskmaster_engine::cluster::membership`), the
+//! log's writer and recovery (`taskmaster_storage::wal`), and every frame and peer message. Simulated are clocks, disks that
+//! forget and rot, networks that lose, delay and part, processes that die and stall, operators that move things about, and
+//! producers and workers that misbehave. An oracle sees all wires and knows what was acknowledged. Not simulated: glommio,
+//! sockets; processes and real disks are tested beside it.
 //!
-//! Invariant: the same seed gives the same trace hash. A failing seed is kept as a test under a name.
+//! Invariant: the same options give the same trace hash. A failing seed is kept as a test under a name.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 mod actor;
+mod client;
 mod dice;
 mod disk;
-mod inspect;
+mod faults;
+mod minimise;
 mod network;
 mod node;
 mod oracle;
+mod reader;
+mod scenario;
+mod shard_loop;
 pub mod shards;
 mod workers;
 mod workload;
 mod world;
 
-/// A bug planted in the glue between engine and log, to see that the oracle notices.
+pub use faults::FaultSet;
+pub use minimise::{Minimal, minimise};
+
+/// A bug planted to see that the oracle notices. Those of the engine's inside are planted by its hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Defect {
-    /// Requests are answered once they are appended, before the flush.
+    /// Entries count as durable once they are appended, before the flush.
     AcknowledgeBeforeFlush,
     /// A finished write is taken as durable although one before it is not.
     AcknowledgeOutOfOrder,
-    /// Fencing tokens start at the same term after every restart.
-    ReuseTerm,
+    /// Terms and votes are not logged.
+    SkipHardState,
+    /// Fencing tokens start again with every leader.
+    ReuseToken,
+    /// A new leader does not know which unique keys are taken.
+    ForgetUniqueKeys,
+    /// After an installed snapshot an entry is applied before the one that precedes it.
+    ApplyOutOfOrderAfterSnapshot,
+    /// A learner says that it has entries which it did not log.
+    LoseLearnerTail,
     /// A snapshot claims to cover blocks that were written after it.
     SnapshotClaimsTooMuch,
     /// Recovery passes over one record of the log.
     DropRecoveredEntry,
+}
+
+impl Defect {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::AcknowledgeBeforeFlush,
+        Self::AcknowledgeOutOfOrder,
+        Self::SkipHardState,
+        Self::ReuseToken,
+        Self::ForgetUniqueKeys,
+        Self::ApplyOutOfOrderAfterSnapshot,
+        Self::LoseLearnerTail,
+        Self::SnapshotClaimsTooMuch,
+        Self::DropRecoveredEntry,
+    ];
+}
+
+/// What makes a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// All chance follows from it.
+    pub seed: u64,
+    /// Nodes; 0 lets the seed choose 1 to 5.
+    pub nodes: u16,
+    /// Virtual minutes of load and faults; 0 lets the seed choose a few seconds.
+    pub minutes: u32,
+    /// What may go wrong.
+    pub faults: FaultSet,
+    /// A planted bug.
+    pub defect: Option<Defect>,
+}
+
+impl Options {
+    /// A short run in which the seed chooses everything.
+    #[must_use]
+    pub const fn of_seed(seed: u64) -> Self {
+        Self { seed, nodes: 0, minutes: 0, faults: FaultSet::ALL, defect: None }
+    }
+}
+
+impl fmt::Display for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "--seed {} --nodes {} --minutes {} --faults {}", self.seed, self.nodes, self.minutes, self.faults)?;
+        match self.defect {
+            Some(defect) => write!(f, " (planted: {defect:?})"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What a run did.
@@ -43,10 +109,14 @@ pub struct Report {
     pub seed: u64,
     /// Hash over everything that happened.
     pub trace: u64,
+    /// Nodes.
+    pub nodes: u64,
     /// Events.
     pub events: u64,
     /// Virtual time, in microseconds.
     pub virtual_us: u64,
+    /// Faults that happened.
+    pub faults: u64,
     /// Tasks made.
     pub tasks: u64,
     /// Tasks whose submission was acknowledged.
@@ -55,19 +125,29 @@ pub struct Report {
     pub completions_acknowledged: u64,
     /// Leases given.
     pub assigned: u64,
-    /// Power losses.
+    /// Linearizable reads that were checked.
+    pub reads: u64,
+    /// Terms in which a leader served a partition.
+    pub leaderships: u64,
+    /// Processes that ended without warning.
     pub crashes: u64,
     /// Orderly shutdowns.
     pub shutdowns: u64,
-    /// Snapshots finished.
+    /// Disks lost, whole or by damage that was found.
+    pub disks_lost: u64,
+    /// Local snapshots finished.
     pub snapshots: u64,
+    /// Comparisons of two replicas at the same index.
+    pub replicas_compared: u64,
+    /// Peer messages and gossip packets delivered.
+    pub messages: u64,
 }
 
 /// A rule that did not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// The seed.
-    pub seed: u64,
+    /// What makes the run again.
+    pub options: Options,
     /// When, in virtual microseconds.
     pub at_us: u64,
     /// What.
@@ -76,19 +156,32 @@ pub struct Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "seed {} at {} us: {}", self.seed, self.at_us, self.sentence)
+        write!(f, "{} at {} us: {}", self.options, self.at_us, self.sentence)
     }
 }
 
 impl std::error::Error for Failure {}
 
-/// Runs one seed to its end.
+/// Runs to the end.
 ///
 /// # Errors
-/// The first rule that did not hold.
-///
-/// # Panics
-/// When an assertion of the engine or the log fails.
-pub fn run(seed: u64, defect: Option<Defect>) -> Result<Report, Failure> {
-    world::World::new(seed, defect).run()
+/// The first rule that did not hold, assertions of the engine and the log included (where panics unwind).
+pub fn run(options: &Options) -> Result<Report, Failure> {
+    run_planned(options, None)
+}
+
+/// Runs with those faults of the plan whose places in `kept` are true.
+fn run_planned(options: &Options, kept: Option<&[bool]>) -> Result<Report, Failure> {
+    let mut world = world::World::new(options, kept);
+    let outcome = catch_unwind(AssertUnwindSafe(|| world.play()));
+    let sentence = match outcome {
+        Ok(Ok(())) => return Ok(world.report()),
+        Ok(Err(sentence)) => sentence,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+            format!("an assertion failed: {}", text.unwrap_or("no message"))
+        }
+    };
+    Err(Failure { options: *options, at_us: world.now_us(), sentence })
 }

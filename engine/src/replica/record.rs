@@ -86,11 +86,11 @@ impl<'a> Fields<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
-    /// As many bytes as a length field said, and the padding behind them.
+    /// As many bytes as a length field said, and the padding behind them, if anything is.
     pub(crate) fn padded(&mut self, len: u32) -> Option<&'a [u8]> {
         let len = usize::try_from(len).ok()?;
-        let whole = self.bytes(len.checked_next_multiple_of(16)?)?;
-        Some(&whole[..len])
+        let whole = self.bytes(len.checked_next_multiple_of(16)?.min(self.0.len()))?;
+        whole.get(..len)
     }
 }
 
@@ -227,7 +227,7 @@ mod tests {
         let view = EntryView::read(&mut Fields(&bytes)).unwrap();
         assert_eq!((view.group, view.index, view.term, view.commit, view.data), (5, 7, 3, 6, &b"0123456789"[..]));
         assert_eq!(view.entry(aligned(view.data)), entry);
-        for cut in 0..bytes.len() {
+        for cut in 0..ENTRY_HEADER_BYTES + entry.data.len() {
             assert!(EntryView::read(&mut Fields(&bytes[..cut])).is_none());
         }
         bytes[2] = FORM_CONFIGURATION;

@@ -218,10 +218,11 @@ impl Shard {
         self.group(partition.0).map_or(0, |group| group.replica.term())
     }
 
-    /// The voters of a partition, as its replica here has applied them.
+    /// The voters of a partition, as its replica here has applied them; none between two configurations.
     #[must_use]
     pub fn voters(&self, partition: PartitionId) -> Vec<NodeId> {
-        let voters = self.group(partition.0).map(|group| &group.replica.conf().voters);
+        let conf = self.group(partition.0).map(|group| group.replica.conf());
+        let voters = conf.filter(|conf| !crate::replica::conf::is_joint(conf)).map(|conf| &conf.voters);
         voters.into_iter().flatten().map(|&node| NodeId(node)).collect()
     }
 

@@ -19,6 +19,9 @@ use crate::replica::log::Position;
 
 /// Most bytes of commands that are not applied yet, over all groups of a shard; beyond it requests are refused.
 pub(super) const BACKLOG_BYTES_MAX: u64 = 256 << 20;
+/// Commands of a turn beyond this many bytes go into another entry: an entry must fit a block of the log, and a single command
+/// may be as long as a frame.
+const ENTRY_BYTES_MAX: usize = 512 << 10;
 
 /// A request whose command is on its way.
 #[derive(Default)]
@@ -79,6 +82,8 @@ pub(super) struct Group {
     pub(super) number: u16,
     pub(super) replica: Replica,
     batch: FrameBuffer,
+    /// Where each command of the batch ends.
+    ends: Vec<usize>,
     requests: Vec<Request>,
     proposed: VecDeque<Proposed>,
     pub(super) reads: Reads,
@@ -100,6 +105,7 @@ impl Group {
             number,
             replica,
             batch: FrameBuffer::new(),
+            ends: Vec::new(),
             requests: Vec::new(),
             proposed: VecDeque::new(),
             reads: Reads::default(),
@@ -122,21 +128,38 @@ impl Group {
         let before = self.batch.len();
         let resend = request.origin.as_ref().is_some_and(|(_, header)| header.is_resend());
         entry::append(&mut self.batch, verb, resend, time_us, body);
+        self.ends.push(self.batch.len());
         self.requests.push(request);
         (self.batch.len() - before) as u64
     }
 
-    /// Proposes what was admitted in this turn as one entry. While leadership is being handed over it waits.
+    /// Proposes what was admitted in this turn, as one entry unless it is long. While leadership is being handed over it waits.
     pub(super) fn propose(&mut self) {
         if self.batch.is_empty() || self.replica.is_transferring() {
             return;
         }
-        let batch = core::mem::take(&mut self.batch);
+        let (batch, ends) = (core::mem::take(&mut self.batch), core::mem::take(&mut self.ends));
+        let mut requests = core::mem::take(&mut self.requests);
+        if batch.len() <= ENTRY_BYTES_MAX || ends.len() == 1 {
+            self.propose_entry(batch, requests);
+            return;
+        }
+        let (mut from, mut first) = (0, 0);
+        while first < ends.len() {
+            let fits = ends[first..].iter().take_while(|&&end| end - from <= ENTRY_BYTES_MAX).count().max(1);
+            let until = ends[first + fits - 1];
+            let mut part = FrameBuffer::with_capacity(until - from);
+            part.extend_from_slice(&batch[from..until]);
+            self.propose_entry(part, requests.drain(..fits).collect());
+            (from, first) = (until, first + fits);
+        }
+    }
+
+    fn propose_entry(&mut self, batch: FrameBuffer, requests: Vec<Request>) {
         let bytes = batch.len() as u64;
         let Some(at) = self.replica.propose(Bytes::from_owner(batch)) else {
             unreachable!("a serving replica leads, and leaders take proposals")
         };
-        let requests = core::mem::take(&mut self.requests);
         self.proposed.push_back(Proposed { at, requests, bytes });
     }
 
@@ -166,6 +189,7 @@ impl Group {
     pub(super) fn give_up_requests(&mut self) -> (Vec<Request>, u64) {
         let mut bytes = self.batch.len() as u64;
         self.batch = FrameBuffer::new();
+        self.ends.clear();
         let mut requests = Vec::new();
         for proposed in self.proposed.drain(..) {
             requests.extend(proposed.requests);

@@ -15,10 +15,8 @@ use crate::refused::Refused;
 use crate::replica::log::Position;
 use crate::replica::{Replica, message};
 
-/// Bytes of log entries that a shard keeps in memory for followers that lag, over all groups.
-const LOG_BYTES_KEPT: u64 = 128 << 20;
-/// Least that one group may keep of it.
-const GROUP_LOG_BYTES_KEPT_MIN: u64 = 256 << 10;
+/// Least that one group may keep of its log in memory, in bytes.
+const GROUP_LOG_BYTES_KEPT_MIN: u64 = 16 << 10;
 /// How much longer a log may get while a snapshot is on its way to a follower.
 const PINNED_FACTOR: u64 = 8;
 /// When a client should look for the leader again, in milliseconds.
@@ -231,12 +229,13 @@ impl Shard {
     /// Cuts off what of a group's log nobody needs any longer.
     fn cut_log(&self, group: &mut Group) {
         let applied = group.replica.applied().index;
+        let applied = self.kept_for_snapshot(group.number).map_or(applied, |kept| kept.min(applied));
         if group.replica.is_alone() {
             group.replica.log_mut().cut(applied);
             return;
         }
         let groups = self.groups.iter().flatten().count() as u64 + 1;
-        let mut kept = (LOG_BYTES_KEPT / groups).max(GROUP_LOG_BYTES_KEPT_MIN);
+        let mut kept = (self.config.log_bytes_kept / groups).max(GROUP_LOG_BYTES_KEPT_MIN);
         let mut until = applied;
         if group.replica.is_leader() {
             let by_all = group.replica.matched_by_all();

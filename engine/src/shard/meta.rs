@@ -11,8 +11,8 @@ use crate::cluster::map::{ClusterMap, Command};
 use crate::effects::ConnId;
 use crate::peer::{self, Kind, META_GROUP, PeerAddr};
 use crate::refused::Refused;
-use crate::replica::conf;
 use crate::replica::record::Fields;
+use crate::replica::{conf, record};
 
 /// Between two looks of the controller, and two reports, in microseconds.
 const PLAN_US: u64 = 500_000;
@@ -29,6 +29,8 @@ pub(super) struct Meta {
     view: View,
     is_leading: bool,
     is_changed: bool,
+    /// A changed map, and the record that must be durable before anything follows from it.
+    changed: Option<(u64, ClusterMap)>,
     plan_us: u64,
     report_us: u64,
     join_us: u64,
@@ -159,11 +161,19 @@ impl Shard {
         }
     }
 
-    /// Takes a changed map over, here and for the node's other shards.
+    /// Takes a changed map over, here and for the node's other shards, once the log says that it is committed: what follows from
+    /// a map must not be undone by an older one after a restart.
     pub(super) fn watch_map(&mut self, effects: &mut Effects) {
         if core::mem::take(&mut self.meta.is_changed)
             && let Some(map) = self.meta.map.clone()
+            && let Some(group) = self.group(META_GROUP)
         {
+            let commit = group.replica.applied().index;
+            let hard = HardState { commit, ..group.replica.log().hard.clone() };
+            let record = record::hard(META_GROUP, &hard);
+            self.meta.changed = Some((self.unlogged.push(record::kind::HARD, &record, bytes::Bytes::new()), map));
+        }
+        if let Some((_, map)) = self.meta.changed.take_if(|(sequence, _)| *sequence <= self.durable_sequence) {
             self.adopt(map);
         }
         if core::mem::take(&mut self.map_is_new)

@@ -124,6 +124,8 @@ fn step(replica: &mut Replica, own: u64, voters: Vec<u64>, learners: &[u64], pre
         target.push(own);
         target.sort_unstable();
     }
+    let learners: Vec<u64> = learners.iter().copied().filter(|node| !target.contains(node)).collect();
+    let learners = &learners[..];
     let next = conf::step(replica.conf(), &target, learners, |node| has_caught_up(replica, node));
     if let Some(next) = next {
         return replica.propose_conf(&next).is_some();

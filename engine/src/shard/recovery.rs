@@ -73,6 +73,7 @@ impl Shard {
     }
 
     fn restore_head(&mut self, head: Head) -> Result<(), EntryError> {
+        self.check_place(head.group)?;
         if head.group != META_GROUP {
             let place = self.partitions.get_mut(usize::from(head.group));
             let place = place.ok_or(EntryError::Record("a partition's number in the snapshot"))?;
@@ -114,6 +115,11 @@ impl Shard {
     /// [`EntryError`] when it does not read as one, cannot be applied, or lacks one before it.
     pub fn replay(&mut self, sequence: u64, record_kind: u32, bytes: &[u8]) -> Result<(), EntryError> {
         self.finish_restoring();
+        // A node that was brought back by its snapshot alone counts from one again.
+        let missing = core::mem::replace(&mut self.replayed, sequence) + 1;
+        if missing > 1 && sequence > missing {
+            return Err(EntryError::Gap { sequence, missing });
+        }
         self.unlogged.recovered(sequence);
         match record_kind {
             kind::ENTRY => {
@@ -123,8 +129,7 @@ impl Shard {
             }
             kind::HARD => {
                 let (group, hard) = read_hard(bytes).ok_or(EntryError::Record("a log record of a vote"))?;
-                self.found_mut(group);
-                merge_hard(&mut self.found_mut(group).log.hard, &hard);
+                merge_hard(&mut self.found_mut(group)?.log.hard, &hard);
                 Ok(())
             }
             kind::CHUNK => {
@@ -144,9 +149,20 @@ impl Shard {
         }
     }
 
-    fn found_mut(&mut self, group: u16) -> &mut Found {
+    /// Whether a group's replica can be on this shard.
+    fn check_place(&self, group: u16) -> Result<(), EntryError> {
+        let shards = u16::try_from(self.config.node.shards()).unwrap_or(1).max(1);
+        let is_here = match group {
+            META_GROUP => self.config.number == 0,
+            group => usize::from(group) < self.partitions.len() && group % shards == self.config.number,
+        };
+        if is_here { Ok(()) } else { Err(EntryError::Elsewhere(PartitionId(group))) }
+    }
+
+    fn found_mut(&mut self, group: u16) -> Result<&mut Found, EntryError> {
+        self.check_place(group)?;
         let has_partition = self.partitions.get(usize::from(group)).is_some_and(Option::is_some);
-        if group != META_GROUP && !has_partition && usize::from(group) < self.partitions.len() {
+        if group != META_GROUP && !has_partition {
             self.partitions[usize::from(group)] = Some(Box::new(Partition::new(PartitionId(group))));
         }
         let removed = self.meta.take_removed(group);
@@ -154,11 +170,11 @@ impl Shard {
         if let Some(hard) = removed {
             merge_hard(&mut found.log.hard, &hard);
         }
-        found
+        Ok(found)
     }
 
     fn replay_entry(&mut self, view: &EntryView<'_>) -> Result<(), EntryError> {
-        let found = self.found_mut(view.group);
+        let found = self.found_mut(view.group)?;
         let entry = view.entry(aligned(view.data));
         let missing = found.log.last().index + 1;
         if found.log.replay(entry) {
@@ -192,7 +208,7 @@ impl Shard {
     fn replay_install(&mut self, bytes: &[u8]) -> Result<(), EntryError> {
         let unreadable = EntryError::Record("a log record of an installed snapshot");
         let (group, at, to) = record::read_install(bytes).ok_or(unreadable)?;
-        let found = self.found_mut(group);
+        let found = self.found_mut(group)?;
         if found.applied.index >= at.index {
             // The snapshot that recovery began with has it.
             return Ok(());
@@ -209,6 +225,8 @@ impl Shard {
     pub fn start(&mut self, now_us: u64) {
         self.last_time_us = self.clock.now_us(now_us);
         self.finish_restoring();
+        // The newest map that this node followed, before anything is decided by it.
+        let _ = self.apply_found(META_GROUP, 0);
         let has_past = self.unlogged.last_sequence() > 0 || !self.found.is_empty();
         for (group, mut found) in core::mem::take(&mut self.found) {
             let (first, last) = (found.log.before().index, found.log.last().index);

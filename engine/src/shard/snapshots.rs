@@ -94,8 +94,8 @@ const _: () = assert!(HEAD_BYTES == 8 + 6 * 8 + 8 + 8);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
     Head,
-    /// Entries from this index on.
-    Entries(u64),
+    /// Entries from one index to another; the log keeps them until they are written.
+    Entries(u64, u64),
     State,
     End,
 }
@@ -204,15 +204,16 @@ impl Shard {
         match part {
             Part::Head => {
                 let head = self.head(number)?;
+                let last = self.group(number)?.replica.log().last().index;
                 head.write(out);
                 if let Some(partition) = self.partitions.get_mut(usize::from(number)).and_then(Option::as_deref_mut) {
                     snapshot::begin(partition, &self.arena);
                 }
-                let next = if for_recovery { Part::Entries(head.at.index + 1) } else { Part::State };
+                let next = if for_recovery { Part::Entries(head.at.index + 1, last) } else { Part::State };
                 Some((tag::HEAD, next))
             }
-            Part::Entries(from) => match self.write_entries(number, from, out) {
-                Some(next) => Some((tag::ENTRIES, Part::Entries(next))),
+            Part::Entries(from, last) => match self.write_entries(number, from, last, out) {
+                Some(next) => Some((tag::ENTRIES, Part::Entries(next, last))),
                 None => self.write_part(number, Part::State, for_recovery, out),
             },
             Part::State if number == META_GROUP => {
@@ -243,10 +244,20 @@ impl Shard {
         })
     }
 
-    /// Appends entries from an index on; the index that follows, or `None` when there are none.
-    fn write_entries(&self, number: u16, from: u64, out: &mut FrameBuffer) -> Option<u64> {
+    /// Up to where a group's log may be cut, when entries behind are still to be written.
+    pub(super) fn kept_for_snapshot(&self, number: u16) -> Option<u64> {
+        let (place, part) = self.local.at?;
+        match part {
+            Part::Entries(from, last) if from <= last && self.place(number) == Some(place) => Some(from - 1),
+            _ => None,
+        }
+    }
+
+    /// Appends entries from one index to another; the index that follows, or `None` when there are none.
+    fn write_entries(&self, number: u16, from: u64, last: u64, out: &mut FrameBuffer) -> Option<u64> {
         let mut next = None;
-        for entry in self.group(number)?.replica.log().tail(from) {
+        // Later ones were not durable when the snapshot began: the log has them.
+        for entry in self.group(number)?.replica.log().tail(from).take_while(|entry| entry.index <= last) {
             if out.len() >= ENTRIES_BYTES {
                 break;
             }

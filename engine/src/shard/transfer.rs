@@ -209,7 +209,7 @@ impl Shard {
         }
     }
 
-    /// Offers what has arrived whole to the library, and gives up what does not move.
+    /// Offers what has arrived whole to the library; ends transfers that are over, stuck, or to nobody any more.
     fn end_transfers(&mut self) {
         let now_us = self.last_time_us;
         let mut index = 0;
@@ -217,35 +217,34 @@ impl Shard {
             let sending = &self.transfers.sending[index];
             let is_done = sending.is_written && sending.under_way.is_empty();
             let is_stuck = now_us.saturating_sub(sending.progress_us) > GIVE_UP_US;
-            let (number, to) = (sending.group, sending.to.0);
-            let Some(group) = self.group_mut(number) else {
-                self.transfers.sending.swap_remove(index);
-                continue;
-            };
-            if is_stuck {
-                if group.replica.is_taking_snapshot(to) {
-                    group.replica.snapshot_failed(to);
-                    self.touch(number);
-                }
-                let sending = self.transfers.sending.swap_remove(index);
-                if !sending.is_written
-                    && let Some(partition) = self.partitions.get_mut(usize::from(number)).and_then(Option::as_deref_mut)
-                {
-                    crate::snapshot::abandon(partition);
-                }
+            let (number, to, at) = (sending.group, sending.to.0, sending.at.clone());
+            let matched = self.group(number).and_then(|group| group.replica.matched(to));
+            let begins_at = at.as_ref().map_or(0, |(at, _)| at.index);
+            if is_stuck || matched.is_none() || (is_done && matched.is_some_and(|matched| matched >= begins_at)) {
+                self.end_transfer(index, is_stuck);
                 continue;
             }
-            if is_done && group.replica.is_following(to) {
-                self.transfers.sending.swap_remove(index);
-                continue;
-            }
-            if is_done
-                && let Some((at, conf)) = self.transfers.sending[index].at.clone()
-                && let Some(group) = self.group(number)
-            {
+            if is_done && let (Some((at, conf)), Some(group)) = (at, self.group(number)) {
                 group.replica.log().offer(to, at, conf);
             }
             index += 1;
+        }
+    }
+
+    /// Forgets a transfer; what was being written of it stops.
+    fn end_transfer(&mut self, index: usize, failed: bool) {
+        let sending = self.transfers.sending.swap_remove(index);
+        if failed && let Some(group) = self.group_mut(sending.group) {
+            if group.replica.is_taking_snapshot(sending.to.0) {
+                group.replica.snapshot_failed(sending.to.0);
+            }
+            self.touch(sending.group);
+        }
+        if !sending.is_written
+            && sending.part != Part::Head
+            && let Some(partition) = self.partitions.get_mut(usize::from(sending.group)).and_then(Option::as_deref_mut)
+        {
+            crate::snapshot::abandon(partition);
         }
     }
 
@@ -259,15 +258,11 @@ impl Shard {
         let Some(sending) = self.transfers.sending.iter_mut().find(is_it) else { return };
         if next < sending.taken {
             // It lost what it had: all anew.
-            let (group, to) = (sending.group, sending.to);
-            let was_written = sending.is_written;
-            self.transfers.sending.retain(|sending| sending.id != id);
-            if !was_written
-                && let Some(partition) = self.partitions.get_mut(usize::from(group)).and_then(Option::as_deref_mut)
-            {
-                crate::snapshot::abandon(partition);
+            let wanted = (sending.group, sending.to);
+            if let Some(index) = self.transfers.sending.iter().position(|sending| sending.id == id) {
+                self.end_transfer(index, false);
             }
-            self.transfers.wanted.push_back((group, to));
+            self.transfers.wanted.push_back(wanted);
             return;
         }
         while sending.taken < next && sending.under_way.pop_front().is_some() {

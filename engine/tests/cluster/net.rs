@@ -61,6 +61,7 @@ fn aligned(bytes: &[u8]) -> FrameBuffer {
 fn config(id: u64, founds: bool, partitions: u16) -> Config {
     let mut config = Config::standalone(NodeId(id), partitions);
     config.seed = 7 * id;
+    config.log_bytes_kept = 256 << 10;
     config.found = if founds { 99 } else { 0 };
     config.node.name = format!("n{id}");
     config.node.host = format!("10.0.0.{id}");
@@ -289,8 +290,8 @@ impl Net {
     pub(crate) fn pushes(&mut self, from: u64, operation: Operation) -> Vec<Message> {
         let inbox = &mut self.nodes.get_mut(&from).unwrap().inbox;
         let is_it = |message: &Message| message.header.operation == operation.number() && !message.header.is_response();
-        let (taken, rest) = inbox.drain(..).partition(is_it);
-        *inbox = rest;
+        let (taken, rest): (Vec<Message>, Vec<Message>) = inbox.drain(..).partition(is_it);
+        *inbox = rest.into();
         taken
     }
 

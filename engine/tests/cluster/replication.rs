@@ -1,7 +1,8 @@
 //! What a cluster promises, as short histories.
 
+use taskmaster_engine::State;
 use taskmaster_protocol::body::{
-    self, Assign, BatchReply, ClusterAdmin, Complete, CompleteRow, GetTask, SpecRow, Submit, Subscribe, TaskInfo,
+    self, Assign, BatchReply, ClusterAdmin, Complete, CompleteRow, GetTask, Spec, Submit, Subscribe, TaskInfo,
     TaskPage, TaskRow, cluster_verb,
 };
 use taskmaster_protocol::{Code, Operation, PartitionId, TaskId};
@@ -16,7 +17,7 @@ fn submit(partition: u16, numbers: core::ops::Range<u32>) -> Submit {
     let mut submit = Submit::default();
     let queue = body::put(&mut submit.bytes, b"q");
     let kind = body::put(&mut submit.bytes, b"k");
-    submit.specs.push(SpecRow { queue, kind, lease_ms: 5_000, attempts_max: 3, priority: 2, ..SpecRow::default() });
+    submit.specs.push(Spec { queue, kind, lease_ms: 5_000, attempts_max: 3, priority: 2, ..Spec::default() });
     for number in numbers {
         let payload = body::put(&mut submit.bytes, format!("payload {number}").as_bytes());
         submit.tasks.push(TaskRow { id: id(partition, number), payload, ..TaskRow::default() });
@@ -32,12 +33,12 @@ fn accepted(net: &mut Net, partition: u16, numbers: core::ops::Range<u32>) -> u3
     reply.accepted + u32::try_from(duplicates).unwrap()
 }
 
-fn state_of(net: &mut Net, partition: u16, number: u32) -> u8 {
+fn state_of(net: &mut Net, partition: u16, number: u32) -> State {
     let message = net.call(partition, &GetTask { id: id(partition, number) });
     assert_eq!(message.code(), Code::Ok, "task {number}");
     let page = rkyv::from_bytes::<TaskPage, rkyv::rancor::Error>(&message.body).unwrap();
-    let row: &TaskInfo = &page.tasks[0];
-    u8::try_from(row.state).unwrap()
+    let row: &TaskInfo = &page.rows[0];
+    State::from_number(row.state).unwrap()
 }
 
 /// Three nodes, each with a replica of every partition.
@@ -90,7 +91,7 @@ fn what_was_accepted_survives_its_leader() {
         net.kill(leader);
         net.until("another leader", |net| net.leader(0).is_some_and(|other| other != leader));
         for number in 0..100 * round {
-            assert_eq!(state_of(&mut net, 0, number), 3, "ready");
+            assert_eq!(state_of(&mut net, 0, number), State::Ready);
         }
         assert_eq!(accepted(&mut net, 0, 100 * round..100 * (round + 1)), 100);
         net.start(leader);
@@ -141,7 +142,7 @@ fn a_lease_of_a_lost_leader_is_given_again_under_a_higher_token() {
     net.run_ms(2_000);
     assert_ne!(net.reply(first, late).map(|message| message.code()), Some(Code::Ok), "nothing was committed there");
     net.assert_equal(0);
-    assert_eq!(state_of(&mut net, 0, 0), 5, "succeeded");
+    assert_eq!(state_of(&mut net, 0, 0), State::Succeeded);
 }
 
 #[test]
@@ -163,7 +164,7 @@ fn a_follower_that_was_away_for_long_takes_a_snapshot() {
     let follower = [1, 2, 3].into_iter().find(|&id| Some(id) != net.leader(0)).unwrap();
     net.kill(follower);
     // More than a log in memory keeps.
-    let large = vec![7u8; 900_000];
+    let large = vec![7u8; 9_000];
     for number in 0..400u32 {
         let mut submit = submit(0, number..number + 1);
         submit.tasks[0].payload = body::put(&mut submit.bytes, &large);
@@ -198,7 +199,7 @@ fn a_cluster_comes_back_from_its_disks() {
     }
     for partition in 0..3 {
         for number in 0..60 {
-            assert_eq!(state_of(&mut net, partition, number), 3);
+            assert_eq!(state_of(&mut net, partition, number), State::Ready);
         }
         net.assert_equal(partition);
     }
@@ -221,7 +222,7 @@ fn a_fourth_node_takes_its_share_and_a_drained_one_ends_without_replicas() {
     });
     for partition in 0..8 {
         for number in 0..20 {
-            assert_eq!(state_of(&mut net, partition, number), 3);
+            assert_eq!(state_of(&mut net, partition, number), State::Ready);
         }
         net.assert_equal(partition);
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use proptest::prelude::*;
-use taskmaster_engine::{Config, Input};
+use taskmaster_engine::{Config, Input, SnapshotStep};
 use taskmaster_protocol::body::{BatchReply, Cancel, Leases, Retry, queue_field};
 use taskmaster_protocol::frame::FLAG_RESEND;
 use taskmaster_protocol::{Code, FrameBuffer, Operation, TaskId};
@@ -12,7 +12,7 @@ use crate::job::{Job, body_of, id, job, workflow_of};
 use crate::model::Model;
 use crate::random::Random;
 use crate::recovery::durable_state;
-use crate::world::{CLIENT, Lease, Message, World, complete_body, config, fail_body, leases_in, subscription};
+use crate::world::{CLIENT, Chunks, Lease, Message, World, complete_body, config, fail_body, leases_in, subscription};
 
 const PARTITIONS: u16 = 3;
 const QUEUES: [&str; 2] = ["mail", "news"];
@@ -27,6 +27,14 @@ enum Asked {
     Other,
 }
 
+/// A snapshot, being written or whole.
+struct Snapshot {
+    sequence: u64,
+    chunks: Chunks,
+    /// Once whole: the records that were logged by then. Until they are durable it may know more than the log.
+    knows: Option<usize>,
+}
+
 struct Chaos {
     world: World,
     model: Model,
@@ -37,7 +45,7 @@ struct Chaos {
     workers: Vec<u64>,
     next_number: u32,
     next_conn: u64,
-    snapshot: Option<(u64, Vec<FrameBuffer>, bool)>,
+    snapshot: Option<Snapshot>,
     hash: u64,
 }
 
@@ -185,7 +193,7 @@ impl Chaos {
         let waiting = self.world.log.len() - self.world.durable;
         let count = if self.random.once_in(2) { waiting } else { self.random.index(waiting + 1) };
         let count = self.world.durable + count;
-        self.world.make_durable(count);
+        self.world.make_all_durable(count);
     }
 
     fn connect(&mut self) {
@@ -289,25 +297,31 @@ impl Chaos {
 
     fn snapshot_slice(&mut self) {
         match &mut self.snapshot {
-            Some((_, chunks, is_whole)) if !*is_whole => {
+            Some(snapshot) if snapshot.knows.is_none() => {
                 let mut chunk = FrameBuffer::new();
-                if self.world.shard.snapshot_next(&mut chunk) {
-                    chunks.push(chunk);
-                } else {
-                    *is_whole = true;
+                match self.world.shard.snapshot_next(&mut chunk) {
+                    SnapshotStep::Chunk(tag) => snapshot.chunks.push((tag, chunk)),
+                    SnapshotStep::End => snapshot.knows = Some(self.world.log.len()),
+                    step => panic!("{step:?}"),
                 }
             }
-            _ => self.snapshot = Some((self.world.shard.snapshot_begin(), Vec::new(), false)),
+            _ => {
+                self.world.shard.snapshot_begin();
+                let sequence = self.world.durable as u64;
+                self.snapshot = Some(Snapshot { sequence, chunks: Vec::new(), knows: None });
+            }
         }
     }
 
     /// Loses what is not durable, and every connection.
     fn crash(&mut self) {
-        self.world.log.truncate(self.world.durable);
-        self.world.restart(None);
-        if let Some((sequence, chunks, true)) = self.snapshot.take() {
+        let durable = self.world.durable;
+        self.world.crash();
+        if let Some(snapshot) = self.snapshot.take()
+            && snapshot.knows.is_some_and(|count| count <= durable)
+        {
             let replayed = durable_state(&mut self.world);
-            self.world.restart(Some((sequence, &chunks)));
+            self.world.restart(Some((snapshot.sequence, &snapshot.chunks)));
             assert_eq!(durable_state(&mut self.world), replayed, "snapshot and tail tell what the whole log tells");
         }
         self.asked.clear();
@@ -429,7 +443,7 @@ fn live(seed: u64, steps: u32) -> (u64, u64) {
     }
     chaos.finish();
     let log = chaos.world.log.iter().fold(chaos.hash, |hash, entry| {
-        entry.iter().fold(hash, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
+        entry.bytes.iter().fold(hash, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
     });
     (log, chaos.model.completions)
 }

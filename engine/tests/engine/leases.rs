@@ -109,7 +109,7 @@ fn a_completion_on_its_way_to_the_disk_is_not_overtaken_by_the_lease_s_end() {
 fn once_its_expiry_is_logged_a_lease_can_neither_be_extended_nor_given_back() {
     let (mut world, lease) = leased(1_000);
     world.advance_with(1_500, |_| {});
-    assert_eq!(world.log.len(), 2, "the expiry is logged and not durable");
+    assert_eq!(world.logged(), 2, "the expiry is logged and not durable");
     let body = taskmaster_protocol::body::Leases { rows: vec![lease.row()] };
     for operation in [Operation::Extend, Operation::Release] {
         let correlation = world.send_as(operation, 0, WORKER, 0, &body);
@@ -258,7 +258,7 @@ fn a_failure_that_ends_one_attempt_does_not_hide_the_next_lease_s_expiry() {
     let failure = crate::world::fail_body(&first, "oops", "", b"", false);
     let failed = world.send(WORKER, 0, &failure);
     world.advance_with(1_200, |_| {});
-    assert_eq!(world.log.len(), 3, "the failure, and the expiry behind it");
+    assert_eq!(world.logged(), 3, "the failure, and the expiry behind it");
     world.make_durable(2);
     assert_eq!(crate::world::single(&world.reply(failed).unwrap().read()), Code::Ok);
     let second = world.lease();

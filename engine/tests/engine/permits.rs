@@ -1,31 +1,27 @@
 //! Limits of a queue over the shards of a node: shared by demand, and never exceeded.
 
 use proptest::prelude::*;
-use taskmaster_engine::{Input, PermitNote};
 use taskmaster_protocol::body::queue_field;
 
-use crate::job::jobs;
-use crate::world::{Lease, World};
+use crate::job::{Job, jobs};
+use crate::world::{Lease, Letter, World, config_of_shard};
 
 const WORKER: u64 = 10;
 
-/// Shards whose notes travel when a test says so.
+/// Shards whose letters travel when a test says so; shard `n` has partition `n`.
 struct Node {
     shards: Vec<World>,
-    travelling: Vec<PermitNote>,
+    travelling: Vec<Letter>,
     running: Vec<(usize, Lease)>,
 }
 
 impl Node {
     fn new(count: u16) -> Self {
-        let shards = (0..count)
-            .map(|number| {
-                let mut world = World::new();
-                world.shard.join(number, count);
-                world
-            })
-            .collect();
-        Self { shards, travelling: Vec::new(), running: Vec::new() }
+        let shards = (0..count).map(|number| World::with(config_of_shard(number, count))).collect();
+        let mut node = Self { shards, travelling: Vec::new(), running: Vec::new() };
+        node.collect();
+        node.settle();
+        node
     }
 
     fn each(&mut self, mut change: impl FnMut(&mut World)) {
@@ -36,13 +32,13 @@ impl Node {
     fn collect(&mut self) {
         for (number, world) in self.shards.iter_mut().enumerate() {
             self.running.extend(world.leases().into_iter().map(|lease| (number, lease)));
-            self.travelling.extend(world.notes());
+            self.travelling.extend(world.letters());
         }
     }
 
     fn deliver(&mut self, count: usize) {
-        for note in self.travelling.drain(..count.min(self.travelling.len())).collect::<Vec<_>>() {
-            self.shards[usize::from(note.to)].handle(Input::Permits(note));
+        for letter in self.travelling.drain(..count.min(self.travelling.len())).collect::<Vec<_>>() {
+            self.shards[usize::from(letter.to.shard)].take_letter(&letter);
         }
         self.collect();
     }
@@ -60,12 +56,18 @@ impl Node {
     }
 }
 
+/// Submits to the shard's own partition.
+fn submit(world: &mut World, jobs: Vec<Job>) {
+    let partition = world.config.number;
+    world.submit(&jobs.into_iter().map(|job| job.in_partition(partition)).collect::<Vec<_>>());
+}
+
 #[test]
 fn one_permit_serves_every_shard_in_turn() {
     let mut node = Node::new(3);
     node.each(|world| world.configure("mail", queue_field::CONCURRENCY, |queue| queue.concurrency = 1));
     node.each(|world| world.worker(WORKER, &["mail"], 100));
-    node.each(|world| drop(world.submit(&jobs("mail", 0, 4))));
+    node.each(|world| submit(world, jobs("mail", 0, 4)));
     let mut done = 0;
     node.settle();
     while !node.running.is_empty() {
@@ -85,7 +87,7 @@ fn a_rate_is_that_of_the_node_and_not_of_each_shard() {
     });
     node.each(|world| world.worker(WORKER, &["mail"], 1_000));
     node.each(|world| {
-        drop(world.submit(&jobs("mail", 0, 100).into_iter().map(|job| job.lease_ms(80_000_000)).collect::<Vec<_>>()))
+        submit(world, jobs("mail", 0, 100).into_iter().map(|job| job.lease_ms(80_000_000)).collect());
     });
     node.settle();
     for tenth in 1..=100 {
@@ -112,7 +114,7 @@ proptest! {
         node.each(|world| world.worker(WORKER, &["mail"], 100));
         for (world, count) in node.shards.iter_mut().zip(&counts) {
             if *count > 0 {
-                world.submit(&jobs("mail", 0, *count));
+                submit(world, jobs("mail", 0, *count));
             }
         }
         node.collect();

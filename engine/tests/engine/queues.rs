@@ -130,8 +130,7 @@ fn a_full_queue_refuses_more_until_tasks_finish() {
 
 #[test]
 fn a_depth_limit_is_that_of_the_node_and_not_of_each_shard() {
-    let mut world = World::new();
-    world.shard.join(0, 2);
+    let mut world = World::with(crate::world::config_of_shard(0, 2));
     world.configure("mail", queue_field::DEPTH, |queue| queue.depth_max = 6);
     world.submit(&jobs("mail", 0, 3));
     assert_eq!(world.submit_frame(&[job("mail", 9)]).code(), Code::Overloaded);

@@ -1,11 +1,11 @@
 //! Recovery: what replay of the log, or of a snapshot and the log after it, brings back.
 
-use taskmaster_engine::State;
+use taskmaster_engine::{Effects, Input, Shard, State};
 use taskmaster_protocol::body::{ListWorkflows, WorkflowPage};
 use taskmaster_protocol::{Code, FrameBuffer};
 
 use crate::job::{Job, id, job, jobs};
-use crate::world::{CLIENT, Lease, START_US, TaskView, World, config, single};
+use crate::world::{CLIENT, Lease, Record, START_US, TaskView, World, config, single};
 
 const WORKER: u64 = 10;
 
@@ -189,18 +189,20 @@ fn a_snapshot_taken_in_slices_while_work_goes_on_stands_for_the_moment_of_its_be
     assert_eq!(replayed, live);
     world.restart(Some((sequence, &chunks)));
     assert_eq!(durable_state(&mut world), replayed);
-    let tail: Vec<FrameBuffer> = world.log.split_off(usize::try_from(sequence).unwrap());
+    let tail = world.log.split_off(usize::try_from(sequence).unwrap());
     let mut sparse = World::with(world.config.clone());
-    for chunk in &chunks {
-        sparse.shard.restore_chunk(chunk).unwrap();
-    }
-    sparse.shard.restore_finish(sequence);
-    for entry in &tail {
-        sparse.shard.replay(entry).unwrap();
-    }
     sparse.now_us = world.now_us;
-    sparse.log = (0..sequence).map(|_| FrameBuffer::new()).chain(tail).collect();
+    sparse.shard = Shard::new(world.config.clone(), world.now_us);
+    for (tag, chunk) in &chunks {
+        sparse.shard.restore_chunk(*tag, chunk).unwrap();
+    }
+    for (number, record) in (sequence + 1..).zip(&tail) {
+        sparse.shard.replay(number, record.kind, &record.bytes).unwrap();
+    }
+    let covered = || Record { kind: 0, bytes: FrameBuffer::new() };
+    sparse.log = (0..sequence).map(|_| covered()).chain(tail).collect();
     sparse.durable = sparse.log.len();
+    sparse.come_back();
     assert_eq!(durable_state(&mut sparse), replayed, "the log before the snapshot is not needed");
 }
 
@@ -275,23 +277,52 @@ fn a_leased_task_s_ready_time_is_not_in_the_future_after_recovery() {
 }
 
 #[test]
-fn entries_out_of_order_or_broken_stop_recovery_with_a_sentence() {
+fn records_out_of_order_or_broken_stop_recovery_with_a_sentence() {
     let mut world = World::new();
+    let begun = world.log.len();
     for number in 0..3 {
         world.submit_one(job("mail", number));
     }
-    let fresh = || taskmaster_engine::Shard::new(config(1), START_US);
+    assert_eq!(world.logged(), 3, "one record for each");
+    let replay = |shard: &mut Shard, range: core::ops::Range<usize>| {
+        let records = world.log[range.clone()].iter().zip(range.start as u64 + 1..);
+        records.map(|(record, sequence)| shard.replay(sequence, record.kind, &record.bytes)).find(Result::is_err)
+    };
+    let fresh = || {
+        let mut shard = Shard::new(config(1), START_US);
+        assert_eq!(replay(&mut shard, 0..begun), None);
+        shard
+    };
     let mut shard = fresh();
-    shard.replay(&world.log[0]).unwrap();
-    assert!(shard.replay(&world.log[2]).unwrap_err().to_string().contains("entry 2 is missing"));
-    shard.replay(&world.log[0]).unwrap();
-    shard.replay(&world.log[1]).unwrap();
+    assert_eq!(replay(&mut shard, begun..begun + 1), None);
+    let error = replay(&mut shard, begun + 2..begun + 3).unwrap().unwrap_err().to_string();
+    assert!(error.contains(&format!("record {} of the log is missing", begun + 2)), "{error}");
+    assert_eq!(replay(&mut shard, begun..begun + 2), None);
+    shard.start(START_US);
+    let mut effects = Effects::default();
+    shard.end_turn(START_US, &mut effects, |_, _, _| {});
+    shard.handle(Input::Durable { sequence: shard.last_sequence() }, START_US, &mut effects);
+    shard.end_turn(START_US, &mut effects, |_, _, _| {});
     assert_eq!(shard.stats().tasks, 2);
-    let entry = &world.log[0];
-    for cut in 0..entry.len() {
-        assert!(fresh().replay(&entry[..cut]).is_err());
+    let entry = &world.log[begun];
+    let sequence = begun as u64 + 1;
+    for cut in 0..entry.bytes.len() {
+        assert!(fresh().replay(sequence, entry.kind, &entry.bytes[..cut]).is_err(), "cut at {cut}");
     }
-    let mut elsewhere =
-        taskmaster_engine::Shard::new(taskmaster_engine::Config { owned: vec![], ..config(1) }, START_US);
-    assert!(elsewhere.replay(entry).unwrap_err().to_string().contains("not on this shard"));
+    // The group's own order is looked at too, whatever the numbers of the records are.
+    let last = &world.log[begun + 2];
+    let error = fresh().replay(sequence, last.kind, &last.bytes).unwrap_err().to_string();
+    assert!(error.contains("of group 0 is there, and entry"), "{error}");
+}
+
+/// Which partitions a shard has is written in its own log; what is in it of others stops recovery.
+#[test]
+fn records_of_partitions_that_do_not_exist_stop_recovery_with_a_sentence() {
+    let mut world = World::with(config(2));
+    world.submit_one(job("mail", 0).in_partition(1));
+    let mut elsewhere = Shard::new(config(1), START_US);
+    let records = (1..).zip(&world.log);
+    let error = records.map(|(sequence, record)| elsewhere.replay(sequence, record.kind, &record.bytes));
+    let error = error.filter_map(Result::err).next().unwrap().to_string();
+    assert!(error.contains("partition 1 is not of this node"), "{error}");
 }

@@ -1,39 +1,35 @@
-//! Shards of one node that share a queue's limits by notes, delivered whenever the mesh likes.
+//! Shards of one node that share a queue's limits by letters, delivered whenever the mesh likes.
 
 use std::collections::VecDeque;
 
-use taskmaster_engine::{Config, Input, PermitNote};
-use taskmaster_protocol::PartitionId;
 use taskmaster_protocol::body::{ConfigureQueue, queue_field};
 
 use crate::job::{Job, job, jobs};
 use crate::random::Random;
-use crate::world::{CLIENT, Lease, START_US, World, config};
+use crate::world::{CLIENT, Lease, Letter, START_US, World, config_of_shard};
 
 const WORKER: u64 = 10;
 
-/// Shard `n` owns partition `n`. Notes between two shards keep their order.
+/// Shard `n` has partition `n`. Letters between two shards keep their order.
 struct Node {
     shards: Vec<World>,
-    mesh: Vec<VecDeque<PermitNote>>,
+    mesh: Vec<VecDeque<Letter>>,
     running: Vec<Lease>,
     started: u64,
 }
 
 impl Node {
     fn new(count: u16) -> Self {
-        let world = |number: u16| {
-            let mut world = World::with(Config { owned: vec![PartitionId(number)], ..config(count) });
-            world.shard.join(number, count);
-            world
-        };
         let pairs = usize::from(count) * usize::from(count);
-        Self {
-            shards: (0..count).map(world).collect(),
-            mesh: vec![VecDeque::new(); pairs],
+        let mut node = Self {
+            shards: (0..count).map(|number| World::with(config_of_shard(number, count))).collect(),
+            mesh: (0..pairs).map(|_| VecDeque::new()).collect(),
             running: vec![],
             started: 0,
-        }
+        };
+        node.collect();
+        node.deliver_all();
+        node
     }
 
     fn configure(&mut self, change: impl Fn(&mut ConfigureQueue)) {
@@ -62,8 +58,8 @@ impl Node {
     fn collect(&mut self) {
         let count = self.shards.len();
         for world in &mut self.shards {
-            for note in world.notes() {
-                self.mesh[usize::from(note.from) * count + usize::from(note.to)].push_back(note);
+            for letter in world.letters() {
+                self.mesh[usize::from(letter.from.shard) * count + usize::from(letter.to.shard)].push_back(letter);
             }
             let leases = world.leases();
             self.started += leases.len() as u64;
@@ -71,14 +67,14 @@ impl Node {
         }
     }
 
-    /// Delivers one note of some pair of shards; `false` when none is under way.
+    /// Delivers one letter of some pair of shards; `false` when none is under way.
     fn deliver(&mut self, random: &mut Random) -> bool {
         let pairs: Vec<usize> = (0..self.mesh.len()).filter(|&pair| !self.mesh[pair].is_empty()).collect();
         if pairs.is_empty() {
             return false;
         }
-        let note = self.mesh[*random.pick(&pairs)].pop_front().unwrap();
-        self.shards[usize::from(note.to)].handle(Input::Permits(note));
+        let letter = self.mesh[*random.pick(&pairs)].pop_front().unwrap();
+        self.shards[usize::from(letter.to.shard)].take_letter(&letter);
         self.collect();
         true
     }

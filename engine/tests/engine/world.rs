@@ -4,19 +4,21 @@
 //! [`World::make_durable`] shows the steps in between.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use rkyv::api::high::{HighDeserializer, HighValidator};
 use rkyv::bytecheck::CheckBytes;
 use rkyv::rancor::Error;
 use rkyv::{Archive, Deserialize};
-use taskmaster_engine::{Config, ConnId, Effects, Input, PermitNote, Shard, State};
+use taskmaster_engine::cluster::map::ClusterMap;
+use taskmaster_engine::{Config, ConnId, Effects, Input, PeerAddr, Shard, SnapshotStep, State};
 use taskmaster_protocol::body::{
     self, Assign, AwaitTask, BatchReply, Cancel, Complete, CompleteRow, ConfigureQueue, Credit, Empty, Explanation,
     Fail, FailRow, GetTask, GetWorkflow, LeaseRow, Leases, ListQueues, ListTasks, QueueInfo, QueuePage, Refusal, Retry,
     Span, Subscribe, TaskInfo, TaskPage, WorkflowPage,
 };
 use taskmaster_protocol::frame::{self, FLAG_RESEND, Header};
-use taskmaster_protocol::{Body, Code, FrameBuffer, Operation, PartitionId, TaskId};
+use taskmaster_protocol::{Body, Code, FrameBuffer, NodeId, Operation, PartitionId, TaskId};
 
 use super::job::{self, Job};
 
@@ -133,32 +135,56 @@ pub(crate) fn view(page: &TaskPage, row: &TaskInfo) -> TaskView {
     }
 }
 
+/// A record of the log; its sequence is its place there, from 1.
+#[derive(Clone, Debug)]
+pub(crate) struct Record {
+    pub(crate) kind: u32,
+    pub(crate) bytes: FrameBuffer,
+}
+
+/// Chunks of a snapshot with their tags.
+pub(crate) type Chunks = Vec<(u32, FrameBuffer)>;
+
+/// What one shard says to another in one turn.
+pub(crate) struct Letter {
+    pub(crate) from: PeerAddr,
+    pub(crate) to: PeerAddr,
+    pub(crate) bytes: FrameBuffer,
+}
+
 /// The shard, its clock and its log.
 pub(crate) struct World {
     pub(crate) shard: Shard,
     pub(crate) now_us: u64,
     pub(crate) config: Config,
-    /// Every entry ever logged, and how many of them are durable.
-    pub(crate) log: Vec<FrameBuffer>,
+    /// Every record ever logged, and how many of them are durable.
+    pub(crate) log: Vec<Record>,
     pub(crate) durable: usize,
+    /// Records logged when the shard, started last, had begun to serve.
+    begun: usize,
     /// Messages not looked at yet, in order of arrival.
     pub(crate) inbox: VecDeque<Message>,
-    /// Notes for other shards, in order.
-    notes: Vec<PermitNote>,
+    /// Letters to other shards, in order.
+    letters: Vec<Letter>,
+    /// The cluster map, if it changed.
+    pub(crate) map: Option<Arc<ClusterMap>>,
     effects: Effects,
     correlation: u64,
 }
 
-/// A configuration with this many partitions, all owned, and generous limits.
+/// The node of every world.
+pub(crate) const NODE: NodeId = NodeId(7);
+
+/// A configuration with this many partitions, all here, and generous limits.
 pub(crate) fn config(partitions: u16) -> Config {
-    Config {
-        partitions,
-        owned: (0..partitions).map(PartitionId).collect(),
-        term: 1,
-        memory_bytes_max: 1 << 30,
-        kept_max: 1_000_000,
-        auto_create_queues: true,
-    }
+    Config::standalone(NODE, partitions)
+}
+
+/// The configuration of one of a node's shards; shard `n` has partition `n`.
+pub(crate) fn config_of_shard(number: u16, shards: u16) -> Config {
+    let mut config = Config { number, ..config(shards) };
+    config.node.client_ports = (0..shards).map(|shard| 7_700 + shard).collect();
+    config
 }
 
 impl World {
@@ -167,34 +193,53 @@ impl World {
         Self::with(config(1))
     }
 
+    /// A shard that has begun to serve.
     pub(crate) fn with(config: Config) -> Self {
-        Self {
+        let mut world = Self {
             shard: Shard::new(config.clone(), START_US),
             now_us: START_US,
             config,
             log: Vec::new(),
             durable: 0,
+            begun: 0,
             inbox: VecDeque::new(),
-            notes: Vec::new(),
+            letters: Vec::new(),
+            map: None,
             effects: Effects::default(),
             correlation: 0,
-        }
+        };
+        world.start();
+        world
     }
 
-    /// Hands one input over and collects what comes out.
+    /// Recovery is over: the shard founds or leads what it has, until it serves.
+    pub(crate) fn start(&mut self) {
+        self.shard.start(self.now_us);
+        self.end_turn();
+        self.settle();
+        assert!(self.shard.is_serving());
+        assert_eq!(self.shard.take_warnings(), Vec::<String>::new());
+        self.begun = self.log.len();
+    }
+
+    /// Records logged since the shard began to serve.
+    pub(crate) fn logged(&self) -> usize {
+        self.log.len() - self.begun
+    }
+
+    /// Hands one input over, ends the turn and collects what comes out.
     pub(crate) fn handle(&mut self, input: Input<'_>) {
         self.shard.handle(input, self.now_us, &mut self.effects);
-        self.collect();
+        self.end_turn();
     }
 
-    fn collect(&mut self) {
-        self.notes.append(&mut self.effects.permits);
-        let (log, inbox) = (&mut self.log, &mut self.inbox);
-        self.shard.take_unlogged(|sequence, bytes| {
-            assert_eq!(sequence, log.len() as u64 + 1, "entries come in order");
-            let mut entry = FrameBuffer::new();
-            entry.extend_from_slice(bytes);
-            log.push(entry);
+    fn end_turn(&mut self) {
+        let (log, inbox, letters) = (&mut self.log, &mut self.inbox, &mut self.letters);
+        self.shard.end_turn(self.now_us, &mut self.effects, |sequence, kind, parts| {
+            assert_eq!(sequence, log.len() as u64 + 1, "records come in order");
+            let mut bytes = FrameBuffer::new();
+            parts.iter().for_each(|part| bytes.extend_from_slice(part));
+            log.push(Record { kind, bytes });
         });
         self.effects.drain(|conn, frames| {
             let mut rest: &[u8] = frames;
@@ -206,6 +251,9 @@ impl World {
                 rest = &rest[used..];
             }
         });
+        let from = PeerAddr { node: self.config.node.id, shard: self.config.number };
+        self.effects.drain_peers(|to, bytes| letters.push(Letter { from, to, bytes: core::mem::take(bytes) }));
+        self.map = self.effects.take_map().or(self.map.take());
     }
 
     /// Sends a request and returns its correlation. Nothing becomes durable by it.
@@ -238,12 +286,17 @@ impl World {
     /// Makes everything logged durable, until nothing more is logged.
     pub(crate) fn settle(&mut self) {
         while self.durable < self.log.len() {
-            self.make_durable(self.log.len());
+            self.make_all_durable(self.log.len());
         }
     }
 
-    /// Makes the first `count` entries durable.
+    /// Makes the first `count` records durable that were logged since the shard began to serve.
     pub(crate) fn make_durable(&mut self, count: usize) {
+        self.make_all_durable(self.begun + count);
+    }
+
+    /// Makes the first `count` records durable.
+    pub(crate) fn make_all_durable(&mut self, count: usize) {
         self.durable = count;
         self.handle(Input::Durable { sequence: count as u64 });
     }
@@ -296,34 +349,40 @@ impl World {
         self.restart(None);
     }
 
-    /// Starts again from a snapshot (the sequence it stands for, and its chunks) and the durable log after it.
-    pub(crate) fn restart(&mut self, snapshot: Option<(u64, &[FrameBuffer])>) {
-        self.config.term += 1;
-        let mut shard = Shard::new(self.config.clone(), self.now_us);
-        if let Some((sequence, chunks)) = snapshot {
-            for chunk in chunks {
-                shard.restore_chunk(chunk).unwrap();
-            }
-            shard.restore_finish(sequence);
+    /// Starts again from a snapshot (how many records were durable at its begin, and its chunks) and the durable log.
+    pub(crate) fn restart(&mut self, snapshot: Option<(u64, &[(u32, FrameBuffer)])>) {
+        self.shard = Shard::new(self.config.clone(), self.now_us);
+        for (tag, chunk) in snapshot.map_or(&[][..], |(_, chunks)| chunks) {
+            self.shard.restore_chunk(*tag, chunk).unwrap();
         }
-        for entry in &self.log {
-            shard.replay(entry).unwrap();
+        for (sequence, record) in (1..).zip(&self.log) {
+            self.shard.replay(sequence, record.kind, &record.bytes).unwrap();
         }
-        assert_eq!(shard.last_sequence(), self.log.len() as u64);
-        (self.shard, self.effects) = (shard, Effects::default());
+        self.come_back();
+    }
+
+    /// The shard, brought back as far as its log reaches, begins to serve.
+    pub(crate) fn come_back(&mut self) {
+        assert_eq!(self.shard.last_sequence(), self.log.len() as u64);
+        self.effects = Effects::default();
         self.inbox.clear();
+        self.letters.clear();
+        self.start();
     }
 
     /// Writes a snapshot, calling `between` after each slice.
-    pub(crate) fn snapshot(&mut self, mut between: impl FnMut(&mut Self)) -> (u64, Vec<FrameBuffer>) {
-        let sequence = self.shard.snapshot_begin();
+    pub(crate) fn snapshot(&mut self, mut between: impl FnMut(&mut Self)) -> (u64, Chunks) {
+        assert!(self.shard.can_snapshot());
+        let sequence = self.durable as u64;
+        self.shard.snapshot_begin();
         let mut chunks = Vec::new();
         loop {
             let mut chunk = FrameBuffer::new();
-            if !self.shard.snapshot_next(&mut chunk) {
-                return (sequence, chunks);
+            match self.shard.snapshot_next(&mut chunk) {
+                SnapshotStep::Chunk(tag) => chunks.push((tag, chunk)),
+                SnapshotStep::End => return (sequence, chunks),
+                step => panic!("{step:?}"),
             }
-            chunks.push(chunk);
             between(self);
         }
     }
@@ -373,12 +432,13 @@ impl World {
         self.call(CLIENT, ids[0].partition().0, &Retry { ids: ids.to_vec() }).read()
     }
 
-    /// Changes a queue in every partition.
+    /// Changes a queue in every partition that is here.
     pub(crate) fn configure(&mut self, queue: &str, set: u32, change: impl FnOnce(&mut ConfigureQueue)) {
         let mut body = ConfigureQueue { set, ..ConfigureQueue::default() };
         body.queue = body::put(&mut body.bytes, queue.as_bytes());
         change(&mut body);
-        for partition in 0..self.config.partitions {
+        let shards = self.config.node.client_ports.len();
+        for partition in (self.config.number..self.config.partitions).step_by(shards) {
             let _: Empty = self.call(CLIENT, partition, &body).read();
         }
     }
@@ -480,9 +540,14 @@ impl World {
         self.pushes(Operation::Assign).iter().flat_map(leases_in).collect()
     }
 
-    /// Takes the notes for other shards.
-    pub(crate) fn notes(&mut self) -> Vec<taskmaster_engine::PermitNote> {
-        std::mem::take(&mut self.notes)
+    /// Takes the letters to other shards.
+    pub(crate) fn letters(&mut self) -> Vec<Letter> {
+        std::mem::take(&mut self.letters)
+    }
+
+    /// Hands over another shard's letter.
+    pub(crate) fn take_letter(&mut self, letter: &Letter) {
+        self.handle(Input::Peer { from: letter.from, bytes: &letter.bytes });
     }
 
     /// Takes the one assignment that has arrived.

@@ -226,7 +226,8 @@ fn announced(bytes: &[u8]) -> Result<Option<(Kind, usize)>, PeerError> {
         match found {
             MAGIC => {}
             [b'T', b'M', b'K', _] => return Err(PeerError::Client),
-            [0x16, 0x03, ..] => return Err(PeerError::Tls),
+            // A handshake or an alert.
+            [0x15 | 0x16, 0x03, ..] => return Err(PeerError::Tls),
             found => return Err(PeerError::Magic { found }),
         }
     }

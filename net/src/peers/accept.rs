@@ -13,7 +13,7 @@ use taskmaster_protocol::NodeId;
 use taskmaster_protocol::peer::{Kind, PeerError, PeerHello, PeerRefusal, Reason};
 
 use super::Peers;
-use super::greeting::judge;
+use super::greeting::{judge, trust};
 use super::link::{Ending, Link, Pace};
 use super::refusals::Refused;
 use crate::input::Input;
@@ -25,6 +25,8 @@ const INCOMING_MAX: usize = 1_024;
 const UNGREETED_MAX: usize = 64;
 /// Pause after a failed accept: descriptors running out is the usual cause.
 const FAILED_PAUSE: Duration = Duration::from_millis(100);
+/// Pause after a connection too many.
+const BUSY_PAUSE: Duration = Duration::from_millis(1);
 
 /// A greeted connection.
 pub(super) struct Incoming {
@@ -55,16 +57,28 @@ impl Peers {
                     self.hello(self.identity.node, 0)
                 );
                 self.note(Refused::new(address, None, Reason::Busy, true, sentence));
+                // A crowd at the door must not keep the shard from its work.
+                sleep(BUSY_PAUSE).await;
                 continue;
             }
+            self.accepted.set(self.accepted.get() + 1);
+            self.ungreeted.set(self.ungreeted.get() + 1);
             glommio::spawn_local(Rc::clone(&self).serve(stream, address)).detach();
         }
     }
 
     async fn serve(self: Rc<Self>, stream: TcpStream, address: SocketAddr) {
-        self.accepted.set(self.accepted.get() + 1);
-        self.ungreeted.set(self.ungreeted.get() + 1);
-        let link = Link::accepted(stream, address);
+        match Link::accepted(stream, address, self.tls.as_ref()) {
+            Ok(link) => self.serve_link(link).await,
+            Err(ending) => {
+                tracing::warn!(%address, "a connection of a peer cannot be served: {ending:?}");
+                self.ungreeted.set(self.ungreeted.get() - 1);
+            }
+        }
+        self.accepted.set(self.accepted.get() - 1);
+    }
+
+    async fn serve_link(&self, link: Rc<Link>) {
         glommio::spawn_local(Rc::clone(&link).write_loop()).detach();
         let mut input = Input::default();
         let greeted = self.greet(&link, &mut input).await;
@@ -75,7 +89,6 @@ impl Peers {
             self.leave(&incoming, ending);
         }
         link.close("it ended");
-        self.accepted.set(self.accepted.get() - 1);
     }
 
     /// Hears who the peer is and answers, or refuses it.
@@ -95,7 +108,7 @@ impl Peers {
             }
         };
         let own = self.hello(theirs.node, theirs.shard);
-        match judge(&own, &theirs) {
+        match judge(&own, &theirs).and_then(|version| trust(link, &own, &theirs).map(|()| version)) {
             Ok(_) if self.stopped.get() => None,
             Ok(version) => {
                 link.send(Kind::HelloReply, &own.encode());
@@ -182,17 +195,27 @@ impl Peers {
     /// Ends a link whose other side sent what it may not, or refused us.
     fn garbage(&self, link: &Link, hello: Option<&PeerHello>, ending: Ending) {
         let node: Option<NodeId> = hello.map(|hello| hello.node);
+        let own = self.hello(self.identity.node, self.identity.shard);
         match ending {
             Ending::Gone(_) => {}
             Ending::Refused(refusal) => self.note_refused(link, node, false, refusal),
+            Ending::Untrusted(error) => {
+                let sentence = match hello {
+                    Some(hello) => format!("the connection of {hello} with {own} ends: {error}"),
+                    None => format!("a stranger at the peer port of {own} is not trusted: {error}"),
+                };
+                let refusal = PeerRefusal { reason: Reason::Tls, node: self.identity.node, sentence };
+                link.refuse(&refusal);
+                self.note_refused(link, node, true, refusal);
+            }
             Ending::Fault(error) => {
-                let own = self.hello(self.identity.node, self.identity.shard);
                 let sentence = match hello {
                     Some(hello) => format!("{hello} sent {own} what is no peer frame: {error}"),
                     None => format!("a stranger at the peer port of {own} said no hello: {error}"),
                 };
-                let refusal = PeerRefusal { reason: Reason::Garbage, node: self.identity.node, sentence };
-                let speaks = !matches!(error, PeerError::Magic { .. } | PeerError::Client | PeerError::Tls);
+                let reason = if error == PeerError::Tls { Reason::Tls } else { Reason::Garbage };
+                let refusal = PeerRefusal { reason, node: self.identity.node, sentence };
+                let speaks = !matches!(error, PeerError::Magic { .. } | PeerError::Client);
                 if speaks {
                     link.refuse(&refusal);
                 }

@@ -15,7 +15,7 @@ use glommio::timer::sleep;
 use taskmaster_protocol::peer::{Kind, PeerError, PeerHello, PeerRefusal, Reason};
 use taskmaster_protocol::{FrameBuffer, NodeId};
 
-use super::greeting::judge;
+use super::greeting::{judge, trust};
 use super::link::{Ending, Link, Pace};
 use super::refusals::Refused;
 use super::{PeerLink, Peers, Sent, taken};
@@ -229,7 +229,7 @@ impl Peers {
         let own = self.hello(peer.node, peer.shard);
         let address = peer.address.get();
         let mut input = Input::default();
-        let link = match Link::dial(address, &own.encode()).await {
+        let link = match Link::dial(address, &own.encode(), self.tls.as_ref()).await {
             Ok(link) => link,
             Err(Ending::Gone(error)) => return Err(Failed::Unreachable(error)),
             Err(ending) => return Err(self.refused(peer, address, ending)),
@@ -248,7 +248,7 @@ impl Peers {
             }
             Err(ending) => return Err(self.refused(peer, address, ending)),
         };
-        match judge(&own, &reply) {
+        match judge(&own, &reply).and_then(|version| trust(&link, &own, &reply).map(|()| version)) {
             Ok(version) => link.greeted(version),
             Err(refusal) => {
                 link.refuse(&refusal);
@@ -290,6 +290,10 @@ impl Peers {
                     format!("{own} looks for node {} at this address, where no peer answers: {error}", peer.node);
                 (Reason::Garbage, true, sentence)
             }
+            Ending::Untrusted(error) => {
+                let own = self.hello(peer.node, peer.shard);
+                (Reason::Tls, true, format!("{own} looks for node {} at this address, but {error}", peer.node))
+            }
         };
         *peer.trouble.borrow_mut() = Some(sentence.clone());
         self.note(Refused::new(address, Some(peer.node), reason, by_us, sentence));
@@ -313,7 +317,7 @@ impl Peers {
         let (node, shard, address) = (peer.node, peer.shard, link.address());
         if let Ending::Gone(error) = ending {
             if !peer.forgotten.get() && !self.stopped.get() {
-                tracing::info!(%node, shard, %address, "the connection to a peer ended: {error}");
+                tracing::warn!(%node, shard, %address, "the connection to a peer ended: {error}");
             }
             *peer.trouble.borrow_mut() = Some(error);
         } else {

@@ -1,6 +1,8 @@
-//! Whether two nodes fit each other: pure, and the same on both sides.
+//! Whether two nodes fit each other: the same on both sides, without I/O.
 
 use taskmaster_protocol::peer::{PeerHello, PeerRefusal, Reason};
+
+use super::link::Link;
 
 /// Compares what this side says of itself with what the other said. Gives the peer protocol version to speak.
 ///
@@ -65,6 +67,21 @@ pub(super) fn judge(own: &PeerHello, theirs: &PeerHello) -> Result<u8, PeerRefus
         return refused(Reason::Version, sentence);
     }
     Ok(version)
+}
+
+/// Under TLS: whether the other side may call itself what it does.
+///
+/// # Errors
+/// The refusal.
+pub(super) fn trust(link: &Link, own: &PeerHello, theirs: &PeerHello) -> Result<(), PeerRefusal> {
+    if link.vouches_for(&theirs.node_name) {
+        return Ok(());
+    }
+    let sentence = format!(
+        "{theirs} shows {own} a certificate that is not made out to it: its subject alternative names must contain DNS:{}",
+        theirs.node_name
+    );
+    Err(PeerRefusal { reason: Reason::Tls, node: own.node, sentence })
 }
 
 #[cfg(test)]

@@ -15,15 +15,16 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_lite::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
 use glommio::timer::sleep;
 use taskmaster_protocol::peer::{self, Frame, Kind, PEER_BODY_BYTES_MAX, PEER_VERSION_MAX, PeerError, PeerRefusal};
 
+use super::tls::{Failed, Session, Tls};
 use crate::input::Input;
-use crate::socket::{dial, send_pieces_now, shutdown};
+use crate::socket::{dial, send_now, send_pieces_now, shutdown};
 use crate::wake::Bell;
 
 /// Bytes that may wait for one shard of a peer; what comes beyond is dropped. A batch of any legal size fits when nothing
@@ -35,6 +36,8 @@ const OUT_BYTES_KEPT: usize = 1 << 20;
 const SENT_BYTES_KEPT: usize = 4 << 20;
 /// Bytes that a link reads at most before other tasks of the shard have their turn.
 const TURN_BYTES_MAX: usize = 1 << 20;
+/// What is read of a socket at once under TLS.
+const SEALED_BYTES: usize = 64 << 10;
 /// How long the others' turn is at least. Only a timer suspends a task for certain.
 const BREATH: Duration = Duration::from_micros(20);
 /// How long a connection may take to be made.
@@ -62,6 +65,22 @@ pub(super) enum Ending {
     Fault(PeerError),
     /// The peer said why it ends it.
     Refused(PeerRefusal),
+    /// TLS did not come about.
+    Untrusted(String),
+}
+
+impl From<Failed> for Ending {
+    fn from(failed: Failed) -> Self {
+        Self::Untrusted(match failed {
+            Failed::Tls(error) => format!(
+                "TLS failed ({error}): the certificates of both must be signed by the authority of the other's ca file, be \
+                 valid now and allow both directions"
+            ),
+            Failed::Plain => {
+                "the other side speaks without TLS: configure TLS for peers on all nodes or on none".to_owned()
+            }
+        })
+    }
 }
 
 impl From<io::Error> for Ending {
@@ -79,6 +98,7 @@ impl From<PeerError> for Ending {
 pub(super) struct Link {
     address: SocketAddr,
     stream: RefCell<TcpStream>,
+    tls: RefCell<Option<Secure>>,
     /// What the socket did not take, from `sent` on.
     out: RefCell<Vec<u8>>,
     sent: Cell<usize>,
@@ -98,16 +118,18 @@ pub(super) struct Link {
 
 impl Link {
     /// A link over an accepted stream.
-    pub(super) fn accepted(stream: TcpStream, address: SocketAddr) -> Rc<Self> {
-        Rc::new(Self::new(stream, address))
+    pub(super) fn accepted(stream: TcpStream, address: SocketAddr, tls: Option<&Tls>) -> Result<Rc<Self>, Ending> {
+        let session = tls.map(Session::accepted).transpose()?;
+        Ok(Rc::new(Self::new(stream, address, session)))
     }
 
     /// Makes a connection and sends the hello over it.
-    pub(super) async fn dial(address: SocketAddr, hello: &[u8]) -> Result<Rc<Self>, Ending> {
+    pub(super) async fn dial(address: SocketAddr, hello: &[u8], tls: Option<&Tls>) -> Result<Rc<Self>, Ending> {
+        let session = tls.map(|tls| Session::dialed(tls, address)).transpose()?;
         let stream = dial(address)?;
         // The first write waits for the connection.
         stream.set_write_timeout(Some(CONNECT_TIMEOUT)).map_err(io::Error::from)?;
-        let link = Rc::new(Self::new(stream, address));
+        let link = Rc::new(Self::new(stream, address, session));
         link.blocked.set(true);
         link.send(Kind::Hello, hello);
         while link.blocked.get() {
@@ -117,12 +139,13 @@ impl Link {
         Ok(link)
     }
 
-    fn new(stream: TcpStream, address: SocketAddr) -> Self {
+    fn new(stream: TcpStream, address: SocketAddr, session: Option<Session>) -> Self {
         // Without it small batches wait for the peer's acknowledgement; a failure only costs latency.
         let _ = stream.set_nodelay(true);
         Self {
             address,
             stream: RefCell::new(stream),
+            tls: RefCell::new(session.map(|session| Secure { session, sealed: vec![0; SEALED_BYTES] })),
             out: RefCell::default(),
             sent: Cell::new(0),
             blocked: Cell::new(false),
@@ -168,6 +191,15 @@ impl Link {
 
     /// Writes these pieces in one go as far as the socket takes them; the rest waits.
     fn write(&self, header: &[u8], body: &[u8], padding: &[u8]) {
+        if let Some(tls) = &mut *self.tls.borrow_mut() {
+            self.tidy();
+            let outcome = tls.session.write(&[header, body, padding], &mut self.out.borrow_mut());
+            self.flush();
+            if outcome.is_err() {
+                self.close("TLS failed");
+            }
+            return;
+        }
         let mut taken = 0;
         if !self.blocked.get() {
             let pieces = [IoSlice::new(header), IoSlice::new(body), IoSlice::new(padding)];
@@ -177,10 +209,8 @@ impl Link {
                 Err(_) => return self.close("a write failed"),
             }
         }
+        self.tidy();
         let mut out = self.out.borrow_mut();
-        if self.sent.get() > SENT_BYTES_KEPT && self.sent.get() > out.len() / 2 {
-            out.drain(..self.sent.replace(0));
-        }
         for piece in [header, body, padding] {
             let skipped = taken.min(piece.len());
             taken -= skipped;
@@ -189,6 +219,38 @@ impl Link {
         if !out.is_empty() && !self.blocked.replace(true) {
             self.writable.ring();
         }
+    }
+
+    /// Gives memory of what was sent back.
+    fn tidy(&self) {
+        let mut out = self.out.borrow_mut();
+        if self.sent.get() > SENT_BYTES_KEPT && self.sent.get() > out.len() / 2 {
+            out.drain(..self.sent.replace(0));
+        }
+    }
+
+    /// Sends what the socket takes of what waits.
+    fn flush(&self) {
+        let mut out = self.out.borrow_mut();
+        while !self.blocked.get() && self.sent.get() < out.len() {
+            match send_now(&self.stream.borrow(), &out[self.sent.get()..]) {
+                Ok(0) => {
+                    self.blocked.set(true);
+                    self.writable.ring();
+                }
+                Ok(count) => self.sent.set(self.sent.get() + count),
+                Err(_) => return self.close("a write failed"),
+            }
+        }
+        if self.sent.get() == out.len() {
+            out.clear();
+            self.sent.set(0);
+        }
+    }
+
+    /// Whether the other side is the node with this name, as far as TLS is spoken.
+    pub(super) fn vouches_for(&self, node_name: &str) -> bool {
+        self.tls.borrow().as_ref().is_none_or(|tls| tls.session.vouches_for(node_name))
     }
 
     /// Ends the connection; the reading task says so to whom it concerns.
@@ -268,7 +330,12 @@ impl Link {
         let limit = |timeout| self.stream.borrow().set_read_timeout(timeout).map_err(io::Error::from);
         limit(Some(GREETING_TIMEOUT))?;
         let mut greeting = None;
+        let start = Instant::now();
         while greeting.is_none() {
+            // Whoever sends a byte now and then does not hold a place for long.
+            if start.elapsed() > GREETING_TIMEOUT {
+                return Err(Ending::Gone("the greeting took too long".to_owned()));
+            }
             self.receive(input, &mut Pace::default(), |frame| {
                 if greeting.is_some() {
                     return Err(PeerError::Body("greeting: a second frame before the answer to the first").into());
@@ -329,7 +396,33 @@ impl Link {
         if !self.greeted.get() && needed > limit {
             return Err(PeerError::Body("stream: a batch before the greeting").into());
         }
-        let room = input.room(needed);
+        let is_plain = self.tls.borrow().is_none();
+        if is_plain {
+            let count = self.read_into(input.room(needed), pace).await?;
+            input.took(count);
+            return Ok(());
+        }
+        let mut sealed = self.tls.borrow_mut().as_mut().map(|tls| core::mem::take(&mut tls.sealed)).unwrap_or_default();
+        let count = self.read_into(&mut sealed, pace).await?;
+        self.open(sealed, count, input)
+    }
+
+    /// Takes what was read through TLS, and sends what TLS has to say to it.
+    fn open(&self, sealed: Vec<u8>, count: usize, input: &mut Input) -> Result<(), Ending> {
+        let mut outcome = Ok(());
+        if let Some(tls) = &mut *self.tls.borrow_mut() {
+            outcome = tls.session.read(&sealed[..count], input, &mut self.out.borrow_mut());
+            tls.sealed = sealed;
+        }
+        self.flush();
+        if outcome == Err(Failed::Plain) {
+            // So that the refusal can be read.
+            *self.tls.borrow_mut() = None;
+        }
+        outcome.map_err(Ending::from)
+    }
+
+    async fn read_into(&self, room: &mut [u8], pace: &mut Pace) -> Result<usize, Ending> {
         let room_bytes = room.len();
         let count = poll_fn(|context| {
             if self.closed.get() {
@@ -342,11 +435,16 @@ impl Link {
             let reason = self.reason.get().unwrap_or("the peer closed the connection");
             return Err(Ending::Gone(reason.to_owned()));
         }
-        input.took(count);
         // A read that leaves room suspends the next one until the ring was looked at; a full one does not.
         pace.full_bytes = if count == room_bytes { pace.full_bytes + count } else { 0 };
-        Ok(())
+        Ok(count)
     }
+}
+
+/// TLS of a link, with the buffer for what is read of the socket.
+struct Secure {
+    session: Session,
+    sealed: Vec<u8>,
 }
 
 /// How much a reading task has read without suspending.

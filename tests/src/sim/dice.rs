@@ -1,6 +1,7 @@
 //! The only source of chance in a simulation: every choice follows from the seed (splitmix64).
 
 /// Deterministic numbers.
+#[derive(Clone, Debug)]
 pub(crate) struct Dice(u64);
 
 impl Dice {

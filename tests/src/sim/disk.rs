@@ -2,7 +2,8 @@
 //!
 //! A write becomes durable when it completes, and not before. Writes overlap and complete in any order. A crash leaves any
 //! subset of the 512-byte sectors of each write under way. Segments come back under new numbers with their old bytes.
-//! Snapshots are there whole or not at all; the newest may turn out damaged.
+//! Snapshots are there whole or not at all; the newest may turn out damaged. Bits flip only where later blocks prove that
+//! what was there was durable: what is behind the last of them cannot be told from a torn write by any reader.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,18 +14,19 @@ use taskmaster_storage::wal::{Segment, SegmentSource, WriteOp};
 use super::dice::Dice;
 
 /// Length of every segment, in bytes.
-pub(crate) const SEGMENT_LEN: u64 = 128 << 10;
+pub(crate) const SEGMENT_LEN: u64 = 2 << 20;
 const SECTOR: usize = 512;
 /// Snapshots that are kept.
 const KEPT: usize = 2;
+/// Newest blocks that stay as they are: more than the writes under way at once.
+const PROVING: usize = 4;
 
 /// A whole snapshot.
 pub(crate) struct Snapshot {
     /// Block of the log up to which it stands.
     pub(crate) seq: u64,
-    /// The engine's sequence.
-    pub(crate) stamp: u64,
-    pub(crate) chunks: Vec<Vec<u8>>,
+    /// With their tags.
+    pub(crate) chunks: Vec<(u32, Vec<u8>)>,
 }
 
 /// The disk of one shard.
@@ -32,12 +34,17 @@ pub(crate) struct Snapshot {
 pub(crate) struct Disk {
     durable: BTreeMap<u32, Vec<u8>>,
     under_way: Vec<WriteOp<AlignedBuffer>>,
+    /// Where durable blocks lie, by their number: segment, offset, length.
+    blocks: BTreeMap<u64, (u32, u64, usize)>,
     /// Retired segments, oldest first, to be reused.
     pub(crate) retired: Vec<Segment>,
     /// Newest last.
     pub(crate) snapshots: Vec<Snapshot>,
     /// No new segment can be made.
     pub(crate) full: bool,
+    /// Writes take long until then.
+    pub(crate) slow_until_us: u64,
+    rotten: bool,
 }
 
 impl Disk {
@@ -49,7 +56,16 @@ impl Disk {
     pub(crate) fn complete(&mut self, seq: u64) {
         let index = self.under_way.iter().position(|op| op.seq == seq).expect("only writes under way complete");
         let op = self.under_way.remove(index);
+        self.blocks.insert(op.seq, (op.segment, op.offset, op.len));
         self.land(op.segment, op.offset, &op.buffer.as_ref()[..op.len]);
+    }
+
+    /// The process is gone and the machine is not: all writes under way land.
+    pub(crate) fn complete_all(&mut self) {
+        while let Some(seq) = self.under_way.first().map(|op| op.seq) {
+            self.complete(seq);
+        }
+        self.retired.clear();
     }
 
     fn land(&mut self, segment: u32, offset: u64, bytes: &[u8]) {
@@ -77,6 +93,22 @@ impl Disk {
         self.retired.clear();
     }
 
+    /// A bit flips in the log, where it was durable. `false` when there is no such place.
+    pub(crate) fn rot(&mut self, dice: &mut Dice) -> bool {
+        let Some(count) = self.blocks.len().checked_sub(PROVING).filter(|count| *count > 0) else { return false };
+        let (segment, offset, len) = *self.blocks.values().nth(dice.index(count)).expect("counted");
+        let at = usize::try_from(offset).expect("segments are small") + dice.index(len);
+        let byte = &mut self.durable.get_mut(&segment).expect("blocks lie in segments")[at];
+        *byte ^= 1 << dice.below(8);
+        self.rotten = true;
+        true
+    }
+
+    /// A bit has flipped.
+    pub(crate) const fn is_rotten(&self) -> bool {
+        self.rotten
+    }
+
     /// Makes segment `number`, from a retired one if there is one. `None` when the disk is full.
     pub(crate) fn prepare(&mut self, number: u32) -> Option<Segment> {
         let bytes = if self.retired.is_empty() {
@@ -86,6 +118,7 @@ impl Disk {
             vec![0; usize::try_from(SEGMENT_LEN).expect("segments are small")]
         } else {
             let old = self.retired.remove(0);
+            self.blocks.retain(|_, (segment, ..)| *segment != old.number);
             self.durable.remove(&old.number).expect("retired segments exist")
         };
         self.durable.insert(number, bytes);

@@ -1,4 +1,5 @@
-//! Connections between actors and the node: ordered byte streams with latency that can be cut at any moment.
+//! Connections as ordered byte streams with latency that can be cut at any moment: those of actors with shards, and those of
+//! shards with shards of other nodes.
 //!
 //! Bytes arrive in order, in pieces of any size. What was sent before a loss may or may not arrive; each side learns of the
 //! loss at its own time, so a request of a lost connection can still be taken after its resend on the next one.
@@ -6,10 +7,14 @@
 use taskmaster_protocol::FrameBuffer;
 use taskmaster_protocol::frame::{self, Header};
 
-/// One connection.
-#[derive(Default)]
+use super::actor::Target;
+
+/// One connection of an actor.
 pub(crate) struct Link {
     pub(crate) actor: usize,
+    pub(crate) target: Target,
+    /// The process that accepted it.
+    pub(crate) life: u64,
     /// The node has it open.
     pub(crate) node_open: bool,
     /// The actor has it open.
@@ -21,6 +26,17 @@ pub(crate) struct Link {
     pub(crate) cut: bool,
     pub(crate) at_node: FrameBuffer,
     pub(crate) at_peer: FrameBuffer,
+}
+
+/// What one shard sends to one shard of another place.
+#[derive(Default)]
+pub(crate) struct PeerLink {
+    /// When the latest bytes arrive.
+    pub(crate) arrives_us: u64,
+    /// Number of the present connection; what was sent on another one is lost.
+    pub(crate) epoch: u64,
+    /// No new connection is tried before.
+    pub(crate) retry_us: u64,
 }
 
 /// Takes every whole frame out of `buffer`.

@@ -1,247 +1,176 @@
-//! The node under test: the real engine and the real log writer, driven as the shard loop drives them.
-//!
-//! What the production loop does with glommio is done here in virtual time: entries go to the log, finished writes come
-//! back as durability, frames leave after each turn. [`Defect`] breaks this glue on purpose, to see that the oracle notices.
+//! A place where a node runs: its disks, its clock, and one life after another of its process.
 
-use std::collections::VecDeque;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
-use taskmaster_engine::{Config, Effects, Input, Shard};
-use taskmaster_protocol::{FrameBuffer, PartitionId};
-use taskmaster_storage::wal::{self, HeapBuffers, ScanParams, Writer, recover};
+use taskmaster_engine::cluster::controller::Limits;
+use taskmaster_engine::cluster::{ClusterMap, Member, Membership, NodeInfo, SOFTWARE_VERSION};
+use taskmaster_engine::{Config, ConnId};
+use taskmaster_protocol::NodeId;
 
 use super::Defect;
-use super::dice::Dice;
-use super::disk::{Disk, SEGMENT_LEN, Snapshot};
+use super::dice::{Dice, mix};
+use super::disk::Disk;
+use super::scenario::{Scenario, Site};
+use super::shard_loop::{ShardLoop, StartError};
 
-/// Partitions of the simulated cluster, all on the one shard.
-pub(crate) const PARTITIONS: u16 = 3;
-const IDENTITY: u64 = 0x51_71_1a_7e;
-const ENTRY: u32 = 1;
+const PEER_PORT: u16 = 7_000;
+const CLUSTER_NAME: &str = "simulated";
+/// The cluster that the first node founds.
+const CLUSTER: u128 = 0x51_71_1a_7e;
+/// Connection under which the world itself sends requests.
+pub(crate) const OPERATOR: ConnId = ConnId(u64::MAX);
 
-fn log_config() -> wal::Config {
-    wal::Config {
-        segment_bytes: SEGMENT_LEN,
-        block_bytes_target: 24 << 10,
-        block_bytes_max: 64 << 10,
-        unflushed_bytes_max: 64 << 20,
-        writes_in_flight_max: 3,
-        overlap_bytes_min: 0,
-        segments_ahead: 2,
-        spare_segments_max: 4,
-        disk_reserve_bytes: 0,
+/// Where a place's gossip listens.
+pub(crate) fn address_of(place: u16) -> SocketAddr {
+    let [high, low] = place.to_be_bytes();
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, high, low + 1)), PEER_PORT)
+}
+
+/// The place at an address.
+pub(crate) fn place_of(address: SocketAddr) -> Option<u16> {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.octets()[..2] == [10, 0] => {
+            let [.., high, low] = ip.octets();
+            Some(u16::from_be_bytes([high, low.checked_sub(1)?]))
+        }
+        _ => None,
     }
 }
 
-/// A snapshot being written.
-struct Writing {
-    snapshot: Snapshot,
-    sliced: bool,
-}
-
-/// One life of the node's process.
+/// One life of a node's process.
 pub(crate) struct Node {
-    pub(crate) shard: Shard,
-    pub(crate) effects: Effects,
-    writer: Writer<HeapBuffers>,
-    blocks: VecDeque<(u64, u64)>,
-    writing: Option<Writing>,
-    told_disk_full: bool,
-    pub(crate) term: u32,
-    closing: bool,
-    defect: Option<Defect>,
+    /// Unique over the run.
+    pub(crate) life: u64,
+    pub(crate) loops: Vec<ShardLoop>,
+    pub(crate) membership: Membership,
+    /// When gossip is due next, as an event stands for it, in the world's time.
+    pub(crate) gossip_us: u64,
+    /// The newest map that shard 0 gave out.
+    pub(crate) map: Option<Arc<ClusterMap>>,
 }
 
-impl Node {
-    /// Recovers the node from what is on the disk.
+/// A place.
+pub(crate) struct Place {
+    pub(crate) number: u16,
+    pub(crate) site: Site,
+    /// Identity of the data directory.
+    pub(crate) id: NodeId,
+    pub(crate) disks: Vec<Disk>,
+    pub(crate) skew_us: i64,
+    pub(crate) node: Option<Node>,
+    /// The process stands still: what happens to it waits.
+    pub(crate) is_paused: bool,
+    /// Starts of this data directory.
+    starts: u32,
+    /// Data directories there were.
+    generation: u64,
+    founds: bool,
+    /// Ids of nodes that were here and whose disks are gone.
+    pub(crate) gone: BTreeSet<NodeId>,
+}
+
+impl Place {
+    pub(crate) fn new(number: u16, site: Site, seed: u64) -> Self {
+        let mut place = Self {
+            number,
+            site,
+            id: NodeId(0),
+            disks: Vec::new(),
+            skew_us: site.skew_us,
+            node: None,
+            is_paused: false,
+            starts: 0,
+            generation: 0,
+            founds: number == 0,
+            gone: BTreeSet::new(),
+        };
+        place.replace_disks(seed);
+        place
+    }
+
+    /// The disks are new and empty: whatever starts here next is a new node.
+    pub(crate) fn replace_disks(&mut self, seed: u64) {
+        if self.generation > 0 {
+            self.gone.insert(self.id);
+            self.founds = false;
+        }
+        self.generation += 1;
+        self.starts = 0;
+        self.id = NodeId(mix(seed ^ mix(u64::from(self.number) << 32 | self.generation)).max(1));
+        self.disks = (0..self.site.shards).map(|_| Disk::default()).collect();
+    }
+
+    /// The process that runs, unless it stands still.
+    pub(crate) fn running(&mut self) -> Option<&mut Node> {
+        self.node.as_mut().filter(|_| !self.is_paused)
+    }
+
+    /// Its life, if it is there at all.
+    pub(crate) fn life(&self) -> Option<u64> {
+        self.node.as_ref().map(|node| node.life)
+    }
+
+    fn info(&self) -> NodeInfo {
+        NodeInfo {
+            id: self.id,
+            name: format!("n{}-{}", self.number, self.generation),
+            zone: String::new(),
+            host: format!("n{}", self.number),
+            peer_port: PEER_PORT,
+            client_ports: (0..self.site.shards).map(|shard| 7_400 + shard).collect(),
+            version: SOFTWARE_VERSION,
+        }
+    }
+
+    /// Starts the process from what is on the disks.
     pub(crate) fn start(
-        disk: &mut Disk,
-        terms: u32,
+        &mut self,
+        life: u64,
+        scenario: &Scenario,
         now_us: u64,
         dice: &mut Dice,
         defect: Option<Defect>,
-    ) -> Result<Self, String> {
-        let config = Config {
-            partitions: PARTITIONS,
-            owned: (0..PARTITIONS).map(PartitionId).collect(),
-            term: 0,
-            memory_bytes_max: 1 << 30,
-            kept_max: u32::MAX,
-            auto_create_queues: true,
+    ) -> Result<(), StartError> {
+        self.starts += 1;
+        let info = self.info();
+        let mut loops = Vec::new();
+        for (number, disk) in (0u16..).zip(&mut self.disks) {
+            let config = Config {
+                node: info.clone(),
+                number,
+                partitions: scenario.partitions,
+                found: if self.founds { CLUSTER } else { 0 },
+                replication: 3,
+                limits: hurried(),
+                seed: dice.roll(),
+                memory_bytes_max: 1 << 30,
+                kept_max: u32::MAX,
+                retention_ms: 600_000,
+                auto_create_queues: true,
+            };
+            loops.push(ShardLoop::start(config, disk, now_us, dice, defect)?);
+        }
+        let own = Member {
+            id: self.id,
+            cluster: 0,
+            bump: Member::bump_of_start(self.starts),
+            peer: address_of(self.number),
+            shards: self.site.shards,
+            version: SOFTWARE_VERSION,
+            name: info.name,
+            is_alive: true,
         };
-        let mut shard = Shard::new(config, now_us);
-        // Now and then the newest snapshot turns out damaged and the one before it is used.
-        let newest_seq = disk.snapshots.last().map_or(0, |snapshot| snapshot.seq);
-        let damaged = disk.snapshots.len() == 2 && dice.chance(15);
-        if damaged {
-            disk.snapshots.pop();
-        }
-        let mut after_seq = 0;
-        if let Some(snapshot) = disk.snapshots.last() {
-            after_seq = snapshot.seq;
-            for chunk in &snapshot.chunks {
-                let mut aligned = FrameBuffer::with_capacity(chunk.len());
-                aligned.extend_from_slice(chunk);
-                shard.restore_chunk(&aligned).map_err(|error| format!("the snapshot does not read: {error}"))?;
-            }
-            shard.restore_finish(snapshot.stamp);
-        }
-        let params = ScanParams { identity: IDENTITY, after_seq, reach_seq: newest_seq };
-        let mut seen = 0u64;
-        let recovered = recover(disk, params, |record| {
-            seen += 1;
-            if defect == Some(Defect::DropRecoveredEntry) && seen == 20 {
-                return Ok(());
-            }
-            match shard.replay(record.bytes) {
-                Err(error) if defect == Some(Defect::DropRecoveredEntry) => {
-                    let _ = error;
-                    Ok(())
-                }
-                result => Ok(result?),
-            }
-        })
-        .map_err(|error| format!("the log does not recover: {error}"))?;
-        let log_term = terms.max(recovered.end.term + 1);
-        let engine_term = if defect == Some(Defect::ReuseTerm) { 1 } else { log_term };
-        shard.start_term(engine_term);
-        let mut writer = Writer::new(log_config(), HeapBuffers, IDENTITY, log_term, recovered.end);
-        disk.retired.clear();
-        if disk.snapshots.len() == 2 {
-            disk.retired = writer.retire(disk.snapshots[0].seq);
-        }
-        while let Some(number) = writer.wants_segment() {
-            let Some(segment) = disk.prepare(number) else { break };
-            writer.segment_prepared(segment);
-        }
-        Ok(Self {
-            shard,
-            effects: Effects::default(),
-            writer,
-            blocks: VecDeque::new(),
-            writing: None,
-            told_disk_full: false,
-            term: log_term,
-            closing: false,
-            defect,
-        })
+        let others = (0..u16::try_from(scenario.sites.len()).expect("few")).filter(|place| *place != self.number);
+        let seeds = others.map(address_of).collect();
+        let membership = Membership::new(own, CLUSTER_NAME, seeds, dice.roll(), now_us);
+        self.node = Some(Node { life, loops, membership, gossip_us: u64::MAX, map: None });
+        Ok(())
     }
+}
 
-    pub(crate) fn input(&mut self, input: Input<'_>, now_us: u64) {
-        self.shard.handle(input, now_us, &mut self.effects);
-    }
-
-    /// Logs what the engine admitted and starts writes; says which blocks' writes have started.
-    pub(crate) fn log(&mut self, disk: &mut Disk, now_us: u64) -> Vec<u64> {
-        let (writer, blocks) = (&mut self.writer, &mut self.blocks);
-        let mut last = None;
-        // What comes after the log was closed is never answered.
-        if !self.closing {
-            self.shard.take_unlogged(|sequence, bytes| {
-                last = Some(sequence);
-                let position = writer.append(ENTRY, sequence, &[bytes]).expect("the log takes what is admitted");
-                match blocks.back_mut() {
-                    Some((block, last)) if *block == position.seq => *last = sequence,
-                    _ => blocks.push_back((position.seq, sequence)),
-                }
-            });
-        }
-        if self.defect == Some(Defect::AcknowledgeBeforeFlush)
-            && let Some(sequence) = last
-        {
-            self.blocks.clear();
-            self.input(Input::Durable { sequence }, now_us);
-        }
-        let mut started = Vec::new();
-        while let Some(op) = self.writer.poll_write() {
-            started.push(op.seq);
-            disk.start(op);
-        }
-        started
-    }
-
-    /// The write of block `seq` is complete on the disk.
-    pub(crate) fn written(&mut self, seq: u64, now_us: u64) {
-        let reached = match self.defect {
-            // Acknowledges a block although one before it is not durable.
-            Some(Defect::AcknowledgeOutOfOrder) => {
-                self.writer.written(seq).map_or(Some(seq), |durable| Some(durable.max(seq)))
-            }
-            _ => self.writer.written(seq),
-        };
-        let Some(durable) = reached else { return };
-        let mut sequence = None;
-        while self.blocks.front().is_some_and(|(block, _)| *block <= durable) {
-            sequence = self.blocks.pop_front().map(|(_, last)| last);
-        }
-        if let Some(sequence) = sequence {
-            self.input(Input::Durable { sequence }, now_us);
-        }
-    }
-
-    pub(crate) fn wants_segment(&self) -> bool {
-        self.writer.wants_segment().is_some()
-    }
-
-    /// One try to prepare the next segment; `false` when the disk has no room.
-    pub(crate) fn prepare_segment(&mut self, disk: &mut Disk, now_us: u64) -> bool {
-        let Some(number) = self.writer.wants_segment() else { return true };
-        let made = disk.prepare(number);
-        let is_full = made.is_none();
-        if let Some(segment) = made {
-            self.writer.segment_prepared(segment);
-        }
-        let tell = is_full || self.writer.wants_segment().is_none();
-        if tell && is_full != self.told_disk_full {
-            self.told_disk_full = is_full;
-            self.input(Input::DiskFull(is_full), now_us);
-        }
-        !is_full
-    }
-
-    pub(crate) fn is_writing_snapshot(&self) -> bool {
-        self.writing.is_some()
-    }
-
-    pub(crate) fn begin_snapshot(&mut self) {
-        let mut seq = self.writer.durable_seq();
-        if self.defect == Some(Defect::SnapshotClaimsTooMuch) {
-            seq = self.writer.last_seq();
-        }
-        let stamp = self.shard.snapshot_begin();
-        self.writing = Some(Writing { snapshot: Snapshot { seq, stamp, chunks: Vec::new() }, sliced: false });
-    }
-
-    /// Takes one slice of the snapshot; `false` when it is complete.
-    pub(crate) fn slice_snapshot(&mut self) -> bool {
-        let writing = self.writing.as_mut().expect("a snapshot is being written");
-        let mut chunk = FrameBuffer::new();
-        if self.shard.snapshot_next(&mut chunk) {
-            writing.snapshot.chunks.push(chunk.to_vec());
-            return true;
-        }
-        writing.sliced = true;
-        false
-    }
-
-    /// The snapshot's file is durable.
-    pub(crate) fn finish_snapshot(&mut self, disk: &mut Disk) {
-        let writing = self.writing.take().expect("a snapshot is being written");
-        assert!(writing.sliced, "a snapshot is finished after its last slice");
-        if let Some(covered) = disk.keep(writing.snapshot) {
-            disk.retired.extend(self.writer.retire(covered));
-        }
-    }
-
-    pub(crate) fn unflushed_bytes(&self) -> usize {
-        self.writer.unflushed_bytes()
-    }
-
-    pub(crate) fn close_log(&mut self) {
-        self.closing = true;
-        self.writer.close();
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        self.writer.is_closed()
-    }
+/// A controller in a hurry: runs are short.
+pub(crate) fn hurried() -> Limits {
+    Limits { replace_after_us: 1_500_000, moves_max: 2, ..Limits::default() }
 }

@@ -1,19 +1,25 @@
-//! What must be true, whatever happened: the oracle watches the node's wire and knows what was acknowledged.
+//! What must be true, whatever happened: the oracle watches all wires and knows what was acknowledged.
 //!
-//! It sees every frame as the node receives it and as the node sends it, and looks at all tasks after every restart.
-//! Acknowledgements count from the moment they leave the node. Rules are sound: each is stated so that what the oracle
-//! cannot know (the order inside a turn, unanswered requests that a crash kept) never makes it cry wolf.
+//! It sees every frame as a node receives it and as a node sends it, and who leads in which term. Acknowledgements count from
+//! the moment they leave a node. Rules are sound: each is stated so that what the oracle cannot know (unanswered requests
+//! that a crash kept, leaders that do not know yet that they lead no longer) never makes it cry wolf. So a rule about what a
+//! leader must know compares terms: the upper 24 bits of a fencing token are the term of the leader that gave it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use taskmaster_protocol::body::{
-    self, ArchivedAssign, ArchivedBatchReply, ArchivedCancel, ArchivedComplete, ArchivedConfigureQueue, ArchivedFail,
-    ArchivedLeases, ArchivedRetry, ArchivedSubmit, queue_field,
+    self, ArchivedCancel, ArchivedComplete, ArchivedConfigureQueue, ArchivedFail, ArchivedGetTask, ArchivedLeases,
+    ArchivedRetry, ArchivedSubmit, queue_field,
 };
 use taskmaster_protocol::frame::Header;
-use taskmaster_protocol::{Code, FrameBuffer, Operation, TaskId, access};
+use taskmaster_protocol::{FrameBuffer, Operation, TaskId, access};
 
-use super::inspect::{Seen, State};
+pub(crate) use taskmaster_engine::State;
+
+mod answers;
+mod assigns;
+mod reads;
+mod replicas;
 
 /// What was promised about a task when it was made.
 #[derive(Clone, Debug, Default)]
@@ -34,44 +40,60 @@ pub(crate) struct Contract {
     pub(crate) may_be_forgotten: bool,
 }
 
+/// A lease as a leader gave it.
 #[derive(Debug)]
 struct Lease {
     token: u64,
+    /// The process that gave it.
+    life: u64,
     conn: u64,
     ends_us: u64,
-    /// Something was received that may have ended it.
+    /// Something was received that may have ended it, or its leader leads no longer.
     may_be_over: bool,
+}
+
+/// A final state that somebody was told of, and the term of the leader that said so.
+#[derive(Clone, Copy, Debug)]
+struct Settled {
+    state: State,
+    term: u64,
 }
 
 #[derive(Debug, Default)]
 struct Task {
     contract: Contract,
+    /// By the time of any shard that received it, the lowest.
     first_received_us: u64,
     /// Acknowledged by an accepted row or as a duplicate.
     acknowledged: bool,
     accepted_row: bool,
-    last_token: u64,
-    lease: Option<Lease>,
+    /// Every token given.
+    tokens: BTreeSet<u64>,
+    /// The newest lease of each process.
+    leases: Vec<Lease>,
     attempts_seen: u32,
     /// Results of completions received.
     results: Vec<Vec<u8>>,
-    /// The result whose completion was acknowledged.
-    completed: Option<Vec<u8>>,
-    /// A valid completion was received; a crash may have kept it unanswered.
-    valid_received: bool,
-    may_be_recovered: bool,
+    /// The result whose completion was acknowledged, and the term of its token.
+    completed: Option<(Vec<u8>, u64)>,
+    /// Lowest term under which a valid completion was received; a later leader may have it unanswered.
+    valid_term: Option<u64>,
+    /// A completion or failure was received.
+    end_received: bool,
     cancel_received: bool,
     /// The final state that it was seen in, until a retry.
-    settled: Option<State>,
+    settled: Option<Settled>,
     /// Retries received and not answered that may concern it.
     retries: u32,
-    /// A retry was received: it may start at once, whatever its delay.
-    retried: bool,
+    /// Retries received: it may start at once, whatever its delay.
+    retried: u32,
+    /// Seen to be final, or never accepted, after everything was submitted.
+    over: bool,
 }
 
 /// A request whose answer is awaited.
 struct Request {
-    /// Order of arrival, which is the order of the log.
+    /// Order of arrival.
     order: u64,
     operation: Operation,
     is_resend: bool,
@@ -86,19 +108,30 @@ struct Row {
     token: u64,
     is_valid: bool,
     result: Vec<u8>,
+    /// Of a read: what had been acknowledged when it was received.
+    before: Option<reads::Before>,
 }
 
 impl Row {
     fn of(id: TaskId) -> Self {
-        Self { id, token: 0, is_valid: true, result: Vec::new() }
+        Self { id, token: 0, is_valid: true, result: Vec::new(), before: None }
     }
 }
 
-/// A frame that the node sent.
+/// A frame that a node sent.
 pub(crate) struct Sent {
     pub(crate) link: u64,
+    /// The term in which the sender led the frame's partition when it made the frame, if it did.
+    pub(crate) term: Option<u64>,
     pub(crate) header: Header,
     pub(crate) body: FrameBuffer,
+}
+
+/// The pause of a queue, as acknowledged.
+struct Pause {
+    term: u64,
+    /// Holds from the next input on.
+    holds: bool,
 }
 
 /// Everything known.
@@ -112,20 +145,22 @@ pub(crate) struct Oracle {
     windows: BTreeMap<u32, Vec<(u64, TaskId)>>,
     requests: HashMap<(u64, u64), Request>,
     received: u64,
-    /// Highest reading of the node's clock so far.
+    /// Highest time of any shard so far.
     clock_us_max: u64,
-    /// Latest reading, and the lowest one since the last turn.
-    clock_us: u64,
-    clock_us_low: u64,
     /// (partition, queue) known to be paused.
-    paused: BTreeMap<(u16, u32), bool>,
-    limits: BTreeMap<(u16, u32), u32>,
+    paused: BTreeMap<(u16, u32), Pause>,
+    /// Order of the latest resume received.
+    resumed: BTreeMap<(u16, u32), u64>,
+    replicas: replicas::Replicas,
     /// End of the id of a task to report on.
-    pub(crate) watched: Option<String>,
+    watched: Option<String>,
+    /// Says who leads.
+    is_loud: bool,
     /// Counters for the report.
     pub(crate) submits_acknowledged: u64,
     pub(crate) completions_acknowledged: u64,
     pub(crate) assigned: u64,
+    pub(crate) reads: u64,
 }
 
 type Verdict = Result<(), String>;
@@ -134,9 +169,15 @@ fn require(holds: bool, sentence: impl FnOnce() -> String) -> Verdict {
     if holds { Ok(()) } else { Err(sentence()) }
 }
 
+/// The term of the leader that gave a token.
+const fn term_of(token: u64) -> u64 {
+    token >> 40
+}
+
 impl Oracle {
     pub(crate) fn new() -> Self {
-        Self { watched: std::env::var("TASKMASTER_SIM_WATCH").ok(), ..Self::default() }
+        let is_loud = std::env::var_os("TASKMASTER_SIM_LOG").is_some();
+        Self { watched: std::env::var("TASKMASTER_SIM_WATCH").ok(), is_loud, ..Self::default() }
     }
 
     /// For hunting: what happens to the task whose id ends with TASKMASTER_SIM_WATCH.
@@ -144,7 +185,7 @@ impl Oracle {
         if let Some(end) = &self.watched
             && id.to_string().ends_with(end.as_str())
         {
-            eprintln!("{:>9} {id} {}", self.clock_us.saturating_sub(super::world::START_US), what());
+            eprintln!("{:>9} {id} {}", self.clock_us_max.saturating_sub(super::world::START_US), what());
         }
     }
 
@@ -180,15 +221,13 @@ impl Oracle {
         self.tasks.get(&id)?.contract.workflow
     }
 
-    /// The node's clock reads `now_us`.
+    /// A shard's time is `now_us`.
     pub(crate) fn clock(&mut self, now_us: u64) {
         self.clock_us_max = self.clock_us_max.max(now_us);
-        self.clock_us = now_us;
-        self.clock_us_low = self.clock_us_low.min(now_us);
     }
 
-    /// The node has taken a frame from its wire.
-    pub(crate) fn received(&mut self, link: u64, header: &Header, body: &[u8], now_us: u64) {
+    /// A node has taken a frame from its wire.
+    pub(crate) fn received(&mut self, link: u64, life: u64, header: &Header, body: &[u8], now_us: u64) {
         let Some(operation) = Operation::from_number(header.operation) else { return };
         self.received += 1;
         let mut request = Request {
@@ -202,14 +241,21 @@ impl Oracle {
         match operation {
             Operation::Submit => self.submit_received(body, now_us, &mut request),
             Operation::Complete | Operation::Fail | Operation::Extend | Operation::Release => {
-                self.work_received(body, &mut request);
+                self.work_received(life, body, &mut request);
             }
             Operation::Cancel | Operation::Retry => self.change_received(body, &mut request),
             Operation::ConfigureQueue => self.setting_received(header.partition, body, &mut request),
+            Operation::GetTask => {
+                let body = access::<ArchivedGetTask>(body).expect("clients send whole bodies");
+                let id = TaskId::from(&body.id);
+                request.rows.push(Row { before: self.before(id), ..Row::of(id) });
+            }
             _ => return,
         }
         for row in &request.rows {
-            self.watch(row.id, || format!("<- {operation:?} token {:#x} valid {}", row.token, row.is_valid));
+            self.watch(row.id, || {
+                format!("<- {operation:?} at {life} of {link} token {:#x} valid {}", row.token, row.is_valid)
+            });
         }
         self.requests.insert((link, header.correlation), request);
     }
@@ -227,32 +273,38 @@ impl Oracle {
         }
     }
 
-    fn work_received(&mut self, body: &[u8], request: &mut Request) {
+    fn work_received(&mut self, life: u64, body: &[u8], request: &mut Request) {
         match request.operation {
             Operation::Complete => {
                 let body = access::<ArchivedComplete>(body).expect("workers send whole bodies");
                 for row in body.rows.iter() {
                     let result = body::slice(&body.bytes, row.result).expect("spans are right").to_vec();
-                    let row = self.lease_row(TaskId::from(&row.id), row.token.to_native(), true);
+                    let row = self.lease_row(life, TaskId::from(&row.id), row.token.to_native(), true);
                     let task = self.tasks.get_mut(&row.id).expect("completed tasks are registered");
                     if !task.results.contains(&result) {
                         task.results.push(result.clone());
                     }
-                    task.valid_received |= row.is_valid;
+                    task.end_received = true;
+                    if row.is_valid {
+                        let term = term_of(row.token);
+                        task.valid_term = Some(task.valid_term.map_or(term, |lowest| lowest.min(term)));
+                    }
                     request.rows.push(Row { result, ..row });
                 }
             }
             Operation::Fail => {
                 let body = access::<ArchivedFail>(body).expect("workers send whole bodies");
                 for row in body.rows.iter() {
-                    request.rows.push(self.lease_row(TaskId::from(&row.id), row.token.to_native(), true));
+                    let row = self.lease_row(life, TaskId::from(&row.id), row.token.to_native(), true);
+                    self.tasks.get_mut(&row.id).expect("failed tasks are registered").end_received = true;
+                    request.rows.push(row);
                 }
             }
             operation => {
                 let body = access::<ArchivedLeases>(body).expect("workers send whole bodies");
                 for row in body.rows.iter() {
                     let may_end = operation == Operation::Release;
-                    request.rows.push(self.lease_row(TaskId::from(&row.id), row.token.to_native(), may_end));
+                    request.rows.push(self.lease_row(life, TaskId::from(&row.id), row.token.to_native(), may_end));
                 }
             }
         }
@@ -274,9 +326,7 @@ impl Oracle {
             for id in ids {
                 let task = self.tasks.get_mut(&id).expect("cancelled tasks are registered");
                 task.cancel_received = true;
-                if let Some(lease) = &mut task.lease {
-                    lease.may_be_over = true;
-                }
+                task.leases.iter_mut().for_each(|lease| lease.may_be_over = true);
             }
             if !whole {
                 request.rows.push(Row::of(id));
@@ -293,18 +343,19 @@ impl Oracle {
         let limit = (set & queue_field::CONCURRENCY != 0).then(|| body.concurrency.to_native());
         if paused == Some(false) {
             self.paused.remove(&(partition, queue));
+            self.resumed.insert((partition, queue), request.order);
         }
         request.setting = Some((partition, queue, paused, limit));
     }
 
-    fn lease_row(&mut self, id: TaskId, token: u64, may_end: bool) -> Row {
+    fn lease_row(&mut self, life: u64, id: TaskId, token: u64, may_end: bool) -> Row {
         let task = self.tasks.get_mut(&id).expect("leased tasks are registered");
-        let lease = task.lease.as_mut().filter(|lease| lease.token == token);
+        let lease = task.leases.iter_mut().find(|lease| lease.life == life && lease.token == token);
         let is_valid = lease.is_some();
         if let Some(lease) = lease {
             lease.may_be_over |= may_end;
         }
-        Row { id, token, is_valid, result: Vec::new() }
+        Row { token, is_valid, ..Row::of(id) }
     }
 
     /// A retry may make a task and its workflow's others unfinished; success stays. `retries` is added to those under way.
@@ -313,324 +364,40 @@ impl Oracle {
         let ids = workflow.and_then(|workflow| self.workflows.get(&workflow).cloned()).unwrap_or_else(|| vec![id]);
         for id in ids {
             let task = self.tasks.get_mut(&id).expect("registered");
-            task.settled = task.settled.filter(|state| *state == State::Succeeded);
+            task.settled = task.settled.filter(|settled| settled.state == State::Succeeded);
             task.retries = task.retries.saturating_add_signed(retries);
-            task.retried = true;
-            if let Some(lease) = &mut task.lease {
-                lease.may_be_over = true;
-            }
+            task.retried += 1;
+            task.leases.iter_mut().for_each(|lease| lease.may_be_over = true);
         }
     }
 
     /// A connection is gone, as the node sees it: its leases may end at the grace.
     pub(crate) fn lost(&mut self, link: u64, now_us: u64) {
         let grace_us = now_us + 2_000_000;
+        for lease in self.tasks.values_mut().flat_map(|task| &mut task.leases).filter(|lease| lease.conn == link) {
+            lease.ends_us = lease.ends_us.min(grace_us);
+        }
+    }
+
+    /// A process is gone, and with it its leases.
+    pub(crate) fn died(&mut self, life: u64) {
+        self.tasks.values_mut().for_each(|task| task.leases.retain(|lease| lease.life != life));
+    }
+
+    /// Everything was submitted and answered, and every entry of an earlier leader has had its fate.
+    pub(crate) fn everything_is_submitted(&mut self) {
         for task in self.tasks.values_mut() {
-            if let Some(lease) = task.lease.as_mut().filter(|lease| lease.conn == link) {
-                lease.ends_us = lease.ends_us.min(grace_us);
-            }
+            (task.retries, task.over) = (0, false);
         }
     }
 
-    /// The node's process is gone, and with it every lease.
-    pub(crate) fn crashed(&mut self) {
-        // A resume that was not answered may have been kept.
-        for (partition, queue, paused, _) in self.requests.values().filter_map(|request| request.setting) {
-            if paused == Some(false) {
-                self.paused.remove(&(partition, queue));
-            }
-        }
-        self.requests.clear();
-        for task in self.tasks.values_mut() {
-            task.lease = None;
-            task.may_be_recovered |= task.valid_received;
-            if std::mem::take(&mut task.retries) > 0 {
-                task.settled = task.settled.filter(|state| *state == State::Succeeded);
-            }
-        }
+    /// Whether a task was seen to be final since then.
+    pub(crate) fn is_over(&self, id: TaskId) -> bool {
+        self.tasks[&id].over
     }
 
-    /// The node has made these frames from one input. The queues of which tasks were assigned.
-    pub(crate) fn sent(&mut self, frames: &[Sent]) -> Result<BTreeSet<u32>, String> {
-        let mut answers: Vec<(Request, &Sent)> = Vec::new();
-        for sent in frames.iter().filter(|sent| sent.header.is_response()) {
-            if let Some(request) = self.requests.remove(&(sent.link, sent.header.correlation)) {
-                answers.push((request, sent));
-            }
-        }
-        answers.sort_by_key(|(request, _)| request.order);
-        for (request, sent) in answers {
-            if request.operation == Operation::Retry {
-                request.rows.iter().for_each(|row| self.unsettle(row.id, -1));
-            } else if sent.header.code == Code::Ok.number() {
-                self.answered(&request, sent)?;
-            }
-        }
-        let mut queues = BTreeSet::new();
-        for sent in frames.iter().filter(|sent| sent.header.operation == Operation::Assign.number()) {
-            self.assigned(sent, &mut queues)?;
-        }
-        Ok(queues)
-    }
-
-    fn answered(&mut self, request: &Request, sent: &Sent) -> Verdict {
-        if let Some((partition, queue, paused, limit)) = request.setting {
-            if paused == Some(true) {
-                self.paused.insert((partition, queue), false);
-            } else if paused == Some(false) {
-                self.paused.remove(&(partition, queue));
-            }
-            if let Some(limit) = limit {
-                self.limits.insert((partition, queue), limit);
-            }
-            return Ok(());
-        }
-        let reply =
-            access::<ArchivedBatchReply>(&sent.body).map_err(|error| format!("a reply does not read: {error}"))?;
-        let mut exceptions = HashMap::new();
-        for exception in reply.exceptions.iter() {
-            let index = exception.index.to_native() as usize;
-            let code = Code::from_number(exception.code.to_native());
-            let twice = exceptions.insert(index, (code, TaskId::from(&exception.id)));
-            require(twice.is_none(), || format!("row {index} of a {:?} has two exceptions", request.operation))?;
-        }
-        if request.operation != Operation::Cancel || !request.rows.is_empty() {
-            let accepted = reply.accepted.to_native() as usize;
-            require(accepted + exceptions.len() == request.rows.len(), || {
-                let (rows, exceptions) = (request.rows.len(), exceptions.len());
-                format!("a {:?} of {rows} rows: {accepted} accepted, {exceptions} exceptions", request.operation)
-            })?;
-        }
-        for (index, row) in request.rows.iter().enumerate() {
-            self.watch(row.id, || format!("-> {:?} {:?}", request.operation, exceptions.get(&index)));
-            match request.operation {
-                Operation::Submit => self.submit_answered(request, row, exceptions.get(&index))?,
-                Operation::Complete if !exceptions.contains_key(&index) => self.completed(row)?,
-                Operation::Fail if !exceptions.contains_key(&index) => {
-                    require(row.is_valid, || format!("a failure of {} under a stale token was accepted", row.id))?;
-                }
-                Operation::Extend if !exceptions.contains_key(&index) => {
-                    let task = self.tasks.get_mut(&row.id).expect("registered");
-                    let ends_us = request.received_us + task.contract.lease_us;
-                    if let Some(lease) = task.lease.as_mut().filter(|lease| lease.token == row.token) {
-                        lease.ends_us = ends_us;
-                        lease.conn = sent.link;
-                    }
-                }
-                Operation::Cancel if !exceptions.contains_key(&index) => {
-                    self.settle(row.id, State::Cancelled)?;
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn settle(&mut self, id: TaskId, state: State) -> Verdict {
-        let task = self.tasks.get_mut(&id).expect("registered");
-        let before = task.settled.replace(state);
-        require(before.is_none_or(|before| before == state), || {
-            format!("{id} became {state:?} after it was {before:?}")
-        })
-    }
-
-    fn completed(&mut self, row: &Row) -> Verdict {
-        require(row.is_valid, || format!("a completion of {} under a stale token was accepted", row.id))?;
-        let task = self.tasks.get_mut(&row.id).expect("registered");
-        require(task.completed.is_none(), || format!("{} was completed twice", row.id))?;
-        task.completed = Some(row.result.clone());
-        self.completions_acknowledged += 1;
-        self.settle(row.id, State::Succeeded)
-    }
-
-    fn submit_answered(&mut self, request: &Request, row: &Row, exception: Option<&(Code, TaskId)>) -> Verdict {
-        let clock_us = self.clock_us_max;
-        let task = self.tasks.get_mut(&row.id).expect("registered");
-        match exception {
-            None => {
-                require(!task.accepted_row, || format!("{} was accepted twice", row.id))?;
-                (task.accepted_row, task.acknowledged) = (true, true);
-                self.submits_acknowledged += 1;
-                let Some(key) = task.contract.unique.filter(|_| task.contract.unique_window_us > 0) else {
-                    return self.check_window(row.id, clock_us);
-                };
-                self.check_window(row.id, clock_us)?;
-                let task = &self.tasks[&row.id];
-                let until_us = request.received_us + task.contract.unique_window_us;
-                self.windows.entry(key).or_default().push((until_us, row.id));
-                Ok(())
-            }
-            Some((Code::Duplicate, _)) => {
-                self.submits_acknowledged += u64::from(!task.acknowledged);
-                task.acknowledged = true;
-                Ok(())
-            }
-            Some((Code::UniqueConflict, holder)) => {
-                let key = task.contract.unique;
-                require(key.is_some() && *holder != row.id, || format!("{} conflicts with {holder}", row.id))?;
-                let holds = self.tasks.get(holder).and_then(|holder| holder.contract.unique);
-                require(holds == key, || format!("{} conflicts with {holder}, which has another key", row.id))
-            }
-            // A resend of what may have been accepted and forgotten: the node cannot know, and must not run it again.
-            Some((Code::OutcomeForgotten, _)) => {
-                require(request.is_resend, || format!("{} is told forgotten and was never sent before", row.id))
-            }
-            Some((code, _)) => Err(format!("{} was refused with {code}", row.id)),
-        }
-    }
-
-    /// A task with a unique key was accepted: no window of another one may cover this moment.
-    fn check_window(&self, id: TaskId, clock_us: u64) -> Verdict {
-        let Some(key) = self.tasks[&id].contract.unique else { return Ok(()) };
-        for (until_us, holder) in self.windows.get(&key).into_iter().flatten() {
-            require(clock_us >= *until_us, || {
-                format!("{id} took unique key {key} within the window of {holder} ({clock_us} < {until_us})")
-            })?;
-        }
-        Ok(())
-    }
-
-    fn assigned(&mut self, sent: &Sent, queues: &mut BTreeSet<u32>) -> Verdict {
-        let assign =
-            access::<ArchivedAssign>(&sent.body).map_err(|error| format!("an assign does not read: {error}"))?;
-        for row in assign.rows.iter() {
-            let (id, token, attempt) = (TaskId::from(&row.id), row.token.to_native(), row.attempt.to_native());
-            self.assigned += 1;
-            self.watch(id, || format!("-> Assign token {token:#x} attempt {attempt}"));
-            self.check_needs(id)?;
-            let clock_us = self.clock_us_max;
-            let task = self.tasks.get_mut(&id).ok_or_else(|| format!("{id} was never submitted, yet assigned"))?;
-            require(task.first_received_us > 0, || format!("{id} was assigned before it was received"))?;
-            require(token > task.last_token, || {
-                format!("{id} was assigned under token {token:#x} after {:#x}", task.last_token)
-            })?;
-            require(task.completed.is_none(), || format!("{id} was assigned after its completion was acknowledged"))?;
-            require(task.settled.is_none(), || format!("{id} was assigned although {:?}", task.settled))?;
-            if let Some(lease) = task.lease.as_ref().filter(|lease| !lease.may_be_over) {
-                let ends_us = lease.ends_us;
-                require(task.contract.has_deadline || clock_us >= ends_us, || {
-                    format!("{id} was assigned again {} us before its lease ended", ends_us - clock_us)
-                })?;
-            }
-            require(attempt >= 1 && attempt <= task.contract.attempts_max, || {
-                format!("{id} is in attempt {attempt} of {}", task.contract.attempts_max)
-            })?;
-            require(task.retried || clock_us >= task.first_received_us + task.contract.delay_us, || {
-                format!("{id} was assigned before its delay was over")
-            })?;
-            let paused = self.paused.get(&(sent.header.partition, task.contract.queue));
-            require(paused != Some(&true), || format!("{id} was assigned from a paused queue"))?;
-            queues.insert(task.contract.queue);
-            task.last_token = token;
-            task.attempts_seen += 1;
-            let ends_us = self.clock_us_low + task.contract.lease_us;
-            task.lease = Some(Lease { token, conn: sent.link, ends_us, may_be_over: false });
-        }
-        Ok(())
-    }
-
-    /// An input is observed: pauses acknowledged in it hold from the next one.
-    pub(crate) fn observed(&mut self) {
-        self.paused.values_mut().for_each(|holds| *holds = true);
-        self.clock_us_low = self.clock_us;
-    }
-
-    fn check_needs(&self, id: TaskId) -> Verdict {
-        let Some(task) = self.tasks.get(&id) else { return Ok(()) };
-        for need in &task.contract.needs {
-            let parent = &self.tasks[need];
-            let succeeded = parent.completed.is_some() || parent.may_be_recovered;
-            if task.contract.continues {
-                let live = parent.lease.as_ref().is_some_and(|lease| {
-                    let may_have_fallen = parent.contract.has_deadline || parent.cancel_received || parent.retried;
-                    !lease.may_be_over && !may_have_fallen && self.clock_us_max < lease.ends_us
-                });
-                let began = parent.attempts_seen > 0 || parent.cancel_received || parent.contract.has_deadline;
-                require(!live && (succeeded || began || self.has_fallen(*need)), || {
-                    format!("{id} was assigned while {need}, which it needs, was not final")
-                })?;
-            } else {
-                require(succeeded, || format!("{id} was assigned before {need}, which it needs, succeeded"))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether something that a task needs may have been cancelled or expired.
-    fn has_fallen(&self, id: TaskId) -> bool {
-        self.tasks[&id].contract.needs.iter().any(|need| {
-            let parent = &self.tasks[need];
-            parent.cancel_received || parent.contract.has_deadline || parent.attempts_seen > 0
-        })
-    }
-
-    /// All tasks as the node knows them, right after a restart or at any moment.
-    pub(crate) fn inspected(&mut self, seen: &BTreeMap<TaskId, Seen>) -> Verdict {
-        for (id, task) in &mut self.tasks {
-            let Some(seen) = seen.get(id) else {
-                if task.contract.may_be_forgotten {
-                    continue;
-                }
-                require(!task.acknowledged, || format!("{id} was acknowledged and is lost"))?;
-                require(task.settled.is_none(), || format!("{id} was {:?} and is lost", task.settled))?;
-                continue;
-            };
-            let state = seen.state;
-            if let Some(end) = &self.watched
-                && id.to_string().ends_with(end.as_str())
-            {
-                eprintln!("{:>9} {id} is {state:?}", self.clock_us.saturating_sub(super::world::START_US));
-            }
-            if let Some(result) = &task.completed {
-                require(state == State::Succeeded, || format!("{id} was completed and is {state:?}"))?;
-                require(seen.blob == *result, || format!("{id} has another result than the acknowledged one"))?;
-            }
-            if let Some(settled) = task.settled {
-                require(state == settled, || format!("{id} was {settled:?} and is {state:?}"))?;
-            }
-            if state == State::Succeeded {
-                require(task.results.contains(&seen.blob), || format!("{id} has a result that nobody sent"))?;
-            }
-            if state == State::Expired {
-                require(task.contract.has_deadline, || format!("{id} has no deadline and expired"))?;
-            }
-            if state == State::Cancelled && task.contract.workflow.is_none() {
-                require(task.cancel_received, || format!("{id} was never cancelled and is"))?;
-            }
-            if state.is_final() && task.settled.is_none() && (task.retries == 0 || state == State::Succeeded) {
-                task.settled = Some(state);
-            }
-        }
-        self.check_keys(seen)
-    }
-
-    fn check_keys(&self, seen: &BTreeMap<TaskId, Seen>) -> Verdict {
-        for (key, ids) in &self.by_unique {
-            let holders = ids.iter().filter(|id| seen.get(id).is_some_and(|task| !task.state.is_final())).count();
-            require(holders <= 1, || format!("{holders} unfinished tasks have the unique key {key}"))?;
-        }
-        for (key, ids) in &self.by_key {
-            let limit = self.tasks[&ids[0]].contract.key_limit;
-            let leased = ids.iter().filter(|id| seen.get(id).is_some_and(|task| task.state == State::Leased)).count();
-            require(leased <= limit as usize, || format!("{leased} leases under concurrency key {key} of {limit}"))?;
-        }
-        Ok(())
-    }
-
-    /// The concurrency limit of a queue, once every partition has acknowledged it.
-    pub(crate) fn limit(&self, queue: u32, partitions: u16) -> Option<u32> {
-        let mut limits = (0..partitions).map(|partition| self.limits.get(&(partition, queue)).copied());
-        let first = limits.next()??;
-        limits.all(|limit| limit == Some(first)).then_some(first)
-    }
-
-    /// Whether a task may be unknown once it is final.
-    pub(crate) fn may_be_forgotten(&self, id: TaskId) -> bool {
-        self.tasks[&id].contract.may_be_forgotten
-    }
-
-    /// Acknowledged tasks that are not final.
-    pub(crate) fn unfinished(&self, seen: &BTreeMap<TaskId, Seen>) -> Vec<TaskId> {
-        seen.iter().filter(|(_, task)| !task.state.is_final()).map(|(id, _)| *id).collect()
+    /// Tasks that are not.
+    pub(crate) fn left(&self) -> impl Iterator<Item = TaskId> + '_ {
+        self.tasks.iter().filter(|(_, task)| !task.over).map(|(id, _)| *id)
     }
 }

@@ -1,23 +1,26 @@
 //! Several shards of one node that share the limits of a queue: real engines, and a mesh that is late.
 //!
-//! Everything is durable at once here; what is simulated is the order and the delay of permit notes, workers that come,
+//! Everything is durable at once here; what is simulated is the order and the delay of messages about permits, workers that come,
 //! go, finish and forget, and limits that change. Rules: all shards together never have more leases than the limit, and
 //! every task ends once workers behave.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use taskmaster_engine::{Config, ConnId, Effects, Input, PermitNote, Shard};
+use taskmaster_engine::cluster::{ClusterMap, NodeInfo, SOFTWARE_VERSION};
+use taskmaster_engine::{Config, ConnId, Effects, Input, PeerAddr, Shard};
 use taskmaster_protocol::body::{
     self, ArchivedAssign, Body, Complete, CompleteRow, ConfigureQueue, Credit, Fail, FailRow, LeaseRow, Leases, Spec,
     Submit, Subscribe, TaskRow, queue_field,
 };
 use taskmaster_protocol::frame::Header;
-use taskmaster_protocol::{FrameBuffer, Operation, PartitionId, TaskId, access};
+use taskmaster_protocol::{FrameBuffer, NodeId, Operation, PartitionId, TaskId, access};
 
-use super::Failure;
 use super::dice::Dice;
 use super::network::take_frames;
+use super::node::hurried;
 use super::world::START_US;
+use super::{Failure, Options};
 
 const PARTITIONS: u16 = 8;
 const WORKERS: u64 = 3;
@@ -25,7 +28,15 @@ const CALM_FROM_US: u64 = 3_000_000;
 const END_US: u64 = 600_000_000;
 
 enum Event {
-    Note(PermitNote),
+    Messages {
+        from: PeerAddr,
+        to: u16,
+        bytes: FrameBuffer,
+    },
+    Map {
+        to: u16,
+        map: Arc<ClusterMap>,
+    },
     Submit,
     /// A worker of a shard ends a lease in some way.
     End {
@@ -71,18 +82,31 @@ struct Shards {
 pub fn run(seed: u64) -> Result<u64, Failure> {
     let mut dice = Dice::new(seed);
     let count = u16::try_from(dice.range(2, 4)).expect("few");
+    let node = NodeInfo {
+        id: NodeId(1),
+        name: "n".to_owned(),
+        zone: String::new(),
+        host: "n".to_owned(),
+        peer_port: 7_000,
+        client_ports: (0..count).map(|shard| 7_400 + shard).collect(),
+        version: SOFTWARE_VERSION,
+    };
     let shard = |number: u16| {
-        let owned = (0..PARTITIONS).filter(|partition| partition % count == number).map(PartitionId).collect();
         let config = Config {
+            node: node.clone(),
+            number,
             partitions: PARTITIONS,
-            owned,
-            term: 1,
+            found: 1,
+            replication: 1,
+            limits: hurried(),
+            seed,
             memory_bytes_max: 1 << 30,
             kept_max: u32::MAX,
+            retention_ms: 600_000,
             auto_create_queues: true,
         };
         let mut shard = Shard::new(config, START_US);
-        shard.join(number, count);
+        shard.start(START_US);
         (shard, Effects::default())
     };
     let mut world = Shards {
@@ -100,7 +124,7 @@ pub fn run(seed: u64) -> Result<u64, Failure> {
         left: dice.small(5, 40),
         dice,
     };
-    world.play().map_err(|sentence| Failure { seed, at_us: world.now_us, sentence })
+    world.play().map_err(|sentence| Failure { options: Options::of_seed(seed), at_us: world.now_us, sentence })
 }
 
 impl Shards {
@@ -110,6 +134,9 @@ impl Shards {
     }
 
     fn play(&mut self) -> Result<u64, String> {
+        for shard in 0..self.shards.len() {
+            self.input(shard, Input::Tick)?;
+        }
         let limit = self.limit;
         self.set_limit(limit)?;
         for shard in 0..self.shards.len() {
@@ -152,10 +179,8 @@ impl Shards {
 
     fn happen(&mut self, event: Event) -> Result<(), String> {
         match event {
-            Event::Note(note) => {
-                let shard = usize::from(note.to);
-                self.input(shard, Input::Permits(note))
-            }
+            Event::Messages { from, to, bytes } => self.input(usize::from(to), Input::Peer { from, bytes: &bytes }),
+            Event::Map { to, map } => self.input(usize::from(to), Input::Map(map)),
             Event::Submit => self.submit(),
             Event::End { shard, conn, row, fate } => self.end(shard, conn, row, fate),
             Event::Leave { shard, worker } => {
@@ -202,7 +227,7 @@ impl Shards {
         shard.handle(input, clock_us, effects);
         loop {
             let mut last = None;
-            shard.take_unlogged(|sequence, _| last = Some(sequence));
+            shard.end_turn(clock_us, effects, |sequence, _, _| last = Some(sequence));
             let Some(sequence) = last else { break };
             shard.handle(Input::Durable { sequence }, clock_us, effects);
         }
@@ -222,20 +247,16 @@ impl Shards {
             })
             .expect("the engine sends whole frames");
         });
-        let notes = std::mem::take(&mut effects.permits);
+        let mut messages = Vec::new();
+        effects.drain_peers(|to, buffer| messages.push((to, std::mem::take(buffer))));
+        let map = effects.take_map();
         let wake_us = shard.next_wake_us();
+        self.deliver(u16::try_from(index).expect("few"), messages, map);
         for (conn, row) in assigned {
             let calm = self.now_us >= CALM_FROM_US;
             let fate = if calm { 0 } else { self.dice.below(100) };
             let delay_us = self.dice.range(10, 60_000);
             self.after(delay_us, Event::End { shard: index, conn, row, fate });
-        }
-        for note in notes {
-            let latency_us = if self.dice.chance(80) { self.dice.range(1, 100) } else { self.dice.range(100, 50_000) };
-            let arrives_us = self.arrives_us.entry((note.from, note.to)).or_default();
-            *arrives_us = (*arrives_us).max(self.now_us + latency_us);
-            let delay_us = *arrives_us - self.now_us;
-            self.after(delay_us, Event::Note(note));
         }
         if let Some(wake_us) = wake_us {
             let at_us = (wake_us.saturating_sub(START_US)).max(self.now_us) + 1;
@@ -245,6 +266,27 @@ impl Shards {
             }
         }
         self.check()
+    }
+
+    /// What one shard has for the others goes over the mesh, in order.
+    fn deliver(&mut self, own: u16, messages: Vec<(PeerAddr, FrameBuffer)>, map: Option<Arc<ClusterMap>>) {
+        for (to, bytes) in messages {
+            let delay_us = self.mesh_delay_us(own, to.shard);
+            let from = PeerAddr { node: to.node, shard: own };
+            self.after(delay_us, Event::Messages { from, to: to.shard, bytes });
+        }
+        let Some(map) = map else { return };
+        for to in (0u16..).take(self.shards.len()).filter(|to| *to != own) {
+            let delay_us = self.mesh_delay_us(own, to);
+            self.after(delay_us, Event::Map { to, map: Arc::clone(&map) });
+        }
+    }
+
+    fn mesh_delay_us(&mut self, from: u16, to: u16) -> u64 {
+        let latency_us = if self.dice.chance(80) { self.dice.range(1, 100) } else { self.dice.range(100, 50_000) };
+        let arrives_us = self.arrives_us.entry((from, to)).or_default();
+        *arrives_us = (*arrives_us).max(self.now_us + latency_us);
+        *arrives_us - self.now_us
     }
 
     fn check(&self) -> Result<(), String> {

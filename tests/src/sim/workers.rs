@@ -1,13 +1,19 @@
 //! Workers: most complete what they get, some late, twice, never, or under a lease that is over.
 
+use std::collections::BTreeMap;
+
 use taskmaster_protocol::body::{
     self, ArchivedAssign, Complete, CompleteRow, Credit, Fail, FailRow, LeaseRow, Leases, Subscribe,
 };
-use taskmaster_protocol::frame::{self, Header};
+use taskmaster_protocol::frame::Header;
 use taskmaster_protocol::{Operation, PartitionId, TaskId, access};
 
-use super::actor::{Actor, Cx, Outbox};
+use super::actor::{Actor, Cx, Target};
+use super::client::Client;
 use super::workload::QUEUES;
+
+/// How often a worker looks for nodes it has no subscription at.
+const LOOK_US: u64 = 500_000;
 
 /// What a worker is about to do with a lease.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -23,30 +29,37 @@ struct Planned {
     at_us: u64,
     act: Act,
     row: LeaseRow,
+    /// The subscription whose credit it holds.
+    target: Target,
 }
 
-/// One worker process.
+/// One worker process. It subscribes at every shard of every node.
 pub(crate) struct Worker {
     number: u64,
-    outbox: Outbox,
+    client: Client,
     planned: Vec<Planned>,
     credit_max: u32,
-    held: u32,
-    reconnect_us: u64,
+    /// Leases held per subscription.
+    held: BTreeMap<Target, u32>,
+    look_us: u64,
 }
 
 impl Worker {
-    pub(crate) fn new(number: u64, credit_max: u32) -> Self {
-        Self { number, outbox: Outbox::default(), planned: Vec::new(), credit_max, held: 0, reconnect_us: 0 }
+    pub(crate) fn new(number: u64, credit_max: u32, client: Client) -> Self {
+        Self { number, client, planned: Vec::new(), credit_max, held: BTreeMap::new(), look_us: 0 }
     }
 
-    fn plan(&mut self, row: LeaseRow, lease_us: u64, cx: &mut Cx<'_>) {
+    fn plan(&mut self, target: Target, row: LeaseRow, lease_us: u64, cx: &mut Cx<'_>) {
         let work_us = if cx.dice.chance(80) { cx.dice.range(50, 20_000) } else { cx.dice.range(20_000, 200_000) };
         let soon_us = cx.now_us + work_us;
         let late_us = cx.now_us + lease_us + cx.dice.range(0, lease_us);
-        let mut add = |act, at_us| self.planned.push(Planned { at_us, act, row });
+        let mut add = |act, at_us| self.planned.push(Planned { at_us, act, row, target });
         if cx.calm {
             add(Act::Complete, cx.now_us + 100);
+            return;
+        }
+        if !cx.unruly {
+            add(Act::Complete, soon_us);
             return;
         }
         match cx.dice.below(100) {
@@ -84,21 +97,22 @@ impl Worker {
         }
         let single = cx.dice.chance(30);
         while !due.is_empty() {
-            let (act, partition) = (due[0].act, due[0].row.id.partition());
+            let (act, partition, target) = (due[0].act, due[0].row.id.partition(), due[0].target);
             let mut rows = Vec::new();
             due.retain(|planned| {
-                let joins =
-                    planned.act == act && planned.row.id.partition() == partition && (rows.is_empty() || !single);
+                let is_alike =
+                    planned.act == act && planned.row.id.partition() == partition && planned.target == target;
+                let joins = is_alike && (rows.is_empty() || !single);
                 if joins {
                     rows.push(planned.row);
                 }
                 !joins
             });
-            self.send(act, partition, &rows, cx);
+            self.send(act, target, partition, &rows, cx);
         }
     }
 
-    fn send(&mut self, act: Act, partition: PartitionId, rows: &[LeaseRow], cx: &mut Cx<'_>) {
+    fn send(&mut self, act: Act, target: Target, partition: PartitionId, rows: &[LeaseRow], cx: &mut Cx<'_>) {
         match act {
             Act::Complete => {
                 let mut complete = Complete::default();
@@ -107,7 +121,7 @@ impl Worker {
                     let (id, token, locator, attempt) = (row.id, row.token, row.locator, row.attempt);
                     complete.rows.push(CompleteRow { id, token, locator, attempt, result });
                 }
-                self.outbox.push(Operation::Complete, partition, &complete, cx);
+                self.client.push(Operation::Complete, partition, &complete);
             }
             Act::Fail | Act::FailForGood => {
                 let mut fail = Fail::default();
@@ -123,20 +137,33 @@ impl Worker {
                         ..FailRow::default()
                     });
                 }
-                self.outbox.push(Operation::Fail, partition, &fail, cx);
+                self.client.push(Operation::Fail, partition, &fail);
             }
             Act::Release => {
-                self.outbox.push(Operation::Release, partition, &Leases { rows: rows.to_vec() }, cx);
+                self.client.push(Operation::Release, partition, &Leases { rows: rows.to_vec() });
             }
             Act::Extend => {
-                self.outbox.push(Operation::Extend, partition, &Leases { rows: rows.to_vec() }, cx);
+                self.client.push(Operation::Extend, partition, &Leases { rows: rows.to_vec() });
                 return;
             }
         }
-        let ended = u32::try_from(rows.len()).expect("few").min(self.held);
-        self.held -= ended;
-        if cx.connected && ended > 0 {
-            frame::encode(&mut cx.outgoing, Header::request(Operation::Credit, 0, None), &Credit { credit: ended });
+        let Some(held) = self.held.get_mut(&target) else { return };
+        let ended = u32::try_from(rows.len()).expect("few").min(*held);
+        *held -= ended;
+        if cx.is_open(target) && ended > 0 {
+            cx.send(target, Header::request(Operation::Credit, 0, None), &Credit { credit: ended });
+        }
+    }
+
+    /// Connects to what it knows of and has no connection to.
+    fn look(&mut self, cx: &mut Cx<'_>) {
+        if self.look_us > cx.now_us {
+            return;
+        }
+        self.look_us = cx.now_us + LOOK_US;
+        self.client.ask(cx);
+        for target in self.client.targets.clone() {
+            self.client.open(target, cx);
         }
     }
 }
@@ -147,18 +174,18 @@ fn result_of(row: &LeaseRow) -> Vec<u8> {
 }
 
 impl Actor for Worker {
-    fn opened(&mut self, cx: &mut Cx<'_>) {
+    fn opened(&mut self, target: Target, cx: &mut Cx<'_>) {
         let mut subscribe = Subscribe { credit: self.credit_max, ..Subscribe::default() };
         for queue in 0..QUEUES {
             subscribe.queues.push(body::put(&mut subscribe.bytes, format!("q{queue}").as_bytes()));
         }
         subscribe.worker = body::put(&mut subscribe.bytes, format!("worker {}", self.number).as_bytes());
-        self.held = 0;
-        frame::encode(&mut cx.outgoing, Header::request(Operation::Subscribe, 0, None), &subscribe);
-        self.outbox.resend_all(cx);
+        self.held.insert(target, 0);
+        cx.send(target, Header::request(Operation::Subscribe, 0, None), &subscribe);
+        self.client.opened(target, cx);
     }
 
-    fn frame(&mut self, header: Header, body: &[u8], cx: &mut Cx<'_>) {
+    fn frame(&mut self, target: Target, header: Header, body: &[u8], cx: &mut Cx<'_>) {
         if header.operation == Operation::Assign.number() {
             let assign = access::<ArchivedAssign>(body).expect("the oracle has read it");
             for row in assign.rows.iter() {
@@ -169,43 +196,41 @@ impl Actor for Worker {
                     locator: row.locator.to_native(),
                     attempt: row.attempt.to_native(),
                 };
-                self.held += 1;
-                self.plan(row, lease_us, cx);
+                *self.held.entry(target).or_default() += 1;
+                self.plan(target, row, lease_us, cx);
             }
             return;
         }
-        let Some(number) = self.outbox.number_of(header.correlation) else { return };
-        if header.is_response() {
-            self.outbox.done(number);
+        if header.is_response()
+            && let Some(number) = self.client.answered(&header, body, cx)
+        {
+            self.client.done(number);
         }
     }
 
-    fn lost(&mut self, cx: &mut Cx<'_>) {
-        self.reconnect_us = cx.now_us + cx.dice.range(500, 300_000);
+    fn lost(&mut self, target: Target, cx: &mut Cx<'_>) {
+        self.held.remove(&target);
+        self.client.lost(target, cx);
+        self.look_us = self.look_us.min(self.client.retry_us(target));
     }
 
     fn wake(&mut self, cx: &mut Cx<'_>) {
-        if !cx.connected {
-            if cx.now_us >= self.reconnect_us {
-                cx.open = true;
-            }
-            return;
-        }
+        self.look(cx);
         self.act(cx);
-        self.outbox.resend_due(cx);
+        self.client.pump(cx);
         // Credit of leases that were never ended comes back with a new connection.
-        if self.held >= self.credit_max && self.planned.is_empty() && cx.dice.chance(50) {
-            cx.close = true;
+        let full = self.held.iter().find(|(_, held)| **held >= self.credit_max).map(|(target, _)| *target);
+        if let Some(target) = full
+            && self.planned.is_empty()
+            && cx.dice.chance(50)
+        {
+            cx.closes.insert(target);
         }
     }
 
     fn next_wake_us(&self) -> u64 {
         let planned_us = self.planned.iter().map(|planned| planned.at_us).min().unwrap_or(u64::MAX);
-        planned_us.min(self.outbox.next_us())
-    }
-
-    fn reconnect_us(&self) -> u64 {
-        self.reconnect_us
+        planned_us.min(self.client.next_us()).min(self.look_us)
     }
 
     fn is_done(&self) -> bool {

@@ -1,13 +1,13 @@
 //! Producers and operators: submissions of every shape, cancellations, retries, pauses, waits; repeated until answered.
 
 use taskmaster_protocol::body::{
-    self, AwaitTask, Cancel, ConfigureQueue, Extra, Retry, Span, Spec, Submit, TaskRow, WorkflowRow, queue_field,
+    self, AwaitTask, Cancel, ConfigureQueue, Extra, GetTask, Retry, Span, Spec, Submit, TaskRow, WorkflowRow, queue_field,
 };
 use taskmaster_protocol::frame::Header;
 use taskmaster_protocol::{Code, Operation, PartitionId, TaskId};
 
-use super::actor::{Actor, Cx, Outbox};
-use super::node::PARTITIONS;
+use super::actor::{Actor, Cx, Target};
+use super::client::Client;
 use super::oracle::Contract;
 use super::world::START_US;
 
@@ -23,26 +23,23 @@ const CALM_PAUSE_US: u64 = 2_000_000;
 /// Submits, and operates queues if it is the first one.
 pub(crate) struct Producer {
     number: u64,
-    outbox: Outbox,
-    /// Submissions still to be made.
-    left: u32,
+    client: Client,
+    partitions: u16,
+    /// Longest pause between two submissions.
+    pause_us_max: u64,
+    is_over: bool,
     next_us: u64,
-    reconnect_us: u64,
     sequence: u32,
     resumed_us: u64,
 }
 
 impl Producer {
-    pub(crate) fn new(number: u64, submissions: u32) -> Self {
-        Self {
-            number,
-            outbox: Outbox::default(),
-            left: submissions,
-            next_us: 0,
-            reconnect_us: 0,
-            sequence: 0,
-            resumed_us: 0,
-        }
+    pub(crate) fn new(number: u64, partitions: u16, pause_us_max: u64, client: Client) -> Self {
+        Self { number, client, partitions, pause_us_max, is_over: false, next_us: 0, sequence: 0, resumed_us: 0 }
+    }
+
+    fn pick_partition(&self, cx: &mut Cx<'_>) -> PartitionId {
+        PartitionId(u16::try_from(cx.dice.below(self.partitions.into())).expect("few"))
     }
 
     fn id(&mut self, partition: PartitionId, cx: &Cx<'_>) -> TaskId {
@@ -77,7 +74,7 @@ impl Producer {
     }
 
     fn submit_batch(&mut self, cx: &mut Cx<'_>) {
-        let partition = PartitionId(u16::try_from(cx.dice.below(PARTITIONS.into())).expect("few"));
+        let partition = self.pick_partition(cx);
         let mut submit = Submit::default();
         let queues: Vec<u32> = (0..cx.dice.range(1, 3)).map(|_| cx.dice.small(0, QUEUES - 1)).collect();
         for &queue in &queues {
@@ -99,7 +96,7 @@ impl Producer {
             submit.tasks.push(TaskRow { id, spec: u32::try_from(index).expect("few"), extra, payload });
             cx.oracle.register(id, contract);
         }
-        self.outbox.push(Operation::Submit, partition, &submit, cx);
+        self.client.push(Operation::Submit, partition, &submit);
     }
 
     fn payload(area: &mut Vec<u8>, id: TaskId, cx: &mut Cx<'_>) -> Span {
@@ -151,7 +148,7 @@ impl Producer {
     }
 
     fn submit_workflow(&mut self, cx: &mut Cx<'_>) {
-        let partition = PartitionId(u16::try_from(cx.dice.below(PARTITIONS.into())).expect("few"));
+        let partition = self.pick_partition(cx);
         let mut submit = Submit::default();
         let queue = cx.dice.small(0, QUEUES - 1);
         let spec = Self::spec(&mut submit.bytes, queue, cx);
@@ -185,15 +182,15 @@ impl Producer {
         }
         let name = body::put(&mut submit.bytes, b"flow");
         submit.workflow.push(WorkflowRow { id: workflow, name, on_failure: continues.into(), reserved: 0 });
-        self.outbox.push(Operation::Submit, partition, &submit, cx);
+        self.client.push(Operation::Submit, partition, &submit);
     }
 
-    fn configure(&mut self, queue: u32, set: u32, paused: bool, cx: &mut Cx<'_>) {
-        for partition in (0..PARTITIONS).map(PartitionId) {
+    fn configure(&mut self, queue: u32, set: u32, paused: bool) {
+        for partition in (0..self.partitions).map(PartitionId) {
             let mut configure = ConfigureQueue { set, paused: paused.into(), ..ConfigureQueue::default() };
             configure.queue = body::put(&mut configure.bytes, format!("q{queue}").as_bytes());
             configure.concurrency = if queue == LIMITED.0 { LIMITED.1 } else { 0 };
-            self.outbox.push(Operation::ConfigureQueue, partition, &configure, cx);
+            self.client.push(Operation::ConfigureQueue, partition, &configure);
         }
     }
 
@@ -203,57 +200,59 @@ impl Producer {
         let partition = id.partition();
         match cx.dice.below(10) {
             0 | 1 => {
-                self.outbox.push(Operation::Cancel, partition, &Cancel { ids: vec![id], workflows: 0 }, cx);
+                self.client.push(Operation::Cancel, partition, &Cancel { ids: vec![id], workflows: 0 });
             }
             2 => {
                 if let Some(workflow) = cx.oracle.workflow_of(id) {
                     let body = Cancel { ids: vec![workflow], workflows: 1 };
-                    self.outbox.push(Operation::Cancel, partition, &body, cx);
+                    self.client.push(Operation::Cancel, partition, &body);
                 }
             }
             3..=5 => {
-                self.outbox.push(Operation::Retry, partition, &Retry { ids: vec![id] }, cx);
+                self.client.push(Operation::Retry, partition, &Retry { ids: vec![id] });
             }
             6 if self.number == 0 => {
                 let queue = cx.dice.small(0, QUEUES - 1);
-                self.configure(queue, queue_field::PAUSED, true, cx);
+                self.configure(queue, queue_field::PAUSED, true);
             }
             7 if self.number == 0 => {
                 let queue = cx.dice.small(0, QUEUES - 1);
-                self.configure(queue, queue_field::PAUSED, false, cx);
+                self.configure(queue, queue_field::PAUSED, false);
+            }
+            8 => {
+                self.client.push(Operation::GetTask, partition, &GetTask { id });
             }
             _ => {
                 let body = AwaitTask { id, timeout_ms: cx.dice.small(1, 2_000), workflow: 0 };
-                self.outbox.push(Operation::AwaitTask, partition, &body, cx);
+                self.client.push(Operation::AwaitTask, partition, &body);
             }
         }
     }
 
     fn produce(&mut self, cx: &mut Cx<'_>) {
         if self.number == 0 && self.sequence == 0 {
-            self.configure(LIMITED.0, queue_field::CONCURRENCY, false, cx);
+            self.configure(LIMITED.0, queue_field::CONCURRENCY, false);
         }
-        if self.left > 0 && self.outbox.requests.len() < 12 {
-            self.left -= 1;
+        if self.client.len() < 12 {
             if cx.dice.chance(25) {
-                self.submit_workflow(cx)
+                self.submit_workflow(cx);
             } else {
-                self.submit_batch(cx)
+                self.submit_batch(cx);
             }
             for _ in 0..cx.dice.below(3) {
                 self.operate(cx);
             }
         }
-        let pause_us = if cx.dice.chance(30) { 500 } else { cx.dice.range(1_000, 400_000) };
+        let pause_us = if cx.dice.chance(30) { 500 } else { cx.dice.range(1_000, self.pause_us_max) };
         self.next_us = cx.now_us + pause_us;
     }
 
     /// Resumes all queues: a pause of a lost connection may have come after the latest resume.
     fn resume(&mut self, cx: &mut Cx<'_>) {
-        if self.number == 0 && self.outbox.requests.is_empty() && cx.now_us >= self.resumed_us {
+        if self.number == 0 && self.client.len() == 0 && cx.now_us >= self.resumed_us {
             self.resumed_us = cx.now_us + CALM_PAUSE_US;
             for queue in 0..QUEUES {
-                self.configure(queue, queue_field::PAUSED, false, cx);
+                self.configure(queue, queue_field::PAUSED, false);
             }
         }
         self.next_us = cx.now_us + CALM_PAUSE_US;
@@ -261,53 +260,40 @@ impl Producer {
 }
 
 impl Actor for Producer {
-    fn opened(&mut self, cx: &mut Cx<'_>) {
-        self.outbox.resend_all(cx);
+    fn opened(&mut self, target: Target, cx: &mut Cx<'_>) {
+        self.client.opened(target, cx);
     }
 
-    fn frame(&mut self, header: Header, _body: &[u8], cx: &mut Cx<'_>) {
-        let Some(number) = self.outbox.number_of(header.correlation) else { return };
+    fn frame(&mut self, _target: Target, header: Header, body: &[u8], cx: &mut Cx<'_>) {
+        let Some(number) = self.client.answered(&header, body, cx) else { return };
         match Code::from_number(header.code) {
             Code::Overloaded | Code::DiskFull | Code::ShuttingDown => {
                 let until_us = cx.now_us + cx.dice.range(50_000, 1_000_000);
-                self.outbox.postpone(number, until_us);
+                self.client.postpone(number, until_us);
             }
-            _ => self.outbox.done(number),
+            _ => self.client.done(number),
         }
     }
 
-    fn lost(&mut self, cx: &mut Cx<'_>) {
-        self.reconnect_us = cx.now_us + cx.dice.range(1_000, 200_000);
+    fn lost(&mut self, target: Target, cx: &mut Cx<'_>) {
+        self.client.lost(target, cx);
     }
 
     fn wake(&mut self, cx: &mut Cx<'_>) {
-        if !cx.connected {
-            if cx.now_us >= self.reconnect_us {
-                cx.open = true;
-            }
-            return;
-        }
-        if cx.calm && self.left == 0 {
+        self.is_over = cx.calm;
+        if cx.calm {
             self.resume(cx);
         } else if cx.now_us >= self.next_us {
             self.produce(cx);
         }
-        self.outbox.resend_due(cx);
-        // A client that hears nothing for long takes another connection.
-        if self.outbox.requests.len() > 8 && cx.dice.chance(5) && !cx.calm {
-            cx.close = true;
-        }
+        self.client.pump(cx);
     }
 
     fn next_wake_us(&self) -> u64 {
-        self.next_us.min(self.outbox.next_us())
-    }
-
-    fn reconnect_us(&self) -> u64 {
-        self.reconnect_us
+        self.next_us.min(self.client.next_us())
     }
 
     fn is_done(&self) -> bool {
-        self.left == 0 && self.outbox.requests.is_empty()
+        self.is_over && self.client.len() == 0
     }
 }

@@ -1,0 +1,165 @@
+//! From the last fault to the verdict: everything is answered, everything becomes final, replicas agree, and a last loss of
+//! power everywhere changes nothing of it.
+
+use std::collections::BTreeMap;
+
+use taskmaster_protocol::body::{ClusterAdmin, cluster_verb};
+use taskmaster_engine::cluster::META_GROUP;
+use taskmaster_protocol::PartitionId;
+use taskmaster_protocol::frame::NO_PARTITION;
+
+use super::nodes::Death;
+use super::{Event, LOOK_US, Phase, World};
+use crate::sim::client::Client;
+use crate::sim::reader::Reader;
+
+/// After the last answer, entries of earlier leaders have had their fate.
+const FATE_US: u64 = 1_000_000;
+
+impl World {
+    /// Looks at all nodes, compares replicas, and moves the run on.
+    pub(super) fn look(&mut self) -> Result<(), String> {
+        self.after(LOOK_US, Event::Look);
+        self.compare_replicas()?;
+        let before = self.phase;
+        match self.phase {
+            Phase::Faults if self.now_us >= self.scenario.calm_from_us => self.calm_down(),
+            Phase::Calm if self.are_producers_done() => {
+                self.phase = Phase::Reading { since_us: self.now_us + FATE_US };
+            }
+            Phase::Reading { since_us } if self.now_us >= since_us => {
+                if since_us > 0 {
+                    self.phase = Phase::Reading { since_us: 0 };
+                    self.read_everything();
+                } else if self.is_all_read() && self.do_replicas_agree() {
+                    self.phase = Phase::ReadingAgain;
+                    for place in 0..self.places.len() {
+                        let number = self.places[place].number;
+                        let down_us = self.dice.range(500, 200_000);
+                        self.die(number, Death::Power, down_us);
+                    }
+                    self.read_everything();
+                }
+            }
+            Phase::ReadingAgain if self.is_all_read() && self.do_replicas_agree() => self.phase = Phase::Over,
+            Phase::Faults | Phase::Calm | Phase::Reading { .. } | Phase::ReadingAgain | Phase::Over => {}
+        }
+        if self.phase != before {
+            self.tell(|| format!("phase {:?}", self.phase));
+        }
+        Ok(())
+    }
+
+    /// Faults are over; what they left is undone.
+    fn calm_down(&mut self) {
+        self.phase = Phase::Calm;
+        self.cuts.clear();
+        self.client_cuts.clear();
+        (self.slow_until_us, self.gossip_loss) = (0, (0, 0));
+        for place in 0..self.places.len() {
+            let at = &mut self.places[place];
+            for disk in &mut at.disks {
+                (disk.full, disk.slow_until_us) = (false, 0);
+            }
+            let (number, id) = (at.number, at.id.0);
+            self.resume(number);
+            self.after(0, Event::Start { place: number });
+            let (verb, partition) = (cluster_verb::ACTIVATE, NO_PARTITION.into());
+            self.administer(&ClusterAdmin { verb, node: id, partition, ..ClusterAdmin::default() });
+        }
+        for actor in 0..self.actors.len() {
+            self.wake_actor_at(actor, 0);
+        }
+    }
+
+    fn are_producers_done(&self) -> bool {
+        let producers = usize::try_from(self.scenario.producers).expect("few");
+        self.actors[..producers].iter().all(|actor| actor.is_done())
+    }
+
+    /// A new reader reads everything, from what is known now.
+    fn read_everything(&mut self) {
+        self.oracle.everything_is_submitted();
+        let places = u16::try_from(self.places.len()).expect("few");
+        let last = self.actors.len() - 1;
+        self.actors[last] = Box::new(Reader::new(Client::new(places, self.scenario.partitions)));
+        self.wake_actor_at(last, 0);
+    }
+
+    fn is_all_read(&self) -> bool {
+        self.actors.last().is_some_and(|actor| actor.is_done())
+    }
+
+    /// The applied index and the state of every replica, by group.
+    fn replicas(&self) -> BTreeMap<u16, Vec<(u64, u64, u64)>> {
+        let mut replicas: BTreeMap<u16, Vec<(u64, u64, u64)>> = BTreeMap::new();
+        for node in self.places.iter().filter_map(|place| place.node.as_ref()) {
+            for own in &node.loops {
+                for group in 0..self.scenario.partitions {
+                    if let Some((index, hash)) = own.shard.digest(PartitionId(group)) {
+                        replicas.entry(group).or_default().push((node.life, index, hash));
+                    }
+                }
+            }
+        }
+        replicas
+    }
+
+    /// Replicas at one place, for the log.
+    pub(super) fn replicas_at(&self, place: u16) -> Vec<(u16, Option<(u64, u64)>)> {
+        let Some(node) = &self.places[usize::from(place)].node else { return Vec::new() };
+        let of = |own: &crate::sim::shard_loop::ShardLoop| {
+            (0..self.scenario.partitions).map(|group| (group, own.shard.digest(PartitionId(group)))).collect::<Vec<_>>()
+        };
+        node.loops.iter().flat_map(of).filter(|(_, at)| at.is_some()).collect()
+    }
+
+    fn compare_replicas(&mut self) -> Result<(), String> {
+        for (group, replicas) in self.replicas() {
+            for (life, index, hash) in replicas {
+                self.oracle.replica(life, group, index, hash)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether every group has as many replicas as the nodes allow, and all are at the same index.
+    fn do_replicas_agree(&self) -> bool {
+        self.disagreement().is_none()
+    }
+
+    fn disagreement(&self) -> Option<String> {
+        let Some(map) = self.newest_map() else { return Some("no node has a map".to_owned()) };
+        let wanted = if self.places.len() >= 3 { 3 } else { 1 };
+        let replicas = self.replicas();
+        for (group, placement) in map.groups() {
+            if !placement.settled || placement.replicas.len() < wanted {
+                return Some(format!("group {group} is not settled: {placement:?}"));
+            }
+            if group == META_GROUP {
+                continue;
+            }
+            let found = replicas.get(&group).map_or(&[][..], Vec::as_slice);
+            let index = found.first().map_or(0, |(_, index, _)| *index);
+            if found.len() < wanted || found.iter().any(|(_, other, _)| *other != index) {
+                return Some(format!("replicas of group {group} are not at one index: {found:?}"));
+            }
+        }
+        None
+    }
+
+    pub(super) fn stuck(&mut self) -> String {
+        let left: Vec<_> = self.oracle.left().take(5).collect();
+        let count = self.oracle.left().count();
+        let done = self.actors.iter().filter(|actor| actor.is_done()).count();
+        let nodes = self.places.iter().filter(|place| place.node.is_some()).count();
+        let disagreement = self.disagreement();
+        format!(
+            "long after the faults, in phase {:?}: {count} tasks are not known to be final ({left:?}); {done} of {} actors \
+             are done; {nodes} nodes run; {}",
+            self.phase,
+            self.actors.len(),
+            disagreement.unwrap_or_else(|| "replicas agree".to_owned()),
+        )
+    }
+}
