@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use taskmaster_protocol::body::{ClusterAdmin, cluster_verb};
 use taskmaster_engine::cluster::META_GROUP;
 use taskmaster_protocol::PartitionId;
+use taskmaster_protocol::body::{ClusterAdmin, cluster_verb};
 use taskmaster_protocol::frame::NO_PARTITION;
 
 use super::nodes::Death;
