@@ -308,7 +308,7 @@ impl Shard {
         if let Err(refused) = self.propose_map(&command, None)
             && refused.code != Code::NotLeader
         {
-            self.warnings.push(format!("a node was not let in: {}", refused.message));
+            self.give_notice(format!("a node was not let in: {}", refused.message), false);
         }
     }
 }
