@@ -69,23 +69,23 @@ impl Shard {
         }
     }
 
-    fn partition_row(&self, group: u16, placement: &Placement, ids: &mut Vec<u64>) -> PartitionRow {
+    fn partition_row(&self, number: u16, placement: &Placement, ids: &mut Vec<u64>) -> PartitionRow {
         let mut span = |nodes: &mut dyn Iterator<Item = u64>| {
             let at = ids.len();
             ids.extend(nodes);
             let number = |count: usize| u32::try_from(count).expect("replicas are bounded");
             Span { at: number(at), len: number(ids.len() - at) }
         };
-        let (term, leader) = self.peers.leader(group).unwrap_or((0, NodeId(0)));
+        let (term, leader) = self.peers.leader(number).unwrap_or((0, NodeId(0)));
         let mut row = PartitionRow {
             leader: leader.0,
             term,
             replicas: span(&mut placement.replicas.iter().map(|node| node.0)),
             settled: u32::from(placement.settled),
-            lag: self.peers.lag.get(&group).map_or(0, |&lag| u32::try_from(lag).unwrap_or(u32::MAX)),
+            lag: self.peers.lag.get(&number).map_or(0, |&lag| u32::try_from(lag).unwrap_or(u32::MAX)),
             ..PartitionRow::default()
         };
-        if let Some(group) = self.group(group) {
+        if let Some(group) = self.group(number) {
             let conf = group.replica.conf();
             (row.applied, row.committed) = (group.replica.applied().index, group.replica.committed());
             row.voters = span(&mut conf.voters.iter().copied());
@@ -94,6 +94,12 @@ impl Shard {
                 let behind = group.replica.last_index().saturating_sub(group.replica.matched_by_all());
                 row.lag = u32::try_from(behind).unwrap_or(u32::MAX);
             }
+        }
+        if row.voters.len == 0 {
+            // The replica is another shard's, or another node's: of a group that has settled, the map says it all.
+            let settled = placement.settled.then_some(placement.replicas.as_slice());
+            let voters = settled.or_else(|| self.meta.reported_voters(number));
+            row.voters = span(&mut voters.unwrap_or_default().iter().map(|node| node.0));
         }
         row
     }

@@ -48,6 +48,12 @@ impl Meta {
         self.plan_us = now_us + 2 * PLAN_US;
     }
 
+    /// Who votes in a group, as its leader reported to this node as the one that keeps the map.
+    pub(super) fn reported_voters(&self, group: u16) -> Option<&[NodeId]> {
+        let report = self.view.groups.get(&group).filter(|_| self.is_leading);
+        report.map(|report| report.voters.as_slice())
+    }
+
     pub(super) fn stop_leading(&mut self) {
         (self.is_leading, self.proposed) = (false, 0);
     }
