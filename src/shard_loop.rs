@@ -224,6 +224,9 @@ impl ShardLoop {
 
     /// A request for this shard.
     fn request(&self, conn: ConnId, header: Header, body: &[u8]) {
+        if header.operation == Operation::ClusterMap.number() {
+            self.notice_refusals();
+        }
         if !self.looks_elsewhere(conn, &header, body) {
             self.input(Input::Frame { conn, header, body });
         }

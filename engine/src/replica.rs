@@ -63,7 +63,11 @@ impl Unlogged {
     pub(crate) fn drain(&mut self, mut log: impl FnMut(u64, u32, &[&[u8]])) {
         for record in self.records.drain(..) {
             let padding = if record.kind == record::kind::ENTRY { record.data.len().wrapping_neg() % 16 } else { 0 };
-            log(record.sequence, record.kind, &[&record.header[..record.header_len], &record.data, &[0; 16][..padding]]);
+            log(
+                record.sequence,
+                record.kind,
+                &[&record.header[..record.header_len], &record.data, &[0; 16][..padding]],
+            );
         }
     }
 }

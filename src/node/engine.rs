@@ -5,12 +5,14 @@ use taskmaster_engine::cluster::{Limits, NodeInfo};
 
 use crate::config::Config;
 
-/// Log entries that a shard keeps in memory for replicas that lag, in bytes.
-const LOG_BYTES_KEPT: u64 = 128 << 20;
+/// Part of a shard's memory for log entries that replicas elsewhere may still need, and the most of it, in bytes.
+const LOG_SHARE: u64 = 8;
+const LOG_BYTES_KEPT_MAX: u64 = 128 << 20;
 
 /// Shard `number` of the node that `info` describes and whose data directory has the id `dir`.
 pub(super) fn shard_config(config: &Config, info: &NodeInfo, dir: u128, number: usize) -> ShardConfig {
     let partitions = config.node.partitions;
+    let memory_bytes_max = config.memory_bytes() / info.shards() as u64;
     let kept = config.queues.finished_max / u64::from(partitions);
     ShardConfig {
         node: info.clone(),
@@ -25,8 +27,8 @@ pub(super) fn shard_config(config: &Config, info: &NodeInfo, dir: u128, number: 
             ..Limits::default()
         },
         seed: info.id.0,
-        log_bytes_kept: LOG_BYTES_KEPT,
-        memory_bytes_max: config.memory_bytes() / info.shards() as u64,
+        memory_bytes_max,
+        log_bytes_kept: (memory_bytes_max / LOG_SHARE).min(LOG_BYTES_KEPT_MAX),
         kept_max: u32::try_from(kept).unwrap_or(u32::MAX),
         retention_ms: u32::try_from(config.queues.retention.as_ms()).unwrap_or(u32::MAX),
         auto_create_queues: config.queues.auto_create,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use taskmaster_engine::cluster::{Member, NodeInfo, SOFTWARE_VERSION};
 use taskmaster_net::listener;
-use taskmaster_net::peers::Identity;
+use taskmaster_net::peers::{Identity, Tls, TlsFiles};
 
 use crate::config::Config;
 use crate::reachable;
@@ -42,6 +42,7 @@ pub(super) fn describe(config: &Config, dir: u128, client_ports: &[u16]) -> anyh
 /// What the shards of a node in a cluster need to meet others.
 pub(super) struct Neighbours {
     identity: Identity,
+    tls: Option<Tls>,
     listen: SocketAddr,
     gossip: GossipSetting,
 }
@@ -94,7 +95,7 @@ impl Neighbours {
             shard: 0,
             version: info.version,
         };
-        Ok(Some(Self { identity, listen: cluster.listen, gossip }))
+        Ok(Some(Self { identity, tls: tls(config, &info.name)?, listen: cluster.listen, gossip }))
     }
 
     /// What shard `number` needs.
@@ -102,10 +103,21 @@ impl Neighbours {
         let shard = u16::try_from(number).expect("shards are few");
         PeerStart {
             identity: Identity { shard, ..self.identity.clone() },
+            tls: self.tls.clone(),
             listen: peer_address(self.listen, number),
             gossip: (number == 0).then(|| self.gossip.clone()),
         }
     }
+}
+
+/// Certificates and key, where nodes speak TLS with each other.
+fn tls(config: &Config, name: &str) -> anyhow::Result<Option<Tls>> {
+    let cluster = &config.cluster;
+    let (Some(ca), Some(cert), Some(key)) = (&cluster.tls_ca, &cluster.tls_cert, &cluster.tls_key) else {
+        return Ok(None);
+    };
+    let files = TlsFiles { ca: ca.clone(), cert: cert.clone(), key: key.clone() };
+    Ok(Some(Tls::load(&files, name)?))
 }
 
 /// Where a shard listens to other nodes.

@@ -142,13 +142,14 @@ impl ShardLoop {
             // A packet may be lost anywhere.
             let _ = gossip.socket.send_to(*to, packet);
         }
-        for warning in &out.warnings {
-            tracing::warn!("{warning}");
+        let is_warned = !out.warnings.is_empty();
+        for warning in out.warnings {
+            self.shard.borrow_mut().give_notice(warning, false);
         }
         if gossip.membership.borrow().next_wake_us() < gossip.sleeping_until_us.get() {
             gossip.earlier.ring();
         }
-        if !out.changes.is_empty() {
+        if is_warned || !out.changes.is_empty() {
             self.tell(out.changes);
         }
     }

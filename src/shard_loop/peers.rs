@@ -25,6 +25,14 @@ impl ShardLoop {
         }
     }
 
+    /// Connections that were refused lately are a part of what is wrong with the cluster.
+    pub(super) fn notice_refusals(&self) {
+        let Some(peers) = &self.peers else { return };
+        for refused in peers.refusals() {
+            self.shard.borrow_mut().give_notice(refused.sentence, true);
+        }
+    }
+
     /// What gossip says of a node, here and on the node's other shards.
     pub(super) fn member(&self, member: &Member) {
         if let Some(peers) = self.peers.as_ref().filter(|_| member.is_alive) {

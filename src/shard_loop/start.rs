@@ -19,7 +19,7 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement
 use taskmaster_engine::{Config, Effects, Input, PeerAddr};
 use taskmaster_net::listener::Listener;
 use taskmaster_net::mesh::Ends;
-use taskmaster_net::peers::{Identity, PeerHandler, Peers};
+use taskmaster_net::peers::{Identity, PeerHandler, Peers, Tls};
 use taskmaster_net::wake::Bell;
 use taskmaster_storage::datadir::DataDir;
 use taskmaster_storage::wal;
@@ -68,6 +68,8 @@ pub(crate) struct Start {
 pub(crate) struct PeerStart {
     /// Who it is to them.
     pub(crate) identity: Identity,
+    /// With it, they are spoken to over TLS.
+    pub(crate) tls: Option<Tls>,
     /// Where they connect.
     pub(crate) listen: SocketAddr,
     /// How to find them: on shard 0.
@@ -114,7 +116,7 @@ async fn run(start: Start) -> anyhow::Result<()> {
         shard: RefCell::new(shard),
         effects: RefCell::new(Effects::default()),
         wal,
-        peers: start.peers.as_ref().map(|peers| Peers::new(peers.identity.clone(), None)),
+        peers: start.peers.as_ref().map(|peers| Peers::new(peers.identity.clone(), peers.tls.clone())),
         gossip: gossip.map(|setting| Gossiper::new(setting, term, seed)).transpose()?,
         blocks: RefCell::new(VecDeque::new()),
         connections: RefCell::new(HashMap::new()),

@@ -105,11 +105,11 @@ fn nodes(view: &ClusterView, now_ms: u64, found: &mut Vec<Problem>) {
     let present: Vec<&NodeView> = present(view).collect();
     for node in present.iter().filter(|node| !node.is_alive) {
         let since = match node.seen_ms {
-            None => "and was never heard from".to_owned(),
-            Some(seen_ms) => format!("since {}", ago(now_ms, seen_ms)),
+            None => "never heard".to_owned(),
+            Some(seen_ms) => format!("last heard {}", ago(now_ms, seen_ms)),
         };
         caution(format!(
-            "Node {} is down {since}: start it, or `taskmaster cluster remove {}` if it will not come back.",
+            "Node {} is down ({since}): start it, or `taskmaster cluster remove {}` if it will not come back.",
             node.name, node.name
         ));
     }
@@ -231,7 +231,7 @@ mod tests {
     fn one_node_down_is_a_caution_and_two_of_three_are_no_quorum() {
         let mut view = healthy(4);
         view.nodes[2].is_alive = false;
-        has(&view, "Caution: Node n3 is down since 30s ago");
+        has(&view, "Caution: Node n3 is down (last heard 30s ago)");
         has(&view, "Caution: 2 node(s) take replicas and each partition should have 3: add 1");
         assert!(!sentences(&view).iter().any(|sentence| sentence.starts_with("Bad")));
         view.nodes[1].is_alive = false;
