@@ -114,7 +114,7 @@ impl Cluster {
             let (connector, options, known) = (connector.clone(), options.clone(), Arc::clone(&known));
             async move {
                 node.set_slow(true);
-                let said = ask_node(&node, turn, &connector, &options).await;
+                let said = ask_node(&node, turn / count, &connector, &options).await;
                 // One that refuses connections is known to be gone; only silence costs time.
                 node.set_slow(false);
                 said.and_then(|said| match &said.map {
