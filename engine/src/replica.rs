@@ -217,6 +217,9 @@ impl Replica {
 
     /// Time passed: [`TICK_US`].
     pub(crate) fn tick(&mut self) {
+        if self.is_installing() {
+            return;
+        }
         let was = self.raw.raft.state;
         self.raw.tick();
         if self.raw.raft.state != was && !self.is_leader() {
@@ -225,8 +228,17 @@ impl Replica {
         self.set_timeout();
     }
 
+    /// An installed snapshot is on its way into the shard's log. The library looks for the entries that it replaced when this
+    /// replica stands for election meanwhile.
+    fn is_installing(&self) -> bool {
+        self.persisting.iter().any(|waiting| waiting.installed > 0)
+    }
+
     /// A message from another replica. Messages that no longer concern it are passed over.
     pub(crate) fn step(&mut self, message: Message) {
+        if self.is_installing() && message.get_msg_type() == MessageType::MsgTimeoutNow {
+            return;
+        }
         // An error means that the sender is not of the group any more, or that a proposal was dropped.
         let _ = self.raw.step(message);
         self.set_timeout();
@@ -234,7 +246,7 @@ impl Replica {
 
     /// Stands for election at once, although a leader was heard of a moment ago: it is known to be gone.
     pub(crate) fn campaign_over(&mut self, lost: u64) {
-        if self.is_leader() || self.leader() != lost || !self.is_voter() {
+        if self.is_leader() || self.leader() != lost || !self.is_voter() || self.is_installing() {
             return;
         }
         let raft = &mut self.raw.raft;
