@@ -405,6 +405,19 @@ impl Replica {
         self.persisting.push_back(Persisting { sequence, number, messages, installed });
     }
 
+    /// A leader that was taken out of the group leads no longer: the library's leaders take their own place for granted. The
+    /// voter that has most of the log stands for election at once.
+    fn resign(&mut self) {
+        let (own, term) = (self.raw.raft.id, self.term());
+        let voters = self.conf().voters.iter().copied().filter(|&node| node != own);
+        if let Some(to) = voters.max_by_key(|&node| self.matched(node)) {
+            let mut message = Message { from: own, to, term, ..Message::default() };
+            message.set_msg_type(MessageType::MsgTimeoutNow);
+            self.raw.raft.msgs.push(message);
+        }
+        self.raw.raft.become_follower(term, 0);
+    }
+
     /// The shard's log is safe up to `sequence`.
     pub(crate) fn flushed(&mut self, sequence: u64) {
         self.flushed = self.flushed.max(sequence);
@@ -415,15 +428,9 @@ impl Replica {
         self.persisting.front().is_some_and(|first| first.sequence <= self.flushed)
     }
 
-    /// Whether this replica has a place in the configuration. One that leads without can propose nothing.
+    /// Whether this replica has a place in the configuration.
     pub(crate) fn is_member(&self) -> bool {
         self.raw.raft.prs().get(self.raw.raft.id).is_some()
-    }
-
-    /// The voter that has most of the log, this one not counted.
-    pub(crate) fn heir(&self) -> Option<u64> {
-        let others = self.conf().voters.iter().copied().filter(|&node| node != self.raw.raft.id);
-        others.max_by_key(|&node| self.matched(node))
     }
 
     /// Whether something waits for the shard's log.
@@ -462,6 +469,9 @@ impl Replica {
         let reached = self.raw.apply_conf_change(&change).expect("the proposer made a legal change");
         assert_eq!(conf::sorted(reached), to, "the configuration that was proposed");
         self.raw.mut_store().conf = to;
+        if self.is_leader() && !self.is_member() {
+            self.resign();
+        }
         self.set_timeout();
     }
 }
