@@ -5,6 +5,7 @@
 
 mod arguments;
 mod bench;
+mod cluster;
 mod completions;
 mod config;
 mod connect;
@@ -104,6 +105,9 @@ enum Command {
     /// Look at workflows and cancel them
     #[command(subcommand)]
     Workflow(workflow::Command),
+    /// Look at the cluster's nodes and partitions, found, drain and move
+    #[command(subcommand)]
+    Cluster(cluster::Command),
     /// Measure a node under load; without an address, a node of its own
     Bench(bench::Arguments),
     /// Check this machine and say how to mend what is wrong
@@ -138,6 +142,7 @@ fn dispatch(global: &Global, command: Command) -> Result<Exit, Failure> {
         Command::Task(command) => task::run(global, command),
         Command::Queue(command) => queue::run(global, command),
         Command::Workflow(command) => workflow::run(global, command),
+        Command::Cluster(command) => cluster::run(global, &command),
         Command::Bench(arguments) => bench::run(global, &arguments),
         Command::Doctor(arguments) => doctor::run(global, &arguments),
         Command::Config(command) => config::run(global, &command),

@@ -8,9 +8,12 @@
 //! - An unknown section, key or variable is refused, with its line and the nearest known name.
 //! - All problems of a file and its environment are reported together.
 //!
+//! - A node is one of a cluster exactly when the section `cluster` is there, in the file or by a variable.
+//!
 //! What it does not do: read the machine (core count, memory) except in [`Config::memory_bytes`] and
 //! [`Config::shard_count`], or create anything.
 
+mod cluster;
 mod error;
 mod machine;
 mod sections;
@@ -116,6 +119,7 @@ fn apply_file(loaded: &mut Loaded, text: &str, root: &DeTable<'_>, problems: &mu
             problems.push(Problem::at(line, format!("'{section}' is a section: write [{section}] and its keys below")));
             continue;
         };
+        loaded.config.meet(section);
         for (key, value) in table {
             let line = line_of(text, key.span().start);
             let key: &str = key.get_ref();

@@ -72,6 +72,7 @@ pub(crate) fn examine(config: &Config) -> Report {
     checks.extend(disk::checks(config));
     checks.extend([host::memory(config), host::processors(config), host::clock_source(), host::clock_sync()]);
     checks.extend([host::cgroup(), host::worker_limits(), host::port(config)]);
+    checks.extend(host::peer_port(config));
     let status = checks.iter().map(|check| check.status).max().unwrap_or(Status::Ok);
     Report { status, checks }
 }

@@ -6,6 +6,7 @@ mod doctor;
 mod node;
 mod output;
 mod placement;
+mod reachable;
 mod report;
 mod shard_loop;
 mod workers;

@@ -1,4 +1,7 @@
-//! A node within this process: its data directory and one thread per shard.
+//! A node within this process: its data directory, who it is to others, and one thread per shard.
+
+mod engine;
+mod peers;
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
@@ -12,7 +15,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use glommio::ExecutorJoinHandle;
 use taskmaster_net::{listener, mesh};
-use taskmaster_protocol::PartitionId;
 use taskmaster_storage::datadir::{DataDir, Meta};
 use taskmaster_storage::wal;
 
@@ -47,6 +49,8 @@ impl Node {
         let partitions = config.node.partitions;
         let partition_shards: Vec<u16> =
             (0..partitions).map(|number| number % u16::try_from(shards).expect("shards are few")).collect();
+        let info = peers::describe(&config, dir.meta().id, &shard_ports)?;
+        let neighbours = peers::Neighbours::new(&config, &info)?;
         let map = Arc::new(NodeMap { node: dir.meta().id, shard_ports, partition_shards });
         let open_connections = Arc::new(AtomicU32::new(0));
         let cpus = placement::cpus_for(shards);
@@ -58,8 +62,8 @@ impl Node {
                 number,
                 cpu: cpus.get(number).copied(),
                 dir: Arc::clone(&dir),
-                engine: engine(&config, &map, number, shards),
-                retention_ms: u32::try_from(config.queues.retention.as_ms()).unwrap_or(u32::MAX),
+                engine: engine::shard_config(&config, &info, dir.meta().id, number),
+                peers: neighbours.as_ref().map(|neighbours| neighbours.start(number)),
                 wal: log(&config),
                 snapshot_after_bytes: config.wal.snapshot_after.0,
                 connections_max: config.limits.max_connections,
@@ -157,22 +161,6 @@ fn ports(config: &Config, shards: usize) -> anyhow::Result<(SocketAddr, Vec<u16>
     };
     let ports: anyhow::Result<Vec<u16>> = (0..shards).map(own).collect();
     Ok((address, ports?))
-}
-
-fn engine(config: &Config, map: &NodeMap, number: usize, shards: usize) -> taskmaster_engine::Config {
-    let partitions = config.node.partitions;
-    let kept = config.queues.finished_max / u64::from(partitions);
-    taskmaster_engine::Config {
-        partitions,
-        owned: (0..partitions)
-            .filter(|&partition| usize::from(map.partition_shards[usize::from(partition)]) == number)
-            .map(PartitionId)
-            .collect(),
-        term: 0,
-        memory_bytes_max: config.memory_bytes() / shards as u64,
-        kept_max: u32::try_from(kept).unwrap_or(u32::MAX),
-        auto_create_queues: config.queues.auto_create,
-    }
 }
 
 fn log(config: &Config) -> wal::Config {

@@ -1,16 +1,20 @@
 //! The thin loop around [`taskmaster_engine::Shard`]: it performs what the engine asks for.
 //!
-//! One loop is one pinned thread with one glommio executor, one log, one listener pair. Frames and finished writes go in as
-//! inputs; log entries go to the log, frames to connections or over the mesh.
+//! One loop is one pinned thread with one glommio executor, one log, one listener pair. Frames, finished writes, and what other
+//! nodes say go in as inputs; records go to the log, frames to connections, and messages to other shards, here or elsewhere.
 //!
 //! Invariants:
 //! - The engine is told of durability only from the log's own report ([`ShardLoop::on_durable`]).
-//! - After every turn (a batch of frames, a finished write, a timer) all effects are performed once.
+//! - After every turn (a batch of frames, a finished write, a timer) its records go to the log, then all effects are performed
+//!   once. What a node promises another waits in the engine until it is durable, so no effect has to wait here.
 //! - A failed write ends the process: acknowledged work is safe, nothing further is promised.
 
 mod background;
+mod gossip;
 mod greeting;
+mod peers;
 mod recovery;
+mod snapshots;
 mod start;
 
 use std::cell::{Cell, RefCell};
@@ -20,19 +24,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use taskmaster_engine::{ConnId, Effects, Input, PermitNote, Shard};
+use taskmaster_engine::cluster::{ClusterMap, Member};
+use taskmaster_engine::{ConnId, Effects, Input, PeerAddr, Shard};
 use taskmaster_net::connection::{Connection, Handler};
 use taskmaster_net::mesh::Mesh;
+use taskmaster_net::peers::Peers;
 use taskmaster_net::wake::Bell;
-use taskmaster_protocol::frame::{self, Header, NO_PARTITION};
+use taskmaster_protocol::frame::{self, Header};
 use taskmaster_protocol::{Code, FrameBuffer, Operation};
 use taskmaster_storage::wal::driver::{SpaceState, Wal};
 
+pub(crate) use gossip::Setting as GossipSetting;
 pub(crate) use greeting::NodeMap;
-pub(crate) use start::{Start, spawn};
+pub(crate) use start::{PeerStart, Start, spawn};
 
-/// Record kind of engine entries in the log.
-const ENTRY: u32 = 1;
 /// Connection numbers carry their shard in the upper 16 bits.
 const SHARD_SHIFT: u32 = 48;
 
@@ -54,10 +59,19 @@ pub(crate) enum Message {
         /// Whole frames.
         frames: FrameBuffer,
     },
-    /// The engine's note about a queue's permits.
-    Permits(PermitNote),
     /// A connection of the sender is gone.
     Gone(ConnId),
+    /// What the sender's engine has for the receiver's, as between nodes.
+    Peer {
+        /// The sender.
+        from: PeerAddr,
+        /// Its messages.
+        bytes: FrameBuffer,
+    },
+    /// What shard 0 heard of another node.
+    Member(Arc<Member>),
+    /// The cluster map as shard 0 knows it.
+    Map(Arc<ClusterMap>),
 }
 
 /// One shard's loop.
@@ -66,7 +80,13 @@ pub(crate) struct ShardLoop {
     shard: RefCell<Shard>,
     effects: RefCell<Effects>,
     wal: Rc<Wal>,
-    /// Log blocks that are not durable yet, each with the last entry it holds.
+    /// This node and shard, as other nodes name it.
+    own: PeerAddr,
+    /// Links to other nodes, where there may be some.
+    peers: Option<Rc<Peers>>,
+    /// Who is there: on shard 0, where there may be others.
+    gossip: Option<gossip::Gossiper>,
+    /// Log blocks that are not durable yet, each with the last record it holds.
     blocks: RefCell<VecDeque<(u64, u64)>>,
     connections: RefCell<HashMap<u64, Rc<Connection>>>,
     last_connection: Cell<u64>,
@@ -100,15 +120,23 @@ impl ShardLoop {
         self.shard.borrow_mut().handle(input, now_us(), &mut self.effects.borrow_mut());
     }
 
-    /// Performs everything the engine asked for since the last call.
+    /// Ends a turn: logs its records, then performs everything else that the engine asks for.
     fn perform(&self) {
-        self.log();
-        let mut effects = self.effects.borrow_mut();
-        effects.drain(|conn, frames| self.send(conn, frames));
-        for note in effects.permits.drain(..) {
-            self.mesh.push(usize::from(note.to), Message::Permits(note));
+        if self.closing.get() {
+            return;
         }
+        let mut effects = self.effects.borrow_mut();
+        self.log(&mut effects);
+        effects.drain(|conn, frames| self.send(conn, frames));
+        effects.drain_peers(|to, messages| self.send_to_peer(to, messages));
+        let map = effects.take_map();
         drop(effects);
+        for warning in self.shard.borrow_mut().take_warnings() {
+            tracing::warn!(shard = self.number, "{warning}");
+        }
+        if let Some(map) = map {
+            self.map_changed(&map);
+        }
         if !self.mesh.flush() {
             self.mesh_full.ring();
         }
@@ -119,17 +147,16 @@ impl ShardLoop {
         self.watch_disk();
     }
 
-    fn log(&self) {
-        if self.closing.get() {
-            return;
-        }
+    fn log(&self, effects: &mut Effects) {
         let mut blocks = self.blocks.borrow_mut();
-        self.shard.borrow_mut().take_unlogged(|sequence, bytes| match self.wal.append(ENTRY, sequence, &[bytes]) {
-            Ok(position) => match blocks.back_mut() {
-                Some((block, last)) if *block == position.seq => *last = sequence,
-                _ => blocks.push_back((position.seq, sequence)),
-            },
-            Err(error) => fatal(self.number, &format!("an admitted request could not be logged: {error}")),
+        self.shard.borrow_mut().end_turn(now_us(), effects, |sequence, kind, parts| {
+            match self.wal.append(kind, sequence, parts) {
+                Ok(position) => match blocks.back_mut() {
+                    Some((block, last)) if *block == position.seq => *last = sequence,
+                    _ => blocks.push_back((position.seq, sequence)),
+                },
+                Err(error) => fatal(self.number, &format!("what the engine decided could not be logged: {error}")),
+            }
         });
     }
 
@@ -183,15 +210,36 @@ impl ShardLoop {
     /// A message from another shard.
     fn message(&self, message: Message) {
         match message {
-            Message::Request { conn, header, body } => self.input(Input::Frame { conn, header, body: &body }),
+            Message::Request { conn, header, body } => self.request(conn, header, &body),
             Message::Frames { conn, mut frames } => self.send(conn, &mut frames),
-            Message::Permits(note) => self.input(Input::Permits(note)),
             Message::Gone(conn) => self.input(Input::Disconnected { conn }),
+            Message::Peer { from, bytes } => self.input(Input::Peer { from, bytes: &bytes }),
+            Message::Member(member) => self.member(&member),
+            Message::Map(map) => {
+                self.input(Input::Map(Arc::clone(&map)));
+                self.follow_map(&map);
+            }
         }
     }
 
-    /// The shard that a request must go to.
+    /// A request for this shard.
+    fn request(&self, conn: ConnId, header: Header, body: &[u8]) {
+        if header.operation == Operation::ClusterMap.number() {
+            self.notice_refusals();
+        }
+        if !self.looks_elsewhere(conn, &header, body) {
+            self.input(Input::Frame { conn, header, body });
+        }
+    }
+
+    /// The shard that a request must go to: that of its partition, and shard 0 for what concerns the cluster.
     fn owner(&self, header: &Header) -> usize {
+        if [Operation::ClusterMap, Operation::ClusterAdmin]
+            .iter()
+            .any(|operation| operation.number() == header.operation)
+        {
+            return 0;
+        }
         let owner = self.map.partition_shards.get(usize::from(header.partition));
         owner.map_or(self.number, |&shard| usize::from(shard))
     }
@@ -223,8 +271,8 @@ impl Handler for ShardLoop {
             return Ok(());
         }
         let owner = self.owner(&header);
-        if header.partition == NO_PARTITION || owner == self.number {
-            self.input(Input::Frame { conn, header, body });
+        if owner == self.number {
+            self.request(conn, header, body);
         } else {
             let mut copy = FrameBuffer::with_capacity(body.len());
             copy.extend_from_slice(body);

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::time::{ClockId, clock_gettime};
-use taskmaster_engine::{Config, ConnId, Effects, Input, Shard};
+use taskmaster_engine::{Config, ConnId, Effects, Input, Shard, SnapshotStep};
 use taskmaster_protocol::body::{self, Spec, Submit, TaskRow};
 use taskmaster_protocol::frame::Header;
-use taskmaster_protocol::{Body, FrameBuffer, Operation, PartitionId, TaskId};
+use taskmaster_protocol::{Body, FrameBuffer, NodeId, Operation, PartitionId, TaskId};
 use taskmaster_storage::recovery::{self, Sink};
 use taskmaster_storage::snapshot::{self, ChunkTag, Info, SnapshotFile};
 use taskmaster_storage::wal::blocking::Log;
@@ -26,15 +26,43 @@ const BATCH: u32 = 64;
 const FLUSH_BYTES: usize = 1 << 20;
 
 fn empty() -> Shard {
-    let config = Config {
-        partitions: PARTITIONS,
-        owned: (0..PARTITIONS).map(PartitionId).collect(),
-        term: 1,
-        memory_bytes_max: 1 << 40,
-        kept_max: 100_000,
-        auto_create_queues: true,
-    };
+    let mut config = Config::standalone(NodeId(IDENTITY), PARTITIONS);
+    (config.memory_bytes_max, config.kept_max) = (1 << 40, 100_000);
     Shard::new(config, START_US)
+}
+
+/// Ends a turn: what it logged goes to the log; how many bytes that were.
+fn end_turn(shard: &mut Shard, now_us: u64, effects: &mut Effects, log: &mut Log) -> anyhow::Result<usize> {
+    let (mut bytes, mut logged) = (0, Ok(()));
+    shard.end_turn(now_us, effects, |sequence, kind, parts| {
+        bytes += parts.iter().map(|part| part.len()).sum::<usize>();
+        if logged.is_ok() {
+            logged = log.append(kind, sequence, parts).map(drop);
+        }
+    });
+    logged?;
+    effects.drain(|_, _| {});
+    Ok(bytes)
+}
+
+/// Makes all that was logged durable; the log's position.
+fn flush(shard: &mut Shard, now_us: u64, effects: &mut Effects, log: &mut Log) -> anyhow::Result<u64> {
+    let seq = log.flush()?;
+    shard.handle(Input::Durable { sequence: shard.last_sequence() }, now_us, effects);
+    end_turn(shard, now_us, effects, log)?;
+    Ok(seq)
+}
+
+/// The shard begins to serve.
+fn start(shard: &mut Shard, effects: &mut Effects, log: &mut Log) -> anyhow::Result<()> {
+    shard.start(START_US);
+    end_turn(shard, START_US, effects, log)?;
+    let mut durable = 0;
+    while !shard.is_serving() || durable < shard.last_sequence() {
+        durable = shard.last_sequence();
+        flush(shard, START_US, effects, log)?;
+    }
+    Ok(())
 }
 
 fn submit(number: u32, partition: PartitionId, now_us: u64) -> FrameBuffer {
@@ -54,6 +82,7 @@ fn submit(number: u32, partition: PartitionId, now_us: u64) -> FrameBuffer {
 fn write(wal_dir: &Path, snapshot_dir: &Path, batches: u32) -> anyhow::Result<(Log, u64)> {
     let (mut log, _) = Log::open(wal_dir, wal::Config::default(), ScanParams::whole(IDENTITY), 1, |_| Ok(()))?;
     let (mut shard, mut effects) = (empty(), Effects::default());
+    start(&mut shard, &mut effects, &mut log)?;
     let (mut gathered, mut covered) = (0, 0);
     for number in 0..batches {
         let now_us = START_US + u64::from(number) * u64::from(BATCH);
@@ -61,18 +90,11 @@ fn write(wal_dir: &Path, snapshot_dir: &Path, batches: u32) -> anyhow::Result<(L
         let (header, body) =
             (Header::request(Operation::Submit, 1, Some(partition)), submit(number, partition, now_us));
         shard.handle(Input::Frame { conn: ConnId(1), header, body: &body }, now_us, &mut effects);
-        let mut logged = Ok(());
-        shard.take_unlogged(|sequence, entry| {
-            gathered += entry.len();
-            logged = log.append(1, sequence, &[entry]).map(drop);
-        });
-        logged?;
+        gathered += end_turn(&mut shard, now_us, &mut effects, &mut log)?;
         let snapshot_here = number == batches / 10 * 9;
         if gathered >= FLUSH_BYTES || snapshot_here || number + 1 == batches {
             gathered = 0;
-            let seq = log.flush()?;
-            shard.handle(Input::Durable { sequence: shard.last_sequence() }, now_us, &mut effects);
-            effects.drain(|_, _| {});
+            let seq = flush(&mut shard, now_us, &mut effects, &mut log)?;
             if snapshot_here {
                 covered = seq;
                 snapshot(&mut shard, snapshot_dir, seq)?;
@@ -87,11 +109,16 @@ fn write(wal_dir: &Path, snapshot_dir: &Path, batches: u32) -> anyhow::Result<(L
 
 fn snapshot(shard: &mut Shard, dir: &Path, seq: u64) -> anyhow::Result<()> {
     let start = Instant::now();
-    let stamp = shard.snapshot_begin();
+    let stamp = shard.last_sequence();
+    shard.snapshot_begin();
     let mut file = SnapshotFile::create(dir, &Info { identity: IDENTITY, seq, term: 1, stamp })?;
     let mut chunk = FrameBuffer::new();
-    while shard.snapshot_next(&mut chunk) {
-        file.chunk(ChunkTag(1), &chunk)?;
+    loop {
+        match shard.snapshot_next(&mut chunk) {
+            SnapshotStep::Chunk(tag) => file.chunk(ChunkTag(tag), &chunk)?,
+            SnapshotStep::End => break,
+            SnapshotStep::Wait | SnapshotStep::Broken => anyhow::bail!("nobody else writes or replaces a group"),
+        }
     }
     let bytes = file.finish()?;
     println!("snapshot     {bytes} bytes in {:.2} s", start.elapsed().as_secs_f64());
@@ -100,33 +127,33 @@ fn snapshot(shard: &mut Shard, dir: &Path, seq: u64) -> anyhow::Result<()> {
 
 struct Rebuild {
     shard: Shard,
-    restoring: Option<u64>,
-}
-
-impl Rebuild {
-    fn finish_snapshot(&mut self) {
-        if let Some(sequence) = self.restoring.take() {
-            self.shard.restore_finish(sequence);
-        }
-    }
 }
 
 impl snapshot::Sink for Rebuild {
-    fn begin(&mut self, info: &Info) -> Result<(), ApplyError> {
+    fn begin(&mut self, _info: &Info) -> Result<(), ApplyError> {
         self.shard = empty();
-        self.restoring = Some(info.stamp);
         Ok(())
     }
 
-    fn chunk(&mut self, _tag: ChunkTag, bytes: &[u8]) -> Result<(), ApplyError> {
-        Ok(self.shard.restore_chunk(bytes)?)
+    fn chunk(&mut self, tag: ChunkTag, bytes: &[u8]) -> Result<(), ApplyError> {
+        Ok(self.shard.restore_chunk(tag.0, bytes)?)
     }
 }
 
 impl Sink for Rebuild {
     fn record(&mut self, record: Record<'_>) -> Result<(), ApplyError> {
-        self.finish_snapshot();
-        Ok(self.shard.replay(record.bytes)?)
+        Ok(self.shard.replay(record.stamp, record.kind, record.bytes)?)
+    }
+}
+
+/// What a starting node does until it serves, its disk being left out: every record is durable at once.
+fn serve(shard: &mut Shard) {
+    let mut effects = Effects::default();
+    shard.start(START_US);
+    shard.end_turn(START_US, &mut effects, |_, _, _| {});
+    while !shard.is_serving() {
+        shard.handle(Input::Durable { sequence: shard.last_sequence() }, START_US, &mut effects);
+        shard.end_turn(START_US, &mut effects, |_, _, _| {});
     }
 }
 
@@ -139,10 +166,9 @@ fn cpu_s() -> f64 {
 /// Recovers and says how long it took.
 fn recover(name: &str, shard_dir: &Path, wal_dir: &Path, tasks: u64) -> anyhow::Result<()> {
     let (start, cpu_start) = (Instant::now(), cpu_s());
-    let mut rebuild = Rebuild { shard: empty(), restoring: None };
+    let mut rebuild = Rebuild { shard: empty() };
     let found = recovery::recover(shard_dir, wal_dir, IDENTITY, &mut rebuild)?;
-    rebuild.finish_snapshot();
-    rebuild.shard.start_term(2);
+    serve(&mut rebuild.shard);
     let (seconds, cpu) = (start.elapsed().as_secs_f64(), cpu_s() - cpu_start);
     let stats = rebuild.shard.stats();
     anyhow::ensure!(stats.unfinished == tasks, "{} of {tasks} tasks came back", stats.unfinished);

@@ -20,7 +20,7 @@ use taskmaster_protocol::body::{
     TaskRow,
 };
 use taskmaster_protocol::frame::{self, Header};
-use taskmaster_protocol::{Body, FrameBuffer, Operation, PartitionId, TaskId, limits};
+use taskmaster_protocol::{Body, FrameBuffer, NodeId, Operation, PartitionId, TaskId, limits};
 
 const START_US: u64 = 1_700_000_000_000_000;
 const BATCH: u32 = 64;
@@ -42,6 +42,8 @@ struct Drive {
     effects: Effects,
     now_us: u64,
     sequence: u32,
+    /// Of the last record.
+    durable: u64,
     partition: u16,
     submit: Template,
     complete: Template,
@@ -95,25 +97,27 @@ impl Template {
 
 impl Drive {
     fn new() -> Self {
-        let config = Config {
-            partitions: 2 * PARTITIONS,
-            owned: (0..PARTITIONS).map(PartitionId).collect(),
-            term: 1,
-            memory_bytes_max: 4 << 30,
-            kept_max: 10_000,
-            auto_create_queues: true,
-        };
+        let mut config = Config::standalone(NodeId(1), 2 * PARTITIONS);
+        // The other half belongs to the node's other shard.
+        config.node.client_ports = vec![7_700, 7_701];
+        (config.memory_bytes_max, config.kept_max) = (4 << 30, 10_000);
         let mut drive = Self {
             shard: Shard::new(config, START_US),
             effects: Effects::default(),
             now_us: START_US,
             sequence: 0,
+            durable: 0,
             partition: 0,
             submit: submit_template(),
             complete: complete_template(),
             assigned: FrameBuffer::new(),
             credit: archived(&Credit { credit: BATCH }),
         };
+        drive.shard.start(START_US);
+        drive.turn();
+        while !drive.shard.is_serving() || drive.durable < drive.shard.last_sequence() {
+            drive.durable();
+        }
         let mut subscribe = Subscribe { credit: limits::CREDIT_MAX, ..Subscribe::default() };
         subscribe.queues = vec![body::put(&mut subscribe.bytes, b"bench")];
         let (header, body) = (Header::request(Operation::Subscribe, 1, None), archived(&subscribe));
@@ -148,17 +152,25 @@ impl Drive {
         }
     }
 
-    /// Makes everything logged durable and keeps what the worker was sent.
-    fn durable(&mut self) {
-        let mut sequence = 0;
-        self.shard.take_unlogged(|number, entry| sequence = black_box((number, entry)).0);
-        self.shard.handle(Input::Durable { sequence }, self.now_us, &mut self.effects);
+    /// Ends a turn and keeps what the worker was sent.
+    fn turn(&mut self) {
+        let sequence = &mut self.durable;
+        let log = |number, _, parts: &[&[u8]]| *sequence = black_box((number, parts)).0;
+        self.shard.end_turn(self.now_us, &mut self.effects, log);
         let assigned = &mut self.assigned;
         self.effects.drain(|conn, frames| {
             if conn == WORKER {
-                core::mem::swap(assigned, frames);
+                assigned.extend_from_slice(frames);
             }
         });
+        self.effects.drain_peers(|_, _| {});
+    }
+
+    /// Ends a turn; what it logged becomes durable, and that is the next turn.
+    fn durable(&mut self) {
+        self.turn();
+        self.shard.handle(Input::Durable { sequence: self.durable }, self.now_us, &mut self.effects);
+        self.turn();
     }
 
     /// Completes every assignment that was kept.

@@ -13,12 +13,19 @@ use taskmaster_protocol::body::{
     self, ArchivedAssign, Complete, CompleteRow, Credit, Spec, Submit, Subscribe, TaskRow,
 };
 use taskmaster_protocol::frame::{self, Header};
-use taskmaster_protocol::{Body, FrameBuffer, Operation, PartitionId, TaskId, limits};
+use taskmaster_protocol::{Body, FrameBuffer, NodeId, Operation, PartitionId, TaskId, limits};
 
 const START_US: u64 = 1_700_000_000_000_000;
 const PARTITIONS: u16 = 64;
 const CLIENT: ConnId = ConnId(1);
 const WORKER: ConnId = ConnId(2);
+
+/// A shard before its recovery.
+fn empty() -> Shard {
+    let mut config = Config::standalone(NodeId(1), PARTITIONS);
+    (config.memory_bytes_max, config.kept_max) = (16 << 30, 10_000);
+    Shard::new(config, START_US)
+}
 
 /// A shard under load, with the time its own calls took apart from the load's making.
 struct Load {
@@ -28,34 +35,35 @@ struct Load {
     number: u64,
     partition: u16,
     batch: usize,
-    entries: Option<Vec<FrameBuffer>>,
+    /// Kinds and bytes of all that was logged, if it is wanted.
+    records: Option<Vec<(u32, FrameBuffer)>>,
+    sequence: u64,
     completions: Vec<(PartitionId, FrameBuffer)>,
     body: FrameBuffer,
     spent: Duration,
 }
 
 impl Load {
-    fn new(batch: usize) -> Self {
-        let config = Config {
-            partitions: PARTITIONS,
-            owned: (0..PARTITIONS).map(PartitionId).collect(),
-            term: 1,
-            memory_bytes_max: 16 << 30,
-            kept_max: 10_000,
-            auto_create_queues: true,
-        };
-        Self {
-            shard: Shard::new(config, START_US),
+    fn new(batch: usize, is_recorded: bool) -> Self {
+        let mut load = Self {
+            shard: empty(),
             effects: Effects::default(),
             now_us: START_US,
             number: 0,
             partition: 0,
             batch,
-            entries: None,
+            sequence: 0,
+            records: is_recorded.then(Vec::new),
             completions: Vec::new(),
             body: FrameBuffer::new(),
             spent: Duration::ZERO,
+        };
+        load.shard.start(START_US);
+        load.turn();
+        while !load.shard.is_serving() || load.shard.last_sequence() > load.sequence {
+            load.durable();
         }
+        load
     }
 
     fn subscribe(&mut self) {
@@ -69,7 +77,6 @@ impl Load {
     fn credit(&mut self, credit: u32) {
         self.encode(&Credit { credit });
         self.frame(WORKER, Operation::Credit, PartitionId(0));
-        self.collect();
     }
 
     fn encode<B: Body>(&mut self, body: &B) {
@@ -84,22 +91,30 @@ impl Load {
         self.spent += start.elapsed();
     }
 
-    /// Makes everything logged durable.
-    fn durable(&mut self) {
+    /// Ends a turn.
+    fn turn(&mut self) {
         let start = Instant::now();
-        let mut sequence = 0;
-        let entries = &mut self.entries;
-        self.shard.take_unlogged(|number, bytes| {
-            sequence = number;
-            if let Some(entries) = entries {
-                let mut entry = FrameBuffer::new();
-                entry.extend_from_slice(bytes);
-                entries.push(entry);
+        let (sequence, records) = (&mut self.sequence, &mut self.records);
+        self.shard.end_turn(self.now_us, &mut self.effects, |number, kind, parts| {
+            *sequence = number;
+            if let Some(records) = records {
+                let mut bytes = FrameBuffer::new();
+                parts.iter().for_each(|part| bytes.extend_from_slice(part));
+                records.push((kind, bytes));
             }
         });
-        self.shard.handle(Input::Durable { sequence }, self.now_us, &mut self.effects);
         self.spent += start.elapsed();
         self.collect();
+    }
+
+    /// Ends a turn; what it logged becomes durable, and that is the next turn.
+    fn durable(&mut self) {
+        self.turn();
+        let start = Instant::now();
+        let input = Input::Durable { sequence: self.sequence };
+        self.shard.handle(input, self.now_us, &mut self.effects);
+        self.spent += start.elapsed();
+        self.turn();
     }
 
     /// Turns the assignments that arrived into completions to send.
@@ -205,7 +220,7 @@ fn fair_sum(rounds: &mut [Duration]) -> Duration {
 fn lives(c: &mut Criterion) {
     let mut group = c.benchmark_group("shard/life");
     for batch in [1, 64, 1_024] {
-        let load = RefCell::new(Load::new(batch));
+        let load = RefCell::new(Load::new(batch, false));
         load.borrow_mut().subscribe();
         for _ in 0..1_500_000 / batch {
             load.borrow_mut().life();
@@ -221,26 +236,29 @@ fn lives(c: &mut Criterion) {
 /// The log of a million lives, applied again.
 fn replay(c: &mut Criterion) {
     const TASKS: u64 = 1_000_000;
-    let mut load = Load::new(64);
-    load.entries = Some(Vec::new());
+    let mut load = Load::new(64, true);
     load.subscribe();
     for _ in 0..TASKS / 64 {
         load.life();
     }
-    let entries = load.entries.take().expect("set above");
+    let records = load.records.take().expect("set above");
     let mut group = c.benchmark_group("shard/replay");
     group.throughput(Throughput::Elements(TASKS)).sample_size(10);
     group.bench_function("a million lives", |b| {
         b.iter_custom(|times| {
             let mut spent = Duration::ZERO;
             for _ in 0..times {
-                let mut shard = Load::new(64).shard;
-                let mut replay = |part: &[FrameBuffer]| {
+                let mut shard = empty();
+                let mut sequence = 0;
+                let mut replay = |part: &[(u32, FrameBuffer)]| {
                     let start = Instant::now();
-                    part.iter().for_each(|entry| shard.replay(entry).expect("the log is whole"));
+                    for (kind, bytes) in part {
+                        sequence += 1;
+                        shard.replay(sequence, *kind, bytes).expect("the log is whole");
+                    }
                     start.elapsed()
                 };
-                let mut parts: Vec<Duration> = entries.chunks(16).map(&mut replay).collect();
+                let mut parts: Vec<Duration> = records.chunks(16).map(&mut replay).collect();
                 spent += fair_sum(&mut parts);
                 black_box(shard.stats().tasks);
             }
@@ -254,7 +272,7 @@ fn replay(c: &mut Criterion) {
 fn depth(c: &mut Criterion) {
     let mut group = c.benchmark_group("shard/depth");
     for depth in [1_000, 10_000, 100_000, 1_000_000, 10_000_000_u64] {
-        let load = RefCell::new(Load::new(64));
+        let load = RefCell::new(Load::new(64, false));
         let filled = RefCell::new(false);
         group.throughput(Throughput::Elements(1));
         group.bench_function(BenchmarkId::from_parameter(depth), |b| {
@@ -281,6 +299,7 @@ fn depth(c: &mut Criterion) {
 fn steady(load: &mut Load) {
     load.now_us += 64;
     load.credit(64);
+    load.turn();
     while !load.completions.is_empty() {
         load.complete();
     }

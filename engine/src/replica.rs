@@ -63,7 +63,11 @@ impl Unlogged {
     pub(crate) fn drain(&mut self, mut log: impl FnMut(u64, u32, &[&[u8]])) {
         for record in self.records.drain(..) {
             let padding = if record.kind == record::kind::ENTRY { record.data.len().wrapping_neg() % 16 } else { 0 };
-            log(record.sequence, record.kind, &[&record.header[..record.header_len], &record.data, &[0; 16][..padding]]);
+            log(
+                record.sequence,
+                record.kind,
+                &[&record.header[..record.header_len], &record.data, &[0; 16][..padding]],
+            );
         }
     }
 }
@@ -83,6 +87,8 @@ pub(crate) struct Step {
 struct Persisting {
     sequence: u64,
     number: u64,
+    /// Index of the last entry among it; 0 for none.
+    last: u64,
     messages: Vec<Message>,
     installed: u64,
 }
@@ -371,8 +377,10 @@ impl Replica {
             sequence = unlogged.push(kind::ENTRY, &header, record::body_of(entry).clone());
         }
         self.raw.mut_store().append(ready.entries());
-        let messages = ready.take_persisted_messages();
-        self.keep(ready.number(), sequence, installed, messages, send);
+        let last = ready.entries().last().map_or(0, |entry| entry.index);
+        let messages = Self::keep(ready.take_persisted_messages(), send);
+        let sequence = sequence.max(self.persisting.back().map_or(0, |before| before.sequence));
+        self.persisting.push_back(Persisting { sequence, number: ready.number(), last, messages, installed });
         self.raw.advance_append_async(ready);
         self.set_timeout();
         step
@@ -384,16 +392,9 @@ impl Replica {
         (hard.term, hard.vote) != (logged.term, logged.vote)
     }
 
-    /// Keeps messages until the records before them are safe. Answers to heartbeats promise nothing and go at once, so that
-    /// a slow disk does not look like a dead node.
-    fn keep(
-        &mut self,
-        number: u64,
-        sequence: u64,
-        installed: u64,
-        mut messages: Vec<Message>,
-        mut send: impl FnMut(&Message),
-    ) {
+    /// Picks the messages that wait until the records before them are safe. Answers to heartbeats promise nothing and go at
+    /// once, so that a slow disk does not look like a dead node.
+    fn keep(mut messages: Vec<Message>, mut send: impl FnMut(&Message)) -> Vec<Message> {
         messages.retain(|message| {
             let waits = message.get_msg_type() != MessageType::MsgHeartbeatResponse;
             if !waits {
@@ -401,8 +402,14 @@ impl Replica {
             }
             waits
         });
-        let sequence = sequence.max(self.persisting.back().map_or(0, |before| before.sequence));
-        self.persisting.push_back(Persisting { sequence, number, messages, installed });
+        messages
+    }
+
+    /// The last entry of the log that is safe.
+    pub(crate) fn durable_index(&self) -> u64 {
+        let safe = self.persisting.iter().take_while(|waiting| waiting.sequence <= self.flushed);
+        let index = safe.filter(|waiting| waiting.last > 0).last().map(|waiting| waiting.last);
+        index.unwrap_or(self.raw.raft.raft_log.persisted).min(self.log().last().index)
     }
 
     /// A leader that was taken out of the group leads no longer: the library's leaders take their own place for granted. The

@@ -15,6 +15,7 @@ mod group;
 mod groups;
 mod hooks;
 mod meta;
+mod notices;
 mod owners;
 mod peers;
 mod reads;
@@ -196,7 +197,7 @@ pub struct Shard {
     /// The map changed and the node's other shards were not told.
     map_is_new: bool,
     /// What operators should know: sentences, taken by the loop.
-    warnings: Vec<String>,
+    notices: notices::Notices,
     peers: peers::Peers,
     /// Queues whose limits' owner was looked up.
     owners_known: usize,
@@ -246,7 +247,7 @@ impl Shard {
             meta: meta::Meta::default(),
             map: None,
             map_is_new: false,
-            warnings: Vec::new(),
+            notices: notices::Notices::default(),
             peers: peers::Peers::new(places, config.node.id, shards),
             owners_known: 0,
             transfers: transfer::Transfers::default(),
@@ -343,7 +344,13 @@ impl Shard {
 
     /// What operators should know since the last call: to be written to the node's log.
     pub fn take_warnings(&mut self) -> Vec<String> {
-        core::mem::take(&mut self.warnings)
+        self.notices.take()
+    }
+
+    /// Something that was found out and operators should know: it shows in answers about the cluster, and goes to the log
+    /// unless it `is_logged`.
+    pub fn give_notice(&mut self, sentence: String, is_logged: bool) {
+        self.notices.give(sentence, is_logged, self.last_time_us);
     }
 
     /// A hash of a partition's agreed state and the index at which it stands: equal on all replicas at an equal index.

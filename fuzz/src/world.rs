@@ -1,9 +1,9 @@
 //! One shard, its log and its clock.
 
-use taskmaster_engine::{Config, ConnId, Effects, Input, Shard};
+use taskmaster_engine::{Config, ConnId, Effects, Input, Shard, SnapshotStep};
 use taskmaster_protocol::body::{ArchivedAssign, access};
 use taskmaster_protocol::frame::{self, Header};
-use taskmaster_protocol::{FrameBuffer, Operation, PartitionId, TaskId};
+use taskmaster_protocol::{FrameBuffer, NodeId, Operation, TaskId};
 
 use crate::body;
 
@@ -22,6 +22,9 @@ pub struct Lease {
     pub attempt: u32,
 }
 
+/// Chunks of a snapshot with their tags.
+type Chunks = Vec<(u32, FrameBuffer)>;
+
 /// The shard under test.
 pub struct World {
     pub shard: Shard,
@@ -30,26 +33,19 @@ pub struct World {
     pub last_sequence: u64,
     effects: Effects,
     config: Config,
-    log: Vec<FrameBuffer>,
+    /// Kind and bytes of every record.
+    log: Vec<(u32, FrameBuffer)>,
     durable: usize,
-    /// A snapshot, and the sequence it stands for.
-    snapshot: Option<(u64, Vec<FrameBuffer>)>,
-    snapshot_open: Option<(u64, Vec<FrameBuffer>)>,
+    snapshot: Option<Chunks>,
+    snapshot_open: Option<Chunks>,
 }
 
 impl World {
-    /// An empty shard that owns every partition.
+    /// An empty shard that has every partition and begins to serve.
     #[must_use]
     pub fn new(memory_bytes_max: u64) -> Self {
-        let config = Config {
-            partitions: PARTITIONS,
-            owned: (0..PARTITIONS).map(PartitionId).collect(),
-            term: 1,
-            memory_bytes_max,
-            kept_max: 20,
-            auto_create_queues: true,
-        };
-        Self {
+        let config = Config { memory_bytes_max, kept_max: 20, ..Config::standalone(NodeId(1), PARTITIONS) };
+        let mut world = Self {
             shard: Shard::new(config.clone(), START_US),
             now_us: START_US,
             leases: Vec::new(),
@@ -60,26 +56,34 @@ impl World {
             durable: 0,
             snapshot: None,
             snapshot_open: None,
-        }
+        };
+        world.start();
+        world
+    }
+
+    fn start(&mut self) {
+        self.shard.start(self.now_us);
+        self.end_turn();
+        self.settle();
+        assert!(self.shard.is_serving(), "a node of its own serves once its log is durable");
     }
 
     /// Hands one input over and checks what comes out.
     pub fn handle(&mut self, input: Input<'_>) {
         self.shard.handle(input, self.now_us, &mut self.effects);
-        self.collect();
+        self.end_turn();
     }
 
-    fn collect(&mut self) {
+    fn end_turn(&mut self) {
         let (log, leases, last) = (&mut self.log, &mut self.leases, &mut self.last_sequence);
-        self.shard.take_unlogged(|sequence, bytes| {
-            assert_eq!(sequence, *last + 1, "entries are numbered without a gap");
+        self.shard.end_turn(self.now_us, &mut self.effects, |sequence, kind, parts| {
+            assert_eq!(sequence, *last + 1, "records are numbered without a gap");
             *last = sequence;
-            let entry = taskmaster_engine::decode_entry(bytes).expect("what is logged reads back");
-            assert_eq!(entry.sequence, sequence);
             let mut copy = FrameBuffer::new();
-            copy.extend_from_slice(bytes);
-            log.push(copy);
+            parts.iter().for_each(|part| copy.extend_from_slice(part));
+            log.push((kind, copy));
         });
+        self.effects.drain_peers(|to, _| panic!("there is nobody to talk to, and {to:?} is talked to"));
         self.effects.drain(|conn, frames| {
             let mut rest: &[u8] = frames;
             while !rest.is_empty() {
@@ -100,7 +104,7 @@ impl World {
         self.handle(Input::Frame { conn: ConnId(conn), header, body: &aligned });
     }
 
-    /// Makes up to `count` further entries durable.
+    /// Makes up to `count` further records durable.
     pub fn make_durable(&mut self, count: usize) {
         let count = count.min(self.log.len() - self.durable);
         self.durable += count;
@@ -129,17 +133,32 @@ impl World {
 
     /// Begins a snapshot, or goes on with the one in progress.
     pub fn snapshot_step(&mut self) {
-        let (sequence, mut chunks) = match self.snapshot_open.take() {
-            Some(open) => open,
-            None => (self.shard.snapshot_begin(), Vec::new()),
-        };
+        let mut chunks = self.snapshot_open.take().unwrap_or_else(|| {
+            self.shard.snapshot_begin();
+            Chunks::new()
+        });
         let mut chunk = FrameBuffer::new();
-        if self.shard.snapshot_next(&mut chunk) {
-            chunks.push(chunk);
-            self.snapshot_open = Some((sequence, chunks));
-        } else {
-            self.snapshot = Some((sequence, chunks));
+        match self.shard.snapshot_next(&mut chunk) {
+            SnapshotStep::Chunk(tag) => {
+                chunks.push((tag, chunk));
+                self.snapshot_open = Some(chunks);
+            }
+            SnapshotStep::End => self.snapshot = Some(chunks),
+            step => panic!("nobody else writes or replaces a group: {step:?}"),
         }
+    }
+
+    /// A shard as far as the log, and the snapshot if `use_snapshot`, bring it back.
+    fn brought_back(&self, use_snapshot: bool) -> Shard {
+        let mut shard = Shard::new(self.config.clone(), self.now_us);
+        for (tag, chunk) in self.snapshot.iter().filter(|_| use_snapshot).flatten() {
+            shard.restore_chunk(*tag, chunk).expect("the shard's own snapshot restores");
+        }
+        for (sequence, (kind, bytes)) in (1..).zip(&self.log) {
+            shard.replay(sequence, *kind, bytes).expect("the shard's own log replays");
+        }
+        assert_eq!(shard.last_sequence(), self.log.len() as u64);
+        shard
     }
 
     /// Starts again from the durable log, and from the snapshot if `use_snapshot`.
@@ -147,21 +166,10 @@ impl World {
         self.log.truncate(self.durable);
         self.snapshot_open = None;
         self.leases.clear();
-        self.config.term += 1;
-        let mut shard = Shard::new(self.config.clone(), self.now_us);
-        if let Some((sequence, chunks)) = self.snapshot.as_ref().filter(|_| use_snapshot) {
-            for chunk in chunks {
-                shard.restore_chunk(chunk).expect("the shard's own snapshot restores");
-            }
-            shard.restore_finish(*sequence);
-        }
-        for entry in &self.log {
-            shard.replay(entry).expect("the shard's own log replays");
-        }
-        self.last_sequence = shard.last_sequence();
-        assert_eq!(self.last_sequence, self.log.len() as u64);
-        self.shard = shard;
+        self.shard = self.brought_back(use_snapshot);
+        self.last_sequence = self.log.len() as u64;
         self.effects = Effects::default();
+        self.start();
         self.handle(Input::Tick);
     }
 
@@ -169,11 +177,10 @@ impl World {
     pub fn check_recovery(&mut self) {
         self.settle();
         let unfinished = self.shard.stats().unfinished;
-        let mut shard = Shard::new(Config { term: self.config.term + 1, ..self.config.clone() }, self.now_us);
-        for entry in &self.log {
-            shard.replay(entry).expect("the shard's own log replays");
-        }
-        assert_eq!(shard.stats().unfinished, unfinished, "recovery finds the same unfinished tasks");
+        self.shard = self.brought_back(false);
+        self.effects = Effects::default();
+        self.start();
+        assert_eq!(self.shard.stats().unfinished, unfinished, "recovery finds the same unfinished tasks");
     }
 }
 

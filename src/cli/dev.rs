@@ -1,4 +1,9 @@
-//! `taskmaster dev`: one node and workers in this process, for trying things out. Ctrl-C drains; data stays.
+//! `taskmaster dev`: one node and workers in this process, for trying things out. Ctrl-C drains; data stays. With `--nodes`,
+//! a cluster of processes ([`several`]).
+
+mod layout;
+mod members;
+mod several;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -20,13 +25,16 @@ pub(crate) struct Arguments {
     /// Configuration; flags win
     #[arg(long, value_name = "FILE", env = "TASKMASTER_CONFIG")]
     config: Option<PathBuf>,
-    /// Data directory [default: ./taskmaster-data]
+    /// Nodes: more than one make a cluster, a process each
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=9))]
+    nodes: u16,
+    /// Data directory [default: ./taskmaster-data; of several nodes ./taskmaster-cluster]
     #[arg(long, value_name = "DIR", conflicts_with = "temporary")]
     data_dir: Option<PathBuf>,
     /// A data directory that is removed at the end
     #[arg(long)]
     temporary: bool,
-    /// Address to listen on
+    /// Address to listen on; further nodes and ports follow it
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<SocketAddr>,
     /// Shards; 0 means one per core
@@ -87,6 +95,9 @@ pub(crate) fn offer(config: &Config) -> Offer {
 /// Carries `dev` out.
 pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failure> {
     let mut config = arguments.config()?;
+    if arguments.nodes > 1 {
+        return several::run(global, arguments, config);
+    }
     if arguments.config.is_none() {
         config.log.level = Level::Warn;
     }

@@ -20,12 +20,13 @@ pub(crate) struct Embedded {
 }
 
 impl Embedded {
-    /// Starts a node on `data_dir`, or without one on a temporary directory, on any free port of the loopback.
+    /// Starts a node that stands alone on `data_dir`, or without one on a temporary directory, on any free port of the loopback.
     ///
     /// # Errors
     /// What keeps it from starting, and what to do.
     pub(crate) fn start_private(mut config: Config, data_dir: Option<&Path>) -> Result<Self, Failure> {
         config.listen.address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        config.clustered = false;
         let temporary = match data_dir {
             Some(given) => {
                 config.node.data_dir = given.to_owned();

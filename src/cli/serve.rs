@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use rustix::process::{Signal, set_parent_process_death_signal};
 use serde_json::json;
 
 use super::connect::block_on;
@@ -17,18 +18,24 @@ pub(crate) struct Arguments {
     /// Configuration; without one the defaults and the environment
     #[arg(long, value_name = "FILE", env = "TASKMASTER_CONFIG")]
     config: Option<PathBuf>,
+    /// For a node of `dev --nodes`: drains on SIGTERM only, and when the process that started it ends
+    #[arg(long, hide = true)]
+    companion: bool,
 }
 
 /// Carries `serve` out.
 pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failure> {
     let config = config::load(arguments.config.as_deref())?.config;
     log::start(config.log.level, config.log.format, global.verbose);
+    if arguments.companion {
+        set_parent_process_death_signal(Some(Signal::TERM)).map_err(std::io::Error::from)?;
+    }
     let output = global.output();
     block_on(async {
         let name = config.node.name.clone();
         let node = Embedded::start(config, None)?;
         // From here on; until here the signals' defaults end the process.
-        let mut stop = Stop::listen()?;
+        let mut stop = if arguments.companion { Stop::listen_to_termination()? } else { Stop::listen()? };
         let (address, data_dir) = (node.address().to_string(), node.data_dir().display().to_string());
         if output.is_json() {
             output

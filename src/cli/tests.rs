@@ -18,6 +18,7 @@ fn documented_lines_are_understood() {
     for line in [
         "taskmaster dev",
         "taskmaster dev --temporary --shards 1 --listen 127.0.0.1:0",
+        "taskmaster dev --nodes 3 --temporary",
         "taskmaster run examples/corpus.yaml --var chunks=50",
         "taskmaster run montage.json --speed 1000",
         "taskmaster serve --config taskmaster.toml",
@@ -38,6 +39,17 @@ fn documented_lines_are_understood() {
         "taskmaster workflow list",
         "taskmaster workflow get 00000000000000000000000000",
         "taskmaster workflow cancel 00000000000000000000000000",
+        "taskmaster cluster status --watch --partitions --output json",
+        "taskmaster cluster bootstrap",
+        "taskmaster cluster join --config taskmaster.toml --addr 10.0.0.1:7700",
+        "taskmaster cluster join n1:7800 n2:7800",
+        "taskmaster cluster drain n2",
+        "taskmaster cluster activate n2",
+        "taskmaster cluster remove n2 --force",
+        "taskmaster cluster move 12 --from n1 --to n4",
+        "taskmaster cluster rebalance",
+        "taskmaster cluster transfer-leader map n2",
+        "taskmaster cluster replication 5",
         "taskmaster bench --batch 64 --connections 16 --payload 64 --tasks 1000 --rate 1000 --duration 10 --output json",
         "taskmaster doctor --output json",
         "taskmaster config check taskmaster.toml",
@@ -64,6 +76,11 @@ fn wrong_lines_are_refused_with_advice() {
         ("taskmaster run x.yaml --var novalue", "name=value"),
         ("taskmaster run x.yaml --speed 0", "no factor"),
         ("taskmaster queue set emails --burst 3", "--rate"),
+        ("taskmaster cluster move twelve --from n1 --to n4", "give its number"),
+        ("taskmaster cluster move 12 --from n1", "--to <NODE>"),
+        ("taskmaster cluster replication 2", "1, 3, 5"),
+        ("taskmaster dev --nodes 10", "1..=9"),
+        ("taskmaster cluster join", "--config"),
     ] {
         let message = parse(line).expect_err(line);
         assert!(message.contains(part), "{line}: {message}");

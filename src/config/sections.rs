@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
+use super::cluster::{address_list, host, host_and_port, odd, short_name};
 use super::setting::{Raw, Setting};
 use super::value::{ByteSize, Format, Interval, Level, Memory, ShardPorts};
 use super::{Origin, Problem};
@@ -18,6 +19,11 @@ const PARTITIONS_MAX: u16 = taskmaster_protocol::limits::PARTITIONS_MAX;
 const RETENTION_MAX: Interval = Interval::ms(49 * 86_400_000);
 /// Longest time for a process to end by itself.
 const GRACE_MAX: Interval = Interval::ms(3_600_000);
+
+/// The section whose presence makes a node one of a cluster.
+pub(crate) const CLUSTER: &str = "cluster";
+/// Longest time that a missing node's replicas are left to it.
+const REPLACE_AFTER_MAX: Interval = Interval::ms(7 * 86_400_000);
 
 macro_rules! sections {
     ($($(#[$doc:meta])* $section:ident: $name:ident {
@@ -37,7 +43,11 @@ macro_rules! sections {
 
         /// The configuration of a node.
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
-        pub(crate) struct Config { $($(#[$doc])* pub(crate) $section: $name,)* }
+        pub(crate) struct Config {
+            $($(#[$doc])* pub(crate) $section: $name,)*
+            /// Whether the section `cluster` is there, empty or not: only then is the node one of a cluster.
+            pub(crate) clustered: bool,
+        }
 
         impl Config {
             /// Names of the sections.
@@ -56,6 +66,7 @@ macro_rules! sections {
             /// # Errors
             /// What is wrong and what would be right, continuing the key's name.
             pub(crate) fn set(&mut self, section: &str, key: &str, raw: &Raw) -> Result<(), String> {
+                self.meet(section);
                 match section {
                     $(stringify!($section) => match key {
                         $(stringify!($key) => {
@@ -76,7 +87,7 @@ macro_rules! sections {
                 vec![$($((stringify!($section), stringify!($key), self.$section.$key.show()),)*)*]
             }
 
-            /// As one JSON object of sections; sizes in bytes, durations in milliseconds.
+            /// As one JSON object of sections; sizes in bytes, durations in milliseconds. `cluster` is null where there is none.
             pub(crate) fn json(&self) -> Value {
                 let mut root = serde_json::Map::new();
                 $({
@@ -84,6 +95,9 @@ macro_rules! sections {
                     $(section.insert(stringify!($key).to_owned(), self.$section.$key.json());)*
                     root.insert(stringify!($section).to_owned(), Value::Object(section));
                 })*
+                if !self.clustered {
+                    root.insert(CLUSTER.to_owned(), Value::Null);
+                }
                 Value::Object(root)
             }
         }
@@ -108,6 +122,37 @@ sections! {
         address: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 7700)), any;
         /// Ports of the single shards.
         shard_ports: ShardPorts = ShardPorts::Follow, any;
+    }
+    /// The cluster that the node is one of; only where the section is there.
+    cluster: Cluster {
+        /// Name of the cluster: nodes of another name are not listened to.
+        name: String = "taskmaster".to_owned(), |name| name_like(name);
+        /// Name of this node; empty for the name of its host. No two nodes have the same.
+        node_name: String = String::new(), |name| empty_or(name, short_name);
+        /// Where it stands: replicas are spread over zones.
+        zone: String = String::new(), |zone| empty_or(zone, short_name);
+        /// Where other nodes connect: TCP of shard n on this port plus n, UDP on this port.
+        listen: SocketAddr = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 7_800)), any;
+        /// Name or address by which other nodes and clients reach this one; empty where it can be told from elsewhere.
+        advertise: String = String::new(), |name| empty_or(name, host);
+        /// Peer addresses of some nodes, to begin with.
+        seeds: Vec<String> = Vec::new(), |seeds| address_list(seeds);
+        /// A name whose addresses are those of nodes.
+        dns: String = String::new(), |name| empty_or(name, |name| host(name).or_else(|_| host_and_port(name)));
+        /// How often the name is resolved.
+        dns_interval: Interval = Interval::ms(10_000), |&value| interval_between(value, Interval::ms(1_000), Interval::ms(3_600_000));
+        /// Replicas of each partition that a new cluster starts with.
+        replication: u16 = 3, |&value| between(value, 1, 5).and_then(|()| odd(value));
+        /// How long a node may be missing before its replicas are made anew elsewhere.
+        replace_after: Interval = Interval::ms(300_000), |&value| interval_between(value, Interval::ms(5_000), REPLACE_AFTER_MAX);
+        /// Most partitions that move at once.
+        moves_max: u16 = 16, |&value| between(value, 1, 256);
+        /// Certificates of who may connect to nodes; with the other two, nodes speak TLS with each other.
+        tls_ca: Option<PathBuf> = None, any;
+        /// This node's certificate.
+        tls_cert: Option<PathBuf> = None, any;
+        /// Its key.
+        tls_key: Option<PathBuf> = None, any;
     }
     /// Bounds: what is beyond them is refused, never queued without end.
     limits: Limits {
@@ -185,13 +230,24 @@ impl Config {
                 self.listen.address.port()
             )));
         }
+        if self.clustered {
+            self.check_cluster(problems);
+        }
     }
 
-    /// As TOML, with the origin of what is not a default.
+    /// Notes that the file or the environment has something in this section.
+    pub(crate) fn meet(&mut self, section: &str) {
+        self.clustered |= section == CLUSTER;
+    }
+
+    /// As TOML, with the origin of what is not a default; without `[cluster]` where there is none.
     pub(crate) fn to_toml(&self, origin: impl Fn(&str) -> Origin) -> String {
         let mut text = String::new();
         let mut current = "";
         for (section, key, value) in self.shown() {
+            if section == CLUSTER && !self.clustered {
+                continue;
+            }
             if section != current {
                 let gap = if current.is_empty() { "" } else { "\n" };
                 text.push_str(&format!("{gap}[{section}]\n"));
@@ -213,6 +269,11 @@ fn any<T>(_value: &T) -> Result<(), String> {
     Ok(())
 }
 
+/// Empty, or what the check says.
+fn empty_or(text: &str, check: impl Fn(&str) -> Result<(), String>) -> Result<(), String> {
+    if text.is_empty() { Ok(()) } else { check(text) }
+}
+
 fn between<T: PartialOrd + std::fmt::Display>(value: T, least: T, most: T) -> Result<(), String> {
     if value >= least && value <= most {
         return Ok(());
@@ -229,7 +290,7 @@ fn interval_between(value: Interval, least: Interval, most: Interval) -> Result<
 }
 
 /// Names: 1 to 128 bytes without blanks or control characters.
-fn name_like(name: &str) -> Result<(), String> {
+pub(super) fn name_like(name: &str) -> Result<(), String> {
     let most = taskmaster_protocol::limits::NAME_BYTES_MAX;
     if name.is_empty() || name.len() > most {
         return Err(format!("has a name of {} bytes, but a name has 1 to {most}", name.len()));

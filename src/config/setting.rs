@@ -154,6 +154,20 @@ impl Setting for PathBuf {
     }
 }
 
+impl Setting for Option<PathBuf> {
+    fn read(raw: &Raw) -> Result<Self, String> {
+        if raw.text() == Some("") { Ok(None) } else { PathBuf::read(raw).map(Some) }
+    }
+
+    fn show(&self) -> String {
+        self.as_ref().map_or_else(|| quoted(""), Setting::show)
+    }
+
+    fn json(&self) -> Value {
+        self.as_ref().map_or(Value::Null, Setting::json)
+    }
+}
+
 impl Setting for SocketAddr {
     fn read(raw: &Raw) -> Result<Self, String> {
         const ADVICE: &str =

@@ -24,8 +24,15 @@ fn empty_file_gives_the_defaults() {
 #[test]
 fn the_documented_file_equals_the_defaults_and_names_every_key() {
     let text = include_str!("../../taskmaster.toml");
-    let loaded = parse("taskmaster.toml", text, Vec::new()).unwrap();
-    assert_eq!(loaded.config, Config::default());
+    assert_eq!(parse("taskmaster.toml", text, Vec::new()).unwrap().config, Config::default());
+    // The section of a cluster is commented out, settings without a blank behind the sign.
+    let setting = |line: &str| line.starts_with('#') && !line.starts_with("# ") && line.len() > 1;
+    let uncommented: Vec<&str> = text.lines().map(|line| if setting(line) { &line[1..] } else { line }).collect();
+    let text = uncommented.join("\n").replace("127.0.0.1:7700", "0.0.0.0:7700");
+    let loaded = parse("taskmaster.toml", &text, Vec::new()).unwrap();
+    let mut expected = Config { clustered: true, ..Config::default() };
+    expected.listen.address.set_ip(std::net::Ipv4Addr::UNSPECIFIED.into());
+    assert_eq!(loaded.config, expected);
     for (section, key, _) in Config::default().shown() {
         assert!(loaded.origins.contains_key(&format!("{section}.{key}")), "{section}.{key} is not documented");
     }
@@ -91,6 +98,48 @@ fn all_problems_are_reported_together_in_the_order_of_the_file() {
     let message = refusal("[wal]\nsegment_size = 1\n[lag]\n[node]\nshard = 2\npartitions = 0\n");
     let lines: Vec<_> = message.lines().map(|line| line.split(':').nth(1).unwrap()).collect();
     assert_eq!(lines, ["2", "3", "5", "6"]);
+}
+
+#[test]
+fn a_node_is_of_a_cluster_when_the_section_is_there() {
+    let local = "[cluster]\nlisten = \"127.0.0.1:7800\"\n";
+    assert!(!read("").unwrap().clustered);
+    assert!(read(local).unwrap().clustered);
+    assert!(with_variable("CLUSTER__LISTEN", "127.0.0.1:7800").unwrap().config.clustered);
+    let seeds = with_variable("CLUSTER__SEEDS", "n1:7800, [::1]:7801").unwrap_err().to_string();
+    assert!(seeds.contains("which only this host reaches"), "{seeds}");
+    let config = read(&format!("{local}seeds = [\"n1:7800\", \"[::1]:7801\"]\nzone = \"a\"\n")).unwrap();
+    assert_eq!(config.cluster.seeds, ["n1:7800", "[::1]:7801"]);
+    assert_eq!(read(&config.to_toml(|_| Origin::Default)).unwrap(), config);
+    assert_eq!(config.json()["cluster"]["tls_ca"], serde_json::Value::Null);
+    assert_eq!(Config::default().json()["cluster"], serde_json::Value::Null);
+    assert!(!Config::default().to_toml(|_| Origin::Default).contains("[cluster]"));
+}
+
+#[test]
+fn what_does_not_make_a_cluster_is_refused_with_advice() {
+    for (text, part) in [
+        ("seeds = \"n1:7800\"", "list of texts"),
+        ("seeds = [\"n1\"]", "such as \"n1.example:7800\""),
+        ("seeds = [\"::1:7800\"]", "needs a host and the port"),
+        ("seeds = [\"n1:0\"]", "needs a host and the port"),
+        ("seed = []", "did you mean 'seeds'?"),
+        ("advertise = \"n1:7800\"", "without a port"),
+        ("dns = \"a b\"", "such as \"n1.example:7800\""),
+        ("listen = \"127.0.0.1:0\"", "other nodes must know the port"),
+        ("listen = \"127.0.0.1:7701\"", "keep them apart"),
+        ("listen = \"127.0.0.1:65535\"\n[node]\nshards = 2", "too few ports for 2 shards"),
+        ("listen = \"10.0.0.1:7800\"", "which only this host reaches"),
+        ("replication = 2", "2 replicas survive no more losses than 1"),
+        ("replication = 7", "between 1 and 5"),
+        ("replace_after = \"1s\"", "between 5s and 7d"),
+        ("moves_max = 0", "between 1 and 256"),
+        ("node_name = \"a b\"", "no blanks"),
+        ("tls_ca = \"ca.pem\"", "go together"),
+    ] {
+        let error = refusal(&format!("[cluster]\n{text}\n"));
+        assert!(error.contains(part), "{text}: {error}");
+    }
 }
 
 #[test]

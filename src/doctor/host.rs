@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 
 use taskmaster_workers::cgroup::Cgroups;
@@ -163,25 +163,32 @@ pub(super) fn worker_limits() -> Check {
 
 /// Whether the port can be listened on.
 pub(super) fn port(config: &Config) -> Check {
-    const NAME: &str = "port";
-    let address = config.listen.address;
+    free_port(config, "port", config.listen.address, "listen.address")
+}
+
+/// Whether the port of a cluster's other nodes is free.
+pub(super) fn peer_port(config: &Config) -> Option<Check> {
+    config.clustered.then(|| free_port(config, "peer_port", config.cluster.listen, "cluster.listen"))
+}
+
+fn free_port(config: &Config, name: &'static str, address: SocketAddr, setting: &str) -> Check {
     match TcpListener::bind(address) {
-        Ok(_) => Check::ok(NAME, format!("{address} is free.")),
+        Ok(_) => Check::ok(name, format!("{address} is free.")),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             let fix = format!(
-                "See who listens with `ss -ltnp sport = :{}`; or set listen.address to another port (0 takes any).",
+                "See who listens with `ss -ltnp sport = :{}`; or set {setting} to another port.",
                 address.port()
             );
             let message = format!("{address} is in use by another process.");
             if disk::is_locked(&config.node.data_dir) {
-                return Check::warn(NAME, message, fix);
+                return Check::warn(name, message, fix);
             }
-            Check::fail(NAME, message, fix)
+            Check::fail(name, message, fix)
         }
         Err(error) => Check::fail(
-            NAME,
+            name,
             format!("{address} cannot be listened on: {error}."),
-            "Set listen.address to an address of this machine and a port above 1023.",
+            format!("Set {setting} to an address of this machine and a port above 1023."),
         ),
     }
 }

@@ -1,4 +1,4 @@
-//! The loop's long-lived tasks beside connections: timers, snapshots, mesh, accepting.
+//! The loop's long-lived tasks beside connections: timers, mesh, accepting.
 
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -10,8 +10,7 @@ use glommio::timer::{Timer, sleep};
 use taskmaster_engine::Input;
 use taskmaster_net::connection::Connection;
 use taskmaster_net::listener::Listener;
-use taskmaster_protocol::{Code, FrameBuffer};
-use taskmaster_storage::snapshot::{self, BackgroundSnapshot, ChunkTag, Info};
+use taskmaster_protocol::Code;
 
 use super::{Message, SHARD_SHIFT, ShardLoop, now_us};
 
@@ -34,45 +33,6 @@ impl ShardLoop {
                 self.perform();
             }
         }
-    }
-
-    /// Writes a snapshot whenever the log has grown enough, in slices between other work.
-    pub(super) async fn snapshot_task(self: Rc<Self>, dir: std::path::PathBuf, identity: u64, term: u32) {
-        loop {
-            self.snapshot_due.wait().await;
-            let began_us = now_us();
-            // Every durable block is applied before this task runs again, so the state stands for exactly this block.
-            let seq = self.wal.durable_seq();
-            let stamp = self.shard.borrow_mut().snapshot_begin();
-            match self.write_snapshot(&dir, Info { identity, seq, term, stamp }).await {
-                Ok(bytes) => {
-                    self.snapshots.set(self.snapshots.get() + 1);
-                    let took_ms = (now_us() - began_us) / 1_000;
-                    tracing::info!(shard = self.number, seq, bytes, took_ms, "snapshot written");
-                }
-                Err(error) => {
-                    tracing::error!(shard = self.number, "the snapshot failed, the log is kept instead: {error}");
-                    let mut rest = FrameBuffer::new();
-                    while self.shard.borrow_mut().snapshot_next(&mut rest) {
-                        glommio::executor().yield_if_needed().await;
-                    }
-                }
-            }
-        }
-    }
-
-    async fn write_snapshot(&self, dir: &std::path::Path, info: Info) -> Result<u64, snapshot::Error> {
-        let mut file = BackgroundSnapshot::create(dir, info).await?;
-        let mut chunk = FrameBuffer::new();
-        while self.shard.borrow_mut().snapshot_next(&mut chunk) {
-            file.chunk(ChunkTag(1), chunk.to_vec()).await?;
-        }
-        let bytes = file.finish().await?;
-        let dir = dir.to_path_buf();
-        if let Some(covered) = taskmaster_storage::offload::offload(move || snapshot::prune(&dir)).await? {
-            self.wal.retire(covered);
-        }
-        Ok(bytes)
     }
 
     /// Takes messages from one other shard.

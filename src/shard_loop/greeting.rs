@@ -75,6 +75,9 @@ impl ShardLoop {
             ("entries", engine.entries),
             ("tasks", engine.tasks),
             ("unfinished", engine.unfinished),
+            ("replicas", engine.replicas),
+            ("leaders", engine.leaders),
+            ("raft_log_bytes", engine.log_bytes),
             ("memory_bytes", engine.memory_bytes),
             ("blob_bytes", engine.blob_bytes),
             ("wal_flushes", wal.flushes),
@@ -85,6 +88,17 @@ impl ShardLoop {
             ("connections", self.connections.borrow().len() as u64),
             ("shards", 1),
         ];
+        if let Some(peers) = &self.peers {
+            let peers = peers.stats();
+            pairs.extend([
+                ("peer_batches_sent", peers.batches_sent),
+                ("peer_bytes_sent", peers.bytes_sent),
+                ("peer_batches_received", peers.batches_received),
+                ("peer_bytes_received", peers.bytes_received),
+                ("peer_batches_dropped", peers.batches_dropped),
+                ("peer_losses", peers.losses),
+            ]);
+        }
         if self.number == 0 {
             pairs.push(("rss_bytes", rss_bytes().unwrap_or(0)));
         }

@@ -6,62 +6,27 @@ use taskmaster_storage::recovery::{self, Sink};
 use taskmaster_storage::snapshot::{self, ChunkTag, Info};
 use taskmaster_storage::wal::{ApplyError, LogEnd, Record};
 
-use super::{ENTRY, now_us};
-
-/// What a shard is told before it recovers, beside its configuration.
-#[derive(Clone, Copy)]
-pub(super) struct Setting {
-    /// Its number.
-    pub(super) number: u16,
-    /// The number of shards.
-    pub(super) shards: u16,
-    /// Retention of queues that are not configured, in milliseconds.
-    pub(super) retention_ms: u32,
-}
+use super::now_us;
 
 struct Rebuild {
     config: Config,
-    setting: Setting,
     shard: Shard,
-    /// The engine sequence of the snapshot under way.
-    restoring: Option<u64>,
-}
-
-/// A shard with nothing in it.
-fn empty(config: &Config, setting: Setting) -> Shard {
-    let mut shard = Shard::new(config.clone(), now_us());
-    shard.join(setting.number, setting.shards);
-    shard.keep_final_tasks_ms(setting.retention_ms);
-    shard
-}
-
-impl Rebuild {
-    fn finish_snapshot(&mut self) {
-        if let Some(sequence) = self.restoring.take() {
-            self.shard.restore_finish(sequence);
-        }
-    }
 }
 
 impl snapshot::Sink for Rebuild {
-    fn begin(&mut self, info: &Info) -> Result<(), ApplyError> {
-        self.shard = empty(&self.config, self.setting);
-        self.restoring = Some(info.stamp);
+    fn begin(&mut self, _info: &Info) -> Result<(), ApplyError> {
+        self.shard = Shard::new(self.config.clone(), now_us());
         Ok(())
     }
 
-    fn chunk(&mut self, _tag: ChunkTag, bytes: &[u8]) -> Result<(), ApplyError> {
-        Ok(self.shard.restore_chunk(bytes)?)
+    fn chunk(&mut self, tag: ChunkTag, bytes: &[u8]) -> Result<(), ApplyError> {
+        Ok(self.shard.restore_chunk(tag.0, bytes)?)
     }
 }
 
 impl Sink for Rebuild {
     fn record(&mut self, record: Record<'_>) -> Result<(), ApplyError> {
-        self.finish_snapshot();
-        if record.kind != ENTRY {
-            return Err(format!("log record of unknown kind {}: a newer version wrote it", record.kind).into());
-        }
-        Ok(self.shard.replay(record.bytes)?)
+        Ok(self.shard.replay(record.stamp, record.kind, record.bytes)?)
     }
 }
 
@@ -76,13 +41,12 @@ pub(super) struct Recovered {
     pub(super) log_bytes: u64,
 }
 
-/// Recovers a shard and starts its next term. Blocks.
-pub(super) fn recover(dir: &DataDir, config: Config, setting: Setting) -> anyhow::Result<Recovered> {
+/// Recovers a shard; it does nothing before its engine is started. Blocks.
+pub(super) fn recover(dir: &DataDir, config: Config) -> anyhow::Result<Recovered> {
     let began_us = now_us();
-    let number = u32::from(setting.number);
-    let mut rebuild = Rebuild { shard: empty(&config, setting), config, setting, restoring: None };
+    let number = u32::from(config.number);
+    let mut rebuild = Rebuild { shard: Shard::new(config.clone(), now_us()), config };
     let found = recovery::recover(&dir.shard_dir(number), &dir.wal_dir(number), dir.identity(number), &mut rebuild)?;
-    rebuild.finish_snapshot();
     for damaged in &found.rejected {
         tracing::warn!(shard = number, "a damaged snapshot was passed over: {damaged}");
     }
@@ -98,13 +62,14 @@ pub(super) fn recover(dir: &DataDir, config: Config, setting: Setting) -> anyhow
     }
     let term = dir.next_term(number, found.log.end.term)?;
     let mut shard = rebuild.shard;
-    shard.start_term(term);
+    shard.start(now_us());
     let stats = shard.stats();
     tracing::info!(
         shard = number,
         term,
         tasks = stats.tasks,
         unfinished = stats.unfinished,
+        replicas = stats.replicas,
         records = found.log.records,
         took_ms = (now_us() - began_us) / 1_000,
         "recovered"

@@ -16,16 +16,18 @@ use futures_lite::AsyncReadExt;
 use glommio::net::UnixStream;
 use glommio::timer::sleep;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement};
-use taskmaster_engine::{Config, Effects, Input};
+use taskmaster_engine::{Config, Effects, Input, PeerAddr};
 use taskmaster_net::listener::Listener;
 use taskmaster_net::mesh::Ends;
+use taskmaster_net::peers::{Identity, PeerHandler, Peers, Tls};
 use taskmaster_net::wake::Bell;
 use taskmaster_storage::datadir::DataDir;
 use taskmaster_storage::wal;
 use taskmaster_storage::wal::driver::Wal;
 
-use super::recovery::{Recovered, Setting};
-use super::{Message, NodeMap, ShardLoop, fatal, now_us};
+use super::gossip::Gossiper;
+use super::recovery::Recovered;
+use super::{GossipSetting, Message, NodeMap, ShardLoop, fatal, now_us};
 
 /// Memory registered with each of an executor's three rings, in bytes: it counts against the memlock limit.
 const RING_BYTES: usize = 1 << 20;
@@ -36,6 +38,8 @@ const PREEMPT_NEVER: Duration = Duration::from_secs(1 << 20);
 /// How long running tasks may take to finish when the node drains.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 const DRAIN_POLL: Duration = Duration::from_millis(5);
+/// How often a starting node looks whether it serves.
+const SERVING_POLL: Duration = Duration::from_millis(1);
 
 /// All that a shard's thread needs.
 pub(crate) struct Start {
@@ -44,8 +48,8 @@ pub(crate) struct Start {
     pub(crate) cpu: Option<usize>,
     pub(crate) dir: Arc<DataDir>,
     pub(crate) engine: Config,
-    /// How long queues that are not configured keep final tasks, in milliseconds.
-    pub(crate) retention_ms: u32,
+    /// Where there may be other nodes.
+    pub(crate) peers: Option<PeerStart>,
     pub(crate) wal: wal::Config,
     pub(crate) snapshot_after_bytes: u64,
     pub(crate) connections_max: u32,
@@ -58,6 +62,18 @@ pub(crate) struct Start {
     pub(crate) stop: StdUnixStream,
     /// Hears once whether the shard recovered and listens.
     pub(crate) started: Sender<anyhow::Result<()>>,
+}
+
+/// What a shard needs to talk to other nodes.
+pub(crate) struct PeerStart {
+    /// Who it is to them.
+    pub(crate) identity: Identity,
+    /// With it, they are spoken to over TLS.
+    pub(crate) tls: Option<Tls>,
+    /// Where they connect.
+    pub(crate) listen: SocketAddr,
+    /// How to find them: on shard 0.
+    pub(crate) gossip: Option<GossipSetting>,
 }
 
 /// Starts the shard's thread.
@@ -86,21 +102,22 @@ pub(crate) fn spawn(start: Start) -> anyhow::Result<ExecutorJoinHandle<()>> {
 
 async fn run(start: Start) -> anyhow::Result<()> {
     let number = u32::try_from(start.number).expect("shards are few");
-    let setting = Setting {
-        number: u16::try_from(start.number).expect("shards are few"),
-        shards: u16::try_from(start.map.shard_ports.len()).expect("shards are few"),
-        retention_ms: start.retention_ms,
-    };
-    let Recovered { shard, end, term, log_bytes } = super::recovery::recover(&start.dir, start.engine, setting)?;
+    let own = PeerAddr { node: start.engine.node.id, shard: start.engine.number };
+    let (stands_alone, seed) = (start.engine.found != 0, start.engine.seed);
+    let Recovered { shard, end, term, log_bytes } = super::recovery::recover(&start.dir, start.engine)?;
     let identity = start.dir.identity(number);
     let opening_block = end.last_seq + 1;
     let wal = Wal::open(&start.dir.wal_dir(number), start.wal, identity, term, end).await?;
     let (mesh, rings) = start.ends.connect().await;
+    let gossip = start.peers.as_ref().and_then(|peers| peers.gossip.as_ref());
     let shard_loop = Rc::new(ShardLoop {
         number: start.number,
+        own,
         shard: RefCell::new(shard),
         effects: RefCell::new(Effects::default()),
         wal,
+        peers: start.peers.as_ref().map(|peers| Peers::new(peers.identity.clone(), peers.tls.clone())),
+        gossip: gossip.map(|setting| Gossiper::new(setting, term, seed)).transpose()?,
         blocks: RefCell::new(VecDeque::new()),
         connections: RefCell::new(HashMap::new()),
         last_connection: Cell::new(0),
@@ -121,11 +138,7 @@ async fn run(start: Start) -> anyhow::Result<()> {
     let logging = glommio::spawn_local(log_task(Rc::clone(&shard_loop)));
     // Until then a late write of a killed predecessor could still count.
     shard_loop.wal.wait_durable(opening_block).await?;
-    let mut listeners = vec![listen(start.address)?];
-    let own = SocketAddr::new(start.address.ip(), shard_loop.map.shard_ports[start.number]);
-    if own != start.address {
-        listeners.push(listen(own)?);
-    }
+    let listeners = client_listeners(&shard_loop, start.address)?;
     for (_, ring) in rings {
         glommio::spawn_local(Rc::clone(&shard_loop).mesh_task(ring)).detach();
     }
@@ -133,6 +146,14 @@ async fn run(start: Start) -> anyhow::Result<()> {
     glommio::spawn_local(Rc::clone(&shard_loop).mesh_retry_task()).detach();
     let snapshots = Rc::clone(&shard_loop).snapshot_task(start.dir.shard_dir(number), identity, term);
     glommio::spawn_local(snapshots).detach();
+    if let Some(peers) = start.peers {
+        meet_peers(&shard_loop, peers)?;
+    }
+    shard_loop.perform();
+    // A node that stands alone elects itself, which takes a write.
+    while stands_alone && !shard_loop.shard.borrow().is_serving() {
+        sleep(SERVING_POLL).await;
+    }
     for listener in listeners {
         let accepting = Rc::clone(&shard_loop).accept_task(listener, start.connections_max);
         glommio::spawn_local(accepting).detach();
@@ -145,6 +166,28 @@ async fn run(start: Start) -> anyhow::Result<()> {
     logging.await;
     for connection in shard_loop.connections.borrow().values() {
         connection.close();
+    }
+    Ok(())
+}
+
+/// The listener that all shards share, and this shard's own.
+fn client_listeners(shard_loop: &ShardLoop, shared: SocketAddr) -> anyhow::Result<Vec<Listener>> {
+    let mut listeners = vec![listen(shared)?];
+    let own = SocketAddr::new(shared.ip(), shard_loop.map.shard_ports[shard_loop.number]);
+    if own != shared {
+        listeners.push(listen(own)?);
+    }
+    Ok(listeners)
+}
+
+/// Listens to other nodes and, on shard 0, looks for them.
+fn meet_peers(shard_loop: &Rc<ShardLoop>, start: PeerStart) -> anyhow::Result<()> {
+    let Some(peers) = &shard_loop.peers else { return Ok(()) };
+    let listener = listen(start.listen)?;
+    peers.start(Rc::clone(shard_loop) as Rc<dyn PeerHandler>);
+    glommio::spawn_local(Rc::clone(peers).accept(listener)).detach();
+    if let Some(setting) = start.gossip {
+        shard_loop.start_gossip(setting);
     }
     Ok(())
 }
@@ -180,6 +223,10 @@ async fn drain(shard_loop: &ShardLoop) {
     while shard_loop.wal.unflushed_bytes() > 0 {
         sleep(DRAIN_POLL).await;
     }
+    shard_loop.leave_gossip();
     shard_loop.closing.set(true);
+    if let Some(peers) = &shard_loop.peers {
+        peers.stop();
+    }
     shard_loop.wal.close();
 }

@@ -139,16 +139,18 @@ fn seeds_until_noticed(defect: Defect) -> u64 {
 #[test]
 fn planted_bugs_are_noticed() {
     std::thread::scope(|scope| {
-        let checks: Vec<_> = Defect::ALL.chunks(5).map(|some| {
-            scope.spawn(move || some.iter().copied().map(seeds_until_noticed).max())
-        }).collect();
+        let checks: Vec<_> = Defect::ALL
+            .chunks(5)
+            .map(|some| scope.spawn(move || some.iter().copied().map(seeds_until_noticed).max()))
+            .collect();
         assert!(checks.into_iter().all(|check| check.join().is_ok()));
     });
 }
 
 #[test]
 fn a_failing_plan_is_reduced_to_what_it_needs() {
-    let failing = (1..=SEEDS_PER_DEFECT).map(|seed| Options { defect: Some(Defect::AcknowledgeBeforeFlush), ..options(seed) });
+    let failing =
+        (1..=SEEDS_PER_DEFECT).map(|seed| Options { defect: Some(Defect::AcknowledgeBeforeFlush), ..options(seed) });
     let failing = failing.into_iter().find(|options| sim::run(options).is_err()).unwrap();
     let minimal = sim::minimise(&failing, 100).unwrap();
     eprintln!("{minimal}");

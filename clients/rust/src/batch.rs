@@ -31,7 +31,8 @@ pub struct SubmitOutcome {
 pub enum Submitted {
     /// Kept durably.
     Accepted,
-    /// This very id was submitted before; the first submission stands.
+    /// This very id, given with [`Task::id`], was submitted before; the first submission stands. A submission that this
+    /// library itself repeated because the answer was lost counts as accepted.
     Duplicate {
         /// State of the task.
         state: State,
@@ -63,18 +64,22 @@ pub(crate) struct Batch {
     pub(crate) body: Submit,
     /// The caller's number of each row.
     pub(crate) indexes: Vec<u64>,
+    /// Whether each row's id was made for this very submission: a duplicate of it can only be an earlier copy of the
+    /// frame, whose answer was lost.
+    is_fresh: Vec<bool>,
     contracts: Vec<Arc<Contract>>,
 }
 
 impl Batch {
     pub(crate) fn new(partition: PartitionId) -> Self {
-        Self { partition, body: Submit::default(), indexes: Vec::new(), contracts: Vec::new() }
+        Self { partition, body: Submit::default(), indexes: Vec::new(), is_fresh: Vec::new(), contracts: Vec::new() }
     }
 
     /// Empties it for another use, keeping its memory.
     pub(crate) fn reset(&mut self, partition: PartitionId) {
         self.partition = partition;
         self.indexes.clear();
+        self.is_fresh.clear();
         self.contracts.clear();
         self.body.specs.clear();
         self.body.tasks.clear();
@@ -103,6 +108,7 @@ impl Batch {
     /// Appends a task of a workflow.
     pub(crate) fn push_step(&mut self, id: TaskId, task: Task, namespace: &str, index: u64, step: Step<'_>) {
         let spec = self.spec(&task.contract, namespace);
+        let is_fresh = task.id.is_none();
         let area = &mut self.body.bytes;
         let payload = body::put(area, &task.payload.0);
         let extra = if task.rare.is_none() && step.is_plain() {
@@ -127,6 +133,7 @@ impl Batch {
         };
         self.body.tasks.push(TaskRow { id, spec, extra, payload });
         self.indexes.push(index);
+        self.is_fresh.push(is_fresh);
     }
 
     /// Makes the batch a workflow.
@@ -186,17 +193,19 @@ impl Batch {
 
     fn remove_rows(&mut self, is_refused: impl Fn(usize) -> bool) -> Vec<(u64, TaskId)> {
         let mut removed = Vec::new();
-        let (mut tasks, mut indexes) = (Vec::new(), Vec::new());
+        let (mut tasks, mut indexes, mut is_fresh) = (Vec::new(), Vec::new(), Vec::new());
         for (at, (&task, &index)) in self.body.tasks.iter().zip(&self.indexes).enumerate() {
             if is_refused(at) {
                 removed.push((index, task.id));
             } else {
                 tasks.push(task);
                 indexes.push(index);
+                is_fresh.push(self.is_fresh[at]);
             }
         }
         self.body.tasks = tasks;
         self.indexes = indexes;
+        self.is_fresh = is_fresh;
         removed
     }
 
@@ -209,7 +218,10 @@ impl Batch {
         let mut exceptions = reply.exceptions.iter().peekable();
         for (row, (task, &index)) in self.body.tasks.iter().zip(&self.indexes).enumerate() {
             let result = match exceptions.next_if(|exception| exception.index.to_native() as usize == row) {
-                Some(exception) => submitted(exception)?,
+                Some(exception) => match submitted(exception)? {
+                    Submitted::Duplicate { .. } if self.is_fresh[row] => Submitted::Accepted,
+                    result => result,
+                },
                 None => Submitted::Accepted,
             };
             report(index, SubmitOutcome { id: task.id, result });

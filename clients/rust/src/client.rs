@@ -1,7 +1,7 @@
 //! The client: submissions, results, queries and operators' requests.
 //!
-//! A [`Client`] is a handle: clone it freely. It connects to each shard on first use, and calls survive a lost
-//! connection until their time is over.
+//! A [`Client`] is a handle: clone it freely. It connects to each shard on first use, and calls survive lost connections,
+//! nodes and leaders until their time is over.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use taskmaster_protocol::body::{
     ArchivedWorkflowPage, AwaitTask, Body, Cancel, Empty, GetTask, GetWorkflow, ListQueues, ListWorkflows, Retry,
     slice, text,
 };
-use taskmaster_protocol::{Code, Operation, PartitionId, TaskId};
+use taskmaster_protocol::{Code, NodeId, Operation, PartitionId, TaskId};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::batch::{Batch, Step as StepRow, SubmitOutcome, Submitted};
-use crate::cluster::{Cluster, Connector, Patience};
+use crate::cluster::{Cluster, Connector, Patience, Target};
 use crate::error::{Error, Refusal};
 use crate::memory::TestServer;
 use crate::queue::{ListPosition, QueueSettings, TaskFilter};
@@ -29,6 +29,10 @@ use crate::view::{
 };
 use crate::wire::{Message, Options};
 use crate::workflow::{OnFailure, Workflow, WorkflowHandle};
+
+mod cluster;
+
+pub use cluster::ClusterChange;
 
 /// Longest single wait the server is asked for; longer waits are made of several.
 const AWAIT_MS: u32 = 30_000;
@@ -144,7 +148,8 @@ impl ClientBuilder {
         self
     }
 
-    /// First and longest wait between connection attempts; 50 ms and 5 s unless told.
+    /// First and longest wait between connection attempts; 50 ms and 5 s unless told. While a cluster elects a new leader
+    /// the waits are 10 ms to 50 ms, whatever is said here, unless the longest is shorter.
     #[must_use]
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.patience.backoff = first;
@@ -205,7 +210,7 @@ struct Inner {
     name: String,
 }
 
-/// A handle on a Taskmaster node.
+/// A handle on a Taskmaster node, or a cluster of them.
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
@@ -241,7 +246,9 @@ pub struct TaskList {
 }
 
 impl Client {
-    /// Connects with default settings. `addresses` is one `host:port`, several separated by commas, or a list.
+    /// Connects with default settings. `addresses` is one `host:port`, several separated by commas, or a list. Any node of a
+    /// cluster will do; several addresses help when some nodes are away. All other nodes are learnt from the one that
+    /// answers.
     ///
     /// # Errors
     /// As [`ClientBuilder::connect`].
@@ -280,7 +287,7 @@ impl Client {
         &self.inner.name
     }
 
-    /// Number of shards, and so of connections once all are in use.
+    /// Number of shards of all nodes, and so of connections once all are in use.
     #[must_use]
     pub fn shards(&self) -> u16 {
         self.cluster().topology().shards()
@@ -324,7 +331,7 @@ impl Client {
         let id = task.id.unwrap_or_else(|| cluster.ids.id(now_ms(), partition));
         let mut batch = Batch::new(partition);
         batch.push(id, task, self.namespace(), 0);
-        let reply = cluster.call(Operation::Submit, Some(partition), &batch.body).await?;
+        let reply = cluster.call(Operation::Submit, partition, &batch.body).await?;
         let mut only = None;
         batch.outcomes(reply.read::<ArchivedBatchReply>()?, |_, outcome| only = Some(outcome))?;
         let outcome = only.expect("a batch of one row has one outcome");
@@ -399,7 +406,7 @@ impl Client {
             batch.push_step(task, step.task, self.namespace(), 0, place);
         }
         batch.set_workflow(id, &workflow.name, workflow.on_failure == OnFailure::Continue);
-        let reply = cluster.call(Operation::Submit, Some(partition), &batch.body).await?;
+        let reply = cluster.call(Operation::Submit, partition, &batch.body).await?;
         let mut problem = None;
         batch.outcomes(reply.read::<ArchivedBatchReply>()?, |_, outcome| {
             if !outcome.is_kept() {
@@ -456,7 +463,7 @@ impl Client {
     async fn await_message(&self, id: TaskId, timeout_ms: u32, workflow: bool) -> Result<Option<Message>, Error> {
         let body = AwaitTask { id, timeout_ms, workflow: workflow.into() };
         let held = Duration::from_millis(timeout_ms.into());
-        match self.cluster().call_for(Operation::AwaitTask, Some(id.partition()), &body, held).await {
+        match self.cluster().call_for(Operation::AwaitTask, Target::Partition(id.partition()), &body, held).await {
             Ok(message) => Ok(Some(message)),
             Err(Error::Refused(refusal)) if refusal.code == Code::TimedOut => Ok(None),
             Err(error) => Err(error),
@@ -468,7 +475,7 @@ impl Client {
     /// # Errors
     /// [`Error::Refused`] with `unknown_task`; transport errors.
     pub async fn task(&self, id: TaskId) -> Result<TaskView, Error> {
-        let message = self.cluster().call(Operation::GetTask, Some(id.partition()), &GetTask { id }).await?;
+        let message = self.cluster().call(Operation::GetTask, id.partition(), &GetTask { id }).await?;
         only_task(message.read::<ArchivedTaskPage>()?, id)
     }
 
@@ -477,7 +484,7 @@ impl Client {
     /// # Errors
     /// As [`Client::task`].
     pub async fn why(&self, id: TaskId) -> Result<Vec<Fact>, Error> {
-        let message = self.cluster().call(Operation::Why, Some(id.partition()), &GetTask { id }).await?;
+        let message = self.cluster().call(Operation::Why, id.partition(), &GetTask { id }).await?;
         let page = message.read::<ArchivedExplanation>()?;
         let (pairs, _) = page.facts.as_slice().as_chunks::<2>();
         let fact = |[name, sentence]: &[_; 2]| {
@@ -505,7 +512,7 @@ impl Client {
                 return Ok(TaskList { tasks, next: Some(at) });
             }
             let body = filter.to_body(self.namespace(), at.cursor, left);
-            let message = self.cluster().call(Operation::ListTasks, Some(PartitionId(at.partition)), &body).await?;
+            let message = self.cluster().call(Operation::ListTasks, PartitionId(at.partition), &body).await?;
             let page = message.read::<ArchivedTaskPage>()?;
             tasks.extend(task_views(page)?);
             at = match page.cursor.to_native() {
@@ -554,7 +561,7 @@ impl Client {
         let mut changes = Changes::default();
         for (partition, ids) in by_partition {
             for ids in ids.chunks(rows_max) {
-                let message = self.cluster().call(operation, Some(partition), &body(ids.to_vec())).await?;
+                let message = self.cluster().call(operation, partition, &body(ids.to_vec())).await?;
                 let reply = message.read::<ArchivedBatchReply>()?;
                 changes.accepted += u64::from(reply.accepted.to_native());
                 changes.exceptions.extend(reply.exceptions.iter().map(|row| Exception {
@@ -603,7 +610,7 @@ impl Client {
         loop {
             let from = view.as_ref().map_or(0, |view| u32::try_from(view.tasks.len()).unwrap_or(u32::MAX));
             let body = GetWorkflow { id, from, limit: WORKFLOW_PAGE_ROWS };
-            let message = self.cluster().call(Operation::GetWorkflow, Some(id.partition()), &body).await?;
+            let message = self.cluster().call(Operation::GetWorkflow, id.partition(), &body).await?;
             let page = message.read::<ArchivedWorkflowPage>()?;
             let tasks = workflow_tasks(page)?;
             let is_last = tasks.is_empty();
@@ -652,25 +659,28 @@ impl Client {
         }
     }
 
-    /// Every shard's counters.
+    /// Counters of every shard of every node that is there.
     ///
     /// # Errors
     /// Refusals and transport errors.
     pub async fn stats(&self) -> Result<Vec<ShardStats>, Error> {
         let mut stats = Vec::new();
-        for shard in 0..self.shards() {
-            let choose = |topology: &crate::cluster::Topology| Ok(shard.min(topology.shards() - 1));
-            let message = self
-                .cluster()
-                .call_shard(Operation::NodeStats, None, &Empty::default(), Duration::ZERO, choose)
-                .await?;
+        let topology = self.cluster().topology();
+        for place in topology.places().filter(|place| place.node.is_alive) {
+            let target = Target::Shard(place.key());
+            let message =
+                self.cluster().call_for(Operation::NodeStats, target, &Empty::default(), Duration::ZERO).await?;
             let page = message.read::<ArchivedNodeStats>()?;
             let mut counters = Vec::with_capacity(page.names.len());
             for (name, value) in page.names.iter().zip(page.values.iter()) {
                 let name = String::from_utf8_lossy(slice(&page.bytes, *name)?).into_owned();
                 counters.push((name, value.to_native()));
             }
-            stats.push(ShardStats { shard, counters });
+            stats.push(ShardStats {
+                node: Some(NodeId(place.node.id)).filter(|id| id.0 != 0),
+                shard: place.shard,
+                counters,
+            });
         }
         Ok(stats)
     }
@@ -681,7 +691,7 @@ impl Client {
     /// Transport errors.
     pub async fn ping(&self) -> Result<Duration, Error> {
         let start = Instant::now();
-        self.cluster().call(Operation::Ping, None, &Empty::default()).await?;
+        self.cluster().call_for(Operation::Ping, Target::Any, &Empty::default(), Duration::ZERO).await?;
         Ok(start.elapsed())
     }
 
@@ -694,7 +704,7 @@ impl Client {
         let mut asking = JoinSet::new();
         for number in 0..self.partitions() {
             let (cluster, body) = (Arc::clone(self.cluster()), Arc::clone(&body));
-            asking.spawn(async move { (number, cluster.call(operation, Some(PartitionId(number)), &*body).await) });
+            asking.spawn(async move { (number, cluster.call(operation, PartitionId(number), &*body).await) });
         }
         let mut answers = BTreeMap::new();
         while let Some(joined) = asking.join_next().await {

@@ -1,24 +1,42 @@
-//! The shard map, one connection per shard, and calls that survive the loss of a connection.
+//! Which node and shard a request goes to, and calls that survive the loss of connections, nodes and leaders.
 //!
-//! Invariants: at most one connection per shard; a call is repeated (with the resend flag and the same ids) only until
-//! its time is over; a refusal is repeated only if the server said when.
+//! Invariants: at most one connection for requests per shard; a call is repeated only with the same ids, and with the
+//! resend flag once an earlier copy may have been carried out, until its time is over; a refusal is repeated only if the
+//! server said when, or that another node leads.
 //!
-//! It does not spread over several nodes: the shards of the node that answered are the cluster.
+//! **Failover.** Who leads is learnt from the map (`learn.rs`), again whenever a call fails: all calls that wait on a lost
+//! connection look at one fresh map and go on at once, or wait for the election in small steps (`pace.rs`). A node that
+//! is merely silent is doubted after [`SUSPECT`]: when the map names another leader meanwhile, the call moves there.
 
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+mod learn;
+mod pace;
+mod topology;
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use taskmaster_protocol::frame::FLAG_RESEND;
 use taskmaster_protocol::{Body, Code, Header, Operation, PartitionId};
-use tokio::net::lookup_host;
-use tokio::time::Instant;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
 use crate::error::Error;
 use crate::memory::TestServer;
-use crate::routing::{IdMaker, random};
+use crate::routing::IdMaker;
 use crate::wire::{Connection, Message, Options, Pushes, ServerInfo};
+
+use learn::{Looks, Seed, open_seed};
+use pace::Election;
+pub(crate) use pace::{Backoff, jittered};
+pub(crate) use topology::{Place, Topology};
+
+/// A request unanswered for this long makes the client look whether another node leads by now.
+const SUSPECT: Duration = Duration::from_millis(150);
+/// The same for requests that the server holds.
+const SUSPECT_HELD: Duration = Duration::from_secs(1);
 
 /// How long and how often to try.
 #[derive(Clone, Debug)]
@@ -34,6 +52,7 @@ pub(crate) struct Patience {
 }
 
 /// Where connections come from.
+#[derive(Clone)]
 pub(crate) enum Connector {
     /// TCP addresses, `host:port`, tried in order.
     Tcp(Vec<String>),
@@ -41,177 +60,272 @@ pub(crate) enum Connector {
     Memory(TestServer),
 }
 
-/// The map of one node as last learnt, and its connections.
-pub(crate) struct Topology {
-    pub(crate) info: ServerInfo,
-    /// Where the hello came from; shard ports are on the same host. `None` in memory.
-    address: Option<SocketAddr>,
-    links: Vec<Link>,
-}
-
-impl Topology {
-    pub(crate) fn shards(&self) -> u16 {
-        u16::try_from(self.links.len()).expect("a hello names at most 65,535 ports")
-    }
-
-    pub(crate) fn partitions(&self) -> u16 {
-        u16::try_from(self.info.partition_shards.len()).expect("checked at hello")
-    }
-
-    fn shard_of(&self, partition: PartitionId) -> Result<u16, Error> {
-        let map = &self.info.partition_shards;
-        map.get(usize::from(partition.0)).copied().ok_or_else(|| Error::no_partition(partition, map.len()))
+impl Connector {
+    /// Whether there is more than one address to try.
+    fn has_choice(&self) -> bool {
+        matches!(self, Self::Tcp(addresses) if addresses.len() > 1)
     }
 }
 
-#[derive(Default)]
-struct Link {
-    connection: Mutex<Option<Arc<Connection>>>,
-    opening: tokio::sync::Mutex<()>,
+/// Whom a request is for.
+#[derive(Clone, Copy)]
+pub(crate) enum Target {
+    /// Any shard of any node.
+    Any,
+    /// The leader of a partition.
+    Partition(PartitionId),
+    /// One shard of one node, as [`Place::key`] names it.
+    Shard((u64, u16)),
+    /// The leader of the group that keeps the map.
+    Meta,
 }
 
-impl Link {
-    fn live(&self) -> Option<Arc<Connection>> {
-        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        if connection.as_ref().is_some_and(|connection| connection.is_ended()) {
-            *connection = None;
-        }
-        connection.clone()
-    }
-
-    fn set(&self, connection: Arc<Connection>) {
-        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
-    }
-}
-
-/// A node as the client sees it.
+/// The cluster as the client sees it.
 pub(crate) struct Cluster {
     connector: Connector,
     options: Options,
     pub(crate) patience: Patience,
     pub(crate) ids: IdMaker,
-    topology: RwLock<Arc<Topology>>,
+    topology: watch::Sender<Arc<Topology>>,
+    looks: AtomicU64,
+    looking: tokio::sync::Mutex<Looks>,
     turn: AtomicUsize,
+}
+
+/// How one attempt ended without an answer.
+enum Failed {
+    /// An error of the connection or the server.
+    By(Error),
+    /// Another node leads by now; the request may or may not have been carried out.
+    Moved,
+    /// Nobody leads.
+    NoLeader,
 }
 
 impl Cluster {
     /// Connects to the first address that answers and learns the map.
     pub(crate) async fn connect(connector: Connector, options: Options, patience: Patience) -> Result<Self, Error> {
-        let (connection, _, address) = open_seed(&connector, &options).await?;
-        let topology = RwLock::new(Arc::new(new_topology(connection, address)));
-        Ok(Self { connector, options, patience, ids: IdMaker::new(), topology, turn: AtomicUsize::new(0) })
+        let Seed { connection, said } = open_seed(&connector, &options).await?;
+        let info = connection.info();
+        let alone = Topology::of_hello(info, said.seen);
+        let topology = match &said.map {
+            Some(map) => alone.with_map(map, info, said.seen),
+            None => alone,
+        };
+        let answered_by = said.map.as_ref().and_then(|map| map.answered_by).map_or(0, |id| id.0);
+        if let Some(place) = topology.place((answered_by, info.shard)) {
+            place.node.link(place.shard).set(Arc::new(connection));
+        }
+        Ok(Self {
+            connector,
+            options,
+            patience,
+            ids: IdMaker::new(),
+            topology: watch::Sender::new(Arc::new(topology)),
+            looks: AtomicU64::new(0),
+            looking: tokio::sync::Mutex::default(),
+            turn: AtomicUsize::new(0),
+        })
     }
 
     pub(crate) fn topology(&self) -> Arc<Topology> {
-        Arc::clone(&self.topology.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.topology.borrow())
+    }
+
+    /// Tells of every topology that replaces the present one.
+    pub(crate) fn follow(&self) -> watch::Receiver<Arc<Topology>> {
+        self.topology.subscribe()
     }
 
     pub(crate) fn partitions(&self) -> u16 {
         self.topology().partitions()
     }
 
-    /// Sends a request to the owner of `partition` (or to any shard) until it is answered or its time is over.
+    /// Sends a request to the leader of `partition` until it is answered or its time is over.
     pub(crate) async fn call<B: Body + Sync>(
         &self,
         operation: Operation,
-        partition: Option<PartitionId>,
+        partition: PartitionId,
         body: &B,
     ) -> Result<Message, Error> {
-        self.call_for(operation, partition, body, Duration::ZERO).await
+        self.call_for(operation, Target::Partition(partition), body, Duration::ZERO).await
     }
 
-    /// Like [`Cluster::call`] for a request that the server itself may hold for `held`.
+    /// Like [`Cluster::call`], to any target, for a request that the server itself may hold for `held`.
     pub(crate) async fn call_for<B: Body + Sync>(
         &self,
         operation: Operation,
-        partition: Option<PartitionId>,
+        target: Target,
         body: &B,
         held: Duration,
     ) -> Result<Message, Error> {
-        let shard = |topology: &Topology| match partition {
-            Some(partition) => topology.shard_of(partition),
-            None => Ok(u16::try_from(self.turn.fetch_add(1, Ordering::Relaxed) % usize::from(topology.shards()))
-                .expect("below a u16")),
-        };
-        self.call_shard(operation, partition, body, held, shard).await
+        let partition = if let Target::Partition(partition) = target { Some(partition) } else { None };
+        self.call_with(&mut Header::request(operation, 0, partition), target, body, held).await
     }
 
-    /// Like [`Cluster::call`], to the shard that `choose` names at each attempt.
-    pub(crate) async fn call_shard<B: Body + Sync>(
+    /// Like [`Cluster::call_for`], with a header that may have the resend flag already, and has it afterwards if an earlier
+    /// copy than the one answered may have arrived.
+    pub(crate) async fn call_with<B: Body + Sync>(
         &self,
-        operation: Operation,
-        partition: Option<PartitionId>,
+        header: &mut Header,
+        target: Target,
         body: &B,
         held: Duration,
-        choose: impl Fn(&Topology) -> Result<u16, Error>,
     ) -> Result<Message, Error> {
         let allowed = self.patience.call + held;
         let give_up = Instant::now() + allowed;
-        let mut header = Header::request(operation, 0, partition);
         let mut wait = Backoff::new(&self.patience);
+        let mut election = Election::new(&self.patience);
         loop {
+            let looks = self.looks();
             let topology = self.topology();
-            let shard = choose(&topology)?;
-            let error = match self.attempt(&topology, shard, header, body, held, give_up).await {
-                Ok(message) => match message.accepted() {
-                    Ok(message) => return Ok(message),
-                    Err(error) => error,
+            let place = self.choose(&topology, target, &election)?;
+            let failed = match &place {
+                None => Failed::NoLeader,
+                Some(place) => match self.attempt(&topology, place, target, *header, (body, held, give_up)).await {
+                    Ok(message) => match message.accepted() {
+                        Ok(message) => return Ok(message),
+                        Err(error) => Failed::By(error),
+                    },
+                    Err(failed) => failed,
                 },
-                Err(error) => error,
             };
-            let pause = match &error {
-                Error::Lost { .. } | Error::Timeout { .. } => {
-                    header.flags |= FLAG_RESEND;
+            if failed.may_have_been_carried_out() {
+                header.flags |= FLAG_RESEND;
+            }
+            let pause = match &failed {
+                Failed::By(Error::Refused(refusal)) if refusal.code == Code::WrongPartition && wait.is_fresh() => {
+                    self.learn_since(looks).await?;
                     wait.next()
                 }
-                Error::Connect { .. } => wait.next(),
-                Error::Refused(refusal) if refusal.is_temporary() => {
+                failed if failed.is_another_nodes(&topology) => {
+                    // Whether anybody knew better shows in the topology.
+                    drop(timeout_at(give_up, self.learn_since(looks)).await);
+                    if self.is_elsewhere(target, place.as_ref()) {
+                        Duration::ZERO
+                    } else {
+                        failed.least_wait().max(election.next(Instant::now()))
+                    }
+                }
+                Failed::By(Error::Lost { .. } | Error::Timeout { .. } | Error::Connect { .. }) => wait.next(),
+                Failed::By(Error::Refused(refusal)) if refusal.is_temporary() => {
                     refusal.retry_after.map_or_else(|| wait.next(), jittered)
                 }
-                Error::Refused(refusal) if refusal.code == Code::WrongPartition && wait.is_fresh() => {
-                    self.learn().await?;
-                    wait.next()
-                }
-                _ => return Err(error),
+                _ => return Err(failed.into_error()),
             };
             if Instant::now() + pause >= give_up {
-                return Err(match error {
+                return Err(match failed.into_error() {
                     Error::Timeout { .. } => Error::Timeout { after: allowed },
                     error => error,
                 });
             }
-            tokio::time::sleep(pause).await;
-        }
-    }
-
-    async fn attempt<B: Body + Sync>(
-        &self,
-        topology: &Arc<Topology>,
-        shard: u16,
-        header: Header,
-        body: &B,
-        held: Duration,
-        give_up: Instant,
-    ) -> Result<Message, Error> {
-        let unanswered = Error::Timeout { after: self.patience.answer };
-        let Ok(linked) = tokio::time::timeout_at(give_up, self.link(topology, shard)).await else {
-            return Err(unanswered);
-        };
-        let connection = linked?;
-        let until = give_up.min(Instant::now() + self.patience.answer + held);
-        match tokio::time::timeout_at(until, connection.request(header, body)).await {
-            Ok(result) => result,
-            Err(_) => {
-                // A connection that is silent this long may be half open: whoever else waits on it tries again elsewhere.
-                connection.end("no answer in time");
-                Err(unanswered)
+            if !pause.is_zero() {
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    // Another call of this client found the new leader.
+                    () = self.moved(target, place.as_ref()), if failed.is_another_nodes(&topology) => {}
+                }
             }
         }
     }
 
+    /// Where to send now; `None` while it is worth waiting for a leader.
+    fn choose(&self, topology: &Topology, target: Target, election: &Election) -> Result<Option<Place>, Error> {
+        let any = || topology.any(self.turn.fetch_add(1, Ordering::Relaxed));
+        let leader = match target {
+            Target::Any => Some(any()),
+            Target::Shard(key) => {
+                let place = topology.place(key).filter(|place| place.node.is_alive);
+                Some(place.ok_or_else(|| Error::lost("the node is gone"))?)
+            }
+            Target::Partition(partition) => topology.leader(partition)?,
+            Target::Meta => topology.meta_leader(),
+        };
+        let is_hopeless = leader.is_none() && (!topology.has_map || election.is_late(Instant::now()));
+        Ok(if is_hopeless { Some(any()) } else { leader })
+    }
+
+    /// Whether the target is known to be at another place than this one.
+    fn is_elsewhere(&self, target: Target, place: Option<&Place>) -> bool {
+        let topology = self.topology();
+        let leader = match target {
+            Target::Any | Target::Shard(_) => return false,
+            Target::Partition(partition) => topology.leader(partition).ok().flatten(),
+            Target::Meta => topology.meta_leader(),
+        };
+        leader.is_some_and(|leader| place.is_none_or(|place| place.node.id != leader.node.id))
+    }
+
+    /// Sends a request once. A node that is silent is doubted now and then.
+    async fn attempt<B: Body + Sync>(
+        &self,
+        topology: &Arc<Topology>,
+        place: &Place,
+        target: Target,
+        header: Header,
+        (body, held, give_up): (&B, Duration, Instant),
+    ) -> Result<Message, Failed> {
+        let until = give_up.min(Instant::now() + self.patience.answer + held);
+        let suspect = if held.is_zero() { SUSPECT } else { SUSPECT_HELD };
+        let used = OnceLock::new();
+        let mut exchange = pin!(self.exchange(topology, place, header, body, &used));
+        let check = if topology.nodes().len() > 1 { until.min(Instant::now() + suspect) } else { until };
+        if let Ok(result) = timeout_at(check, &mut exchange).await {
+            return result.map_err(Failed::By);
+        }
+        if check < until {
+            place.node.set_slow(held.is_zero());
+            tokio::select! {
+                result = timeout_at(until, &mut exchange) => if let Ok(result) = result {
+                    place.node.set_slow(false);
+                    return result.map_err(Failed::By);
+                },
+                () = self.moved(target, Some(place)) => return Err(Failed::Moved),
+                never = self.doubt(suspect) => match never {},
+            }
+        }
+        // A connection that is silent this long may be half open: whoever else waits on it tries again elsewhere.
+        if let Some(connection) = used.get() {
+            connection.end("no answer in time");
+        }
+        Err(Failed::By(Error::Timeout { after: self.patience.answer }))
+    }
+
+    /// Ends when the target is known to be at another place than this one.
+    async fn moved(&self, target: Target, place: Option<&Place>) {
+        let mut topology = self.follow();
+        while !self.is_elsewhere(target, place) {
+            if topology.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Looks at the map now and then.
+    async fn doubt(&self, suspect: Duration) -> Infallible {
+        loop {
+            // That nobody answers is no news here.
+            drop(self.learn_if_older(suspect).await);
+            tokio::time::sleep(suspect).await;
+        }
+    }
+
+    async fn exchange<B: Body + Sync>(
+        &self,
+        topology: &Arc<Topology>,
+        place: &Place,
+        header: Header,
+        body: &B,
+        used: &OnceLock<Arc<Connection>>,
+    ) -> Result<Message, Error> {
+        let connection = self.link(topology, place).await?;
+        used.get_or_init(|| Arc::clone(&connection));
+        connection.request(header, body).await
+    }
+
     /// The connection of a shard, opened if need be.
-    async fn link(&self, topology: &Arc<Topology>, shard: u16) -> Result<Arc<Connection>, Error> {
-        let link = &topology.links[usize::from(shard)];
+    async fn link(&self, topology: &Arc<Topology>, place: &Place) -> Result<Arc<Connection>, Error> {
+        let link = place.node.link(place.shard);
         if let Some(connection) = link.live() {
             return Ok(connection);
         }
@@ -219,132 +333,94 @@ impl Cluster {
         if let Some(connection) = link.live() {
             return Ok(connection);
         }
-        let (connection, _) = match self.open_shard(topology, shard).await {
-            Ok(opened) => opened,
-            // The shard's own port may be hidden (a port mapping, a restart): every port takes every request.
-            Err(_) => {
-                let (connection, pushes, address) = open_seed(&self.connector, &self.options).await?;
-                self.note(&connection, address);
-                (connection, pushes)
-            }
+        let connection = match self.open(place).await {
+            Ok((connection, _)) => Arc::new(connection),
+            // The shard's own port may be hidden (a port mapping, a restart): every port of a node takes every request.
+            Err(error) => match place.node.live() {
+                Some(connection) => connection,
+                None if topology.nodes().len() == 1 => {
+                    let Seed { connection, said } = open_seed(&self.connector, &self.options).await?;
+                    self.note(&said);
+                    Arc::new(connection)
+                }
+                None => return Err(error),
+            },
         };
-        let connection = Arc::new(connection);
         link.set(Arc::clone(&connection));
         Ok(connection)
     }
 
     /// A new connection to a shard's own port, for requests or for a worker's subscription.
-    pub(crate) async fn open_shard(&self, topology: &Topology, shard: u16) -> Result<(Connection, Pushes), Error> {
-        let opened = match (&self.connector, topology.address) {
-            (Connector::Memory(server), _) => server.open(shard, &self.options).await?,
-            (Connector::Tcp(_), Some(mut address)) => {
-                address.set_port(topology.info.shard_ports[usize::from(shard)]);
-                Connection::connect(&address.to_string(), &self.options).await?
-            }
-            (Connector::Tcp(_), None) => {
-                return Err(Error::Connect { address: "(none)".to_owned(), reason: "no address is known".to_owned() });
-            }
-        };
-        self.note(&opened.0, topology.address);
-        if opened.0.info().shard == shard {
-            return Ok(opened);
-        }
-        Err(Error::Protocol(format!("shard {}'s port answered for shard {shard}", opened.0.info().shard)))
+    pub(crate) async fn open(&self, place: &Place) -> Result<(Connection, Pushes), Error> {
+        let opened = place.node.open(&self.connector, &self.options, place.shard).await?;
+        self.note_hello(opened.0.info());
+        Ok(opened)
     }
 
-    /// Learns the map anew from any address.
-    pub(crate) async fn learn(&self) -> Result<(), Error> {
-        let (connection, _, address) = open_seed(&self.connector, &self.options).await?;
-        self.note(&connection, address);
-        Ok(())
-    }
-
-    /// Takes over the map of a fresh hello, if it differs. Links start anew; running calls keep their old ones.
-    fn note(&self, connection: &Connection, address: Option<SocketAddr>) {
-        let info = connection.info();
-        let mut topology = self.topology.write().unwrap_or_else(PoisonError::into_inner);
-        let known = &topology.info;
-        let is_same_host = topology.address.map(|known| known.ip()) == address.map(|fresh| fresh.ip());
-        if known.partition_shards == info.partition_shards && known.shard_ports == info.shard_ports && is_same_host {
-            return;
-        }
-        tracing::info!(
-            shards = info.shard_ports.len(),
-            partitions = info.partition_shards.len(),
-            "the shard map changed"
-        );
-        *topology = Arc::new(Topology { info: info.clone(), address, links: links(info) });
+    /// Takes over what a fresh hello of a server without a map says, if it differs. Links start anew; running calls keep
+    /// their old ones.
+    fn note_hello(&self, info: &ServerInfo) {
+        self.topology.send_if_modified(|topology| {
+            let seen = topology.seen();
+            if topology.has_map || !topology.differs_from(info, seen) {
+                return false;
+            }
+            tracing::info!(
+                shards = info.shard_ports.len(),
+                partitions = info.partition_shards.len(),
+                "the shard map changed"
+            );
+            *topology = Arc::new(Topology::of_hello(info, seen));
+            true
+        });
     }
 }
 
-fn links(info: &ServerInfo) -> Vec<Link> {
-    info.shard_ports.iter().map(|_| Link::default()).collect()
-}
-
-fn new_topology(connection: Connection, address: Option<SocketAddr>) -> Topology {
-    let info = connection.info().clone();
-    let links = links(&info);
-    links[usize::from(info.shard)].set(Arc::new(connection));
-    Topology { info, address, links }
-}
-
-async fn open_seed(
-    connector: &Connector,
-    options: &Options,
-) -> Result<(Connection, Pushes, Option<SocketAddr>), Error> {
-    let seeds = match connector {
-        Connector::Memory(server) => {
-            let (connection, pushes) = server.open(0, options).await?;
-            return Ok((connection, pushes, None));
-        }
-        Connector::Tcp(seeds) => seeds,
-    };
-    let mut last = "no address was given".to_owned();
-    for seed in seeds {
-        let addresses = match lookup_host(seed).await {
-            Ok(addresses) => addresses,
-            Err(error) => {
-                last = format!("\"{seed}\" is not a reachable host:port ({error})");
-                continue;
-            }
-        };
-        for address in addresses {
-            match Connection::connect(&address.to_string(), options).await {
-                Ok((connection, pushes)) => return Ok((connection, pushes, Some(address))),
-                Err(Error::Connect { reason, .. }) => last = reason,
-                // Somebody answered: what it said helps more than trying the others.
-                Err(error) => return Err(error),
-            }
+impl Failed {
+    /// Whether the server may have carried the request out all the same.
+    fn may_have_been_carried_out(&self) -> bool {
+        match self {
+            Self::Moved => true,
+            Self::NoLeader => false,
+            Self::By(Error::Lost { .. } | Error::Timeout { .. }) => true,
+            // A node that lost the lead over a request passed it on perhaps.
+            Self::By(error) => error.code() == Some(Code::NotLeader),
         }
     }
-    Err(Error::Connect { address: seeds.join(", "), reason: last })
-}
 
-/// Exponential waits with jitter.
-pub(crate) struct Backoff {
-    next: Duration,
-    first: Duration,
-    longest: Duration,
-}
-
-impl Backoff {
-    pub(crate) fn new(patience: &Patience) -> Self {
-        Self { next: patience.backoff, first: patience.backoff, longest: patience.backoff_max }
+    /// Whether another node may do what this one did not.
+    fn is_another_nodes(&self, topology: &Topology) -> bool {
+        let has_others = topology.nodes().len() > 1;
+        match self {
+            Self::Moved | Self::NoLeader => true,
+            Self::By(Error::Lost { .. } | Error::Timeout { .. } | Error::Connect { .. }) => topology.has_map,
+            // Another program at the address of a node that is gone.
+            Self::By(Error::Protocol(_)) => has_others,
+            Self::By(Error::Refused(refusal)) => {
+                refusal.code == Code::NotLeader || (refusal.code == Code::ShuttingDown && has_others)
+            }
+            Self::By(_) => false,
+        }
     }
 
-    pub(crate) fn next(&mut self) -> Duration {
-        let wait = self.next;
-        self.next = (self.next * 2).min(self.longest);
-        jittered(wait)
+    /// What the server asked to wait when it does not lead. A node that shuts down speaks for itself only.
+    fn least_wait(&self) -> Duration {
+        match self {
+            Self::By(Error::Refused(refusal)) if refusal.code == Code::NotLeader => {
+                refusal.retry_after.unwrap_or_default()
+            }
+            _ => Duration::ZERO,
+        }
     }
 
-    fn is_fresh(&self) -> bool {
-        self.next == self.first
+    fn into_error(self) -> Error {
+        match self {
+            Self::By(error) => error,
+            Self::Moved => Error::lost("another node leads the partition"),
+            Self::NoLeader => Error::Connect {
+                address: "the partition's leader".to_owned(),
+                reason: "no node is known to lead it".to_owned(),
+            },
+        }
     }
-}
-
-/// Between the wait and one and a half times the wait, so that many clients do not come back at once.
-pub(crate) fn jittered(wait: Duration) -> Duration {
-    let part = u32::try_from(random() % 512).expect("below 512");
-    wait + wait * part / 1024
 }

@@ -29,13 +29,16 @@ mod worker;
 mod workflow;
 
 pub use batch::{SubmitOutcome, Submitted};
-pub use client::{Addresses, Changes, Client, ClientBuilder, Exception, TaskList};
+pub use client::{Addresses, Changes, Client, ClientBuilder, ClusterChange, Exception, TaskList};
 pub use error::{Error, Refusal};
 pub use memory::TestServer;
 pub use queue::{ListPosition, QueueSettings, TaskFilter};
 pub use submitter::Submitter;
 pub use task::{Payload, Priority, Resources, Retries, State, Task};
-pub use taskmaster_protocol::{Code, PartitionId, TaskId};
-pub use view::{Counts, Fact, Outcome, QueueView, ShardStats, TaskView, WorkflowTaskView, WorkflowView};
+pub use taskmaster_protocol::{Code, NodeId, PartitionId, TaskId};
+pub use view::{
+    ClusterView, Counts, Fact, GroupView, NodeStatus, NodeView, Outcome, QueueView, ShardStats, TaskView,
+    WorkflowTaskView, WorkflowView,
+};
 pub use worker::{Context, TaskError, Worker, WorkerBuilder, WorkerStats};
 pub use workflow::{OnFailure, Step, Workflow, WorkflowHandle};

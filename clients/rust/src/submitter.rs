@@ -227,7 +227,7 @@ async fn fly(cluster: Arc<Cluster>, mut batch: Batch) -> Result<Flight, Error> {
     let mut outcomes = Vec::with_capacity(batch.rows());
     let mut refused = 0;
     while batch.rows() > 0 {
-        match cluster.call(Operation::Submit, Some(batch.partition), &batch.body).await {
+        match cluster.call(Operation::Submit, batch.partition, &batch.body).await {
             Ok(reply) => {
                 batch
                     .outcomes(reply.read::<ArchivedBatchReply>()?, |index, outcome| outcomes.push((index, outcome)))?;

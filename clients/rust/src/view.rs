@@ -1,13 +1,17 @@
 //! What the server tells of tasks, queues, workflows and itself, as owned values.
 
-use taskmaster_protocol::TaskId;
 use taskmaster_protocol::body::{
     self, ArchivedQueueInfo, ArchivedTaskInfo, ArchivedTaskPage, ArchivedWorkflowInfo, ArchivedWorkflowPage,
     ArchivedWorkflowTask,
 };
+use taskmaster_protocol::{NodeId, TaskId};
 
 use crate::error::Error;
 use crate::task::{Priority, State};
+
+mod cluster;
+
+pub use cluster::{ClusterView, GroupView, NodeStatus, NodeView};
 
 /// Tasks by state; index with [`State::number`] or ask [`Counts::of`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -338,6 +342,8 @@ fn workflow_view(row: &ArchivedWorkflowInfo, page: &ArchivedWorkflowPage) -> Res
 /// One shard's counters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardStats {
+    /// The node asked, where the server says which it is.
+    pub node: Option<NodeId>,
     /// The shard asked.
     pub shard: u16,
     /// Names and values.

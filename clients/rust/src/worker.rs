@@ -1,20 +1,25 @@
 //! The worker: takes tasks from queues, runs handlers by kind, and answers under leases.
 //!
-//! One session per shard holds a connection and its leases; a shared runner holds the slots. Architecture invariant:
-//! sessions never run handlers and handlers never touch connections; they meet in one bounded-by-leases event channel.
+//! One session per shard of every node holds a connection and its leases; a shared runner holds the slots. Architecture
+//! invariant: sessions never run handlers and handlers never touch connections; they meet in one bounded-by-leases event
+//! channel.
 //!
 //! **Credit.** Each connection may push what its credit allows. A worker keeps what it holds near `concurrency +
-//! prefetch`: connections start with equal shares, and those with a backlog get what is free. With several shards the
-//! worker may for a moment hold up to twice that and a share each; what it holds beyond its slots waits here, with its
-//! lease extended. Unless [`WorkerBuilder::prefetch`] says otherwise, about 2 ms of run time are held ready, so nothing
-//! for handlers that run long.
+//! prefetch`, and never runs more than `concurrency` at once: connections start with equal shares, and those with a
+//! backlog get what is free. With several shards the worker may for a moment hold up to twice that and a share each; what
+//! it holds beyond its slots waits here, with its lease extended, or is given back when the wait would be long. Unless
+//! [`WorkerBuilder::prefetch`] says otherwise, about 2 ms of run time are held ready, so nothing for handlers that run
+//! long.
 //!
-//! **Lost connections.** Handlers run on; the session connects again and answers under the same leases. A task that the
-//! server gave to somebody else meanwhile is told by [`Context::cancelled`].
+//! **Lost connections and nodes.** Handlers run on; the session connects again and answers under the same leases, or sends
+//! the answers to who leads their partition by now. A task that the server gave to somebody else meanwhile is told by
+//! [`Context::cancelled`]. Sessions come and go with the nodes of the cluster's map.
 
 mod assign;
 mod context;
+mod courier;
 mod credit;
+mod fleet;
 mod outbox;
 mod runner;
 mod session;
@@ -28,15 +33,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
 
 use crate::client::Client;
 use crate::error::Error;
 use crate::task::{DEFAULT_QUEUE, Payload, Resources};
-use runner::{Handler, Runner};
-use session::{Drain, Line, Offer, Session};
+use fleet::Fleet;
+use runner::{Handler, Runner, SURPLUS_WAIT};
+use session::{Drain, Offer};
 
-/// How often a running worker looks whether the node has more shards than it has sessions.
-const SHARDS_CHECK: Duration = Duration::from_secs(1);
+/// How often a running worker looks at the cluster's map when nothing makes it look sooner.
+const MAP_AGE: Duration = Duration::from_secs(1);
 
 /// A worker under construction.
 pub struct WorkerBuilder {
@@ -111,10 +118,11 @@ impl WorkerBuilder {
         self
     }
 
-    /// Connects to every shard and begins to take tasks.
+    /// Connects to every shard of every node and begins to take tasks.
     ///
     /// # Errors
-    /// When a shard cannot be reached or refuses the subscription; later losses are repaired, not reported.
+    /// When a shard cannot be reached (of several nodes: none can) or refuses the subscription; later losses are repaired,
+    /// not reported.
     pub async fn start(mut self) -> Result<Worker, Error> {
         if self.queues.is_empty() {
             self.queues.push(DEFAULT_QUEUE.to_owned());
@@ -130,26 +138,12 @@ impl WorkerBuilder {
             worker: self.name,
             drain,
         });
-        let mut sessions: Vec<Session> = (0..self.client.shards()).map(|_| Session::new(Arc::clone(&offer))).collect();
-        let mut lines: Vec<Line> = Vec::with_capacity(sessions.len());
-        for session in &mut sessions {
-            lines.push(session.open().await?);
-        }
         let (alive, ended) = mpsc::channel(1);
-        for (session, line) in sessions.into_iter().zip(lines) {
-            spawn(session, Some(line), alive.clone());
-        }
-        tokio::spawn(follow_shards(Arc::clone(&offer), alive));
+        let fleet = Fleet::new(Arc::clone(&offer), alive);
+        fleet.begin().await?;
+        tokio::spawn(follow(fleet));
         Ok(Worker { offer, to_drain, ended })
     }
-}
-
-/// Runs a session; `alive` is dropped at its end.
-fn spawn(session: Session, line: Option<Line>, alive: mpsc::Sender<()>) {
-    tokio::spawn(async move {
-        session.run(line).await;
-        drop(alive);
-    });
 }
 
 fn boxed<F, Fut, R>(handler: F) -> Handler
@@ -164,17 +158,35 @@ where
     })
 }
 
-/// Opens sessions to shards that a node has gained.
-async fn follow_shards(offer: Arc<Offer>, alive: mpsc::Sender<()>) {
-    let mut drain = offer.drain.clone();
+/// Keeps a session with every shard of every node, and what is held within what can be run.
+async fn follow(fleet: Fleet) {
+    let offer = Arc::clone(&fleet.offer);
+    let (mut drain, mut topology) = (offer.drain.clone(), offer.cluster.follow());
+    let mut shed_at: Option<Instant> = None;
+    let mut look_at = Instant::now() + MAP_AGE;
     loop {
+        let alarm = shed_at.map_or(look_at, |at| at.min(look_at));
         tokio::select! {
-            () = tokio::time::sleep(SHARDS_CHECK) => {}
+            () = sleep_until(alarm) => {}
+            Ok(()) = topology.changed() => drop(topology.borrow_and_update()),
+            () = offer.runner.has_surplus.notified() => {
+                shed_at.get_or_insert(Instant::now() + SURPLUS_WAIT);
+            }
             _ = drain.changed() => return,
         }
-        while offer.runner.sessions() < usize::from(offer.cluster.topology().shards()) {
-            spawn(Session::new(Arc::clone(&offer)), None, alive.clone());
+        let now = Instant::now();
+        if shed_at.is_some_and(|at| at <= now) {
+            shed_at = offer.runner.shed(now.into_std()).then(|| now + SURPLUS_WAIT);
         }
+        if look_at <= now {
+            look_at = now + MAP_AGE;
+            if offer.cluster.topology().has_map {
+                let cluster = Arc::clone(&offer.cluster);
+                // Whether anybody answered shows in the topology.
+                tokio::spawn(async move { drop(cluster.learn_if_older(MAP_AGE / 2).await) });
+            }
+        }
+        fleet.complete();
     }
 }
 

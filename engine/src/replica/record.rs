@@ -159,6 +159,17 @@ pub(crate) fn aligned(bytes: &[u8]) -> Bytes {
     Bytes::from_owner(buffer)
 }
 
+/// What stands before a received chunk: tag, number within its transfer, whether it is the last, and which transfer.
+pub(crate) fn chunk(group: u16, tag: u8, number: u32, is_last: bool, transfer: u64) -> [u8; CHUNK_HEADER_BYTES] {
+    let mut header = [0; CHUNK_HEADER_BYTES];
+    header[0..2].copy_from_slice(&group.to_le_bytes());
+    header[2] = tag;
+    header[3] = u8::from(is_last);
+    header[4..8].copy_from_slice(&number.to_le_bytes());
+    header[8..16].copy_from_slice(&transfer.to_le_bytes());
+    header
+}
+
 /// A group's term and vote.
 pub(crate) fn hard(group: u16, state: &HardState) -> [u8; HARD_BYTES] {
     let mut record = [0; HARD_BYTES];

@@ -6,10 +6,11 @@ use taskmaster_protocol::body::{
 use taskmaster_protocol::frame::Header;
 use taskmaster_protocol::{Code, NodeId, PartitionId};
 
+use super::peers::Peer;
 use super::reconcile::{node_of, status_number};
 use super::recovery::new_cluster_id;
 use super::{Effects, Shard};
-use crate::cluster::map::{ClusterMap, Command, NodeStatus, Placement};
+use crate::cluster::map::{Command, NodeInfo, NodeStatus, Placement};
 use crate::effects::ConnId;
 use crate::peer::META_GROUP;
 use crate::refused::Refused;
@@ -18,7 +19,13 @@ impl Shard {
     /// The cluster as this shard knows it.
     pub(super) fn cluster_map(&self) -> ClusterMapReply {
         let mut reply = ClusterMapReply { node: self.config.node.id.0, ..ClusterMapReply::default() };
-        let Some(map) = &self.map else { return reply };
+        self.show_problems(&mut reply);
+        let Some(map) = &self.map else {
+            // A node that belongs to no cluster names itself as the only one.
+            let own = self.node_row(&self.config.node, NodeStatus::Active, 0, &mut reply);
+            reply.nodes.push(own);
+            return reply;
+        };
         let half = |number: u128| u64::try_from(number & u128::from(u64::MAX)).expect("masked");
         (reply.version, reply.cluster) = (map.version, [half(map.cluster >> 64), half(map.cluster)]);
         reply.replication = u32::from(map.replication);
@@ -27,19 +34,15 @@ impl Shard {
             let row = self.partition_row(group, placement, &mut reply.ids);
             reply.partitions.push(row);
         }
-        for place in 0..map.nodes.len() {
-            let row = self.node_row(map, place, &mut reply);
+        for (info, status) in &map.nodes {
+            let replicas = map.partitions.iter().filter(|placement| placement.contains(info.id)).count();
+            let row = self.node_row(info, *status, replicas, &mut reply);
             reply.nodes.push(row);
-        }
-        for warning in self.problems(map) {
-            let span = body::put(&mut reply.bytes, warning.as_bytes());
-            reply.warnings.push(span);
         }
         reply
     }
 
-    fn node_row(&self, map: &ClusterMap, place: usize, reply: &mut ClusterMapReply) -> NodeRow {
-        let (info, status) = &map.nodes[place];
+    fn node_row(&self, info: &NodeInfo, status: NodeStatus, replicas: usize, reply: &mut ClusterMapReply) -> NodeRow {
         let is_own = info.id == self.config.node.id;
         let peer = self.peers.nodes.get(&info.id);
         let ports = Span {
@@ -48,7 +51,7 @@ impl Shard {
         };
         reply.ports.extend_from_slice(&info.client_ports);
         let led = reply.partitions.iter().filter(|row| row.leader == info.id.0).count();
-        let heard_us = if is_own { self.last_time_us } else { peer.map_or(0, |peer| peer.heard_us) };
+        let heard_us = if is_own { self.last_time_us } else { peer.map_or(0, |peer| peer.seen_us) };
         NodeRow {
             id: info.id.0,
             seen_ms: heard_us / 1_000,
@@ -56,33 +59,33 @@ impl Shard {
             zone: body::put(&mut reply.bytes, info.zone.as_bytes()),
             host: body::put(&mut reply.bytes, info.host.as_bytes()),
             ports,
-            status: status_number(*status),
+            status: status_number(status),
             alive: u32::from(is_own || peer.is_some_and(|peer| peer.is_alive)),
             version: info.version,
             leaders: u32::try_from(led).expect("partitions are bounded"),
-            replicas: u32::try_from(map.replicas_on(info.id)).expect("partitions are bounded"),
+            replicas: u32::try_from(replicas).expect("partitions are bounded"),
             peer_port: u32::from(info.peer_port),
             ..NodeRow::default()
         }
     }
 
-    fn partition_row(&self, group: u16, placement: &Placement, ids: &mut Vec<u64>) -> PartitionRow {
+    fn partition_row(&self, number: u16, placement: &Placement, ids: &mut Vec<u64>) -> PartitionRow {
         let mut span = |nodes: &mut dyn Iterator<Item = u64>| {
             let at = ids.len();
             ids.extend(nodes);
             let number = |count: usize| u32::try_from(count).expect("replicas are bounded");
             Span { at: number(at), len: number(ids.len() - at) }
         };
-        let (term, leader) = self.peers.leader(group).unwrap_or((0, NodeId(0)));
+        let (term, leader) = self.peers.leader(number).unwrap_or((0, NodeId(0)));
         let mut row = PartitionRow {
             leader: leader.0,
             term,
             replicas: span(&mut placement.replicas.iter().map(|node| node.0)),
             settled: u32::from(placement.settled),
-            lag: self.peers.lag.get(&group).map_or(0, |&lag| u32::try_from(lag).unwrap_or(u32::MAX)),
+            lag: self.peers.lag.get(&number).map_or(0, |&lag| u32::try_from(lag).unwrap_or(u32::MAX)),
             ..PartitionRow::default()
         };
-        if let Some(group) = self.group(group) {
+        if let Some(group) = self.group(number) {
             let conf = group.replica.conf();
             (row.applied, row.committed) = (group.replica.applied().index, group.replica.committed());
             row.voters = span(&mut conf.voters.iter().copied());
@@ -92,34 +95,26 @@ impl Shard {
                 row.lag = u32::try_from(behind).unwrap_or(u32::MAX);
             }
         }
+        if row.voters.len == 0 {
+            // The replica is another shard's, or another node's: of a group that has settled, the map says it all.
+            let settled = placement.settled.then_some(placement.replicas.as_slice());
+            let voters = settled.or_else(|| self.meta.reported_voters(number));
+            row.voters = span(&mut voters.unwrap_or_default().iter().map(|node| node.0));
+        }
         row
     }
 
-    /// Sentences about what is wrong.
-    fn problems(&self, map: &ClusterMap) -> Vec<String> {
-        let mut problems = Vec::new();
-        let without: Vec<u16> =
-            map.groups().map(|(group, _)| group).filter(|&group| self.peers.leader(group).is_none()).collect();
-        if without.contains(&META_GROUP) {
-            problems.push("the group that keeps the map has no leader: start the nodes that are down".to_owned());
+    /// Sentences about what is wrong and does not show in the rows.
+    fn show_problems(&self, reply: &mut ClusterMapReply) {
+        let cluster = self.map.as_ref().map_or(0, |map| map.cluster);
+        let is_foreign = |peer: &Peer| cluster != 0 && peer.is_alive && peer.cluster != 0 && peer.cluster != cluster;
+        let foreign = self.peers.nodes.iter().filter(|(_, peer)| is_foreign(peer));
+        let strangers =
+            foreign.map(|(node, _)| format!("node {node} belongs to another cluster of the same name: it is kept out"));
+        for sentence in strangers.chain(self.notices.fresh(self.last_time_us).map(str::to_owned)) {
+            let span = body::put(&mut reply.bytes, sentence.as_bytes());
+            reply.warnings.push(span);
         }
-        let partitions: Vec<String> =
-            without.iter().filter(|&&group| group != META_GROUP).map(ToString::to_string).collect();
-        if !partitions.is_empty() {
-            problems.push(format!("no leader is known for partitions {}", partitions.join(", ")));
-        }
-        for (info, _) in map.present().filter(|(info, _)| info.id != self.config.node.id) {
-            let peer = self.peers.nodes.get(&info.id);
-            if !peer.is_some_and(|peer| peer.is_alive) {
-                problems.push(format!("node {} ({}) is down", info.name, info.id));
-            }
-        }
-        for (node, peer) in &self.peers.nodes {
-            if peer.is_alive && peer.cluster != 0 && peer.cluster != map.cluster {
-                problems.push(format!("node {node} belongs to another cluster of the same name: it is kept out"));
-            }
-        }
-        problems
     }
 
     /// An operator's request.

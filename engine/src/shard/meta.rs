@@ -48,6 +48,12 @@ impl Meta {
         self.plan_us = now_us + 2 * PLAN_US;
     }
 
+    /// Who votes in a group, as its leader reported to this node as the one that keeps the map.
+    pub(super) fn reported_voters(&self, group: u16) -> Option<&[NodeId]> {
+        let report = self.view.groups.get(&group).filter(|_| self.is_leading);
+        report.map(|report| report.voters.as_slice())
+    }
+
     pub(super) fn stop_leading(&mut self) {
         (self.is_leading, self.proposed) = (false, 0);
     }
@@ -308,7 +314,7 @@ impl Shard {
         if let Err(refused) = self.propose_map(&command, None)
             && refused.code != Code::NotLeader
         {
-            self.warnings.push(format!("a node was not let in: {}", refused.message));
+            self.give_notice(format!("a node was not let in: {}", refused.message), false);
         }
     }
 }

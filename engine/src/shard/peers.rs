@@ -22,7 +22,10 @@ const LEAD_BYTES: usize = 16;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Peer {
     pub(super) shards: u16,
+    /// When it was last heard; 0 when its connection is lost.
     pub(super) heard_us: u64,
+    /// The same, lost or not.
+    pub(super) seen_us: u64,
     pub(super) is_alive: bool,
     pub(super) down_since_us: u64,
     /// The cluster it says it is of.
@@ -96,7 +99,8 @@ impl Shard {
     /// Messages of a shard of another node.
     pub(super) fn peer(&mut self, from: PeerAddr, bytes: &[u8], effects: &mut Effects) {
         if from.node != self.config.node.id {
-            self.peers.nodes.entry(from.node).or_default().heard_us = self.last_time_us;
+            let peer = self.peers.nodes.entry(from.node).or_default();
+            (peer.heard_us, peer.seen_us) = (self.last_time_us, self.last_time_us);
         }
         let mut rest = bytes;
         while let Some(frame) = peer::next(&mut rest) {

@@ -34,21 +34,21 @@ pub mod tag {
 /// Bytes of entries per chunk.
 const ENTRIES_BYTES: usize = 256 << 10;
 /// Bytes of a head before its configuration.
-const HEAD_BYTES: usize = 72;
+pub(crate) const HEAD_BYTES: usize = 72;
 
 /// A group's head.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Head {
-    pub(super) group: u16,
-    pub(super) at: Position,
-    pub(super) hard: HardState,
-    pub(super) command_us: u64,
-    pub(super) settings: Settings,
-    pub(super) conf: ConfState,
+pub(crate) struct Head {
+    pub(crate) group: u16,
+    pub(crate) at: Position,
+    pub(crate) hard: HardState,
+    pub(crate) command_us: u64,
+    pub(crate) settings: Settings,
+    pub(crate) conf: ConfState,
 }
 
 impl Head {
-    fn write(&self, out: &mut FrameBuffer) {
+    pub(crate) fn write(&self, out: &mut FrameBuffer) {
         out.extend_from_slice(&self.group.to_le_bytes());
         out.extend_from_slice(&[0; 6]);
         let hard = &self.hard;
@@ -64,7 +64,7 @@ impl Head {
         out.extend_from_slice(&configuration);
     }
 
-    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
         let group = fields.u16()?;
         fields.bytes(6)?;
@@ -204,7 +204,8 @@ impl Shard {
         match part {
             Part::Head => {
                 let head = self.head(number)?;
-                let last = self.group(number)?.replica.log().last().index;
+                // Later ones are behind the snapshot in the log; without it the snapshot must not know them.
+                let last = self.group(number)?.replica.durable_index();
                 head.write(out);
                 if let Some(partition) = self.partitions.get_mut(usize::from(number)).and_then(Option::as_deref_mut) {
                     snapshot::begin(partition, &self.arena);
@@ -256,7 +257,6 @@ impl Shard {
     /// Appends entries from one index to another; the index that follows, or `None` when there are none.
     fn write_entries(&self, number: u16, from: u64, last: u64, out: &mut FrameBuffer) -> Option<u64> {
         let mut next = None;
-        // Later ones were not durable when the snapshot began: the log has them.
         for entry in self.group(number)?.replica.log().tail(from).take_while(|entry| entry.index <= last) {
             if out.len() >= ENTRIES_BYTES {
                 break;

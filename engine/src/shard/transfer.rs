@@ -23,7 +23,7 @@ use crate::cluster::map::ClusterMap;
 use crate::partition::{Cx, Partition};
 use crate::peer::{self, Kind, META_GROUP, PeerAddr};
 use crate::replica::log::Position;
-use crate::replica::record::{CHUNK_HEADER_BYTES, Fields, aligned, kind};
+use crate::replica::record::{self, CHUNK_HEADER_BYTES, Fields, aligned, kind};
 use crate::snapshot::Restore;
 
 /// Chunks of one transfer that may be under way.
@@ -292,12 +292,7 @@ impl Shard {
             self.answer_chunk(from, group, id, next, effects);
             return;
         }
-        let mut header = [0; CHUNK_HEADER_BYTES];
-        header[0..2].copy_from_slice(&group.to_le_bytes());
-        header[2] = u8::try_from(tag).unwrap_or(0);
-        header[3] = u8::from(last == 1);
-        header[4..8].copy_from_slice(&number.to_le_bytes());
-        header[8..16].copy_from_slice(&id.to_le_bytes());
+        let header = record::chunk(group, u8::try_from(tag).unwrap_or(0), number, last == 1, id);
         if self.take_chunk(&header, bytes).is_err() {
             self.drop_receiving(group);
             return;

@@ -1,10 +1,15 @@
-//! `docs/formats/entry.md` against the records of snapshots and the header of entries.
+//! `docs/formats/entry.md` against the records of the log and of snapshots.
 
+use raft::eraftpb::{ConfState, Entry, HardState};
 use rkyv::Archived;
-use taskmaster_protocol::{FrameBuffer, Operation, PartitionId};
+use taskmaster_protocol::{FrameBuffer, Operation};
 
 use super::{Chunk, ContractRecord, QueueRecord, TaskRecord, WorkflowRecord};
-use crate::entry;
+use crate::entry::{self, Settings, Verb};
+use crate::replica::log::Position;
+use crate::replica::record::{self, kind};
+use crate::replica::{conf, record::EntryView};
+use crate::shard::snapshots::{HEAD_BYTES, Head, tag};
 
 const PAGE: &str = include_str!("../../../docs/formats/entry.md");
 
@@ -80,30 +85,147 @@ fn tables_of_snapshot_records_are_their_layouts() {
     });
 }
 
-#[test]
-fn table_of_the_entry_header_places_every_field() {
-    let mut out = FrameBuffer::new();
-    let (time_us, sequence) = (0x0807_0605_0403_0201, 0x1817_1615_1413_1211);
-    entry::begin(&mut out, Operation::Complete, PartitionId(0x2221), true, time_us, sequence);
-    out.extend_from_slice(b"body of an entry");
-    entry::finish(&mut out);
-    let expected = [
-        ("format", u64::from(entry::ENTRY_FORMAT)),
-        ("operation", u64::from(Operation::Complete.number())),
-        ("partition", 0x2221),
-        ("flags", 1),
-        ("time_us", time_us),
-        ("sequence", sequence),
-        ("body_len", 16),
-        ("reserved", 0),
-    ];
+/// Compares the table under a heading with bytes: every field has its value, nothing is left out, reserved bytes are zero.
+fn check_bytes(heading: &str, written: &[u8], values: &[(&str, u64)]) {
+    let rows = table(heading);
+    let mut values = values.iter();
     let mut end = 0;
-    for ((at, bytes, name), (field, value)) in table("#### Entry header: 32 bytes").into_iter().zip(expected) {
-        assert_eq!((at, name.as_str()), (end, field));
+    for (at, bytes, name) in rows {
+        assert_eq!(at, end, "{name} of {heading}");
         end = at + bytes;
         let mut wide = [0u8; 8];
-        wide[..bytes].copy_from_slice(&out[at..end]);
-        assert_eq!(u64::from_le_bytes(wide), value, "{name}");
+        wide[..bytes].copy_from_slice(&written[at..end]);
+        let expected =
+            if name == "reserved" { ("reserved", 0) } else { *values.next().expect("a value of each field") };
+        assert_eq!((name.as_str(), u64::from_le_bytes(wide)), expected, "{heading}");
     }
-    assert_eq!(end, entry::ENTRY_HEADER_BYTES);
+    assert!(values.next().is_none(), "{heading} lacks a field");
+    assert_eq!(end, written.len(), "{heading}");
+}
+
+const FIRST: u64 = 0x0807_0605_0403_0201;
+const SECOND: u64 = 0x1817_1615_1413_1211;
+const THIRD: u64 = 0x2827_2625_2423_2221;
+
+fn members() -> ConfState {
+    ConfState {
+        voters: vec![1, 2, FIRST],
+        voters_outgoing: vec![1, 3],
+        learners: vec![4],
+        learners_next: vec![SECOND],
+        ..ConfState::default()
+    }
+}
+
+#[test]
+fn tables_of_commands_place_every_field() {
+    let mut out = FrameBuffer::new();
+    entry::append(&mut out, Verb::Operation(Operation::Complete), true, FIRST, |out| {
+        out.extend_from_slice(b"body of a command");
+    });
+    let operation = u64::from(Operation::Complete.number());
+    let values = [("operation", operation), ("flags", 1), ("body_len", 17), ("time_us", FIRST)];
+    check_bytes("#### Command header: 16 bytes\n", &out[..entry::COMMAND_HEADER_BYTES], &values);
+    assert_eq!(out.len(), 16 + 32, "bodies are padded to 16");
+    let settings = Settings { retention_ms: 0x0403_0201, kept_max: 0x1413_1211 };
+    let values = [("retention_ms", 0x0403_0201), ("kept_max", 0x1413_1211)];
+    check_bytes("#### Settings: 8 bytes\n", &settings.bytes(), &values);
+    out.clear();
+    entry::append(&mut out, Verb::Settings, false, FIRST, |out| out.extend_from_slice(&settings.bytes()));
+    let values = [("operation", 256), ("flags", 0), ("body_len", 8), ("time_us", FIRST)];
+    check_bytes("#### Command header: 16 bytes\n", &out[..16], &values);
+}
+
+#[test]
+fn tables_of_records_place_every_field() {
+    let entry = Entry { index: FIRST, term: SECOND, data: bytes::Bytes::from_static(b"data"), ..Entry::default() };
+    let header = record::entry_header(0x3231, &entry, THIRD);
+    let values =
+        [("group", 0x3231), ("form", 0), ("data_len", 4), ("index", FIRST), ("term", SECOND), ("commit", THIRD)];
+    check_bytes("#### ENTRY: 32 bytes, then data\n", &header, &values);
+    let mut configuration = Vec::new();
+    conf::encode(&members(), &mut configuration);
+    let view = EntryView { group: 0x3231, is_configuration: true, index: 1, term: 2, commit: 3, data: &configuration };
+    let header = record::entry_header(0x3231, &view.entry(record::aligned(&configuration)), 3);
+    let values = [("group", 0x3231), ("form", 1), ("data_len", 64), ("index", 1), ("term", 2), ("commit", 3)];
+    check_bytes("#### ENTRY: 32 bytes, then data\n", &header, &values);
+
+    let hard = HardState { term: FIRST, vote: SECOND, commit: THIRD, ..HardState::default() };
+    let values = [("group", 0x3231), ("term", FIRST), ("vote", SECOND), ("commit", THIRD)];
+    check_bytes("#### HARD and REMOVED: 32 bytes\n", &record::hard(0x3231, &hard), &values);
+
+    let values = [("group", 0x3231), ("tag", 2), ("last", 1), ("number", 0x0403_0201), ("transfer", FIRST)];
+    let header = record::chunk(0x3231, 2, 0x0403_0201, true, FIRST);
+    check_bytes("#### CHUNK: 16 bytes, then the chunk\n", &header, &values);
+
+    let at = Position { index: FIRST, term: SECOND };
+    let (header, written) = record::install(0x3231, at, &members());
+    let values = [("group", 0x3231), ("index", FIRST), ("term", SECOND)];
+    check_bytes("#### INSTALL: 32 bytes, then the configuration\n", &header, &values);
+    assert_eq!(written, configuration);
+    let values = [("voters", 3), ("outgoing", 2), ("learners", 1), ("learners_next", 1)];
+    check_bytes("#### Configuration: 8 bytes, then node ids\n", &configuration[..8], &values);
+    let ids: Vec<u8> = [1, 2, FIRST, 1, 3, 4, SECOND].iter().flat_map(|id: &u64| id.to_le_bytes()).collect();
+    assert_eq!(&configuration[8..], ids);
+}
+
+#[test]
+fn table_of_a_head_places_every_field() {
+    let head = Head {
+        group: 0x3231,
+        at: Position { index: FIRST, term: SECOND },
+        hard: HardState { term: THIRD, vote: 5, commit: 6, ..HardState::default() },
+        command_us: 7,
+        settings: Settings { retention_ms: 8, kept_max: 9 },
+        conf: members(),
+    };
+    let mut out = FrameBuffer::new();
+    head.write(&mut out);
+    let values = [
+        ("group", 0x3231),
+        ("index", FIRST),
+        ("term", SECOND),
+        ("hard_term", THIRD),
+        ("vote", 5),
+        ("commit", 6),
+        ("command_us", 7),
+        ("retention_ms", 8),
+        ("kept_max", 9),
+        ("configuration_len", 64),
+    ];
+    check_bytes("#### HEAD: 72 bytes, then the configuration\n", &out[..HEAD_BYTES], &values);
+    assert_eq!(out.len(), HEAD_BYTES + 64);
+}
+
+/// Number and name from the table that begins with these columns.
+fn numbers(column: &str) -> Vec<(u32, String)> {
+    let start = PAGE.find(&format!("| {column} | name | bytes |\n")).unwrap();
+    let lines = PAGE[start..].lines().skip(2).take_while(|line| line.starts_with('|'));
+    let row = |line: &str| {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        (cells[1].parse().unwrap(), cells[2].to_owned())
+    };
+    lines.map(row).collect()
+}
+
+#[test]
+fn kinds_and_tags_are_those_of_the_page() {
+    let named =
+        |pairs: &[(u32, &str)]| pairs.iter().map(|(number, name)| (*number, (*name).to_owned())).collect::<Vec<_>>();
+    let kinds = [
+        (kind::ENTRY, "ENTRY"),
+        (kind::HARD, "HARD"),
+        (kind::CHUNK, "CHUNK"),
+        (kind::INSTALL, "INSTALL"),
+        (kind::REMOVED, "REMOVED"),
+    ];
+    assert_eq!(numbers("kind"), named(&kinds));
+    let tags = [
+        (tag::STATE, "STATE"),
+        (tag::HEAD, "HEAD"),
+        (tag::ENTRIES, "ENTRIES"),
+        (tag::MAP, "MAP"),
+        (tag::REMOVED, "REMOVED"),
+    ];
+    assert_eq!(numbers("tag"), named(&tags));
 }

@@ -31,8 +31,7 @@ enum Asked {
 struct Snapshot {
     sequence: u64,
     chunks: Chunks,
-    /// Once whole: the records that were logged by then. Until they are durable it may know more than the log.
-    knows: Option<usize>,
+    is_whole: bool,
 }
 
 struct Chaos {
@@ -297,29 +296,26 @@ impl Chaos {
 
     fn snapshot_slice(&mut self) {
         match &mut self.snapshot {
-            Some(snapshot) if snapshot.knows.is_none() => {
+            Some(snapshot) if !snapshot.is_whole => {
                 let mut chunk = FrameBuffer::new();
                 match self.world.shard.snapshot_next(&mut chunk) {
                     SnapshotStep::Chunk(tag) => snapshot.chunks.push((tag, chunk)),
-                    SnapshotStep::End => snapshot.knows = Some(self.world.log.len()),
+                    SnapshotStep::End => snapshot.is_whole = true,
                     step => panic!("{step:?}"),
                 }
             }
             _ => {
                 self.world.shard.snapshot_begin();
                 let sequence = self.world.durable as u64;
-                self.snapshot = Some(Snapshot { sequence, chunks: Vec::new(), knows: None });
+                self.snapshot = Some(Snapshot { sequence, chunks: Vec::new(), is_whole: false });
             }
         }
     }
 
     /// Loses what is not durable, and every connection.
     fn crash(&mut self) {
-        let durable = self.world.durable;
         self.world.crash();
-        if let Some(snapshot) = self.snapshot.take()
-            && snapshot.knows.is_some_and(|count| count <= durable)
-        {
+        if let Some(snapshot) = self.snapshot.take().filter(|snapshot| snapshot.is_whole) {
             let replayed = durable_state(&mut self.world);
             self.world.restart(Some((snapshot.sequence, &snapshot.chunks)));
             assert_eq!(durable_state(&mut self.world), replayed, "snapshot and tail tell what the whole log tells");

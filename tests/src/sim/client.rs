@@ -191,8 +191,12 @@ impl Client {
 
     /// Sends what is due.
     pub(crate) fn pump(&mut self, cx: &mut Cx<'_>) {
-        let due: Vec<u64> =
-            self.requests.iter().filter(|(_, request)| request.again_us <= cx.now_us).map(|(number, _)| *number).collect();
+        let due: Vec<u64> = self
+            .requests
+            .iter()
+            .filter(|(_, request)| request.again_us <= cx.now_us)
+            .map(|(number, _)| *number)
+            .collect();
         for number in due {
             let request = self.requests.get_mut(&number).expect("listed");
             if let Some(silent) = request.at.take() {

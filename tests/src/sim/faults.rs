@@ -65,7 +65,9 @@ impl FromStr for FaultSet {
         text.split(',').try_fold(Self::NONE, |set, name| {
             let known = NAMES.iter().find(|(known, _)| *known == name.trim());
             let all = || NAMES.map(|(known, _)| known).join(", ");
-            known.map(|(_, kind)| set.with(*kind)).ok_or_else(|| format!("no faults are called \"{name}\": all, none, or of {}", all()))
+            known
+                .map(|(_, kind)| set.with(*kind))
+                .ok_or_else(|| format!("no faults are called \"{name}\": all, none, or of {}", all()))
         })
     }
 }
@@ -76,7 +78,8 @@ impl fmt::Display for FaultSet {
             Self::ALL => f.write_str("all"),
             Self::NONE => f.write_str("none"),
             set => {
-                let names: Vec<&str> = NAMES.iter().filter(|(_, kind)| set.contains(*kind)).map(|(name, _)| *name).collect();
+                let names: Vec<&str> =
+                    NAMES.iter().filter(|(_, kind)| set.contains(*kind)).map(|(name, _)| *name).collect();
                 f.write_str(&names.join(","))
             }
         }
@@ -87,37 +90,103 @@ impl fmt::Display for FaultSet {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The process and the power go: unflushed writes land in part.
-    PowerLoss { place: u16, down_us: u64 },
+    PowerLoss {
+        place: u16,
+        down_us: u64,
+    },
     /// The power goes everywhere.
-    PowerLossEverywhere { down_us: u64 },
+    PowerLossEverywhere {
+        down_us: u64,
+    },
     /// The process alone dies; the kernel still resets its connections.
-    Kill { place: u16, down_us: u64 },
-    Shutdown { place: u16, down_us: u64 },
-    Pause { place: u16, for_us: u64 },
-    ClockJump { place: u16, by_us: i64 },
+    Kill {
+        place: u16,
+        down_us: u64,
+    },
+    Shutdown {
+        place: u16,
+        down_us: u64,
+    },
+    Pause {
+        place: u16,
+        for_us: u64,
+    },
+    ClockJump {
+        place: u16,
+        by_us: i64,
+    },
     /// Nothing passes from one place to another, in this direction.
-    Cut { from: u16, to: u16, for_us: u64 },
+    Cut {
+        from: u16,
+        to: u16,
+        for_us: u64,
+    },
     /// Nothing passes to or from the others; clients may reach it still.
-    Isolate { place: u16, clients_too: bool, for_us: u64 },
+    Isolate {
+        place: u16,
+        clients_too: bool,
+        for_us: u64,
+    },
     /// Two halves do not hear each other.
-    Split { side: u16, for_us: u64 },
-    PeerReset { from: u16, to: u16 },
-    SlowNetwork { for_us: u64 },
-    GossipLoss { percent: u64, for_us: u64 },
-    DiskStall { place: u16, for_us: u64 },
-    DiskFull { place: u16, for_us: u64 },
+    Split {
+        side: u16,
+        for_us: u64,
+    },
+    PeerReset {
+        from: u16,
+        to: u16,
+    },
+    SlowNetwork {
+        for_us: u64,
+    },
+    GossipLoss {
+        percent: u64,
+        for_us: u64,
+    },
+    DiskStall {
+        place: u16,
+        for_us: u64,
+    },
+    DiskFull {
+        place: u16,
+        for_us: u64,
+    },
     /// A bit flips in what was once durable; the process dies and finds it at its start.
-    BitRot { place: u16, down_us: u64 },
+    BitRot {
+        place: u16,
+        down_us: u64,
+    },
     /// The disk is replaced by an empty one.
-    DiskLoss { place: u16, down_us: u64 },
-    ClientReset { pick: u64 },
-    NodeDropsClient { pick: u64 },
-    Drain { place: u16 },
-    Activate { place: u16 },
+    DiskLoss {
+        place: u16,
+        down_us: u64,
+    },
+    ClientReset {
+        pick: u64,
+    },
+    NodeDropsClient {
+        pick: u64,
+    },
+    Drain {
+        place: u16,
+    },
+    Activate {
+        place: u16,
+    },
     /// Taken out of the cluster; the place starts anew with an empty disk.
-    Remove { place: u16, down_us: u64 },
-    Move { partition: u16, from: u16, to: u16 },
-    Transfer { partition: u16, to: u16 },
+    Remove {
+        place: u16,
+        down_us: u64,
+    },
+    Move {
+        partition: u16,
+        from: u16,
+        to: u16,
+    },
+    Transfer {
+        partition: u16,
+        to: u16,
+    },
     Rebalance,
 }
 

@@ -36,7 +36,8 @@ pub fn minimise(options: &Options, runs_max: u64) -> Option<Minimal> {
         let part = left.len().div_ceil(parts);
         let mut smaller = None;
         for at in (0..left.len()).step_by(part) {
-            let rest: Vec<usize> = left.iter().enumerate().filter(|(i, _)| *i < at || *i >= at + part).map(|(_, n)| *n).collect();
+            let rest: Vec<usize> =
+                left.iter().enumerate().filter(|(i, _)| *i < at || *i >= at + part).map(|(_, n)| *n).collect();
             let mut kept = vec![false; planned.len()];
             rest.iter().for_each(|&number| kept[number] = true);
             runs += 1;

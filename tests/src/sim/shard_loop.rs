@@ -94,7 +94,13 @@ impl ShardLoop {
             }
         }
         if std::env::var_os("TASKMASTER_SIM_RECORDS").is_some() {
-            eprintln!("          snapshots {:?}", disk.snapshots.iter().map(|s| (s.seq, s.chunks.iter().map(|(t, c)| (*t, c[0], c.len())).collect::<Vec<_>>())).collect::<Vec<_>>());
+            eprintln!(
+                "          snapshots {:?}",
+                disk.snapshots
+                    .iter()
+                    .map(|s| (s.seq, s.chunks.iter().map(|(t, c)| (*t, c[0], c.len())).collect::<Vec<_>>()))
+                    .collect::<Vec<_>>()
+            );
         }
         let params = ScanParams { identity, after_seq, reach_seq: newest_seq };
         let mut seen = 0u64;
@@ -102,7 +108,15 @@ impl ShardLoop {
         let recovered = recover(disk, params, |record| {
             seen += 1;
             if std::env::var_os("TASKMASTER_SIM_RECORDS").is_some() {
-                eprintln!("          block {} record kind {} seq {} group {} len {} idx {:?}", record.seq, record.kind, record.stamp, record.bytes[0], record.bytes.len(), record.bytes.get(8..16));
+                eprintln!(
+                    "          block {} record kind {} seq {} group {} len {} idx {:?}",
+                    record.seq,
+                    record.kind,
+                    record.stamp,
+                    record.bytes[0],
+                    record.bytes.len(),
+                    record.bytes.get(8..16)
+                );
             }
             if drops && record.kind == kind::ENTRY && seen >= 20 && seen.is_multiple_of(20) {
                 return Ok(());

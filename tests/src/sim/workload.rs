@@ -1,7 +1,8 @@
 //! Producers and operators: submissions of every shape, cancellations, retries, pauses, waits; repeated until answered.
 
 use taskmaster_protocol::body::{
-    self, AwaitTask, Cancel, ConfigureQueue, Extra, GetTask, Retry, Span, Spec, Submit, TaskRow, WorkflowRow, queue_field,
+    self, AwaitTask, Cancel, ConfigureQueue, Extra, GetTask, Retry, Span, Spec, Submit, TaskRow, WorkflowRow,
+    queue_field,
 };
 use taskmaster_protocol::frame::Header;
 use taskmaster_protocol::{Code, Operation, PartitionId, TaskId};

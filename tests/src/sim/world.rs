@@ -42,36 +42,103 @@ type LinkKey = (u16, u16, u16, u16);
 
 /// What happens in a process.
 enum What {
-    Bytes { link: u64, bytes: Vec<u8> },
-    LinkLost { link: u64 },
-    Turn { shard: u16 },
-    Written { shard: u16, seq: u64 },
-    Segment { shard: u16 },
-    Tick { shard: u16, at_us: u64 },
-    Slice { shard: u16 },
-    SnapshotDone { shard: u16 },
-    Drained { until_us: u64 },
+    Bytes {
+        link: u64,
+        bytes: Vec<u8>,
+    },
+    LinkLost {
+        link: u64,
+    },
+    Turn {
+        shard: u16,
+    },
+    Written {
+        shard: u16,
+        seq: u64,
+    },
+    Segment {
+        shard: u16,
+    },
+    Tick {
+        shard: u16,
+        at_us: u64,
+    },
+    Slice {
+        shard: u16,
+    },
+    SnapshotDone {
+        shard: u16,
+    },
+    Drained {
+        until_us: u64,
+    },
     /// Messages from a shard of another node, on a link and its connection.
-    Peer { shard: u16, from: PeerAddr, to: NodeId, key: LinkKey, epoch: u64, bytes: FrameBuffer },
+    Peer {
+        shard: u16,
+        from: PeerAddr,
+        to: NodeId,
+        key: LinkKey,
+        epoch: u64,
+        bytes: FrameBuffer,
+    },
     /// Messages from another shard of the node.
-    Mesh { shard: u16, from: PeerAddr, bytes: FrameBuffer },
-    Map { shard: u16, map: Arc<ClusterMap> },
-    PeerLost { shard: u16, node: NodeId },
-    Packet { from: u16, bytes: Vec<u8> },
-    Gossip { at_us: u64 },
+    Mesh {
+        shard: u16,
+        from: PeerAddr,
+        bytes: FrameBuffer,
+    },
+    Map {
+        shard: u16,
+        map: Arc<ClusterMap>,
+    },
+    PeerLost {
+        shard: u16,
+        node: NodeId,
+    },
+    Packet {
+        from: u16,
+        bytes: Vec<u8>,
+    },
+    Gossip {
+        at_us: u64,
+    },
 }
 
 enum Event {
     /// In a process, unless it is gone by then.
-    In { place: u16, life: u64, what: What },
-    Start { place: u16 },
-    Resume { place: u16 },
-    DiskFree { place: u16 },
-    Opened { actor: usize, target: Target },
-    ToPeer { link: u64, bytes: Vec<u8> },
-    PeerHearsLoss { link: u64 },
-    OpenFailed { actor: usize, target: Target },
-    Wake { actor: usize, at_us: u64 },
+    In {
+        place: u16,
+        life: u64,
+        what: What,
+    },
+    Start {
+        place: u16,
+    },
+    Resume {
+        place: u16,
+    },
+    DiskFree {
+        place: u16,
+    },
+    Opened {
+        actor: usize,
+        target: Target,
+    },
+    ToPeer {
+        link: u64,
+        bytes: Vec<u8>,
+    },
+    PeerHearsLoss {
+        link: u64,
+    },
+    OpenFailed {
+        actor: usize,
+        target: Target,
+    },
+    Wake {
+        actor: usize,
+        at_us: u64,
+    },
     Fault(Fault),
     Look,
 }
@@ -111,7 +178,9 @@ enum Phase {
     /// Faults are over; producers get their last answers.
     Calm,
     /// Everything is read until all is final.
-    Reading { since_us: u64 },
+    Reading {
+        since_us: u64,
+    },
     /// Power is lost once more; everything is read again.
     ReadingAgain,
     Over,
@@ -157,10 +226,8 @@ impl World {
     pub(crate) fn new(options: &Options, kept: Option<&[bool]>) -> Self {
         let scenario = Scenario::new(options);
         let mut dice = scenario.dice.clone();
-        let places: Vec<Place> = (0u16..)
-            .zip(&scenario.sites)
-            .map(|(number, site)| Place::new(number, *site, options.seed))
-            .collect();
+        let places: Vec<Place> =
+            (0u16..).zip(&scenario.sites).map(|(number, site)| Place::new(number, *site, options.seed)).collect();
         let count = u16::try_from(places.len()).expect("few");
         let client = || Client::new(count, scenario.partitions, 0);
         let pause_us_max = if options.minutes == 0 { 400_000 } else { 600_000 };

@@ -28,7 +28,9 @@ impl Engine {
         let asked = Asked { connection, frame };
         let is_answered =
             !matches!(Operation::from_number(frame.header.operation), Some(Operation::Credit | Operation::Progress));
-        let result = if self.refuse > 0 && is_answered {
+        // What a client asks by itself uses up no refusal.
+        let is_counted = frame.header.operation != Operation::ClusterMap.number();
+        let result = if self.refuse > 0 && is_answered && is_counted {
             self.refuse -= 1;
             let refusal = body::Refusal::new("told to refuse: try again later", None, self.refuse_retry_ms);
             return self.reply(&asked, Code::Overloaded, &refusal);

@@ -149,6 +149,8 @@ pub(super) enum Event {
     Finished(Arc<Lease>, Result<Payload, TaskError>),
     /// There is progress to send.
     Progressed(Arc<Lease>),
+    /// The task was dropped before it started, and is to be given back.
+    Shed(Arc<Lease>),
 }
 
 /// A running task, as its handler sees it. Clones share the task.

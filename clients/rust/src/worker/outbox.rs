@@ -1,7 +1,8 @@
 //! Answers on their way to the server: gathered while frames are in flight, sent at once when none is.
 //!
 //! Invariants: an answer stays here until the server has taken or refused it, across any number of connections; a frame
-//! is of one partition and within the frame limits. No timer delays an answer: the flush of the previous frame is what
+//! is of one partition and within the frame limits; answers of partitions whose leader is elsewhere leave with
+//! [`Outbox::take_elsewhere`]. No timer delays an answer: the flush of the previous frame is what
 //! the next one waits for, as in a group commit.
 
 use std::collections::{BTreeMap, HashMap};
@@ -38,6 +39,15 @@ impl Sent {
     fn is_answer(&self) -> bool {
         matches!(self, Self::Complete(..) | Self::Fail(..))
     }
+
+    /// The partition concerned.
+    pub(super) fn partition(&self) -> Option<PartitionId> {
+        match self {
+            Self::Complete(partition, _) | Self::Fail(partition, _) => Some(*partition),
+            Self::Extend(leases) => leases.first().map(|lease| lease.id.partition()),
+            Self::Release(_) | Self::Withdraw | Self::Ping => None,
+        }
+    }
 }
 
 /// Answers gathered, in flight, and to be sent again.
@@ -47,7 +57,8 @@ pub(super) struct Outbox {
     fail: BTreeMap<PartitionId, Fail>,
     gathered: usize,
     sealed: Vec<(Sent, bool)>,
-    in_flight: HashMap<u64, Sent>,
+    /// With whether it was a resend.
+    in_flight: HashMap<u64, (Sent, bool)>,
     answers_in_flight: usize,
     next_tag: u64,
 }
@@ -168,7 +179,7 @@ impl Outbox {
         match sent {
             Ok(()) => {
                 self.answers_in_flight += usize::from(frame.is_answer());
-                self.in_flight.insert(tag, frame);
+                self.in_flight.insert(tag, (frame, is_resend));
                 Ok(())
             }
             Err(error) => {
@@ -194,25 +205,43 @@ impl Outbox {
     ) -> Result<(), Error> {
         self.next_tag += 1;
         connection.request_into(header, body, mailbox, self.next_tag)?;
-        self.in_flight.insert(self.next_tag, frame);
+        self.in_flight.insert(self.next_tag, (frame, false));
         Ok(())
     }
 
-    /// The frame that an answer is for.
-    pub(super) fn answered(&mut self, tag: u64) -> Option<Sent> {
-        let frame = self.in_flight.remove(&tag)?;
+    /// The frame that an answer is for, and whether it was a resend.
+    pub(super) fn answered(&mut self, tag: u64) -> Option<(Sent, bool)> {
+        let (frame, is_resend) = self.in_flight.remove(&tag)?;
         self.answers_in_flight -= usize::from(frame.is_answer());
-        Some(frame)
+        Some((frame, is_resend))
     }
 
-    /// A temporary refusal: the frame goes again with the next flush.
-    pub(super) fn again(&mut self, frame: Sent) {
-        self.sealed.push((frame, false));
+    /// The frame goes again with the next flush, as a resend if an earlier copy may have arrived.
+    pub(super) fn again(&mut self, frame: Sent, is_resend: bool) {
+        self.sealed.push((frame, is_resend));
+    }
+
+    /// Takes out the answers for partitions that are elsewhere, each with whether it is a resend.
+    pub(super) fn take_elsewhere(&mut self, is_elsewhere: impl Fn(PartitionId) -> bool) -> Vec<(Sent, bool)> {
+        let is_it = |frame: &Sent| frame.is_answer() && frame.partition().is_some_and(&is_elsewhere);
+        let mut taken: Vec<(Sent, bool)> = self.sealed.extract_if(.., |(frame, _)| is_it(frame)).collect();
+        let completions = self.complete.extract_if(.., |&partition, _| is_elsewhere(partition));
+        taken.extend(completions.map(|(partition, frame)| (Sent::Complete(partition, frame), false)));
+        let failures = self.fail.extract_if(.., |&partition, _| is_elsewhere(partition));
+        taken.extend(failures.map(|(partition, frame)| (Sent::Fail(partition, frame), false)));
+        let rows = |frames: &mut dyn Iterator<Item = usize>| frames.sum::<usize>();
+        self.gathered = rows(&mut self.complete.values().map(|frame| frame.rows.len()))
+            + rows(&mut self.fail.values().map(|frame| frame.rows.len()));
+        let in_flight = self.in_flight.extract_if(|_, (frame, _)| is_it(frame));
+        let before = taken.len();
+        taken.extend(in_flight.map(|(_, (frame, _))| (frame, true)));
+        self.answers_in_flight -= taken.len() - before;
+        taken
     }
 
     /// The connection was lost: answers without an answer go again, everything else is void.
     pub(super) fn lost(&mut self) {
-        let lost = self.in_flight.drain().map(|(_, frame)| frame).filter(Sent::is_answer);
+        let lost = self.in_flight.drain().map(|(_, (frame, _))| frame).filter(Sent::is_answer);
         self.sealed.extend(lost.map(|frame| (frame, true)));
         self.answers_in_flight = 0;
     }

@@ -29,8 +29,15 @@ const IN_A_ROW: u32 = 32;
 pub(super) type Answer = Pin<Box<dyn Future<Output = Result<Payload, TaskError>> + Send>>;
 pub(super) type Handler = Box<dyn Fn(Context) -> Answer + Send + Sync>;
 
+/// How long more than the target is held before some of it is given back.
+pub(super) const SURPLUS_WAIT: Duration = Duration::from_millis(100);
+/// Expected wait, per task before it, that makes it worth to give a task back.
+const SURPLUS_NS: u64 = 20_000_000;
+
 /// A task that waits for a slot.
 pub(super) struct Job {
+    /// When it came.
+    pub(super) since: Instant,
     pub(super) lease: Arc<Lease>,
     pub(super) events: mpsc::UnboundedSender<Event>,
 }
@@ -52,7 +59,7 @@ pub struct WorkerStats {
     pub failed: u64,
     /// Answers that came too late: the lease had run out, or the task was cancelled or finished elsewhere.
     pub stale: u64,
-    /// Tasks given back unstarted at a shutdown.
+    /// Tasks given back unstarted: at a shutdown, or because more came than could be run soon.
     pub released: u64,
     /// Connections opened again after a loss.
     pub reconnects: u64,
@@ -79,7 +86,9 @@ pub(super) struct Runner {
     default_handler: Option<Handler>,
     load: Mutex<Load>,
     /// Wakes sessions that have no credit although there is room; by session.
-    wakers: Mutex<Vec<Arc<Notify>>>,
+    wakers: Mutex<Vec<Option<Arc<Notify>>>>,
+    /// Tells that more is held than can be run soon.
+    pub(super) has_surplus: Notify,
     pub(super) counters: Counters,
 }
 
@@ -90,7 +99,7 @@ impl Runner {
         handlers: HashMap<String, Handler>,
         default_handler: Option<Handler>,
     ) -> Self {
-        let load = Load { running: 0, queue: VecDeque::new(), credits: Credits::new(concurrency, 0), run_ns: 0 };
+        let load = Load { running: 0, queue: VecDeque::new(), credits: Credits::new(concurrency), run_ns: 0 };
         Self {
             concurrency,
             prefetch,
@@ -98,6 +107,7 @@ impl Runner {
             default_handler,
             load: Mutex::new(load),
             wakers: Mutex::new(Vec::new()),
+            has_surplus: Notify::new(),
             counters: Counters::default(),
         }
     }
@@ -108,16 +118,20 @@ impl Runner {
 
     /// Enters a session; its number, and what wakes it for more credit.
     pub(super) fn add_session(&self) -> (usize, Arc<Notify>) {
-        let mut load = self.load();
-        let session = load.credits.sessions();
-        load.credits.add_session();
+        let session = self.load().credits.add();
         let waker = Arc::new(Notify::new());
-        self.wakers.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&waker));
+        let mut wakers = self.wakers.lock().unwrap_or_else(PoisonError::into_inner);
+        if wakers.len() <= session {
+            wakers.resize(session + 1, None);
+        }
+        wakers[session] = Some(Arc::clone(&waker));
         (session, waker)
     }
 
-    pub(super) fn sessions(&self) -> usize {
-        self.load().credits.sessions()
+    /// A session ended.
+    pub(super) fn remove_session(&self, session: usize) {
+        self.wakers.lock().unwrap_or_else(PoisonError::into_inner)[session] = None;
+        self.load().credits.remove(session);
     }
 
     fn prefetch(&self, load: &Load) -> u32 {
@@ -143,6 +157,11 @@ impl Runner {
         self.load().credits.reset(session);
     }
 
+    /// The session's connection cannot be had: others share what it would have.
+    pub(super) fn set_away(&self, session: usize) {
+        self.load().credits.set_away(session);
+    }
+
     /// Takes tasks that a session received.
     pub(super) fn admit(self: &Arc<Self>, session: usize, jobs: Vec<Job>) {
         let mut load = self.load();
@@ -155,6 +174,27 @@ impl Runner {
                 load.queue.push_back(job);
             }
         }
+        if load.held() > self.concurrency.saturating_add(self.prefetch(&load)) {
+            self.has_surplus.notify_one();
+        }
+    }
+
+    /// Takes back the tasks that came last and would wait long here, for their sessions to give them back to the server:
+    /// other workers may have room. True when there may be more to take back later.
+    pub(super) fn shed(&self, now: Instant) -> bool {
+        let mut load = self.load();
+        let target = self.concurrency.saturating_add(self.prefetch(&load));
+        let wait_ns = load.run_ns / u64::from(self.concurrency);
+        let is_slow = load.run_ns == 0 || wait_ns >= SURPLUS_NS;
+        while is_slow && load.held() > target {
+            let has_waited = |job: &mut Job| now.saturating_duration_since(job.since) >= SURPLUS_WAIT;
+            let Some(job) = load.queue.pop_back_if(has_waited) else { break };
+            if job.lease.drop_unstarted() {
+                // A session that ended has nobody to give it back to.
+                drop(job.events.send(Event::Shed(job.lease)));
+            }
+        }
+        load.held() > target
     }
 
     /// Forgets queued tasks that were dropped.
@@ -184,12 +224,14 @@ impl Runner {
         let starving = load.credits.starving(load.held(), self.prefetch(&load));
         let wakers = self.wakers.lock().unwrap_or_else(PoisonError::into_inner);
         for session in starving {
-            wakers[session].notify_one();
+            if let Some(waker) = wakers.get(session).and_then(Option::as_ref) {
+                waker.notify_one();
+            }
         }
     }
 
     fn wake_all(&self) {
-        for waker in self.wakers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        for waker in self.wakers.lock().unwrap_or_else(PoisonError::into_inner).iter().flatten() {
             waker.notify_one();
         }
     }
@@ -246,7 +288,7 @@ async fn run(runner: Arc<Runner>, first: Job) {
         runner.wake_all();
     }
     let mut in_a_row = 0;
-    while let Some(Job { lease, events }) = job {
+    while let Some(Job { lease, events, .. }) = job {
         let start = Instant::now();
         let context = Context { lease: Arc::clone(&lease), events: events.clone() };
         let answer = runner.answer(context).await;

@@ -1,29 +1,35 @@
-//! One worker's conversation with one shard: assignments in, answers and heartbeats and credit out.
+//! One worker's conversation with one shard of one node: assignments in, answers and heartbeats and credit out.
 //!
 //! Invariants: every lease received is in `leases` until its answer is in the outbox or the task was dropped; leases
-//! outlive the connection, so that work done while it was away is still delivered; credit is sent in the same write as
-//! the answers that free it.
+//! outlive the connection, so that work done while it was away is still delivered; answers and heartbeats go to the node
+//! that gave the lease for as long as it leads the partition, else to who does (`session/away.rs`); credit is sent in the
+//! same write as the answers that free it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use taskmaster_protocol::body::{
-    self, ArchivedAssign, ArchivedBatchReply, ArchivedLeases, Credit, Empty, Leases, Progress, Subscribe, put,
+    self, ArchivedAssign, ArchivedBatchReply, ArchivedExceptionRow, ArchivedLeases, Credit, Empty, Leases, Progress,
+    Subscribe, put,
 };
 use taskmaster_protocol::{Code, Header, Operation, PartitionId, TaskId};
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::assign::{contracts, lease};
 use super::context::{Event, Lease};
+use super::courier::Delivered;
 use super::outbox::{Outbox, Sent};
 use super::runner::{Job, Runner};
-use crate::cluster::{Backoff, Cluster};
+use crate::cluster::{Cluster, Place, Topology};
 use crate::error::{Error, Refusal};
-use crate::task::Resources;
+use crate::task::{Resources, State};
 use crate::wire::{Connection, Mailbox, Message, Pushes};
+
+mod away;
 
 /// A connection without traffic is asked for life after this long.
 const QUIET: Duration = Duration::from_secs(10);
@@ -41,6 +47,24 @@ pub(super) struct Offer {
     pub(super) drain: watch::Receiver<Drain>,
 }
 
+impl Offer {
+    fn subscription(&self, credit: u32) -> Subscribe {
+        let mut bytes = Vec::new();
+        Subscribe {
+            memory_bytes: self.resources.memory_bytes,
+            queues: self.queues.iter().map(|queue| put(&mut bytes, queue.as_bytes())).collect(),
+            cpu_milli: self.resources.cpu_milli,
+            gpu_milli: self.resources.gpu_milli,
+            custom: put(&mut bytes, self.resources.custom.as_bytes()),
+            namespace: put(&mut bytes, self.namespace.as_bytes()),
+            worker: put(&mut bytes, self.worker.as_bytes()),
+            credit,
+            reserved: 0,
+            bytes,
+        }
+    }
+}
+
 /// How far the shutdown is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Drain {
@@ -55,12 +79,16 @@ pub(super) enum Drain {
 struct Held {
     lease: Arc<Lease>,
     extend_at: Instant,
+    /// The node that was last asked to extend it, or gave it.
+    extended_by: u64,
 }
 
 /// One session.
 pub(super) struct Session {
     offer: Arc<Offer>,
-    /// Number among the worker's sessions, and the shard.
+    /// Node and shard.
+    key: (u64, u16),
+    /// Number among the worker's sessions.
     number: usize,
     more_credit: Arc<Notify>,
     events: mpsc::UnboundedReceiver<Event>,
@@ -69,6 +97,14 @@ pub(super) struct Session {
     free: Vec<usize>,
     outbox: Outbox,
     progressed: Vec<Arc<Lease>>,
+    /// Dropped before they started, to be given back.
+    shed: Vec<Arc<Lease>>,
+    /// On their way to leaders elsewhere.
+    away: JoinSet<Delivered>,
+    /// Partitions whose heartbeats are among them.
+    extending: BTreeSet<PartitionId>,
+    topology: Arc<Topology>,
+    to_follow: watch::Receiver<Arc<Topology>>,
     extend_at: Option<Instant>,
     /// Earliest time of the next flush, after a temporary refusal.
     flush_at: Option<Instant>,
@@ -85,6 +121,7 @@ pub(super) struct Line {
     pushes: Pushes,
     mailbox: Mailbox,
     replies: mpsc::UnboundedReceiver<(u64, Option<Message>)>,
+    is_subscribed: bool,
 }
 
 enum Ended {
@@ -93,12 +130,15 @@ enum Ended {
 }
 
 impl Session {
-    pub(super) fn new(offer: Arc<Offer>) -> Self {
+    pub(super) fn new(offer: Arc<Offer>, key: (u64, u16)) -> Self {
         let (number, more_credit) = offer.runner.add_session();
         let (to_events, events) = mpsc::unbounded_channel();
         let drain = offer.drain.clone();
+        let to_follow = offer.cluster.follow();
+        let topology = offer.cluster.topology();
         Self {
             offer,
+            key,
             number,
             more_credit,
             events,
@@ -107,6 +147,11 @@ impl Session {
             free: Vec::new(),
             outbox: Outbox::default(),
             progressed: Vec::new(),
+            shed: Vec::new(),
+            away: JoinSet::new(),
+            extending: BTreeSet::new(),
+            topology,
+            to_follow,
             extend_at: None,
             flush_at: None,
             last_reply: Instant::now(),
@@ -116,30 +161,30 @@ impl Session {
         }
     }
 
-    /// Connects and subscribes, once.
-    ///
-    /// # Errors
-    /// Transport errors and refusals.
-    pub(super) async fn open(&mut self) -> Result<Line, Error> {
-        let topology = self.offer.cluster.topology();
-        let shards = usize::from(topology.shards());
-        // A shard that is gone has handed its partitions to others, and every port takes every request.
-        let shard = u16::try_from(self.number % shards).expect("below the number of shards");
-        let (connection, pushes) = self.offer.cluster.open_shard(&topology, shard).await?;
-        let (mailbox, replies) = mpsc::unbounded_channel();
-        self.offer.runner.reset_credit(self.number);
-        self.is_withdrawn = self.number >= shards || self.is_draining();
-        if !self.is_withdrawn {
-            let credit = self.offer.runner.grant(self.number).min(connection.info().credit_max);
-            let body = self.subscription(credit);
-            let request = connection.request(Header::request(Operation::Subscribe, 0, None), &body);
-            match tokio::time::timeout(self.offer.cluster.patience.answer, request).await {
-                Ok(reply) => drop(reply?.accepted()?),
-                Err(_) => return Err(Error::Timeout { after: self.offer.cluster.patience.answer }),
+    /// Its node and shard.
+    pub(super) fn key(&self) -> (u64, u16) {
+        self.key
+    }
+
+    /// Connects and subscribes, once; a connection that only brings answers, if nothing more is to be taken.
+    pub(super) fn opening(&self, place: Place) -> impl Future<Output = Result<Line, Error>> + Send + 'static {
+        let (offer, number) = (Arc::clone(&self.offer), self.number);
+        let is_subscribed = !self.is_draining();
+        async move {
+            let (connection, pushes) = offer.cluster.open(&place).await?;
+            let (mailbox, replies) = mpsc::unbounded_channel();
+            offer.runner.reset_credit(number);
+            if is_subscribed {
+                let credit = offer.runner.grant(number).min(connection.info().credit_max);
+                let body = offer.subscription(credit);
+                let request = connection.request(Header::request(Operation::Subscribe, 0, None), &body);
+                match tokio::time::timeout(offer.cluster.patience.answer, request).await {
+                    Ok(reply) => drop(reply?.accepted()?),
+                    Err(_) => return Err(Error::Timeout { after: offer.cluster.patience.answer }),
+                }
             }
+            Ok(Line { connection, pushes, mailbox, replies, is_subscribed })
         }
-        self.heard();
-        Ok(Line { connection, pushes, mailbox, replies })
     }
 
     /// Something arrived.
@@ -148,28 +193,12 @@ impl Session {
         self.ping_at = self.last_reply + QUIET;
     }
 
-    fn subscription(&self, credit: u32) -> Subscribe {
-        let mut bytes = Vec::new();
-        let offer = &self.offer;
-        Subscribe {
-            memory_bytes: offer.resources.memory_bytes,
-            queues: offer.queues.iter().map(|queue| put(&mut bytes, queue.as_bytes())).collect(),
-            cpu_milli: offer.resources.cpu_milli,
-            gpu_milli: offer.resources.gpu_milli,
-            custom: put(&mut bytes, offer.resources.custom.as_bytes()),
-            namespace: put(&mut bytes, offer.namespace.as_bytes()),
-            worker: put(&mut bytes, offer.worker.as_bytes()),
-            credit,
-            reserved: 0,
-            bytes,
-        }
-    }
-
     fn is_draining(&self) -> bool {
         *self.drain.borrow() != Drain::No
     }
 
-    /// Serves until the worker is shut down, over as many connections as it takes. What is still held then is told.
+    /// Serves until the worker is shut down or the shard is gone for good, over as many connections as it takes. What is
+    /// still held then is told.
     pub(super) async fn run(mut self, line: Option<Line>) {
         let mut line = line;
         loop {
@@ -183,55 +212,25 @@ impl Session {
                     tracing::warn!(session = self.number, %error, "a worker's connection was lost");
                 }
             }
-            self.outbox.lost();
-            self.offer.runner.reset_credit(self.number);
+            self.lost();
         }
         let held = self.find(|_| true);
         self.lose(held);
-    }
-
-    /// Connects again, for as long as there is something to connect for.
-    async fn reopen(&mut self) -> Option<Line> {
-        let mut wait = Backoff::new(&self.offer.cluster.patience);
-        while self.pause(wait.next()).await {
-            match self.open().await {
-                Ok(line) => {
-                    self.offer.runner.counters.reconnects.fetch_add(1, Ordering::Relaxed);
-                    let now = Instant::now();
-                    self.leases.iter_mut().flatten().for_each(|held| held.extend_at = now);
-                    self.extend_at = Some(now);
-                    return Some(line);
-                }
-                Err(error) => {
-                    tracing::warn!(session = self.number, %error, "a worker cannot connect; trying again");
-                    // The node may have come back with another map; that it is unreachable is no news.
-                    drop(self.offer.cluster.learn().await);
-                }
-            }
-        }
-        None
-    }
-
-    /// Waits between connections, taking events; false when there is nothing left to connect for.
-    async fn pause(&mut self, pause: Duration) -> bool {
-        let until = Instant::now() + pause;
-        loop {
-            if *self.drain.borrow() == Drain::GiveUp || (self.is_draining() && self.is_idle()) {
-                return false;
-            }
-            tokio::select! {
-                () = sleep_until(until) => return true,
-                Some(event) = self.events.recv() => self.take(event),
-                changed = self.drain.changed() => if changed.is_err() { return false },
-            }
-        }
+        self.offer.runner.remove_session(self.number);
+        self.offer.runner.wake_starving();
     }
 
     fn is_idle(&self) -> bool {
-        self.leases.len() == self.free.len() && self.outbox.is_empty()
+        self.leases.len() == self.free.len() && self.outbox.is_empty() && self.away.is_empty()
     }
 
     async fn serve(&mut self, mut line: Line) -> Ended {
+        self.is_withdrawn = !line.is_subscribed;
+        self.heard();
+        // A shutdown that began while the connection was opened.
+        if let Err(error) = self.drain_begins(&line) {
+            return Ended::Lost(error);
+        }
         loop {
             if let Err(error) = self.flush(&line) {
                 return Ended::Lost(error);
@@ -253,6 +252,11 @@ impl Session {
                 Some((tag, reply)) = line.replies.recv() => self.replied(tag, reply),
                 () = sleep_until(alarm) => self.alarm(&line),
                 () = self.more_credit.notified() => Ok(()),
+                Some(delivered) = self.away.join_next() => {
+                    self.delivered(delivered);
+                    Ok(())
+                }
+                Ok(()) = self.to_follow.changed() => self.follow(),
                 changed = self.drain.changed() => match changed {
                     Ok(()) => self.drain_begins(&line),
                     // The worker's handle was dropped.
@@ -290,6 +294,10 @@ impl Session {
                 }
             }
             Event::Progressed(lease) => self.progressed.push(lease),
+            Event::Shed(lease) => {
+                self.remove(&lease);
+                self.shed.push(lease);
+            }
         }
     }
 
@@ -338,8 +346,8 @@ impl Session {
         let lease = Arc::new(lease);
         let extend_at = now + lease.contract.lease / 3;
         self.extend_at = Some(self.extend_at.map_or(extend_at, |at| at.min(extend_at)));
-        self.leases[lease.slot] = Some(Held { lease: Arc::clone(&lease), extend_at });
-        Job { lease, events: self.to_events.clone() }
+        self.leases[lease.slot] = Some(Held { lease: Arc::clone(&lease), extend_at, extended_by: self.key.0 });
+        Job { since: now.into_std(), lease, events: self.to_events.clone() }
     }
 
     fn revoked(&mut self, push: &Message) -> Result<(), Error> {
@@ -373,26 +381,33 @@ impl Session {
     fn replied(&mut self, tag: u64, reply: Option<Message>) -> Result<(), Error> {
         let Some(reply) = reply else { return Err(Error::lost("the connection ended")) };
         self.heard();
-        let Some(frame) = self.outbox.answered(tag) else { return Ok(()) };
+        let Some((frame, is_resend)) = self.outbox.answered(tag) else { return Ok(()) };
         match reply.accepted() {
-            Ok(reply) => self.accepted(frame, &reply),
+            Ok(reply) => self.accepted(frame, is_resend, &reply),
             Err(Error::Refused(refusal)) => {
-                self.refused(frame, &refusal);
+                self.refused(frame, is_resend, &refusal);
                 Ok(())
             }
             Err(error) => Err(error),
         }
     }
 
-    fn accepted(&mut self, frame: Sent, reply: &Message) -> Result<(), Error> {
+    fn accepted(&mut self, frame: Sent, is_resend: bool, reply: &Message) -> Result<(), Error> {
         let counters = &self.offer.runner.counters;
         match frame {
             Sent::Complete(..) | Sent::Fail(..) => {
                 let reply = reply.read::<ArchivedBatchReply>()?;
-                let taken = u64::from(reply.accepted.to_native());
-                let counter = if matches!(frame, Sent::Complete(..)) { &counters.completed } else { &counters.failed };
-                counter.fetch_add(taken, Ordering::Relaxed);
-                counters.stale.fetch_add(reply.exceptions.len() as u64, Ordering::Relaxed);
+                let (counter, state) = match frame {
+                    Sent::Complete(..) => (&counters.completed, State::Succeeded),
+                    _ => (&counters.failed, State::Failed),
+                };
+                // The first copy arrived; or somebody else was as quick, which cannot be told apart here.
+                let is_arrived = |row: &&ArchivedExceptionRow| {
+                    is_resend && row.code.to_native() == Code::AlreadyFinal.number() && row.state == state.number()
+                };
+                let arrived = reply.exceptions.iter().filter(is_arrived).count() as u64;
+                counter.fetch_add(u64::from(reply.accepted.to_native()) + arrived, Ordering::Relaxed);
+                counters.stale.fetch_add(reply.exceptions.len() as u64 - arrived, Ordering::Relaxed);
             }
             Sent::Extend(leases) => {
                 let reply = reply.read::<ArchivedBatchReply>()?;
@@ -407,15 +422,20 @@ impl Session {
         Ok(())
     }
 
-    fn refused(&mut self, frame: Sent, refusal: &Refusal) {
+    fn refused(&mut self, frame: Sent, is_resend: bool, refusal: &Refusal) {
         match frame {
+            Sent::Withdraw => self.is_withdrawn = true,
+            // A node that lost the lead while the answer waited for its flush may have passed it on.
+            Sent::Complete(..) | Sent::Fail(..) | Sent::Extend(_) if refusal.code == Code::NotLeader => {
+                self.deliver(frame, true);
+            }
             Sent::Complete(..) | Sent::Fail(..) if refusal.is_temporary() => {
                 let wait = refusal.retry_after.unwrap_or(Duration::from_millis(100));
                 self.flush_at = Some(Instant::now() + crate::cluster::jittered(wait));
-                self.outbox.again(frame);
+                self.outbox.again(frame, is_resend);
             }
-            Sent::Withdraw => self.is_withdrawn = true,
-            _ if refusal.code == Code::StaleLease => {}
+            // What another node leads is not this one's to take back: the lease ended with the lead.
+            _ if matches!(refusal.code, Code::StaleLease | Code::NotLeader) => {}
             _ => {
                 tracing::error!(session = self.number, %refusal, "the server refused a worker's frame; its tasks run again")
             }
@@ -426,9 +446,12 @@ impl Session {
     fn flush(&mut self, line: &Line) -> Result<(), Error> {
         if self.flush_at.is_none_or(|at| at <= Instant::now()) {
             self.flush_at = None;
+            self.hand_over();
             self.outbox.flush(&line.connection, &line.mailbox)?;
         }
         self.flush_progress(line)?;
+        let shed = std::mem::take(&mut self.shed);
+        self.release(line, shed)?;
         if !self.is_draining() && !self.is_withdrawn {
             let credit = self.offer.runner.grant(self.number);
             if credit > 0 {
@@ -464,7 +487,7 @@ impl Session {
     fn alarm(&mut self, line: &Line) -> Result<(), Error> {
         let now = Instant::now();
         if self.extend_at.is_some_and(|at| at <= now) {
-            self.extend(line, now)?;
+            self.extend(Some(line), now)?;
         }
         if self.ping_at <= now {
             let answer = self.offer.cluster.patience.answer;
@@ -479,21 +502,34 @@ impl Session {
         Ok(())
     }
 
-    /// Sends the heartbeats that are due, or soon would be.
-    fn extend(&mut self, line: &Line, now: Instant) -> Result<(), Error> {
+    /// Sends the heartbeats that are due, or soon would be. Without a line those of partitions elsewhere only.
+    fn extend(&mut self, line: Option<&Line>, now: Instant) -> Result<(), Error> {
         let mut due: BTreeMap<PartitionId, Vec<Arc<Lease>>> = BTreeMap::new();
         let mut next: Option<Instant> = None;
         for held in self.leases.iter_mut().flatten() {
-            let length = held.lease.contract.lease;
-            if held.extend_at <= now + length / 6 {
-                held.extend_at = now + length / 3;
-                due.entry(held.lease.id.partition()).or_default().push(Arc::clone(&held.lease));
+            let partition = held.lease.id.partition();
+            let leader = leader_elsewhere(&self.topology, self.key, partition);
+            if held.lease.is_cancelled.load(Ordering::Acquire) {
+                continue;
             }
-            next = Some(next.map_or(held.extend_at, |at| at.min(held.extend_at)));
+            let length = held.lease.contract.lease;
+            if held.extend_at <= now + length / 6 && (line.is_some() || leader.is_some()) {
+                held.extend_at = now + length / 3;
+                held.extended_by = leader.unwrap_or(self.key.0);
+                due.entry(partition).or_default().push(Arc::clone(&held.lease));
+            }
+            if line.is_some() || leader.is_some() {
+                next = Some(next.map_or(held.extend_at, |at| at.min(held.extend_at)));
+            }
         }
         self.extend_at = next;
-        for leases in due.into_values() {
-            self.outbox.send(&line.connection, &line.mailbox, Sent::Extend(leases), false)?;
+        for (partition, leases) in due {
+            match line {
+                Some(line) if !self.is_elsewhere(partition) => {
+                    self.outbox.send(&line.connection, &line.mailbox, Sent::Extend(leases), false)?;
+                }
+                _ => self.deliver(Sent::Extend(leases), false),
+            }
         }
         Ok(())
     }
@@ -505,23 +541,28 @@ impl Session {
         }
         self.offer.runner.reset_credit(self.number);
         let header = Header::request(Operation::Subscribe, 0, None);
-        let body = self.subscription(0);
+        let body = self.offer.subscription(0);
         self.outbox.send_with(&line.connection, &line.mailbox, header, &body, Sent::Withdraw)?;
         self.release_unstarted(line)
     }
 
     fn release_unstarted(&mut self, line: &Line) -> Result<(), Error> {
-        let mut frames: BTreeMap<PartitionId, Leases> = BTreeMap::new();
-        for lease in self.find(Lease::is_unstarted) {
-            if lease.drop_unstarted() {
-                self.remove(&lease);
-                frames.entry(lease.id.partition()).or_default().rows.push(lease.row());
-            }
-        }
-        if frames.is_empty() {
+        let unstarted: Vec<Arc<Lease>> =
+            self.find(Lease::is_unstarted).into_iter().filter(|lease| lease.drop_unstarted()).collect();
+        if unstarted.is_empty() {
             return Ok(());
         }
+        unstarted.iter().for_each(|lease| self.remove(lease));
         self.offer.runner.purge();
+        self.release(line, unstarted)
+    }
+
+    /// Gives leases back.
+    fn release(&mut self, line: &Line, leases: Vec<Arc<Lease>>) -> Result<(), Error> {
+        let mut frames: BTreeMap<PartitionId, Leases> = BTreeMap::new();
+        for lease in leases {
+            frames.entry(lease.id.partition()).or_default().rows.push(lease.row());
+        }
         for (partition, body) in frames {
             let header = Header::request(Operation::Release, 0, Some(partition));
             let sent = Sent::Release(body.rows.len() as u64);
@@ -529,4 +570,10 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// The node that leads a partition, if it is another one than this session's, or this session's shard is no more.
+fn leader_elsewhere(topology: &Topology, key: (u64, u16), partition: PartitionId) -> Option<u64> {
+    let leader = topology.leader(partition).ok().flatten()?.node.id;
+    (leader != key.0 || topology.place(key).is_none()).then_some(leader)
 }

@@ -94,9 +94,8 @@ impl Oracle {
             let succeeded = parent.completed.is_some() || parent.valid_term.is_some_and(|valid| valid < term);
             if task.contract.continues {
                 let may_have_fallen = parent.contract.has_deadline || parent.cancel_received || parent.retried > 0;
-                let is_live = |lease: &Lease| {
-                    term_of(lease.token) == term && !lease.may_be_over && now_us < lease.ends_us
-                };
+                let is_live =
+                    |lease: &Lease| term_of(lease.token) == term && !lease.may_be_over && now_us < lease.ends_us;
                 let live = !may_have_fallen && parent.leases.iter().any(is_live);
                 let began = parent.attempts_seen > 0 || parent.cancel_received || parent.contract.has_deadline;
                 require(!live && (succeeded || began || self.has_fallen(*need)), || {

@@ -50,7 +50,11 @@ impl Oracle {
         }
         if before.is_some() {
             // Its leases are no longer in force.
-            let own = self.tasks.iter_mut().filter(|(id, _)| id.partition().0 == group).flat_map(|(_, task)| &mut task.leases);
+            let own = self
+                .tasks
+                .iter_mut()
+                .filter(|(id, _)| id.partition().0 == group)
+                .flat_map(|(_, task)| &mut task.leases);
             own.filter(|lease| lease.life == life && Some(term_of(lease.token)) != term)
                 .for_each(|lease| lease.may_be_over = true);
         }
@@ -78,7 +82,9 @@ impl Oracle {
             Some(other) => {
                 self.replicas.compared += 1;
                 require(other == hash, || {
-                    format!("group {group} at index {index}: process {life} has state {hash:#x}, another had {other:#x}")
+                    format!(
+                        "group {group} at index {index}: process {life} has state {hash:#x}, another had {other:#x}"
+                    )
                 })
             }
         }

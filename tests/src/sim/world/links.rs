@@ -72,7 +72,9 @@ impl World {
         let mut buffer = std::mem::take(&mut link.at_node);
         let clock_us = self.clock_us(place);
         take_frames(&mut buffer, |header, body| {
-            if let Some(own) = self.places[usize::from(place)].running().and_then(|node| node.loops.get_mut(usize::from(shard))) {
+            if let Some(own) =
+                self.places[usize::from(place)].running().and_then(|node| node.loops.get_mut(usize::from(shard)))
+            {
                 let time_us = own.time_us(clock_us);
                 self.oracle.clock(time_us);
                 self.oracle.received(number, life, &header, body, time_us);
@@ -165,7 +167,8 @@ impl World {
             }
         }
         for (number, to_peer_us) in told {
-            let pause_us = if death == Death::Power { self.dice.range(50, 300_000) } else { self.dice.range(50, 5_000) };
+            let pause_us =
+                if death == Death::Power { self.dice.range(50, 300_000) } else { self.dice.range(50, 5_000) };
             self.at(to_peer_us.max(self.now_us) + pause_us, Event::PeerHearsLoss { link: number });
         }
         self.links.retain(|_, link| link.node_open || link.peer_open);
@@ -225,9 +228,10 @@ impl World {
             return;
         }
         let latency_us = self.latency_us();
-        let is_there = self.places.get(usize::from(target.place)).is_some_and(|place| {
-            place.node.is_some() && !place.is_paused && target.shard < place.site.shards
-        });
+        let is_there = self
+            .places
+            .get(usize::from(target.place))
+            .is_some_and(|place| place.node.is_some() && !place.is_paused && target.shard < place.site.shards);
         if is_there && self.client_cut_us(target.place) == 0 {
             self.after(latency_us, Event::Opened { actor, target });
         } else {

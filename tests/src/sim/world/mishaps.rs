@@ -197,8 +197,7 @@ impl World {
         let lost = self.places.iter().flat_map(|place| &place.gone);
         let is_replaced = |id: &NodeId| map.groups().all(|(_, placement)| !placement.contains(*id));
         let rotten = self.places.iter().any(|place| place.disks.iter().any(|disk| disk.is_rotten()));
-        let is_safe =
-            map.groups().all(|(_, placement)| placement.settled && placement.replicas.len() >= REPLICAS_MIN);
+        let is_safe = map.groups().all(|(_, placement)| placement.settled && placement.replicas.len() >= REPLICAS_MIN);
         is_safe && !rotten && lost.into_iter().all(is_replaced)
     }
 
@@ -225,8 +224,7 @@ impl World {
                 (admin.node, admin.to) = (id(from), id(to));
             }
             Fault::Transfer { partition, to } => {
-                (admin.verb, admin.partition, admin.to) =
-                    (cluster_verb::TRANSFER_LEADER, partition.into(), id(to));
+                (admin.verb, admin.partition, admin.to) = (cluster_verb::TRANSFER_LEADER, partition.into(), id(to));
             }
             _ => admin.verb = cluster_verb::REBALANCE,
         }

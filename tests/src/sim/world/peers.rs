@@ -114,7 +114,8 @@ impl World {
 
     /// A process is gone: what was on its way to and from it is lost.
     pub(super) fn drop_peers(&mut self, place: u16, death: Death) {
-        let keys: Vec<LinkKey> = self.peer_links.keys().copied().filter(|key| key.0 == place || key.2 == place).collect();
+        let keys: Vec<LinkKey> =
+            self.peer_links.keys().copied().filter(|key| key.0 == place || key.2 == place).collect();
         let id = self.places[usize::from(place)].id;
         for key in keys {
             let (from, from_shard, to, to_shard) = key;
@@ -126,8 +127,11 @@ impl World {
             link.arrives_us = 0;
             let (other, shard) = if from == place { (to, to_shard) } else { (from, from_shard) };
             // Who is sent to without an answer hears only after a while that nobody is there.
-            let delay_us =
-                if death == Death::Power { self.dice.range(200_000, SILENCE_US_MAX) } else { self.dice.range(50, 5_000) };
+            let delay_us = if death == Death::Power {
+                self.dice.range(200_000, SILENCE_US_MAX)
+            } else {
+                self.dice.range(50, 5_000)
+            };
             self.hear_loss(other, shard, id, delay_us);
         }
     }

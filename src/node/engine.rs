@@ -1,0 +1,36 @@
+//! What the engine of a shard is told, from the configuration.
+
+use taskmaster_engine::Config as ShardConfig;
+use taskmaster_engine::cluster::{Limits, NodeInfo};
+
+use crate::config::Config;
+
+/// Part of a shard's memory for log entries that replicas elsewhere may still need, and the most of it, in bytes.
+const LOG_SHARE: u64 = 8;
+const LOG_BYTES_KEPT_MAX: u64 = 128 << 20;
+
+/// Shard `number` of the node that `info` describes and whose data directory has the id `dir`.
+pub(super) fn shard_config(config: &Config, info: &NodeInfo, dir: u128, number: usize) -> ShardConfig {
+    let partitions = config.node.partitions;
+    let memory_bytes_max = config.memory_bytes() / info.shards() as u64;
+    let kept = config.queues.finished_max / u64::from(partitions);
+    ShardConfig {
+        node: info.clone(),
+        number: u16::try_from(number).expect("shards are few"),
+        partitions,
+        // A node that stands alone is a cluster of one; one that may have company waits to be told.
+        found: if config.clustered { 0 } else { dir.max(1) },
+        replication: config.cluster.replication,
+        limits: Limits {
+            replace_after_us: config.cluster.replace_after.as_ms().saturating_mul(1_000),
+            moves_max: config.cluster.moves_max,
+            ..Limits::default()
+        },
+        seed: info.id.0,
+        memory_bytes_max,
+        log_bytes_kept: (memory_bytes_max / LOG_SHARE).min(LOG_BYTES_KEPT_MAX),
+        kept_max: u32::try_from(kept).unwrap_or(u32::MAX),
+        retention_ms: u32::try_from(config.queues.retention.as_ms()).unwrap_or(u32::MAX),
+        auto_create_queues: config.queues.auto_create,
+    }
+}
