@@ -146,14 +146,8 @@ impl Shard {
     /// Begins or ends serving as leadership comes and goes.
     fn watch_leadership(&mut self, group: &mut Group, effects: &mut Effects) {
         let replica = &group.replica;
-        let serves = replica.is_leader() && replica.term() == group.serving && replica.is_member();
-        if group.serving > 0 && !serves {
+        if group.serving > 0 && (!replica.is_leader() || replica.term() != group.serving) {
             self.stop_serving(group, effects);
-        }
-        if group.replica.is_leader() && !group.replica.is_member() && !group.replica.is_transferring() {
-            // It was taken out while it led: it can propose nothing, and nobody else stands for election while it beats.
-            let heir = group.replica.heir();
-            heir.into_iter().for_each(|heir| group.replica.transfer(heir));
         }
         if group.serving == 0 && group.replica.is_ready_to_serve() {
             self.start_serving(group);
