@@ -336,7 +336,7 @@ impl Cluster {
         let connection = match self.open(place).await {
             Ok((connection, _)) => Arc::new(connection),
             // The shard's own port may be hidden (a port mapping, a restart): every port of a node takes every request.
-            Err(error) => match place.node.live() {
+            Err(error) => match place.node.live(0) {
                 Some(connection) => connection,
                 None if topology.nodes().len() == 1 => {
                     let Seed { connection, said } = open_seed(&self.connector, &self.options).await?;

@@ -110,11 +110,14 @@ impl Client {
     /// # Errors
     /// Refusals with a sentence that says what is wrong; transport errors.
     pub async fn change_cluster(&self, change: &ClusterChange) -> Result<(), Error> {
+        let cluster = self.cluster();
         let target = match change {
-            ClusterChange::Bootstrap | ClusterChange::Join { .. } => Target::Any,
+            // They concern the node connected to, which knows no other.
+            ClusterChange::Bootstrap | ClusterChange::Join { .. } => {
+                cluster.topology().nodes().first().map_or(Target::Any, |node| Target::Shard((node.id, 0)))
+            }
             _ => Target::Meta,
         };
-        let cluster = self.cluster();
         cluster.call_for(Operation::ClusterAdmin, target, &change.to_body(), Duration::ZERO).await.map(drop)
     }
 }

@@ -26,6 +26,8 @@ const WAIT: Duration = Duration::from_millis(10);
 /// How long a node may be silent before another one is asked too.
 const HEDGE: Duration = Duration::from_millis(60);
 
+/// Looks after which the turns begin anew; a multiple of the usual numbers of nodes and shards.
+const LOOKS: usize = 5_040;
 /// Each of so many looks believes nobody that a node is gone.
 const DOUBT: usize = 4;
 
@@ -63,7 +65,7 @@ impl Cluster {
         if let Some(last) = looking.last {
             sleep_until(last + jittered(WAIT)).await;
         }
-        looking.turn = looking.turn.wrapping_add(1);
+        looking.turn = looking.turn.wrapping_add(1) % LOOKS;
         let learnt = self.look(looking.turn).await;
         looking.last = Some(Instant::now());
         learnt
@@ -112,7 +114,7 @@ impl Cluster {
             let (connector, options, known) = (connector.clone(), options.clone(), Arc::clone(&known));
             async move {
                 node.set_slow(true);
-                let said = ask_node(&node, &connector, &options).await;
+                let said = ask_node(&node, turn / count, &connector, &options).await;
                 // One that refuses connections is known to be gone; only silence costs time.
                 node.set_slow(false);
                 said.and_then(|said| match &said.map {
@@ -148,9 +150,9 @@ impl Cluster {
     }
 }
 
-/// Asks a node that is known.
-async fn ask_node(node: &Node, connector: &Connector, options: &Options) -> Result<Said, Error> {
-    let connection = match node.live() {
+/// Asks a node that is known, by turns at each of its shards, which hear of leaders by themselves.
+async fn ask_node(node: &Node, turn: usize, connector: &Connector, options: &Options) -> Result<Said, Error> {
+    let connection = match node.live(turn) {
         Some(connection) => connection,
         None => {
             let link = node.link(0);

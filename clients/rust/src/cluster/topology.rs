@@ -83,9 +83,10 @@ impl Node {
         &self.links[usize::from(shard)]
     }
 
-    /// Any of its connections.
-    pub(super) fn live(&self) -> Option<Arc<Connection>> {
-        self.links.iter().find_map(Link::live)
+    /// One of its connections, by turns.
+    pub(super) fn live(&self, turn: usize) -> Option<Arc<Connection>> {
+        let shards = self.links.len();
+        (0..shards).find_map(|step| self.links[(turn + step) % shards].live())
     }
 
     pub(super) fn is_slow(&self) -> bool {
