@@ -2,9 +2,9 @@
 
 use taskmaster_protocol::NodeId;
 
-use super::Shard;
+use super::{Effects, Shard};
 use crate::peer::{Frame, PeerAddr};
-use crate::permits::{self, SETTLE_US, owning_partition};
+use crate::permits::{self, NoteAbout, SETTLE_US, owning_partition};
 
 impl Shard {
     /// Leaders or queues came: looks again who owns what.
@@ -27,9 +27,10 @@ impl Shard {
     }
 
     /// A note about a queue's permits.
-    pub(super) fn permit(&mut self, from: PeerAddr, frame: &Frame<'_>) {
-        if let Some(about) = permits::decode(frame) {
-            self.dispatch.take_note(from, &about);
+    pub(super) fn permit(&mut self, from: PeerAddr, frame: &Frame<'_>, effects: &mut Effects) {
+        let Some(about) = permits::decode(frame) else { return };
+        if let Some(note) = self.dispatch.take_note(from, &about) {
+            permits::encode(&NoteAbout { note, ..about }, effects.peer(from));
         }
     }
 
