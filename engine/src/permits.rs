@@ -187,9 +187,11 @@ impl Permits {
         is_lost.then_some(Note::Grant { session, start: borrower.need.start, total: borrower.granted })
     }
 
-    /// Owner: a node is down, and with it its leases.
-    pub(crate) fn forget(&mut self, node: taskmaster_protocol::NodeId) {
-        self.borrowers.retain(|who, _| who.node != node);
+    /// Owner: nodes are down, and with them their leases. `true` if something was lent to one.
+    pub(crate) fn forget(&mut self, is_down: impl Fn(taskmaster_protocol::NodeId) -> bool) -> bool {
+        let before = self.borrowers.len();
+        self.borrowers.retain(|who, _| !is_down(who.node));
+        self.borrowers.len() < before
     }
 
     /// Others: permits came.
