@@ -111,7 +111,13 @@ pub(crate) fn owning_partition(namespace: &str, name: &str, partitions: u16) -> 
 
 impl Permits {
     /// Takes over who owns the limits. `true` if that changed.
-    pub(crate) fn owned_by(&mut self, owner: Option<(PeerAddr, u64)>, own: PeerAddr, start: u64, settles_us: u64) -> bool {
+    pub(crate) fn owned_by(
+        &mut self,
+        owner: Option<(PeerAddr, u64)>,
+        own: PeerAddr,
+        start: u64,
+        settles_us: u64,
+    ) -> bool {
         if self.owner == owner {
             return false;
         }

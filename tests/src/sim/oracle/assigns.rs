@@ -67,7 +67,9 @@ impl Oracle {
         })?;
         // Another leader, whose clock is ahead, may have let it become ready.
         let due_us = task.first_received_us + task.contract.delay_us;
-        require(task.retried > 0 || self.clock_us_max >= due_us, || format!("{id} was assigned before its delay was over"))
+        require(task.retried > 0 || self.clock_us_max >= due_us, || {
+            format!("{id} was assigned before its delay was over")
+        })
     }
 
     /// Leases of one concurrency key that are surely in force at its leader.

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use taskmaster_protocol::body::{ClusterAdmin, cluster_verb};
 use taskmaster_engine::cluster::{ClusterMap, META_GROUP, NodeStatus};
-use taskmaster_protocol::{NodeId, PartitionId};
+use taskmaster_protocol::body::{ClusterAdmin, cluster_verb};
 use taskmaster_protocol::frame::NO_PARTITION;
+use taskmaster_protocol::{NodeId, PartitionId};
 
 use super::nodes::Death;
 use super::{Event, LOOK_US, Phase, World};

@@ -55,7 +55,13 @@ impl World {
         }
         self.note(3, u64::from(number) << 32 | life);
         let replicas: Vec<_> = self.replicas_at(number);
-        self.tell(|| format!("place {number} starts life {life} as {} ({}), replicas {replicas:?}", self.places[usize::from(number)].id, self.places[usize::from(number)].id.0));
+        self.tell(|| {
+            format!(
+                "place {number} starts life {life} as {} ({}), replicas {replicas:?}",
+                self.places[usize::from(number)].id,
+                self.places[usize::from(number)].id.0
+            )
+        });
         for shard in 0..self.places[usize::from(number)].site.shards {
             self.turn_soon(number, shard);
             self.segment_soon(number, shard);
