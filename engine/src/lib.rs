@@ -41,6 +41,8 @@ pub use entry::{COMMAND_HEADER_BYTES, EntryError};
 pub use peer::PeerAddr;
 pub use refused::Refused;
 pub use replica::record;
+#[doc(hidden)]
+pub use shard::hooks::Planted;
 pub use shard::snapshots::{SnapshotStep, tag};
 pub use shard::{Config, Input, Shard, Stats};
 pub use state::{STATES, State};

@@ -223,6 +223,9 @@ impl Replica {
 
     /// Time passed: [`TICK_US`].
     pub(crate) fn tick(&mut self) {
+        if self.is_installing() {
+            return;
+        }
         let was = self.raw.raft.state;
         self.raw.tick();
         if self.raw.raft.state != was && !self.is_leader() {
@@ -231,8 +234,17 @@ impl Replica {
         self.set_timeout();
     }
 
+    /// An installed snapshot is on its way into the shard's log. The library looks for the entries that it replaced when this
+    /// replica stands for election meanwhile.
+    fn is_installing(&self) -> bool {
+        self.persisting.iter().any(|waiting| waiting.installed > 0)
+    }
+
     /// A message from another replica. Messages that no longer concern it are passed over.
     pub(crate) fn step(&mut self, message: Message) {
+        if self.is_installing() && message.get_msg_type() == MessageType::MsgTimeoutNow {
+            return;
+        }
         // An error means that the sender is not of the group any more, or that a proposal was dropped.
         let _ = self.raw.step(message);
         self.set_timeout();
@@ -240,7 +252,7 @@ impl Replica {
 
     /// Stands for election at once, although a leader was heard of a moment ago: it is known to be gone.
     pub(crate) fn campaign_over(&mut self, lost: u64) {
-        if self.is_leader() || self.leader() != lost || !self.is_voter() {
+        if self.is_leader() || self.leader() != lost || !self.is_voter() || self.is_installing() {
             return;
         }
         let raft = &mut self.raw.raft;
@@ -400,6 +412,19 @@ impl Replica {
         index.unwrap_or(self.raw.raft.raft_log.persisted).min(self.log().last().index)
     }
 
+    /// A leader that was taken out of the group leads no longer: the library's leaders take their own place for granted. The
+    /// voter that has most of the log stands for election at once.
+    fn resign(&mut self) {
+        let (own, term) = (self.raw.raft.id, self.term());
+        let voters = self.conf().voters.iter().copied().filter(|&node| node != own);
+        if let Some(to) = voters.max_by_key(|&node| self.matched(node)) {
+            let mut message = Message { from: own, to, term, ..Message::default() };
+            message.set_msg_type(MessageType::MsgTimeoutNow);
+            self.raw.raft.msgs.push(message);
+        }
+        self.raw.raft.become_follower(term, 0);
+    }
+
     /// The shard's log is safe up to `sequence`.
     pub(crate) fn flushed(&mut self, sequence: u64) {
         self.flushed = self.flushed.max(sequence);
@@ -410,15 +435,9 @@ impl Replica {
         self.persisting.front().is_some_and(|first| first.sequence <= self.flushed)
     }
 
-    /// Whether this replica has a place in the configuration. One that leads without can propose nothing.
+    /// Whether this replica has a place in the configuration.
     pub(crate) fn is_member(&self) -> bool {
         self.raw.raft.prs().get(self.raw.raft.id).is_some()
-    }
-
-    /// The voter that has most of the log, this one not counted.
-    pub(crate) fn heir(&self) -> Option<u64> {
-        let others = self.conf().voters.iter().copied().filter(|&node| node != self.raw.raft.id);
-        others.max_by_key(|&node| self.matched(node))
     }
 
     /// Whether something waits for the shard's log.
@@ -457,6 +476,9 @@ impl Replica {
         let reached = self.raw.apply_conf_change(&change).expect("the proposer made a legal change");
         assert_eq!(conf::sorted(reached), to, "the configuration that was proposed");
         self.raw.mut_store().conf = to;
+        if self.is_leader() && !self.is_member() {
+            self.resign();
+        }
         self.set_timeout();
     }
 }

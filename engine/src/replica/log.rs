@@ -144,6 +144,11 @@ impl Log {
         offered.push((to, meta));
     }
 
+    /// What was streamed to a follower is of no more use to it.
+    pub(crate) fn retract(&self, from: u64) {
+        self.offered.borrow_mut().retain(|(node, _)| *node != from);
+    }
+
     /// No snapshot is on offer any more.
     pub(crate) fn withdraw(&self) {
         self.offered.borrow_mut().clear();

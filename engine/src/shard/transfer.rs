@@ -234,6 +234,9 @@ impl Shard {
     /// Forgets a transfer; what was being written of it stops.
     fn end_transfer(&mut self, index: usize, failed: bool) {
         let sending = self.transfers.sending.swap_remove(index);
+        if let Some(group) = self.group(sending.group) {
+            group.replica.log().retract(sending.to.0);
+        }
         if failed && let Some(group) = self.group_mut(sending.group) {
             if group.replica.is_taking_snapshot(sending.to.0) {
                 group.replica.snapshot_failed(sending.to.0);
@@ -280,7 +283,7 @@ impl Shard {
         let (Some(len), Some(last)) = (fields.u32(), fields.u32()) else { return };
         let Some(bytes) = fields.padded(len) else { return };
         let group = frame.group;
-        if self.group(group).is_none() && !self.make_room(group) {
+        if self.disk_full || (self.group(group).is_none() && !self.make_room(group)) {
             return;
         }
         let known = self.transfers.receiving.get(&group);
