@@ -20,6 +20,7 @@ mod queue;
 mod run;
 mod serve;
 mod signal;
+mod sim;
 mod submit;
 mod task;
 mod worker;
@@ -110,6 +111,8 @@ enum Command {
     Cluster(cluster::Command),
     /// Measure a node under load; without an address, a node of its own
     Bench(bench::Arguments),
+    /// Run whole clusters in virtual time with seeded faults, and check that nothing is lost or doubled
+    Sim(sim::Arguments),
     /// Check this machine and say how to mend what is wrong
     Doctor(doctor::Arguments),
     /// Check or show a configuration
@@ -144,6 +147,7 @@ fn dispatch(global: &Global, command: Command) -> Result<Exit, Failure> {
         Command::Workflow(command) => workflow::run(global, command),
         Command::Cluster(command) => cluster::run(global, &command),
         Command::Bench(arguments) => bench::run(global, &arguments),
+        Command::Sim(arguments) => sim::run(global, &arguments),
         Command::Doctor(arguments) => doctor::run(global, &arguments),
         Command::Config(command) => config::run(global, &command),
         Command::Completions(arguments) => completions::run(&arguments),

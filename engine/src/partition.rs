@@ -591,6 +591,11 @@ impl Partition {
         self.retention_armed = false;
     }
 
+    /// For the mutation check: as if nobody held a unique key.
+    pub(crate) fn forget_unique(&mut self) {
+        self.unique.clear();
+    }
+
     /// Who holds a unique key.
     pub(crate) fn unique_holder(&self, key: &[u8], arena: &Arena) -> Option<Slot> {
         self.unique.find(hash_of(key), |&slot| arena.get(self.unique_key(slot)) == key).copied()

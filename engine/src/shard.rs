@@ -13,7 +13,7 @@ mod cluster;
 mod elections;
 mod group;
 mod groups;
-mod hooks;
+pub(crate) mod hooks;
 mod meta;
 mod notices;
 mod owners;
@@ -218,6 +218,7 @@ pub struct Shard {
     revoked: Vec<(u32, TaskId, u64)>,
     fired: Vec<Timer>,
     stats: Stats,
+    hooks: hooks::Hooks,
     /// When this process started; tells its leases from those of an earlier one.
     started_us: u64,
     last_time_us: u64,
@@ -266,6 +267,7 @@ impl Shard {
             revoked: Vec::new(),
             fired: Vec::new(),
             stats: Stats::default(),
+            hooks: hooks::Hooks::default(),
             started_us: now_us,
             last_time_us: now_us,
             room_bytes: 0,

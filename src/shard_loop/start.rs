@@ -37,6 +37,8 @@ const RING_BYTES: usize = 1 << 20;
 const PREEMPT_NEVER: Duration = Duration::from_secs(1 << 20);
 /// How long running tasks may take to finish when the node drains.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// How long the groups that are led here may take to get other leaders.
+const HAND_OVER_MAX: Duration = Duration::from_secs(2);
 const DRAIN_POLL: Duration = Duration::from_millis(5);
 /// How often a starting node looks whether it serves.
 const SERVING_POLL: Duration = Duration::from_millis(1);
@@ -218,6 +220,10 @@ async fn drain(shard_loop: &ShardLoop) {
     shard_loop.perform();
     let until_us = now_us() + u64::try_from(DRAIN_MAX.as_micros()).expect("a constant");
     while shard_loop.shard.borrow().leased() > 0 && now_us() < until_us {
+        sleep(DRAIN_POLL).await;
+    }
+    let until_us = now_us() + u64::try_from(HAND_OVER_MAX.as_micros()).expect("a constant");
+    while shard_loop.shard.borrow().is_handing_over() && now_us() < until_us {
         sleep(DRAIN_POLL).await;
     }
     while shard_loop.wal.unflushed_bytes() > 0 {

@@ -88,9 +88,10 @@ impl Shard {
                 let queue = partition.find_queue(spec.namespace, spec.queue);
                 queue.map_or(0, |queue| partition.queues[queue as usize].unfinished())
             };
-            let depth: u64 = self.partitions.iter().flatten().map(|partition| depth_in(partition)).sum();
-            // Batches go to partitions in turn, so every shard of the node has the same share of the limit.
-            let share = limit.div_ceil(u64::from(self.dispatch.shards));
+            let led = || self.partitions.iter().flatten().filter(|partition| partition.is_leading());
+            let depth: u64 = led().map(|partition| depth_in(partition)).sum();
+            // Batches go to partitions in turn, so every shard of the cluster has a share by the partitions that it leads.
+            let share = limit.saturating_mul(led().count() as u64).div_ceil(u64::from(self.config.partitions));
             if depth + self.backlog.tasks + tasks > share {
                 let message = format!(
                     "queue \"{}\" has a limit of {limit} unfinished tasks, and holds {depth} of this shard's {share}",

@@ -108,14 +108,16 @@ impl Shard {
             if !group.replica.has_ready() {
                 break;
             }
-            let step = group.replica.process(&mut self.unlogged, send);
+            let mut step = group.replica.process(&mut self.unlogged, send);
             if let Some((at, _)) = step.install {
                 self.install(group, at);
+                self.hooks.installed();
             }
+            self.hooks.order(&mut step.committed);
             let mut last = None;
             for entry in &step.committed {
                 self.apply_entry(group, entry, effects);
-                last = Some(Position { term: entry.term, index: entry.index });
+                last = last.max(Some(Position { term: entry.term, index: entry.index }));
             }
             if let Some(at) = last {
                 group.replica.applied_to(at);
@@ -170,6 +172,8 @@ impl Shard {
         let now_us = self.last_time_us;
         let Some((partition, mut cx)) = self.split(PartitionId(group.number), now_us) else { return };
         partition.lead(group.serving, &mut cx);
+        self.spoil(group);
+        let Some((partition, _)) = self.split(PartitionId(group.number), now_us) else { return };
         if partition.settings != wanted {
             let time_us = partition.command_us.max(now_us);
             let bytes = group.push(Verb::Settings, time_us, Request::default(), |out| {

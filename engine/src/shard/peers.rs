@@ -121,6 +121,10 @@ impl Shard {
         if self.group(frame.group).is_none() && !self.make_room(frame.group) {
             return;
         }
+        if self.disk_full && !message.entries.is_empty() {
+            // They come again when there is room; until then the group goes on without this replica.
+            return;
+        }
         if message.has_snapshot() && !self.is_received(frame.group, &message) {
             return;
         }

@@ -83,16 +83,30 @@ impl Shard {
         belongs
     }
 
+    /// Whether the node drains and still leads groups that others could lead.
+    #[must_use]
+    pub fn is_handing_over(&self) -> bool {
+        let mut led = self.groups.iter().flatten().filter(|group| group.serving > 0);
+        self.draining && led.any(|group| group.replica.conf().voters.len() > 1)
+    }
+
     /// The next step of every group that is led here.
     pub(super) fn reconcile(&mut self) {
         let Some(map) = self.map.clone() else { return };
+        let retires = self.disk_full || (self.draining && self.leased() == 0);
+        let own = self.config.node.id.0;
         for place in 0..self.groups.len() {
             let Some(group) = self.groups[place].as_deref_mut().filter(|group| group.serving > 0) else { continue };
+            if retires && hand_over(&mut group.replica, own) {
+                let number = group.number;
+                self.touch(number);
+                continue;
+            }
             let Some(placement) = map.placement(group.number) else { continue };
             let voters: Vec<u64> = placement.replicas.iter().map(|node| node.0).collect();
             let learners = if group.number == META_GROUP { learners(&map, &voters) } else { Vec::new() };
             let preferred = placement.leader.map(|node| node.0);
-            if step(&mut group.replica, self.config.node.id.0, voters, &learners, preferred) {
+            if step(&mut group.replica, own, voters, &learners, preferred) {
                 let number = group.number;
                 self.touch(number);
             }
@@ -110,6 +124,18 @@ fn learners(map: &ClusterMap, voters: &[u64]) -> Vec<u64> {
 fn has_caught_up(replica: &Replica, node: u64) -> bool {
     let behind = replica.matched(node).map(|matched| replica.last_index().saturating_sub(matched));
     replica.is_following(node) && behind.is_some_and(|behind| behind <= CAUGHT_UP)
+}
+
+/// Hands leadership to any voter that has the log; `true` if it is on its way.
+fn hand_over(replica: &mut Replica, own: u64) -> bool {
+    if replica.is_transferring() {
+        return true;
+    }
+    let heir = replica.conf().voters.iter().copied().find(|&node| node != own && has_caught_up(replica, node));
+    if let Some(heir) = heir {
+        replica.transfer(heir);
+    }
+    heir.is_some()
 }
 
 /// One step of a group; `true` if something was begun.

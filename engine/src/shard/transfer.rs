@@ -283,7 +283,7 @@ impl Shard {
         let (Some(len), Some(last)) = (fields.u32(), fields.u32()) else { return };
         let Some(bytes) = fields.padded(len) else { return };
         let group = frame.group;
-        if self.group(group).is_none() && !self.make_room(group) {
+        if self.disk_full || (self.group(group).is_none() && !self.make_room(group)) {
             return;
         }
         let known = self.transfers.receiving.get(&group);

@@ -176,6 +176,11 @@ impl Net {
         }
     }
 
+    /// The node is asked to stop.
+    pub(crate) fn drain(&mut self, id: u64) {
+        self.handle(id, Input::Drain);
+    }
+
     fn handle(&mut self, id: u64, input: Input<'_>) {
         let now_us = self.now_us;
         let node = self.nodes.get_mut(&id).unwrap();

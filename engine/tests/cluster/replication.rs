@@ -227,3 +227,13 @@ fn a_fourth_node_takes_its_share_and_a_drained_one_ends_without_replicas() {
         net.assert_equal(partition);
     }
 }
+
+#[test]
+fn a_node_that_drains_hands_its_partitions_over() {
+    let mut net = three(4);
+    let leader = net.leader(0).unwrap();
+    net.drain(leader);
+    net.until("others lead", |net| (0..4).all(|partition| net.leader(partition).is_some_and(|other| other != leader)));
+    assert!(!net.shard(leader).is_handing_over());
+    assert_eq!(accepted(&mut net, 0, 0..10), 10);
+}

@@ -5,8 +5,8 @@
 
 use std::collections::VecDeque;
 
-use taskmaster_engine::record::kind;
-use taskmaster_engine::{Config, Effects, Input, Shard, SnapshotStep};
+use taskmaster_engine::record::{self, kind};
+use taskmaster_engine::{Config, Effects, Input, Planted, Shard, SnapshotStep};
 use taskmaster_protocol::FrameBuffer;
 use taskmaster_storage::wal::{self, HeapBuffers, ScanParams, Writer, recover};
 
@@ -38,6 +38,16 @@ struct Writing {
 struct Time {
     last_outside_us: u64,
     ahead_us: u64,
+}
+
+/// Plants what is the engine's.
+fn plant(shard: &mut Shard, defect: Option<Defect>) {
+    match defect {
+        Some(Defect::ReuseToken) => shard.plant(Planted::ReuseToken),
+        Some(Defect::ForgetUniqueKeys) => shard.plant(Planted::ForgetUniqueKeys),
+        Some(Defect::ApplyOutOfOrderAfterSnapshot) => shard.plant(Planted::ApplyOutOfOrder),
+        _ => {}
+    }
 }
 
 /// Why a shard does not start.
@@ -77,6 +87,7 @@ impl ShardLoop {
         let broken = |sentence: String| StartError::Broken(sentence);
         let identity = config.node.id.0;
         let mut shard = Shard::new(config, now_us);
+        plant(&mut shard, defect);
         // Now and then the newest snapshot turns out damaged and the one before it is used.
         let newest_seq = disk.snapshots.last().map_or(0, |snapshot| snapshot.seq);
         let damaged = disk.snapshots.len() == 2 && dice.chance(15);
@@ -93,31 +104,11 @@ impl ShardLoop {
                 taken.map_err(|error| broken(format!("the snapshot does not read: {error}")))?;
             }
         }
-        if std::env::var_os("TASKMASTER_SIM_RECORDS").is_some() {
-            eprintln!(
-                "          snapshots {:?}",
-                disk.snapshots
-                    .iter()
-                    .map(|s| (s.seq, s.chunks.iter().map(|(t, c)| (*t, c[0], c.len())).collect::<Vec<_>>()))
-                    .collect::<Vec<_>>()
-            );
-        }
         let params = ScanParams { identity, after_seq, reach_seq: newest_seq };
         let mut seen = 0u64;
         let drops = defect == Some(Defect::DropRecoveredEntry);
         let recovered = recover(disk, params, |record| {
             seen += 1;
-            if std::env::var_os("TASKMASTER_SIM_RECORDS").is_some() {
-                eprintln!(
-                    "          block {} record kind {} seq {} group {} len {} idx {:?}",
-                    record.seq,
-                    record.kind,
-                    record.stamp,
-                    record.bytes[0],
-                    record.bytes.len(),
-                    record.bytes.get(8..16)
-                );
-            }
             if drops && record.kind == kind::ENTRY && seen >= 20 && seen.is_multiple_of(20) {
                 return Ok(());
             }
@@ -177,6 +168,8 @@ impl ShardLoop {
         self.time_us(now_us);
         let (writer, blocks, defect, closing) = (&mut self.writer, &mut self.blocks, self.defect, self.closing);
         let mut last = None;
+        let learns: Vec<u16> =
+            if defect == Some(Defect::LoseLearnerTail) { self.shard.learning().collect() } else { Vec::new() };
         self.shard.end_turn(now_us, &mut self.effects, |sequence, record_kind, parts| {
             // What comes after the log was closed is never answered.
             if closing {
@@ -184,25 +177,25 @@ impl ShardLoop {
             }
             look(record_kind, parts);
             last = Some(sequence);
-            if defect == Some(Defect::SkipHardState) && record_kind == kind::HARD {
-                if let Some((_, last)) = blocks.back_mut() {
-                    *last = sequence;
-                }
-                return;
-            }
+            let is_vote = defect == Some(Defect::SkipHardState) && record_kind == kind::HARD;
+            let is_learnt =
+                record_kind == kind::ENTRY && learns.iter().any(|group| parts[0][..2] == group.to_le_bytes());
+            // What is not logged leaves a record that says nothing: a gap would be found by the count alone.
+            let mut nothing = [0; record::HARD_BYTES];
+            nothing[..2].copy_from_slice(&parts[0][..2]);
+            let (record_kind, parts) =
+                if is_vote || is_learnt { (kind::HARD, &[&nothing[..]][..]) } else { (record_kind, parts) };
             let position = writer.append(record_kind, sequence, parts).expect("the log takes what is admitted");
             match blocks.back_mut() {
                 Some((block, last)) if *block == position.seq => *last = sequence,
                 _ => blocks.push_back((position.seq, sequence)),
             }
         });
-        if let Some(sequence) = last {
-            let is_early = self.defect == Some(Defect::AcknowledgeBeforeFlush);
-            let has_skipped = self.defect == Some(Defect::SkipHardState) && self.blocks.is_empty();
-            if is_early || has_skipped {
-                self.blocks.clear();
-                self.input(Input::Durable { sequence }, now_us);
-            }
+        if self.defect == Some(Defect::AcknowledgeBeforeFlush)
+            && let Some(sequence) = last
+        {
+            self.blocks.clear();
+            self.input(Input::Durable { sequence }, now_us);
         }
         let mut started = Vec::new();
         while let Some(op) = self.writer.poll_write() {
