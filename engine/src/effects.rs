@@ -1,4 +1,4 @@
-//! What the engine wants done: frames to send. (What it wants logged is read from [`crate::Shard::take_unlogged`].)
+//! What the engine wants done: frames to send. (What it wants logged is handed over by [`crate::Shard::end_turn`].)
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,11 +1,11 @@
 //! The task engine as a pure, deterministic state machine.
 //!
 //! [`Shard::handle`] takes one closed set of inputs and returns what is to be done as [`Effects`] (frames to send) and
-//! log entries ([`Shard::take_unlogged`]). The crate never reads a clock, file, socket or random source, starts no
+//! records to log ([`Shard::end_turn`]). The crate never reads a clock, file, socket or random source, starts no
 //! thread and awaits nothing: time is an input, so the simulator and the production loop drive the same code.
 //!
-//! The path of a logged request: admitted (checked against present state) → appended to the log → durable → applied →
-//! answered. Nothing is applied, and nothing answered, before it is durable.
+//! The path of a logged request: admitted (checked against present state) → proposed to its group → logged → durable on a
+//! majority of replicas, which commits it → applied → answered. Nothing is applied, and nothing answered, before that.
 
 pub mod arena;
 pub mod cluster;
