@@ -14,6 +14,8 @@ use crate::shard_loop::{GossipSetting, PeerStart};
 
 /// Name of a node that stands alone and is named at greater length than a cluster's map allows.
 const NAMELESS: &str = "node";
+/// Variable of debug builds with the version to announce.
+const ANNOUNCED_VERSION: &str = "TASKMASTER_ANNOUNCED_VERSION";
 
 /// The node as a cluster's map describes it. One that stands alone describes itself as well as it can.
 ///
@@ -27,7 +29,7 @@ pub(super) fn describe(config: &Config, dir: u128, client_ports: &[u16]) -> anyh
         host: config.listen.address.ip().to_string(),
         peer_port: config.cluster.listen.port(),
         client_ports: client_ports.to_vec(),
-        version: SOFTWARE_VERSION,
+        version: announced_version(),
     };
     if config.clustered {
         info.name = reachable::node_name(config);
@@ -37,6 +39,13 @@ pub(super) fn describe(config: &Config, dir: u128, client_ports: &[u16]) -> anyh
         NAMELESS.clone_into(&mut info.name);
     }
     Ok(info)
+}
+
+/// The format version of this software. Tests of upgrades let a debug build announce another one: formats are the same, and
+/// what depends on the versions of nodes is not.
+fn announced_version() -> u32 {
+    let told = if cfg!(debug_assertions) { std::env::var(ANNOUNCED_VERSION).ok() } else { None };
+    told.and_then(|told| told.parse().ok()).unwrap_or(SOFTWARE_VERSION)
 }
 
 /// What the shards of a node in a cluster need to meet others.

@@ -12,8 +12,8 @@ use taskmaster_client::{Client, Code, State, Task, Worker};
 use crate::process::{Setup, directory};
 
 /// An ext4 file system in a file, unmounted when dropped.
-struct Volume {
-    at: PathBuf,
+pub(crate) struct Volume {
+    pub(crate) at: PathBuf,
 }
 
 fn command(program: &str, arguments: &[&str]) {
@@ -28,7 +28,7 @@ fn command(program: &str, arguments: &[&str]) {
 }
 
 impl Volume {
-    fn new(directory: &Path, mib: u64) -> Self {
+    pub(crate) fn new(directory: &Path, mib: u64) -> Self {
         let image = directory.join("disk.img");
         std::fs::File::create(&image).unwrap().set_len(mib << 20).unwrap();
         let at = directory.join("disk");
@@ -47,7 +47,7 @@ impl Drop for Volume {
 }
 
 /// Takes all the room there is but `left` bytes.
-fn fill(volume: &Path, left: u64) -> PathBuf {
+pub(crate) fn fill(volume: &Path, left: u64) -> PathBuf {
     let ballast = volume.join("ballast");
     let stat = rustix::fs::statvfs(volume).unwrap();
     let free = stat.f_bavail * stat.f_frsize;

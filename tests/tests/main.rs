@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod client_node;
+mod cluster;
 mod crash;
 mod disk_full;
 mod process;

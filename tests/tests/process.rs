@@ -33,6 +33,15 @@ pub(crate) fn binary() -> &'static Path {
     })
 }
 
+/// The binary under test, as a command within a network namespace.
+pub(crate) fn command_within(namespace: Option<&str>) -> Command {
+    let Some(namespace) = namespace else { return Command::new(binary()) };
+    // It becomes the program that it starts, under the same process id.
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", namespace]).arg(binary());
+    command
+}
+
 /// A fresh directory on the disk that holds the build: never a memory file system.
 pub(crate) fn directory() -> TempDir {
     tempfile::Builder::new().prefix("node-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
@@ -59,11 +68,21 @@ pub(crate) struct Setup {
     pub(crate) shards: u16,
     /// Further lines of TOML.
     pub(crate) more: String,
+    /// Environment variables.
+    pub(crate) variables: Vec<(&'static str, String)>,
+    /// Network namespace it lives in; `None` is that of the test.
+    pub(crate) namespace: Option<String>,
 }
 
 impl Setup {
     pub(crate) fn new(directory: &TempDir) -> Self {
-        Self { data_dir: directory.path().join("data"), address: free_address(), shards: 1, more: String::new() }
+        Self::at(directory.path(), free_address())
+    }
+
+    /// A node with its files in `folder`, listening on `address`.
+    pub(crate) fn at(folder: &Path, address: SocketAddr) -> Self {
+        let data_dir = folder.join("data");
+        Self { data_dir, address, shards: 1, more: String::new(), variables: Vec::new(), namespace: None }
     }
 
     pub(crate) fn shards(mut self, shards: u16) -> Self {
@@ -86,9 +105,10 @@ impl Setup {
         let config = parent.join(format!("node-{}.toml", self.address.port()));
         std::fs::write(&config, self.config()).unwrap();
         let stderr = parent.join(format!("node-{}.log", self.address.port()));
-        let child = Command::new(binary())
+        let child = command_within(self.namespace.as_deref())
             .args(["serve", "--output", "json", "--config"])
             .arg(&config)
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(&stderr).unwrap())
@@ -127,6 +147,15 @@ pub(crate) struct Running {
 impl Running {
     fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
+    }
+
+    /// The process stands still until [`Running::resume`].
+    pub(crate) fn pause(&self) {
+        kill_process(self.pid(), Signal::STOP).unwrap();
+    }
+
+    pub(crate) fn resume(&self) {
+        kill_process(self.pid(), Signal::CONT).unwrap();
     }
 
     /// `kill -9`.
