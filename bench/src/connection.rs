@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use taskmaster_protocol::body::Complete;
 use taskmaster_protocol::{FrameBuffer, frame, limits};
 
+use crate::routes::Place;
 use crate::submission::Submission;
 
 /// First size of a receive buffer, in bytes.
@@ -31,6 +32,8 @@ pub(crate) struct Link {
     pub(crate) delayed: Vec<Delayed>,
     /// Credit used up and not given back, in tasks.
     pub(crate) credit_owed: u32,
+    /// The shard at the other end.
+    pub(crate) place: Place,
     partitions: Vec<u16>,
     next_partition: usize,
 }
@@ -48,6 +51,23 @@ pub(crate) enum Request {
     Complete(Completion),
 }
 
+impl Request {
+    pub(crate) fn partition(&self) -> u16 {
+        match self {
+            Self::Submit(submission) => submission.partition,
+            Self::Complete(completion) => completion.partition,
+        }
+    }
+
+    /// From here on it may have arrived before.
+    pub(crate) fn set_resend(&mut self) {
+        match self {
+            Self::Submit(submission) => submission.is_resend = true,
+            Self::Complete(completion) => completion.is_resend = true,
+        }
+    }
+}
+
 /// A completion frame on its way.
 #[derive(Default)]
 pub(crate) struct Completion {
@@ -55,11 +75,13 @@ pub(crate) struct Completion {
     pub(crate) partition: u16,
     /// Sequence number and intended time of each row.
     pub(crate) stamps: Vec<(u64, u64)>,
+    /// An earlier copy may have arrived.
+    pub(crate) is_resend: bool,
 }
 
 impl Connection {
     /// Takes over a socket whose handshake is over. `spread` varies which partition is first.
-    pub(crate) fn new(stream: TcpStream, partitions: Vec<u16>, spread: usize) -> Result<Self> {
+    pub(crate) fn new(stream: TcpStream, place: Place, partitions: Vec<u16>, spread: usize) -> Result<Self> {
         stream.set_nonblocking(true)?;
         let link = Link {
             stream,
@@ -68,7 +90,8 @@ impl Connection {
             completes: Slots::default(),
             delayed: Vec::new(),
             credit_owed: 0,
-            next_partition: spread % partitions.len(),
+            next_partition: spread,
+            place,
             partitions,
         };
         Ok(Self { inbound: Inbound::new(), link })
@@ -80,11 +103,20 @@ impl Link {
         &self.stream
     }
 
-    /// The partition of the next batch.
-    pub(crate) fn rotate_partition(&mut self) -> u16 {
-        let partition = self.partitions[self.next_partition];
+    /// The partition of the next batch; `None` where the other end takes none.
+    pub(crate) fn rotate_partition(&mut self) -> Option<u16> {
+        let partition = *self.partitions.get(self.next_partition % self.partitions.len().max(1))?;
         self.next_partition = (self.next_partition + 1) % self.partitions.len();
-        partition
+        Some(partition)
+    }
+
+    /// The other end takes these.
+    pub(crate) fn set_partitions(&mut self, partitions: Vec<u16>) {
+        self.partitions = partitions;
+    }
+
+    pub(crate) fn has_partitions(&self) -> bool {
+        !self.partitions.is_empty()
     }
 
     /// Submit frames that are not acknowledged, including those that wait to be sent again.

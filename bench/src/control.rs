@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use taskmaster_protocol::body::{
-    self, ArchivedHelloReply, ArchivedNodeStats, ArchivedRefusal, Body, Empty, Hello, Subscribe,
+    self, ArchivedClusterMapReply, ArchivedHelloReply, ArchivedNodeStats, ArchivedRefusal, Body, Empty, Hello,
+    Subscribe,
 };
 use taskmaster_protocol::frame::{self, FLAG_RESPONSE, Header};
 use taskmaster_protocol::{Code, FrameBuffer, Operation, limits};
@@ -31,6 +32,17 @@ impl Greeting {
         let own: Vec<u16> = all().filter(|(shard, _)| **shard == self.shard).map(|(_, number)| number).collect();
         if own.is_empty() { all().map(|(_, number)| number).collect() } else { own }
     }
+}
+
+/// Who leads, by the word of one node.
+#[derive(Clone, Debug)]
+pub(crate) struct Leaders {
+    /// The node that answered.
+    pub(crate) node: u64,
+    /// By partition; 0 where it is not known.
+    pub(crate) leaders: Vec<u64>,
+    /// Replicas that a partition should have.
+    pub(crate) replication: u32,
 }
 
 /// A connection on which one request is made at a time.
@@ -87,6 +99,18 @@ impl Control {
                 }
             }
             Ok(sums)
+        })
+    }
+
+    /// Who leads which partition.
+    pub(crate) fn leaders(&mut self) -> Result<Leaders> {
+        self.request(Operation::ClusterMap, &Empty::default(), |reply| {
+            let map = body::access::<ArchivedClusterMapReply>(reply)?;
+            Ok(Leaders {
+                node: map.node.to_native(),
+                leaders: map.partitions.iter().map(|partition| partition.leader.to_native()).collect(),
+                replication: map.replication.to_native(),
+            })
         })
     }
 

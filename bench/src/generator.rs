@@ -16,6 +16,7 @@ use rustix::event::{Timespec, epoll};
 
 use crate::connection::{Completion, Connection, Link, Request};
 use crate::ledger::Ledger;
+use crate::routes::Routes;
 use crate::schedule::{Clock, Schedule};
 use crate::submission::{Encoder, Submission};
 
@@ -58,6 +59,8 @@ pub(crate) struct Shared {
     pub(crate) clock: Clock,
     pub(crate) done: AtomicU64,
     pub(crate) abort: AtomicBool,
+    /// Who leads what; `None` where one node has everything.
+    pub(crate) routes: Option<Routes>,
 }
 
 /// How a thread waits for the others.
@@ -81,6 +84,8 @@ pub(crate) struct Outcome {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Tallies {
     pub(crate) overloaded: u64,
+    /// Requests refused because another node leads, and sent there.
+    pub(crate) moved: u64,
     pub(crate) refused_completions: u64,
     pub(crate) redelivered: u64,
     pub(crate) late_sends: u64,
@@ -99,6 +104,7 @@ pub(crate) struct Tallies {
 impl Tallies {
     pub(crate) fn add(&mut self, other: &Self) {
         self.overloaded += other.overloaded;
+        self.moved += other.moved;
         self.refused_completions += other.refused_completions;
         self.redelivered += other.redelivered;
         self.late_sends += other.late_sends;
@@ -155,6 +161,10 @@ pub(crate) struct Generator<'a> {
     awaited_completes: u64,
     /// Requests waiting to be sent again.
     delayed: usize,
+    /// Version of the routes that the connections' partitions follow.
+    routed: u64,
+    /// Node that leads each partition; empty where one node has everything.
+    leaders: Vec<Option<usize>>,
     pool: Vec<Completion>,
     outcome: Outcome,
 }
@@ -197,6 +207,8 @@ impl<'a> Generator<'a> {
             awaited_submits: 0,
             awaited_completes: 0,
             delayed: 0,
+            routed: 0,
+            leaders: Vec::new(),
             pool: Vec::new(),
             outcome,
         })
@@ -262,6 +274,7 @@ impl<'a> Generator<'a> {
             self.progress_ns = now_ns;
         }
         let mut due_ns = now_ns + IDLE_NS_MAX;
+        self.follow(connections);
         if self.delayed > 0 {
             due_ns = due_ns.min(self.resend(connections, now_ns));
         }
@@ -333,7 +346,7 @@ impl<'a> Generator<'a> {
                 break;
             }
             let link = self.rotate(connections);
-            if link.unacknowledged() >= self.plan.window_frames {
+            if !link.has_partitions() || link.unacknowledged() >= self.plan.window_frames {
                 full += 1;
                 continue;
             }
@@ -359,7 +372,7 @@ impl<'a> Generator<'a> {
                     break;
                 }
                 let link = self.rotate(connections);
-                if link.unacknowledged() >= self.plan.window_frames {
+                if !link.has_partitions() || link.unacknowledged() >= self.plan.window_frames {
                     full += 1;
                     continue;
                 }
@@ -386,12 +399,14 @@ impl<'a> Generator<'a> {
     }
 
     fn submit(&mut self, link: &mut Link, count: u64, intended_ns: u64, now_ns: u64) {
+        let Some(partition) = link.rotate_partition() else { return };
         let submission = Submission {
             first: self.next,
             count: u32::try_from(count).expect("at most a batch"),
-            partition: link.rotate_partition(),
+            partition,
             intended_ns,
             unix_ms: self.shared.clock.unix_ms(now_ns),
+            is_resend: false,
         };
         self.next += count;
         self.awaited_submits += 1;
@@ -409,23 +424,48 @@ impl<'a> Generator<'a> {
         }
     }
 
-    /// Sends again what is due. When the next such request is due.
+    /// Sends again what is due, each request to where its partition is led. When the next such request is due.
     fn resend(&mut self, connections: &mut [Connection], now_ns: u64) -> u64 {
         let mut next_ns = u64::MAX;
-        for link in connections.iter_mut().map(|connection| &mut connection.link) {
+        for number in 0..connections.len() {
             let mut at = 0;
-            while at < link.delayed.len() {
-                if link.delayed[at].due_ns > now_ns {
-                    next_ns = next_ns.min(link.delayed[at].due_ns);
+            while let Some(delayed) = connections[number].link.delayed.get(at) {
+                if delayed.due_ns > now_ns {
+                    next_ns = next_ns.min(delayed.due_ns);
                     at += 1;
                 } else {
-                    let delayed = link.delayed.swap_remove(at);
+                    let request = connections[number].link.delayed.swap_remove(at).request;
                     self.delayed -= 1;
-                    self.send(link, delayed.request);
+                    let number = self.home(connections, number, request.partition());
+                    self.send(&mut connections[number].link, request);
                 }
             }
         }
         next_ns
+    }
+
+    /// Gives the connections the partitions that are led where they end, when that has changed.
+    fn follow(&mut self, connections: &mut [Connection]) {
+        let Some(routes) = self.shared.routes.as_ref().filter(|routes| routes.version() != self.routed) else { return };
+        self.routed = routes.version();
+        self.leaders = routes.leaders();
+        for link in connections.iter_mut().map(|connection| &mut connection.link) {
+            let is_there = |partition: u16, leader: Option<usize>| {
+                leader.is_some_and(|leader| routes.place(leader, partition) == link.place)
+            };
+            let led = (0..).zip(&self.leaders).filter(|(partition, leader)| is_there(*partition, **leader));
+            link.set_partitions(led.map(|(partition, _)| partition).collect());
+        }
+    }
+
+    /// The connection for a request about a partition: `number` itself if it ends there or nobody is known to lead.
+    fn home(&self, connections: &[Connection], number: usize, partition: u16) -> usize {
+        let Some(routes) = &self.shared.routes else { return number };
+        let leader = self.leaders.get(usize::from(partition)).copied().flatten();
+        let Some(place) = leader.map(|leader| routes.place(leader, partition)) else { return number };
+        let after = (0..connections.len()).map(|step| (number + step) % connections.len());
+        let mut there = after.filter(|&at| connections[at].link.place == place);
+        there.next().unwrap_or(number)
     }
 }
 

@@ -39,6 +39,13 @@ impl Ledger {
         }
     }
 
+    /// A task turned out to be completed whose completion's acknowledgement was lost.
+    pub(crate) fn settle(&mut self, sequence: u64) {
+        if !self.exact || !self.completed.set(sequence) {
+            self.done += 1;
+        }
+    }
+
     /// Tasks acknowledged and not completed.
     pub(crate) fn missing(&self) -> u64 {
         if !self.exact {

@@ -2,8 +2,9 @@
 //!
 //! [`run()`] drives one running node over TCP as producer and worker at once, in closed-loop saturation or at a fixed rate,
 //! and answers with a [`Report`]: throughput, latencies, exactly-once verification, what the node spent, and the floor
-//! the machine sets (bare append+flush, loopback round trips) measured in the same run. [`run_suite`] runs the cases whose
-//! targets the project publishes.
+//! the machine sets (bare append+flush, loopback round trips) measured in the same run. [`run_nodes`] does it to a cluster,
+//! [`run_suite`] runs the cases whose targets the project publishes, [`failover::run`] strikes nodes down under load, and
+//! [`idle::measure`] asks what nodes spend on nothing.
 //!
 //! Invariants:
 //! - A latency starts at the *intended* time of its submission, so a generator that falls behind cannot hide it
@@ -12,16 +13,20 @@
 //!   was accepted twice is `duplicated`.
 //! - The generator shares the machine with the node: one thread, raw frames, no allocation per frame once warm.
 //!
-//! It does not start nodes (the binary does) and does not survive a lost connection: that ends the run with an error.
+//! It does not start nodes (the binary does), and but for [`failover`] does not survive a lost connection: that ends the run
+//! with an error.
 
 mod connection;
 mod control;
+pub mod failover;
 mod floor;
 mod generator;
+pub mod idle;
 mod ledger;
 mod machine;
 mod options;
 mod report;
+mod routes;
 mod run;
 mod schedule;
 pub mod stub;
@@ -31,5 +36,5 @@ mod suite;
 pub use floor::Floor;
 pub use options::{NodeInfo, Options};
 pub use report::{Config, Latency, Report};
-pub use run::run;
+pub use run::{run, run_nodes};
 pub use suite::{Check, SuiteCase, SuiteOptions, SuiteReport, run_suite};

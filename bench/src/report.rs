@@ -35,15 +35,19 @@ pub struct Report {
     pub refused_completions: u64,
     /// Requests refused as overloaded and sent again.
     pub overloaded: u64,
+    /// Requests refused because another node leads their partition, and sent there.
+    pub moved: u64,
     /// Open loop: tasks sent more than 1 ms after their intended time.
     pub late_sends: u64,
-    /// Flushes of the node's log.
+    /// Flushes of the logs of all nodes.
     pub flushes: Option<u64>,
-    /// Bytes written to the node's log.
+    /// Bytes written to the logs of all nodes, with what fills up blocks.
     pub wal_bytes: Option<u64>,
-    /// Largest resident memory of the node's process since its start, in bytes.
+    /// Bytes of records in them.
+    pub record_bytes: Option<u64>,
+    /// Largest resident memory of any node's process since its start, in bytes.
     pub rss_bytes_max: Option<u64>,
-    /// CPU time of the node's process, in seconds; without the generator's if it runs in the same process.
+    /// CPU time of all nodes' processes, in seconds; without the generator's if it runs in the same process.
     pub cpu_s: Option<f64>,
     /// CPU time of the generator, in nanoseconds per task.
     pub generator_ns_per_task: f64,
@@ -97,7 +101,11 @@ pub struct Config {
     pub warmup_s: f64,
     /// How long the node keeps finished tasks, in milliseconds; 0: its own setting.
     pub retention_ms: u32,
-    /// Address of the node.
+    /// Nodes.
+    pub nodes: u64,
+    /// Replicas of each partition.
+    pub replicas: u64,
+    /// Address of the (first) node.
     pub addr: String,
     /// Software of the node.
     pub server: String,
@@ -165,6 +173,7 @@ impl fmt::Display for Report {
             ("redelivered", self.redelivered),
             ("completions refused", self.refused_completions),
             ("overloaded", self.overloaded),
+            ("sent to another leader", self.moved),
             ("sent late", self.late_sends),
         ];
         for (name, number) in unusual.iter().filter(|(_, number)| *number > 0) {
@@ -176,6 +185,28 @@ impl fmt::Display for Report {
 }
 
 impl Report {
+    /// CPU time of all nodes' processes, in microseconds per task.
+    #[must_use]
+    pub fn cpu_us_per_task(&self) -> Option<f64> {
+        Some(self.cpu_s? * 1e6 / self.tasks.max(1) as f64)
+    }
+
+    /// Bytes written to the log of one replica per task.
+    #[must_use]
+    pub fn wal_bytes_per_task(&self) -> Option<f64> {
+        Some(self.wal_bytes? as f64 / self.replicated_tasks())
+    }
+
+    /// Bytes of records in the log of one replica per task.
+    #[must_use]
+    pub fn record_bytes_per_task(&self) -> Option<f64> {
+        Some(self.record_bytes? as f64 / self.replicated_tasks())
+    }
+
+    fn replicated_tasks(&self) -> f64 {
+        (self.tasks.max(1) * self.config.replicas.max(1)) as f64
+    }
+
     fn fmt_node(&self, f: &mut fmt::Formatter<'_>, tasks: f64) -> fmt::Result {
         let mut node = Vec::new();
         if let Some(flushes) = self.flushes {
@@ -185,8 +216,12 @@ impl Report {
                 count(tasks / (flushes.max(1) as f64))
             ));
         }
-        if let Some(bytes) = self.wal_bytes {
-            node.push(format!("{:.1} MB of log ({} B per task)", bytes as f64 / 1e6, count(bytes as f64 / tasks)));
+        if let (Some(bytes), Some(each), Some(record)) =
+            (self.wal_bytes, self.wal_bytes_per_task(), self.record_bytes_per_task())
+        {
+            let of = if self.config.replicas > 1 { " and replica" } else { "" };
+            let (each, record) = (count(each), count(record));
+            node.push(format!("{:.1} MB of log ({each} B per task{of}, {record} of records)", bytes as f64 / 1e6));
         }
         if let Some(bytes) = self.rss_bytes_max {
             node.push(format!("{:.0} MiB of memory", bytes as f64 / f64::from(1 << 20)));
@@ -195,7 +230,8 @@ impl Report {
             node.push(format!("{cpu_s:.2} s of CPU ({:.2} µs per task)", cpu_s * 1e6 / tasks));
         }
         if !node.is_empty() {
-            writeln!(f, "  node        {}", node.join(", "))?;
+            let who = if self.config.nodes > 1 { format!("{} nodes", self.config.nodes) } else { "node".to_owned() };
+            writeln!(f, "  {who:<12}{}", node.join(", "))?;
         }
         let floor = [
             (self.floor.append_flush_per_s, "append+flush/s"),

@@ -17,6 +17,7 @@ use crate::generator::{ELSEWHERE, Gate, Generator, Outcome, Plan, Shared};
 use crate::machine;
 use crate::options::{NodeInfo, Options};
 use crate::report::{Config, Latency, Report, count};
+use crate::routes::{Place, Routes};
 use crate::schedule::Clock;
 use crate::submission::Encoder;
 
@@ -29,24 +30,74 @@ const STACK_BYTES: usize = 1 << 20;
 /// closes a connection, or leaves requests unanswered for longer than the stall limit. Lost and duplicated tasks are no
 /// error here: see [`Report::is_exact`].
 pub fn run(options: &Options, node: &NodeInfo) -> Result<Report> {
+    run_nodes(options, std::slice::from_ref(node))
+}
+
+/// Like [`run()`], over all nodes of a cluster, given by the address of any shard of each: every batch goes to the node that
+/// leads its partition.
+///
+/// # Errors
+/// As [`run()`]; also when there are too few connections to subscribe at every shard.
+pub fn run_nodes(options: &Options, nodes: &[NodeInfo]) -> Result<Report> {
     options.validate()?;
-    let (_, greeting) = Control::connect(&node.addr)?;
-    let mut controls = connect_shards(node, &greeting)?;
-    let floor = Floor::measure(node.data_dir.as_deref(), options.floor_s)?;
-    let run = RandomState::new().build_hasher().finish();
+    let greetings = nodes.iter().map(|node| Ok(Control::connect(&node.addr)?.1)).collect::<Result<Vec<Greeting>>>()?;
+    let sites: Vec<Site<'_>> = nodes.iter().zip(&greetings).map(|(node, greeting)| Site { node, greeting }).collect();
+    let greeting = greetings.first().context("at least one node")?;
+    let mut controls = connect_shards(&sites)?;
+    let mut scouts = nodes.iter().map(|node| Ok(Control::connect(&node.addr)?.0)).collect::<Result<Vec<Control>>>()?;
+    let shards = sites.iter().map(|site| u16::try_from(site.shards())).collect::<Result<Vec<u16>, _>>()?;
+    let routes = if nodes.len() > 1 { Some(Routes::learn(&mut scouts, shards.clone())?) } else { None };
+    let replicas = if nodes.len() > 1 { scouts[0].leaders()?.replication.min(u32::try_from(nodes.len())?) } else { 1 };
+    let places = match &routes {
+        Some(routes) => routes.places(),
+        None => (0..shards[0]).map(|shard| Place { node: 0, shard }).collect(),
+    };
+    let needed = if nodes.len() > 1 { places.len() * options.threads as usize } else { 0 };
+    ensure!(
+        options.connections as usize >= needed,
+        "{needed} connections are needed for one per thread and shard of each node, not {}",
+        options.connections
+    );
+    let floor = Floor::measure(nodes[0].data_dir.as_deref(), options.floor_s)?;
+    let run = random();
     let mut crews = Vec::new();
     for thread in 0..options.threads {
-        crews.push(Crew::connect(options, node, &greeting, run, thread)?);
+        crews.push(Crew::connect(options, &sites, &places, run, thread)?);
     }
-    let shared = Shared { clock: Clock::start(), done: AtomicU64::new(0), abort: AtomicBool::new(false) };
+    let shared = Shared { clock: Clock::start(), done: AtomicU64::new(0), abort: AtomicBool::new(false), routes };
+    let (load, outcomes) = drive(options, nodes, &shared, crews, &mut controls, &mut scouts)?;
+    let config = config(options, nodes, greeting, replicas);
+    report(options, nodes, config, floor, load, outcomes)
+}
+
+/// A number that tells runs apart.
+pub(crate) fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+/// Starts the threads, watches them, and collects what they found out.
+fn drive(
+    options: &Options,
+    nodes: &[NodeInfo],
+    shared: &Shared,
+    crews: Vec<Crew>,
+    controls: &mut [Control],
+    scouts: &mut [Control],
+) -> Result<(Load, Vec<Outcome>)> {
     let mut generators = Vec::new();
     for (number, crew) in (0..).zip(crews) {
         let plan = plan(options, number, crew.credit);
-        let generator = Generator::new(plan, crew.encoder, crew.producers, crew.workers_from, &shared)?;
+        let generator = Generator::new(plan, crew.encoder, crew.producers, crew.workers_from, shared)?;
         generators.push((generator, crew.connections));
     }
     let count = generators.len();
-    let (load, outcomes) = thread::scope(|scope| -> Result<_> {
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| -> Result<_> {
+        let _over = Over(&is_over);
+        if let Some(routes) = &shared.routes {
+            let is_over = &is_over;
+            scope.spawn(move || routes.scout(scouts, is_over));
+        }
         let (filled, all_filled) = channel();
         let (running, ended) = channel::<()>();
         let (mut threads, mut starts) = (Vec::new(), Vec::new());
@@ -71,15 +122,44 @@ pub fn run(options: &Options, node: &NodeInfo) -> Result<Report> {
             let _ = start.send(from_ns);
         }
         wait(&ended, Duration::from_secs_f64(options.warmup_s));
-        let before = Spent::so_far(&mut controls, node);
-        watch(&ended, &shared, options.progress);
+        let before = Spent::so_far(controls, nodes);
+        watch(&ended, shared, options.progress);
         let joined = threads.into_iter().map(|thread| thread.join().expect("a generator does not panic"));
         let outcomes = first_cause(joined.collect())?;
-        let spent = Spent::so_far(&mut controls, node).since(before);
+        let spent = Spent::so_far(controls, nodes).since(before);
         Ok((Load { measure_from_ns: from_ns + nanoseconds(options.warmup_s), spent }, outcomes))
-    })?;
-    let config = config(options, node, greeting);
-    report(options, node, config, floor, load, outcomes)
+    })
+}
+
+/// Says that the run is over when it is dropped, however it ends.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// A node and what it said in its hello.
+struct Site<'a> {
+    node: &'a NodeInfo,
+    greeting: &'a Greeting,
+}
+
+impl Site<'_> {
+    fn shards(&self) -> usize {
+        self.greeting.shard_ports.len().max(1)
+    }
+
+    /// The address of one of its shards, in turn.
+    fn shard_addr(&self, number: usize) -> Result<String> {
+        let (addr, ports) = (&self.node.addr, &self.greeting.shard_ports);
+        if ports.len() < 2 {
+            return Ok(addr.clone());
+        }
+        let (host, _) = addr.rsplit_once(':').with_context(|| format!("\"{addr}\" is not host:port"))?;
+        Ok(format!("{host}:{}", ports[number % ports.len()]))
+    }
 }
 
 /// When the measurement began and what the node spent on it.
@@ -115,24 +195,25 @@ struct Crew {
 }
 
 impl Crew {
-    fn connect(options: &Options, node: &NodeInfo, greeting: &Greeting, run: u64, thread: u32) -> Result<Self> {
+    fn connect(options: &Options, sites: &[Site<'_>], places: &[Place], run: u64, thread: u32) -> Result<Self> {
         let run = run.wrapping_add(u64::from(thread));
         let queue = format!("bench-{:06x}", run & 0xFF_FFFF);
         let encoder = Encoder::new(&queue, run, options.payload_bytes, options.retention_ms);
         let own = (thread..options.connections).step_by(options.threads as usize).count();
-        let credit = options.credit(greeting.credit_max.min(limits::CREDIT_MAX));
+        let credit = options.credit(sites[0].greeting.credit_max.min(limits::CREDIT_MAX));
         let roles: &[(bool, bool)] = if options.split { &[(true, false), (false, true)] } else { &[(true, true)] };
         let mut connections = Vec::new();
         for (_, is_worker) in roles {
             for at in 0..own {
-                let addr = shard_addr(&node.addr, greeting, at + thread as usize)?;
+                let place = places[(at + thread as usize) % places.len()];
+                let addr = sites[place.node].shard_addr(place.shard.into())?;
                 let (mut control, attached) = Control::connect(&addr)?;
                 if *is_worker {
                     control.subscribe(&queue, 0)?;
                 }
                 let partitions = attached.partitions();
                 let spread = at * partitions.len() / own;
-                connections.push(Connection::new(control.into_stream(), partitions, spread)?);
+                connections.push(Connection::new(control.into_stream(), place, partitions, spread)?);
             }
         }
         let workers_from = connections.len() - own;
@@ -141,19 +222,9 @@ impl Crew {
 }
 
 /// One connection per shard, since each shard tells its own counters.
-fn connect_shards(node: &NodeInfo, greeting: &Greeting) -> Result<Vec<Control>> {
-    let numbers = 0..greeting.shard_ports.len().max(1);
-    numbers.map(|number| Ok(Control::connect(&shard_addr(&node.addr, greeting, number)?)?.0)).collect()
-}
-
-/// The address of one of the node's shards, in turn.
-fn shard_addr(addr: &str, greeting: &Greeting, number: usize) -> Result<String> {
-    let ports = &greeting.shard_ports;
-    if ports.len() < 2 {
-        return Ok(addr.to_owned());
-    }
-    let (host, _) = addr.rsplit_once(':').with_context(|| format!("\"{addr}\" is not host:port"))?;
-    Ok(format!("{host}:{}", ports[number % ports.len()]))
+fn connect_shards(sites: &[Site<'_>]) -> Result<Vec<Control>> {
+    let shards = sites.iter().flat_map(|site| (0..site.shards()).map(move |number| (site, number)));
+    shards.map(|(site, number)| Ok(Control::connect(&site.shard_addr(number)?)?.0)).collect()
 }
 
 fn plan(options: &Options, thread: u32, credit: u32) -> Plan {
@@ -206,27 +277,32 @@ fn watch(ended: &Receiver<()>, shared: &Shared, progress: bool) {
     }
 }
 
-/// What the node has used since its start.
+/// What the nodes have used since their start.
 #[derive(Clone, Copy, Debug, Default)]
 struct Spent {
     flushes: Option<u64>,
     wal_bytes: Option<u64>,
+    record_bytes: Option<u64>,
     cpu_s: Option<f64>,
     rss_bytes_max: Option<u64>,
 }
 
 impl Spent {
-    fn so_far(controls: &mut [Control], node: &NodeInfo) -> Self {
+    fn so_far(controls: &mut [Control], nodes: &[NodeInfo]) -> Self {
         let mut spent = Self::default();
+        let add = |sum: &mut Option<u64>, more: Option<u64>| *sum = sum.map_or(more, |sum| Some(sum + more?));
         for control in controls {
             // A node without counters is still worth measuring.
-            let [flushes, wal_bytes] = control.counters(["wal_flushes", "wal_bytes"]).unwrap_or_default();
-            spent.flushes = spent.flushes.map_or(flushes, |sum| Some(sum + flushes?));
-            spent.wal_bytes = spent.wal_bytes.map_or(wal_bytes, |sum| Some(sum + wal_bytes?));
+            let names = ["wal_flushes", "wal_bytes", "wal_record_bytes"];
+            let [flushes, wal_bytes, record_bytes] = control.counters(names).unwrap_or_default();
+            add(&mut spent.flushes, flushes);
+            add(&mut spent.wal_bytes, wal_bytes);
+            add(&mut spent.record_bytes, record_bytes);
         }
+        let pids = || nodes.iter().map(|node| node.pid);
         Self {
-            cpu_s: node.pid.and_then(machine::cpu_s),
-            rss_bytes_max: node.pid.and_then(machine::rss_bytes_max),
+            cpu_s: pids().map(|pid| machine::cpu_s(pid?)).sum(),
+            rss_bytes_max: pids().map(|pid| machine::rss_bytes_max(pid?)).try_fold(0, |most, rss| Some(most.max(rss?))),
             ..spent
         }
     }
@@ -235,14 +311,18 @@ impl Spent {
         Self {
             flushes: self.flushes.zip(before.flushes).map(|(now, then)| now.saturating_sub(then)),
             wal_bytes: self.wal_bytes.zip(before.wal_bytes).map(|(now, then)| now.saturating_sub(then)),
+            record_bytes: self.record_bytes.zip(before.record_bytes).map(|(now, then)| now.saturating_sub(then)),
             cpu_s: self.cpu_s.zip(before.cpu_s).map(|(now, then)| now - then),
             rss_bytes_max: self.rss_bytes_max,
         }
     }
 }
 
-fn config(options: &Options, node: &NodeInfo, greeting: Greeting) -> Config {
+fn config(options: &Options, nodes: &[NodeInfo], greeting: &Greeting, replicas: u32) -> Config {
+    let node = &nodes[0];
     Config {
+        nodes: nodes.len() as u64,
+        replicas: replicas.into(),
         mode: if options.is_open_loop() { "open" } else { "closed" },
         batch: options.batch,
         connections: options.connections,
@@ -256,7 +336,7 @@ fn config(options: &Options, node: &NodeInfo, greeting: Greeting) -> Config {
         warmup_s: options.warmup_s,
         retention_ms: options.retention_ms,
         addr: node.addr.clone(),
-        server: greeting.server,
+        server: greeting.server.clone(),
         shards: greeting.shard_ports.len().max(1) as u64,
         partitions: greeting.partition_shards.len() as u64,
         data_dir: node.data_dir.clone(),
@@ -269,7 +349,7 @@ fn config(options: &Options, node: &NodeInfo, greeting: Greeting) -> Config {
 
 fn report(
     options: &Options,
-    node: &NodeInfo,
+    nodes: &[NodeInfo],
     config: Config,
     floor: Floor,
     Load { measure_from_ns, spent }: Load,
@@ -292,7 +372,8 @@ fn report(
         _ => (tallies.steady, tallies.submitted_ns),
     };
     let generator_s = Duration::from_nanos(tallies.cpu_ns).as_secs_f64();
-    let shared_s = if node.pid == Some(std::process::id()) { generator_s } else { 0.0 };
+    let is_shared = nodes.iter().any(|node| node.pid == Some(std::process::id()));
+    let shared_s = if is_shared { generator_s } else { 0.0 };
     ensure!(tasks > 0 || lost > 0, "no task was measured: the run ended within its warm-up");
     let elapsed_s = Duration::from_nanos(until_ns.saturating_sub(measure_from_ns).max(1)).as_secs_f64();
     Ok(Report {
@@ -308,9 +389,11 @@ fn report(
         redelivered: tallies.redelivered,
         refused_completions: tallies.refused_completions,
         overloaded: tallies.overloaded,
+        moved: tallies.moved,
         late_sends: tallies.late_sends,
         flushes: spent.flushes,
         wal_bytes: spent.wal_bytes,
+        record_bytes: spent.record_bytes,
         rss_bytes_max: spent.rss_bytes_max,
         cpu_s: spent.cpu_s.map(|cpu_s| ((cpu_s - shared_s).max(0.0) * 1e3).round() / 1e3),
         generator_ns_per_task: tallies.cpu_ns as f64 / tallies.handled.max(1) as f64,

@@ -4,7 +4,7 @@
 //! number (u64 little-endian each), followed by a fixed pattern.
 
 use taskmaster_protocol::body::{self, Spec, Submit, TaskRow};
-use taskmaster_protocol::frame::{self, Header};
+use taskmaster_protocol::frame::{self, FLAG_RESEND, Header};
 use taskmaster_protocol::{FrameBuffer, Operation, PartitionId, TaskId};
 
 use crate::options::STAMP_BYTES;
@@ -28,6 +28,8 @@ pub(crate) struct Submission {
     pub(crate) intended_ns: u64,
     /// Time in the ids, in milliseconds since 1970.
     pub(crate) unix_ms: u64,
+    /// An earlier copy may have arrived.
+    pub(crate) is_resend: bool,
 }
 
 impl Submission {
@@ -97,12 +99,14 @@ impl Encoder {
             payload[..8].copy_from_slice(&intended_ns.to_le_bytes());
             payload[8..16].copy_from_slice(&sequence.to_le_bytes());
         }
-        frame::encode(out, Header::request(Operation::Submit, correlation, Some(partition)), &self.body);
+        let mut header = Header::request(Operation::Submit, correlation, Some(partition));
+        header.flags |= if submission.is_resend { FLAG_RESEND } else { 0 };
+        frame::encode(out, header, &self.body);
     }
 
     /// The sequence number of a task of this run.
     pub(crate) fn sequence(&self, id_lo: u64) -> Option<u64> {
-        (id_lo >> SEQUENCE_BITS == self.run).then_some(id_lo & ((1 << SEQUENCE_BITS) - 1))
+        sequence(id_lo, self.run)
     }
 
     /// Whether a payload is the one that was submitted, as far as the intended time (which is read from it) allows.
@@ -132,7 +136,13 @@ pub(crate) fn intended_ns(payload: &[u8]) -> Option<u64> {
     payload.first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes))
 }
 
-fn task_id(unix_ms: u64, partition: PartitionId, run: u64, sequence: u64) -> TaskId {
+/// The sequence number of a task of the run with these 24 bits.
+pub(crate) fn sequence(id_lo: u64, run: u64) -> Option<u64> {
+    (id_lo >> SEQUENCE_BITS == run).then_some(id_lo & ((1 << SEQUENCE_BITS) - 1))
+}
+
+/// The id of a task; of `run` and `sequence` the lowest 24 and 40 bits.
+pub(crate) fn task_id(unix_ms: u64, partition: PartitionId, run: u64, sequence: u64) -> TaskId {
     let random = (run << 16) | (sequence >> 24);
     let low = u32::try_from(sequence & 0xFF_FFFF).expect("24 bits");
     TaskId::new(unix_ms, partition, random, low)
@@ -149,7 +159,14 @@ mod tests {
         let mut first = 0xFF_FFF0;
         for count in [3u32, 64, 1, 20] {
             let mut out = FrameBuffer::new();
-            let submission = Submission { first, count, partition: 7, intended_ns: 99, unix_ms: 1_700_000_000_000 };
+            let submission = Submission {
+                first,
+                count,
+                partition: 7,
+                intended_ns: 99,
+                unix_ms: 1_700_000_000_000,
+                is_resend: false,
+            };
             encoder.encode(&mut out, 5, &submission, None);
             let (parsed, used) = frame::parse(&out).unwrap().unwrap();
             assert_eq!(used, out.len());

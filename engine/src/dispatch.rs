@@ -323,9 +323,9 @@ impl Dispatch {
         }
     }
 
-    /// Takes a note from another shard about a queue's permits.
-    pub(crate) fn take_note(&mut self, from: PeerAddr, about: &NoteAbout<'_>) {
-        let Some(queue) = self.find_queue(about.namespace, about.queue) else { return };
+    /// Takes a note from another shard about a queue's permits; what to tell it at once.
+    pub(crate) fn take_note(&mut self, from: PeerAddr, about: &NoteAbout<'_>) -> Option<Note> {
+        let queue = self.find_queue(about.namespace, about.queue)?;
         let entry = &mut self.queues[queue as usize];
         match about.note {
             Note::Need(need) => {
@@ -336,7 +336,9 @@ impl Dispatch {
             }
             Note::Grant { session, start, total } => entry.permits.granted(session, start, total),
         }
+        let again = entry.permits.lend_again(from);
         self.mark(queue);
+        again
     }
 
     /// Ends a connection's subscription; its leases stay counted. The worker's index if it held leases.

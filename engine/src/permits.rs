@@ -179,9 +179,19 @@ impl Permits {
         Note::Grant { session, start: borrower.need.start, total: borrower.granted }
     }
 
-    /// Owner: a node is down, and with it its leases.
-    pub(crate) fn forget(&mut self, node: taskmaster_protocol::NodeId) {
-        self.borrowers.retain(|who, _| who.node != node);
+    /// Owner: what was lent to a shard that still waits for it: the note may have been lost.
+    pub(crate) fn lend_again(&self, to: PeerAddr) -> Option<Note> {
+        let (_, session) = self.owner.filter(|_| self.is_owner)?;
+        let borrower = self.borrowers.get(&to)?;
+        let is_lost = borrower.need.wanted > 0 && borrower.need.received < borrower.granted;
+        is_lost.then_some(Note::Grant { session, start: borrower.need.start, total: borrower.granted })
+    }
+
+    /// Owner: nodes are down, and with them their leases. `true` if something was lent to one.
+    pub(crate) fn forget(&mut self, is_down: impl Fn(taskmaster_protocol::NodeId) -> bool) -> bool {
+        let before = self.borrowers.len();
+        self.borrowers.retain(|who, _| !is_down(who.node));
+        self.borrowers.len() < before
     }
 
     /// Others: permits came.
@@ -285,6 +295,20 @@ mod tests {
         let Some(Note::Need(need)) = other.need(2, 0, 2) else { panic!("news") };
         owner.heard(OTHER, need);
         assert_eq!(owner.lent(), 2);
+    }
+
+    #[test]
+    fn what_was_lent_is_said_again_to_who_waits() {
+        let (mut owner, mut other) = pair();
+        let Some(Note::Need(need)) = other.need(0, 5, 0) else { panic!("something is wanted") };
+        owner.heard(OTHER, need);
+        let lost = owner.lend(OTHER, 3);
+        assert_eq!(owner.lend_again(OTHER), Some(lost));
+        let Some(Note::Grant { session, start, total }) = owner.lend_again(OTHER) else { panic!("a grant") };
+        other.granted(session, start, total);
+        let Some(Note::Need(need)) = other.need(3, 0, 1) else { panic!("news") };
+        owner.heard(OTHER, need);
+        assert_eq!(owner.lend_again(OTHER), None);
     }
 
     #[test]

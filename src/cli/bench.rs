@@ -1,8 +1,12 @@
-//! `taskmaster bench`: load on a node, and what came of it. Without an address it starts a node of its own on a real disk.
+//! `taskmaster bench`: load on a node, and what came of it. Without an address it starts a node of its own on a real disk, or
+//! several as a cluster ([`several`]).
+
+mod nodes;
+mod several;
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::Value;
 use taskmaster_bench::{NodeInfo, Options, SuiteOptions, run_suite};
 
@@ -15,12 +19,12 @@ use crate::config::{self, ByteSize, Interval, Level};
 /// Arguments of `bench`.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Tasks per request; 1 means one task per request everywhere
-    #[arg(long, default_value_t = 64, value_name = "N")]
-    batch: u32,
-    /// Connections
-    #[arg(long, default_value_t = 16, value_name = "N")]
-    connections: u32,
+    /// Tasks per request; 1 means one task per request everywhere [default: 64; under --failover 16]
+    #[arg(long, value_name = "N")]
+    batch: Option<u32>,
+    /// Connections [default: 16; under --failover 4 clients, each with connections to all nodes]
+    #[arg(long, value_name = "N")]
+    connections: Option<u32>,
     /// Payload of each task, with or without unit (64, 4KiB)
     #[arg(long, default_value = "64B", value_parser = payload_size, value_name = "BYTES")]
     payload: ByteSize,
@@ -60,15 +64,42 @@ pub(crate) struct Arguments {
     /// Run all published cases with their targets
     #[arg(long)]
     suite: bool,
-    /// Configuration of the own node
+    /// Own nodes: more than one make a cluster, a process each
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=9))]
+    nodes: u16,
+    /// Measure a single node of the same kind before the cluster
+    #[arg(long)]
+    baseline: bool,
+    /// Strike the node that leads most partitions again and again under load
+    #[arg(long, value_name = "HOW", conflicts_with_all = ["suite", "baseline", "tasks", "duration"])]
+    failover: Option<Fault>,
+    /// Strikes
+    #[arg(long, value_name = "N", default_value_t = 50, requires = "failover")]
+    rounds: u32,
+    /// Measure nodes without load for this long
+    #[arg(long, value_name = "TIME", value_parser = seconds, conflicts_with_all = ["suite", "baseline", "failover"])]
+    idle: Option<Interval>,
+    /// Partitions of the own nodes
+    #[arg(long, value_name = "N")]
+    partitions: Option<u16>,
+    /// Configuration of the own nodes
     #[arg(long, value_name = "FILE", env = "TASKMASTER_CONFIG")]
     config: Option<PathBuf>,
-    /// Shards of the own node; 0 means one per core
+    /// Shards of each own node; 0 means one per core, of several nodes the cores shared out
     #[arg(long, value_name = "N")]
     shards: Option<u16>,
     /// Data directory of the own node [default: a temporary one on a real disk]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+}
+
+/// How a node is struck.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Fault {
+    /// Killed, and started again after 2 s
+    Kill,
+    /// Stopped for 3 s
+    Stop,
 }
 
 fn payload_size(text: &str) -> Result<ByteSize, String> {
@@ -86,9 +117,10 @@ impl Arguments {
     fn options(&self, quiet: bool) -> Result<Options, Failure> {
         let payload_bytes = u32::try_from(self.payload.0)
             .map_err(|_| Failure::usage(format!("a payload of {} is over every limit", self.payload)))?;
+        let defaults = Options::default();
         let options = Options {
-            batch: self.batch,
-            connections: self.connections,
+            batch: self.batch.unwrap_or(defaults.batch),
+            connections: self.connections.unwrap_or(defaults.connections),
             payload_bytes,
             tasks: self.tasks,
             rate_per_s: self.rate,
@@ -102,7 +134,7 @@ impl Arguments {
             verify: !self.no_verify,
             floor_s: self.floor.0.as_secs_f64(),
             progress: !quiet,
-            ..Options::default()
+            ..defaults
         };
         options.validate().map_err(|error| Failure::usage(error.to_string()))?;
         Ok(options)
@@ -112,6 +144,13 @@ impl Arguments {
 /// Carries `bench` out.
 pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failure> {
     log::start_quiet(global.verbose);
+    let is_several = arguments.nodes > 1 || arguments.idle.is_some();
+    if is_several && (global.addr.is_some() || arguments.suite || arguments.data_dir.is_some()) {
+        return Err(Failure::usage("--nodes and --idle are about own nodes: leave out --addr, --suite and --data-dir"));
+    }
+    if !is_several && (arguments.failover.is_some() || arguments.baseline) {
+        return Err(Failure::usage("--failover and --baseline need several nodes: add --nodes 3"));
+    }
     let options = arguments.options(global.output().is_json())?;
     if let Some(addr) = &global.addr {
         let node = NodeInfo { addr: addr.clone(), data_dir: None, pid: None };
@@ -122,6 +161,12 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
     config.log.level = Level::Warn;
     if let Some(shards) = arguments.shards {
         config.node.shards = shards;
+    }
+    if let Some(partitions) = arguments.partitions {
+        config.node.partitions = partitions;
+    }
+    if is_several {
+        return several::run(global, arguments, &config);
     }
     let node = Embedded::start_private(config, arguments.data_dir.as_deref())?;
     let info = NodeInfo {

@@ -1,8 +1,8 @@
 //! `taskmaster dev`: one node and workers in this process, for trying things out. Ctrl-C drains; data stays. With `--nodes`,
 //! a cluster of processes ([`several`]).
 
-mod layout;
-mod members;
+pub(super) mod layout;
+pub(super) mod members;
 mod several;
 
 use std::net::SocketAddr;

@@ -3,13 +3,16 @@
 use anyhow::{Result, bail, ensure};
 use hdrhistogram::Histogram;
 use taskmaster_protocol::body::{self, ArchivedAssign, ArchivedBatchReply, ArchivedRefusal, CompleteRow, Credit};
-use taskmaster_protocol::frame::{self, Frame, Header};
+use taskmaster_protocol::frame::{self, FLAG_RESEND, Frame, Header};
 use taskmaster_protocol::{Code, Operation, PartitionId, TaskId};
 
 use super::Generator;
 use crate::connection::{Completion, Connection, Delayed, Link, Request};
 use crate::control::refusal_text;
 use crate::submission;
+
+/// Least time before a request goes to another node: the map is looked at meanwhile.
+const MOVE_NS: u64 = 10_000_000;
 
 impl Generator<'_> {
     /// Receives and handles everything a connection has.
@@ -46,6 +49,7 @@ impl Generator<'_> {
         link.credit_owed += u32::try_from(assign.rows.len())?;
         for rows in assign.rows.chunks(self.plan.completion_rows) {
             let mut completion = self.pool.pop().unwrap_or_default();
+            completion.is_resend = false;
             completion.partition = frame.header.partition;
             for row in rows {
                 let id = TaskId::from(&row.id);
@@ -79,10 +83,16 @@ impl Generator<'_> {
         if code == Code::Overloaded {
             return self.delay(link, frame, Request::Submit(submission), now_ns);
         }
+        if code == Code::NotLeader {
+            return self.move_on(link, frame, Request::Submit(submission), now_ns);
+        }
         ensure!(code == Code::Ok, "the node refused a submission: {}", refusal_text(code, frame.body));
         let reply = body::access::<ArchivedBatchReply>(frame.body)?;
+        // The first copy arrived: the tasks are kept.
+        let is_kept = |code: u16| submission.is_resend && Code::from_number(code) == Code::Duplicate;
+        let kept = reply.exceptions.iter().filter(|row| is_kept(row.code.to_native())).count();
         ensure!(
-            reply.accepted.to_native() == submission.count && reply.exceptions.is_empty(),
+            reply.accepted.to_native() as usize + kept == submission.count as usize && kept == reply.exceptions.len(),
             "the node took {} of {} tasks; the first exception is {:?}",
             reply.accepted,
             submission.count,
@@ -105,13 +115,20 @@ impl Generator<'_> {
         if code == Code::Overloaded {
             return self.delay(link, frame, Request::Complete(completion), now_ns);
         }
+        if code == Code::NotLeader {
+            return self.move_on(link, frame, Request::Complete(completion), now_ns);
+        }
         ensure!(code == Code::Ok, "the node refused a completion: {}", refusal_text(code, frame.body));
         let reply = body::access::<ArchivedBatchReply>(frame.body)?;
         for exception in reply.exceptions.iter().rev() {
             let row = usize::try_from(exception.index.to_native())?;
             ensure!(row < completion.stamps.len(), "the node answered for row {row}, which was not sent");
-            completion.stamps.remove(row);
-            self.outcome.tallies.refused_completions += 1;
+            let (sequence, _) = completion.stamps.remove(row);
+            if completion.is_resend && Code::from_number(exception.code.to_native()) == Code::AlreadyFinal {
+                self.outcome.ledger.settle(sequence);
+            } else {
+                self.outcome.tallies.refused_completions += 1;
+            }
         }
         ensure!(
             usize::try_from(reply.accepted.to_native())? == completion.stamps.len(),
@@ -128,6 +145,21 @@ impl Generator<'_> {
         completion.body.rows.clear();
         completion.stamps.clear();
         self.pool.push(completion);
+        Ok(())
+    }
+
+    /// Keeps a request that another node is to take until it is known which one.
+    fn move_on(&mut self, link: &mut Link, frame: Frame<'_>, mut request: Request, now_ns: u64) -> Result<()> {
+        let refusal = body::access::<ArchivedRefusal>(frame.body)?;
+        let Some(routes) = &self.shared.routes else {
+            bail!("the node does not lead: {}", refusal_text(Code::NotLeader, frame.body));
+        };
+        routes.want();
+        request.set_resend();
+        self.outcome.tallies.moved += 1;
+        self.delayed += 1;
+        let wait_ns = u64::from(refusal.retry_after_ms.to_native()) * 1_000_000;
+        link.delayed.push(Delayed { due_ns: now_ns + wait_ns.max(MOVE_NS), request });
         Ok(())
     }
 
@@ -148,7 +180,8 @@ impl Link {
     pub(super) fn send_completion(&mut self, completion: Completion) {
         let partition = Some(PartitionId(completion.partition));
         let (correlation, completion) = self.completes.insert(completion);
-        let header = Header::request(Operation::Complete, correlation, partition);
+        let mut header = Header::request(Operation::Complete, correlation, partition);
+        header.flags |= if completion.is_resend { FLAG_RESEND } else { 0 };
         frame::encode(&mut self.out.frames, header, &completion.body);
     }
 

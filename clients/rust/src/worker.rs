@@ -32,6 +32,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use taskmaster_protocol::{Code, TaskId};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -40,7 +41,7 @@ use crate::error::Error;
 use crate::task::{DEFAULT_QUEUE, Payload, Resources};
 use fleet::Fleet;
 use runner::{Handler, Runner, SURPLUS_WAIT};
-use session::{Drain, Offer};
+use session::{Drain, Offer, Witness};
 
 /// How often a running worker looks at the cluster's map when nothing makes it look sooner.
 const MAP_AGE: Duration = Duration::from_secs(1);
@@ -55,6 +56,7 @@ pub struct WorkerBuilder {
     name: String,
     handlers: HashMap<String, Handler>,
     default_handler: Option<Handler>,
+    witness: Option<Witness>,
 }
 
 impl WorkerBuilder {
@@ -118,6 +120,14 @@ impl WorkerBuilder {
         self
     }
 
+    /// Called with each answer that the server has taken ([`Code::Ok`]) or refused, and why: `already_final` and `stale_lease`
+    /// for attempts that came too late. Meant for accounts of what became of every task; it must be quick.
+    #[must_use]
+    pub fn on_answer(mut self, witness: impl Fn(TaskId, Code) + Send + Sync + 'static) -> Self {
+        self.witness = Some(Box::new(witness));
+        self
+    }
+
     /// Connects to every shard of every node and begins to take tasks.
     ///
     /// # Errors
@@ -136,6 +146,7 @@ impl WorkerBuilder {
             resources: self.resources,
             namespace: self.client.namespace().to_owned(),
             worker: self.name,
+            witness: self.witness,
             drain,
         });
         let (alive, ended) = mpsc::channel(1);
@@ -213,6 +224,7 @@ impl Worker {
             name: client.name().to_owned(),
             handlers: HashMap::new(),
             default_handler: None,
+            witness: None,
         }
     }
 

@@ -2,9 +2,9 @@
 
 use taskmaster_protocol::NodeId;
 
-use super::Shard;
+use super::{Effects, Shard};
 use crate::peer::{Frame, PeerAddr};
-use crate::permits::{self, SETTLE_US, owning_partition};
+use crate::permits::{self, NoteAbout, SETTLE_US, owning_partition};
 
 impl Shard {
     /// Leaders or queues came: looks again who owns what.
@@ -27,25 +27,36 @@ impl Shard {
     }
 
     /// A note about a queue's permits.
-    pub(super) fn permit(&mut self, from: PeerAddr, frame: &Frame<'_>) {
-        if let Some(about) = permits::decode(frame) {
-            self.dispatch.take_note(from, &about);
+    pub(super) fn permit(&mut self, from: PeerAddr, frame: &Frame<'_>, effects: &mut Effects) {
+        let Some(about) = permits::decode(frame) else { return };
+        if let Some(note) = self.dispatch.take_note(from, &about) {
+            permits::encode(&NoteAbout { note, ..about }, effects.peer(from));
         }
     }
 
     /// A node is down: its leases are void.
     pub(super) fn owe_nothing_to(&mut self, node: NodeId) {
         for queue in 0..self.dispatch.queues.len() {
-            self.dispatch.queues[queue].permits.forget(node);
+            self.dispatch.queues[queue].permits.forget(|other| other == node);
             self.dispatch.mark(u32::try_from(queue).expect("queues are bounded"));
         }
     }
 
-    /// Says needs again that may have been lost.
+    /// Says needs again that may have been lost. As owner: forgets what was lent to nodes that are down and say nothing.
     pub(super) fn repeat_needs(&mut self) {
+        let (now_us, peers) = (self.last_time_us, &self.peers);
+        let is_gone = |node: NodeId| {
+            let peer = peers.nodes.get(&node);
+            peer.is_some_and(|peer| !peer.is_alive && now_us.saturating_sub(peer.seen_us) > SETTLE_US)
+        };
         for queue in 0..self.dispatch.queues.len() {
-            let entry = &self.dispatch.queues[queue];
-            if entry.is_limited() && !entry.permits.is_owner && entry.permits.owner().is_some() {
+            let entry = &mut self.dispatch.queues[queue];
+            let permits = &mut entry.permits;
+            let is_due = match permits.is_owner {
+                true => permits.lent() > 0 && permits.forget(|node| node != self.config.node.id && is_gone(node)),
+                false => permits.owner().is_some() && entry.is_limited(),
+            };
+            if is_due {
                 self.dispatch.mark(u32::try_from(queue).expect("queues are bounded"));
             }
         }

@@ -118,7 +118,7 @@ impl Shard {
                 Kind::Leads => self.leads(from.node, &frame),
                 Kind::Report => self.report(from.node, &frame),
                 Kind::Join => self.join(&frame, effects),
-                Kind::Permit => self.permit(from, &frame),
+                Kind::Permit => self.permit(from, &frame, effects),
             }
         }
     }

@@ -36,7 +36,7 @@ impl Ports {
 ///
 /// # Errors
 /// A data directory that cannot be read, or no free ports.
-pub(super) fn configs(base: &Config, root: &Path, nodes: u16) -> Result<Vec<Config>, Failure> {
+pub(in crate::cli) fn configs(base: &Config, root: &Path, nodes: u16) -> Result<Vec<Config>, Failure> {
     let name = |number: u16| format!("n{}", number + 1);
     let known = DataDir::peek(&root.join(name(0))).map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
     let shards = match (base.node.shards, known) {

@@ -1,4 +1,4 @@
-//! Nodes of `dev --nodes N` as processes: this program as `serve`, one for each, so that one of them can be killed.
+//! Nodes of `dev --nodes N` and `bench --nodes N` as processes: this program as `serve`, one for each, so that one of them can be killed.
 //!
 //! Invariants: a child ends with this process, whatever ends it; Ctrl-C at the terminal reaches this process only in effect
 //! (children ignore it), so that workers finish before their nodes drain; what a child logs appears under its name.
@@ -19,22 +19,24 @@ use crate::config::{Config, Origin};
 const START_MAX: Duration = Duration::from_secs(60);
 
 /// A node that was started.
-pub(super) struct Member {
-    pub(super) name: String,
+pub(in crate::cli) struct Member {
+    pub(in crate::cli) name: String,
     /// Where clients connect.
-    pub(super) address: String,
-    pub(super) data_dir: PathBuf,
+    pub(in crate::cli) address: String,
+    pub(in crate::cli) data_dir: PathBuf,
     /// Its configuration, to start it again by hand.
-    pub(super) file: PathBuf,
-    pub(super) pid: u32,
+    pub(in crate::cli) file: PathBuf,
+    pub(in crate::cli) pid: u32,
     /// How it ended.
-    pub(super) ended: Option<ExitStatus>,
+    pub(in crate::cli) ended: Option<ExitStatus>,
 }
 
 /// All nodes, and news of those that end.
-pub(super) struct Members {
-    pub(super) all: Vec<Member>,
+pub(in crate::cli) struct Members {
+    pub(in crate::cli) all: Vec<Member>,
     ends: mpsc::UnboundedReceiver<(usize, ExitStatus)>,
+    end: mpsc::UnboundedSender<(usize, ExitStatus)>,
+    verbose: u8,
 }
 
 impl Members {
@@ -42,7 +44,7 @@ impl Members {
     ///
     /// # Errors
     /// A node that ended or did not start in time.
-    pub(super) async fn start(configs: &[Config], root: &Path, verbose: u8) -> Result<Self, Failure> {
+    pub(in crate::cli) async fn start(configs: &[Config], root: &Path, verbose: u8) -> Result<Self, Failure> {
         std::fs::create_dir_all(root)?;
         let mut started = Vec::new();
         for config in configs {
@@ -55,29 +57,35 @@ impl Members {
         let mut all = Vec::new();
         for (number, (config, file, mut child)) in started.into_iter().enumerate() {
             let name = config.node.name.clone();
-            let waiting = tokio::time::timeout(START_MAX, greeting(&mut child));
-            let greeted = waiting.await.unwrap_or_else(|_| Err(format!("has not started within {START_MAX:?}")));
-            let address = greeted.map_err(|reason| Failure::new(Exit::Failed, format!("node {name} {reason}")))?;
+            let address = wait_for(&name, &mut child).await?;
             let pid = child.id().unwrap_or_default();
             all.push(Member { name, address, data_dir: config.node.data_dir.clone(), file, pid, ended: None });
-            let end = end.clone();
-            tokio::spawn(async move {
-                if let Ok(status) = child.wait().await {
-                    // Nobody listens any more only when all is over.
-                    let _over = end.send((number, status));
-                }
-            });
+            tell_end(child, number, end.clone());
         }
-        Ok(Self { all, ends })
+        Ok(Self { all, ends, end, verbose })
+    }
+
+    /// Starts one again that has ended.
+    ///
+    /// # Errors
+    /// As [`Members::start`].
+    pub(in crate::cli) async fn restart(&mut self, number: usize) -> Result<(), Failure> {
+        let member = &mut self.all[number];
+        let mut child = spawn(&member.file, &member.name, self.verbose)?;
+        member.address = wait_for(&member.name, &mut child).await?;
+        member.pid = child.id().unwrap_or_default();
+        member.ended = None;
+        tell_end(child, number, self.end.clone());
+        Ok(())
     }
 
     /// Addresses of all, for clients.
-    pub(super) fn addresses(&self) -> String {
+    pub(in crate::cli) fn addresses(&self) -> String {
         self.all.iter().map(|member| member.address.as_str()).collect::<Vec<_>>().join(",")
     }
 
     /// Waits for the next one that ends; never returns when none is left.
-    pub(super) async fn next_end(&mut self) -> &Member {
+    pub(in crate::cli) async fn next_end(&mut self) -> &Member {
         match self.ends.recv().await {
             Some((number, status)) => {
                 self.all[number].ended = Some(status);
@@ -88,18 +96,41 @@ impl Members {
     }
 
     /// How many still run.
-    pub(super) fn running(&self) -> usize {
+    pub(in crate::cli) fn running(&self) -> usize {
         self.all.iter().filter(|member| member.ended.is_none()).count()
     }
 
     /// Sends a signal to all that still run.
-    pub(super) fn signal(&self, signal: Signal) {
-        for member in self.all.iter().filter(|member| member.ended.is_none()) {
+    pub(in crate::cli) fn signal(&self, signal: Signal) {
+        (0..self.all.len()).for_each(|number| self.signal_one(number, signal));
+    }
+
+    /// Sends a signal to one, if it still runs.
+    pub(in crate::cli) fn signal_one(&self, number: usize, signal: Signal) {
+        let member = &self.all[number];
+        if member.ended.is_none() {
             // Not yet waited for by anybody else, so the number is still its own; one that has just ended needs no signal.
             let pid = i32::try_from(member.pid).ok().and_then(Pid::from_raw);
             let _sent = pid.map(|pid| kill_process(pid, signal));
         }
     }
+}
+
+/// Waits until a node takes connections; its address.
+async fn wait_for(name: &str, child: &mut Child) -> Result<String, Failure> {
+    let waiting = tokio::time::timeout(START_MAX, greeting(child));
+    let greeted = waiting.await.unwrap_or_else(|_| Err(format!("has not started within {START_MAX:?}")));
+    greeted.map_err(|reason| Failure::new(Exit::Failed, format!("node {name} {reason}")))
+}
+
+/// Tells when a node ends.
+fn tell_end(mut child: Child, number: usize, end: mpsc::UnboundedSender<(usize, ExitStatus)>) {
+    tokio::spawn(async move {
+        if let Ok(status) = child.wait().await {
+            // Nobody listens any more only when all is over.
+            let _over = end.send((number, status));
+        }
+    });
 }
 
 fn spawn(file: &Path, name: &str, verbose: u8) -> Result<Child, Failure> {

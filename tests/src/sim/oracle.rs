@@ -108,7 +108,7 @@ struct Row {
     token: u64,
     is_valid: bool,
     result: Vec<u8>,
-    /// Of a read: what had been acknowledged when it was received.
+    /// Of a read or a cancellation: what had been acknowledged when it was received.
     before: Option<reads::Before>,
 }
 
@@ -127,6 +127,14 @@ pub(crate) struct Sent {
     pub(crate) body: FrameBuffer,
 }
 
+/// What an accepted task with a unique key holds for a while.
+struct Window {
+    holder: TaskId,
+    until_us: u64,
+    /// Requests received when its acceptance was acknowledged: only later ones are surely behind it.
+    after: u64,
+}
+
 /// The pause of a queue, as acknowledged.
 struct Pause {
     term: u64,
@@ -138,11 +146,13 @@ struct Pause {
 #[derive(Default)]
 pub(crate) struct Oracle {
     tasks: BTreeMap<TaskId, Task>,
+    /// In the order in which they were made.
+    ids: Vec<TaskId>,
     workflows: HashMap<TaskId, Vec<TaskId>>,
     by_key: BTreeMap<u32, Vec<TaskId>>,
     by_unique: BTreeMap<u32, Vec<TaskId>>,
-    /// Accepted holders of unique keys with windows: key, not before, task.
-    windows: BTreeMap<u32, Vec<(u64, TaskId)>>,
+    /// Accepted holders of unique keys with windows, by key.
+    windows: BTreeMap<u32, Vec<Window>>,
     requests: HashMap<(u64, u64), Request>,
     received: u64,
     /// Highest time of any shard so far.
@@ -200,6 +210,7 @@ impl Oracle {
         if let Some(key) = contract.unique {
             self.by_unique.entry(key).or_default().push(id);
         }
+        self.ids.push(id);
         self.tasks.insert(id, Task { contract, ..Task::default() });
     }
 
@@ -212,9 +223,8 @@ impl Oracle {
     }
 
     pub(crate) fn id_at(&self, pick: u64) -> Option<TaskId> {
-        let count = self.tasks.len() as u64;
-        let nth = usize::try_from(pick % count.max(1)).expect("below a usize");
-        self.tasks.keys().nth(nth).copied()
+        let count = self.ids.len() as u64;
+        self.ids.get(usize::try_from(pick % count.max(1)).expect("below a usize")).copied()
     }
 
     pub(crate) fn workflow_of(&self, id: TaskId) -> Option<TaskId> {
@@ -329,7 +339,7 @@ impl Oracle {
                 task.leases.iter_mut().for_each(|lease| lease.may_be_over = true);
             }
             if !whole {
-                request.rows.push(Row::of(id));
+                request.rows.push(Row { before: self.before(id), ..Row::of(id) });
             }
         }
     }

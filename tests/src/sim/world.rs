@@ -215,6 +215,8 @@ pub(crate) struct World {
     wake_of: Vec<u64>,
     oracle: Oracle,
     phase: Phase,
+    /// When replicas are compared next.
+    compare_us: u64,
     defect: Option<Defect>,
     report: Report,
     /// Says what happens to nodes (`TASKMASTER_SIM_LOG`).
@@ -262,6 +264,7 @@ impl World {
             actors,
             oracle: Oracle::new(),
             phase: Phase::Faults,
+            compare_us: 0,
             defect: options.defect,
             is_loud: std::env::var_os("TASKMASTER_SIM_LOG").is_some(),
             report: Report { seed: options.seed, nodes: count.into(), ..Report::default() },

@@ -36,6 +36,9 @@ const QUIET: Duration = Duration::from_secs(10);
 /// Events handled before answers are flushed.
 const EVENTS_IN_A_ROW: usize = 4096;
 
+/// Hears what became of each answer.
+pub(super) type Witness = Box<dyn Fn(TaskId, Code) + Send + Sync>;
+
 /// What every session of a worker offers.
 pub(super) struct Offer {
     pub(super) cluster: Arc<Cluster>,
@@ -44,6 +47,7 @@ pub(super) struct Offer {
     pub(super) resources: Resources,
     pub(super) namespace: String,
     pub(super) worker: String,
+    pub(super) witness: Option<Witness>,
     pub(super) drain: watch::Receiver<Drain>,
 }
 
@@ -397,6 +401,9 @@ impl Session {
         match frame {
             Sent::Complete(..) | Sent::Fail(..) => {
                 let reply = reply.read::<ArchivedBatchReply>()?;
+                if let Some(witness) = &self.offer.witness {
+                    tell(witness, &frame, reply);
+                }
                 let (counter, state) = match frame {
                     Sent::Complete(..) => (&counters.completed, State::Succeeded),
                     _ => (&counters.failed, State::Failed),
@@ -569,6 +576,20 @@ impl Session {
             self.outbox.send_with(&line.connection, &line.mailbox, header, &body, sent)?;
         }
         Ok(())
+    }
+}
+
+/// Tells what became of each answer of a frame. Exceptions come in the order of their rows.
+fn tell(witness: &Witness, frame: &Sent, reply: &ArchivedBatchReply) {
+    let ids: Vec<TaskId> = match frame {
+        Sent::Complete(_, body) => body.rows.iter().map(|row| row.id).collect(),
+        Sent::Fail(_, body) => body.rows.iter().map(|row| row.id).collect(),
+        Sent::Extend(_) | Sent::Release(_) | Sent::Withdraw | Sent::Ping => return,
+    };
+    let mut exceptions = reply.exceptions.iter().peekable();
+    for (id, row) in ids.into_iter().zip(0u32..) {
+        let exception = exceptions.next_if(|exception| exception.index.to_native() == row);
+        witness(id, exception.map_or(Code::Ok, |exception| Code::from_number(exception.code.to_native())));
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use taskmaster_protocol::body::ArchivedBatchReply;
 use taskmaster_protocol::{Code, Operation, TaskId, access};
 
-use super::{Oracle, Pause, Request, Row, Sent, Settled, State, Verdict, require};
+use super::{Oracle, Pause, Request, Row, Sent, Settled, State, Verdict, Window, require};
 
 impl Oracle {
     /// A process has made these frames from one input.
@@ -90,7 +90,11 @@ impl Oracle {
                 }
                 Ok(())
             }
-            Operation::Cancel => self.settle(row.id, State::Cancelled, sent.term),
+            Operation::Cancel => {
+                // A retry that was received later may have been applied before this late answer.
+                let unretried = row.before.as_ref().is_some_and(|before| self.is_unretried(row.id, before));
+                if unretried { self.settle(row.id, State::Cancelled, sent.term) } else { Ok(()) }
+            }
             _ => Ok(()),
         }
     }
@@ -161,13 +165,17 @@ impl Oracle {
         let contract = &self.tasks[&id].contract;
         let Some(key) = contract.unique else { return Ok(()) };
         let window_us = contract.unique_window_us;
-        for (until_us, holder) in self.windows.get(&key).into_iter().flatten() {
-            require(self.clock_us_max >= *until_us, || {
+        let windows = self.windows.entry(key).or_default();
+        // An answer may come late, from a leader that leads no longer: what was acknowledged meanwhile stands behind it.
+        for window in windows.iter().filter(|window| window.after < request.order) {
+            let (holder, until_us) = (window.holder, window.until_us);
+            require(self.clock_us_max >= until_us, || {
                 format!("{id} took unique key {key} within the window of {holder} ({} < {until_us})", self.clock_us_max)
             })?;
         }
         if window_us > 0 {
-            self.windows.entry(key).or_default().push((request.received_us + window_us, id));
+            let until_us = request.received_us + window_us;
+            windows.push(Window { holder: id, until_us, after: self.received });
         }
         let holders = self.by_unique[&key].iter().filter(|other| self.is_surely_unfinished(**other));
         let holders: BTreeSet<&TaskId> = holders.collect();

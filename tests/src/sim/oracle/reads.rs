@@ -26,6 +26,11 @@ impl Oracle {
         })
     }
 
+    /// Whether no retry of a task was received since then.
+    pub(super) fn is_unretried(&self, id: TaskId, before: &Before) -> bool {
+        self.tasks[&id].retried == before.retried
+    }
+
     pub(super) fn read_answered(&mut self, request: &Request, sent: &Sent) -> Verdict {
         let row = &request.rows[0];
         let (id, before) = (row.id, row.before.as_ref().expect("tasks that are read are registered"));

@@ -1,3 +1,5 @@
+//! The map as clients learn it: later terms win, connections stay.
+
 use taskmaster_protocol::NodeId;
 
 use super::*;

@@ -1,0 +1,137 @@
+//! Real nodes for measurements: `serve` processes of this program on a temporary directory of a real disk.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use taskmaster_bench::NodeInfo;
+use taskmaster_client::{ClusterView, NodeId};
+use tempfile::TempDir;
+
+use crate::cli::cluster;
+use crate::cli::dev::layout;
+use crate::cli::dev::members::Members;
+use crate::cli::embedded::temporary_dir;
+use crate::cli::{Exit, Failure};
+use crate::config::Config;
+
+/// Longest time until every partition has all its replicas.
+const WHOLE_MAX: Duration = Duration::from_secs(180);
+const POLL: Duration = Duration::from_millis(50);
+/// A cluster is whole when no replica lags by more entries than a loaded one has under way.
+const LAG_MAX: u32 = 2_000;
+/// How long a map may take to be asked for from a node that may hang.
+const LOOK_MAX: Duration = Duration::from_secs(2);
+
+/// Running nodes; their directory goes with them.
+pub(super) struct Nodes {
+    pub(super) members: Members,
+    /// Replicas that a partition has in this cluster.
+    replicas: usize,
+    _root: TempDir,
+}
+
+impl Nodes {
+    /// Starts `count` nodes and makes them a cluster; a single one stands alone.
+    ///
+    /// # Errors
+    /// What keeps a node from starting, or the cluster from becoming whole.
+    pub(super) async fn start(base: &Config, count: u16, verbose: u8) -> Result<Self, Failure> {
+        let mut base = base.clone();
+        base.listen.address.set_port(0);
+        let defaults = Config::default();
+        if base.cluster.moves_max == defaults.cluster.moves_max {
+            // The start is not measured: all replicas may be made at once.
+            base.cluster.moves_max = 256;
+        }
+        let root = temporary_dir()?;
+        let mut configs = layout::configs(&base, root.path(), count)?;
+        if count == 1 {
+            configs[0].clustered = false;
+        }
+        let members = Members::start(&configs, root.path(), verbose).await?;
+        let replicas = if count == 1 { 1 } else { usize::from(base.cluster.replication.min(count)) };
+        let nodes = Self { members, replicas, _root: root };
+        if count > 1 {
+            cluster::found(&nodes.members.all[0].address).await?;
+        }
+        nodes.whole().await?;
+        Ok(nodes)
+    }
+
+    /// Ends all of them at once.
+    pub(super) async fn end(mut self) {
+        self.members.signal(Signal::KILL);
+        while self.members.running() > 0 {
+            self.members.next_end().await;
+        }
+    }
+
+    /// For the load generator.
+    pub(super) fn infos(&self) -> Vec<NodeInfo> {
+        let info = |member: &crate::cli::dev::members::Member| NodeInfo {
+            addr: member.address.clone(),
+            data_dir: Some(member.data_dir.clone()),
+            pid: Some(member.pid),
+        };
+        self.members.all.iter().map(info).collect()
+    }
+
+    /// Waits until every node is heard, every partition has all its voters and a leader, and leaders are spread.
+    ///
+    /// # Errors
+    /// What is missing after a while.
+    pub(super) async fn whole(&self) -> Result<ClusterView, Failure> {
+        let give_up = Instant::now() + WHOLE_MAX;
+        loop {
+            let missing = match self.look().await {
+                Ok(view) => match self.missing(&view) {
+                    None => return Ok(view),
+                    Some(missing) => missing,
+                },
+                Err(failure) => failure.to_string(),
+            };
+            if Instant::now() >= give_up {
+                let message = format!("the cluster is not whole after {WHOLE_MAX:?}: {missing}");
+                return Err(Failure::new(Exit::Failed, message));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    async fn look(&self) -> Result<ClusterView, Failure> {
+        let looking = cluster::look(&self.members.all[0].address);
+        match tokio::time::timeout(LOOK_MAX, looking).await {
+            Ok(view) => view,
+            Err(_) => Err(Failure::new(Exit::Failed, "a node does not tell the map")),
+        }
+    }
+
+    fn missing(&self, view: &ClusterView) -> Option<String> {
+        let count = self.members.all.len();
+        let takers = cluster::takers(view);
+        if takers < count {
+            return Some(format!("{takers} of {count} nodes take part"));
+        }
+        if view.partitions.is_empty() {
+            return Some("it has no partitions yet".to_owned());
+        }
+        for (number, group) in view.partitions.iter().enumerate() {
+            let (voters, settled, lag) = (group.voters.len(), group.is_settled, group.lag);
+            let is_complete = count == 1 || (voters == self.replicas && settled && group.learners.is_empty());
+            if group.leader.is_none() || !is_complete || lag > LAG_MAX {
+                return Some(format!(
+                    "partition {number} has leader {:?}, {voters} voters, settled {settled}, lag {lag}",
+                    group.leader
+                ));
+            }
+        }
+        let most = view.partitions.len().div_ceil(count) + view.partitions.len() / 6 + 1;
+        let busiest = view.nodes.iter().map(|node| led(view, node.id).len()).max().unwrap_or(0);
+        (busiest > most).then(|| format!("one node leads {busiest} partitions"))
+    }
+}
+
+/// The partitions that a node leads.
+pub(super) fn led(view: &ClusterView, node: NodeId) -> Vec<u16> {
+    (0..).zip(&view.partitions).filter(|(_, group)| group.leader == Some(node)).map(|(number, _)| number).collect()
+}
