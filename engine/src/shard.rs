@@ -296,7 +296,10 @@ impl Shard {
             Input::Disconnected { conn } => self.disconnected(conn),
             Input::Durable { sequence } => self.durable(sequence),
             Input::Tick => self.tick(effects),
-            Input::DiskFull(full) => self.disk_full = full,
+            Input::DiskFull(full) => {
+                self.disk_full = full;
+                self.peers.announce();
+            }
             Input::Drain => self.drain(effects),
             Input::Peer { from, bytes } => self.peer(from, bytes, effects),
             Input::PeerLost { node } => self.peer_lost(node),

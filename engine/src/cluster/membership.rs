@@ -348,13 +348,18 @@ impl Membership {
         }
     }
 
+    /// Who this node is, for one that does not know it.
+    fn hello(&self) -> Vec<u8> {
+        let mut body = Vec::new();
+        packet::put_identity(&mut body, self.foca.identity());
+        packet::seal(PacketKind::Hello, self.name_hash, &body)
+    }
+
     fn say_hello(&mut self, out: &mut Out) {
         let is_alone = self.foca.num_members() == 0;
         let interval_us = if is_alone { HELLO_ALONE_US } else { HELLO_US };
         self.hello_at_us = self.now_us + interval_us + self.choice.next() % (interval_us / 4);
-        let mut body = Vec::new();
-        packet::put_identity(&mut body, self.foca.identity());
-        let hello = packet::seal(PacketKind::Hello, self.name_hash, &body);
+        let hello = self.hello();
         if is_alone {
             out.packets.extend(self.seeds.iter().map(|seed| (*seed, hello.clone())));
             return;
@@ -418,11 +423,13 @@ impl Membership {
             if let Some(other) = by_name.insert(&member.name, member) {
                 let say = || {
                     format!(
-                        "two nodes are called \"{}\": {} at {} and {} at {}: give one of them another name",
+                        "two nodes are called \"{}\": {} at {} and {} at {}: give one of them another name, or remove the one \
+                         that is gone for good",
                         member.name, other.id, other.peer, member.id, member.peer
                     )
                 };
-                self.warnings.say(Reason::SameName, u128::from(member.id.0), self.now_us, &mut out.warnings, say);
+                let _ =
+                    self.warnings.say(Reason::SameName, u128::from(member.id.0), self.now_us, &mut out.warnings, say);
             }
         }
         if self.own.cluster != 0 {
@@ -439,7 +446,7 @@ impl Membership {
                     first.name, first.peer, first.cluster, second.name, second.peer, second.cluster
                 )
             };
-            self.warnings.say(Reason::TwoClusters, 0, self.now_us, &mut out.warnings, say);
+            let _ = self.warnings.say(Reason::TwoClusters, 0, self.now_us, &mut out.warnings, say);
         }
     }
 }

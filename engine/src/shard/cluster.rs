@@ -90,6 +90,10 @@ impl Shard {
             (row.applied, row.committed) = (group.replica.applied().index, group.replica.committed());
             row.voters = span(&mut conf.voters.iter().copied());
             row.learners = span(&mut conf.learners.iter().copied());
+            if leader == self.config.node.id && group.serving == 0 {
+                // It gave the lead up and knows of no other leader yet.
+                row.leader = 0;
+            }
             if group.serving > 0 {
                 let behind = group.replica.last_index().saturating_sub(group.replica.matched_by_all());
                 row.lag = u32::try_from(behind).unwrap_or(u32::MAX);
@@ -111,10 +115,21 @@ impl Shard {
         let foreign = self.peers.nodes.iter().filter(|(_, peer)| is_foreign(peer));
         let strangers =
             foreign.map(|(node, _)| format!("node {node} belongs to another cluster of the same name: it is kept out"));
-        for sentence in strangers.chain(self.notices.fresh(self.last_time_us).map(str::to_owned)) {
+        let full = self.full_disks().map(|name| {
+            format!("the disk of node {name} is full: others lead its partitions as far as they can; free space there")
+        });
+        for sentence in full.chain(strangers).chain(self.notices.fresh(self.last_time_us).map(str::to_owned)) {
             let span = body::put(&mut reply.bytes, sentence.as_bytes());
             reply.warnings.push(span);
         }
+    }
+
+    /// Names of nodes whose disk is full.
+    fn full_disks(&self) -> impl Iterator<Item = &str> {
+        let own = self.disk_full.then_some(self.config.node.name.as_str());
+        let full = self.peers.nodes.iter().filter(|(_, peer)| peer.is_full && peer.is_alive).map(|(node, _)| *node);
+        let name = |id: NodeId| self.map.as_ref().and_then(|map| map.node(id)).map(|(info, _)| info.name.as_str());
+        own.into_iter().chain(full.filter_map(name))
     }
 
     /// An operator's request.

@@ -18,6 +18,8 @@ use crate::replica::record::Fields;
 const ANNOUNCE_US: u64 = 1_000_000;
 /// Bytes of one group in an announcement.
 const LEAD_BYTES: usize = 16;
+/// Detail of an announcement: the sender's disk is full.
+const DISK_FULL: u8 = 1;
 
 /// Another node.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +34,8 @@ pub(super) struct Peer {
     /// The cluster it says it is of.
     pub(super) cluster: u128,
     pub(super) version: u32,
+    /// It said that its disk is full: it is no heir.
+    pub(super) is_full: bool,
 }
 
 /// All of them, and the leaders.
@@ -42,6 +46,8 @@ pub(super) struct Peers {
     /// Term and leader by partition, and last of the meta group.
     leaders: Vec<(u64, u64)>,
     announce_us: u64,
+    /// The last announcement said that the disk is full.
+    was_full: bool,
     /// Some leader changed.
     pub(super) is_changed: bool,
     /// Entries by which the slowest replica of a group is behind, as its leader reported.
@@ -56,6 +62,7 @@ impl Peers {
             nodes: BTreeMap::new(),
             leaders: vec![(0, 0); partitions + 1],
             announce_us: 0,
+            was_full: false,
             is_changed: false,
             lag: BTreeMap::new(),
         }
@@ -109,7 +116,7 @@ impl Shard {
                 Kind::Raft => self.raft_message(from, &frame),
                 Kind::Chunk => self.chunk(from, &frame, effects),
                 Kind::ChunkTaken => self.chunk_taken(from, &frame),
-                Kind::Leads => self.leads(from.node, frame.body),
+                Kind::Leads => self.leads(from.node, &frame),
                 Kind::Report => self.report(from.node, &frame),
                 Kind::Join => self.join(&frame, effects),
                 Kind::Permit => self.permit(from, &frame, effects),
@@ -177,8 +184,11 @@ impl Shard {
         }
     }
 
-    fn leads(&mut self, from: NodeId, body: &[u8]) {
-        let mut fields = Fields(body);
+    fn leads(&mut self, from: NodeId, frame: &peer::Frame<'_>) {
+        if let Some(peer) = self.peers.nodes.get_mut(&from) {
+            peer.is_full = frame.detail & DISK_FULL != 0;
+        }
+        let mut fields = Fields(frame.body);
         let Some(count) = fields.u32() else { return };
         if fields.bytes(4).is_none() {
             return;
@@ -206,12 +216,14 @@ impl Shard {
             .filter(|group| group.serving > 0)
             .map(|group| (group.number, group.serving))
             .collect();
-        if led.is_empty() {
+        let detail = if self.disk_full { DISK_FULL } else { 0 };
+        if led.is_empty() && detail == 0 && !core::mem::take(&mut self.peers.was_full) {
             return;
         }
+        self.peers.was_full = self.disk_full;
         for to in self.all_shards() {
             let out = effects.peer(to);
-            let begun = peer::begin(out, Kind::Leads, 0, 0);
+            let begun = peer::begin(out, Kind::Leads, detail, 0);
             write_leads(&led, out);
             peer::finish(out, begun);
         }

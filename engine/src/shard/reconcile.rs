@@ -113,9 +113,12 @@ impl Shard {
         let Some(map) = self.map.clone() else { return };
         let retires = self.disk_full || (self.draining && self.leased() == 0);
         let own = self.config.node.id.0;
+        let full: Vec<NodeId> =
+            self.peers.nodes.iter().filter(|(_, peer)| peer.is_full).map(|(&node, _)| node).collect();
+        let is_full = |node: NodeId| full.contains(&node);
         for place in 0..self.groups.len() {
             let Some(group) = self.groups[place].as_deref_mut().filter(|group| group.serving > 0) else { continue };
-            if retires && hand_over(&mut group.replica, own) {
+            if retires && hand_over(&mut group.replica, own, is_full) {
                 let number = group.number;
                 self.touch(number);
                 continue;
@@ -123,7 +126,7 @@ impl Shard {
             let Some(placement) = map.placement(group.number) else { continue };
             let voters: Vec<u64> = placement.replicas.iter().map(|node| node.0).collect();
             let learners = if group.number == META_GROUP { learners(&map, &voters) } else { Vec::new() };
-            let preferred = placement.leader.map(|node| node.0);
+            let preferred = placement.leader.filter(|&node| !is_full(node)).map(|node| node.0);
             if step(&mut group.replica, own, voters, &learners, preferred) {
                 let number = group.number;
                 self.touch(number);
@@ -144,12 +147,13 @@ fn has_caught_up(replica: &Replica, node: u64) -> bool {
     replica.is_following(node) && behind.is_some_and(|behind| behind <= CAUGHT_UP)
 }
 
-/// Hands leadership to any voter that has the log; `true` if it is on its way.
-fn hand_over(replica: &mut Replica, own: u64) -> bool {
+/// Hands leadership to any voter that has the log and room for more; `true` if it is on its way.
+fn hand_over(replica: &mut Replica, own: u64, is_full: impl Fn(NodeId) -> bool) -> bool {
     if replica.is_transferring() {
         return true;
     }
-    let heir = replica.conf().voters.iter().copied().find(|&node| node != own && has_caught_up(replica, node));
+    let may_lead = |node: u64| node != own && !is_full(NodeId(node)) && has_caught_up(replica, node);
+    let heir = replica.conf().voters.iter().copied().find(|&node| may_lead(node));
     if let Some(heir) = heir {
         replica.transfer(heir);
     }

@@ -36,7 +36,8 @@ pub(super) fn judge(own: &PeerHello, theirs: &PeerHello) -> Result<u8, PeerRefus
         );
         return refused(Reason::ClusterId, sentence);
     }
-    if own.node == theirs.node {
+    // Under one name it is the node itself, at the address where another one lived before.
+    if own.node == theirs.node && own.node_name != theirs.node_name {
         let sentence = format!(
             "{theirs} has the same id as {own}: a data directory was copied; start one of them with an empty one"
         );
@@ -46,7 +47,8 @@ pub(super) fn judge(own: &PeerHello, theirs: &PeerHello) -> Result<u8, PeerRefus
         let (dialer, wanted, found) =
             if theirs.to_node == own.node { (own, own.to_node, theirs) } else { (theirs, theirs.to_node, own) };
         let sentence = format!(
-            "{dialer} looks for node {wanted} at this address, where {found} lives: correct the address of {wanted}"
+            "{dialer} looks for node {wanted} at this address, where {found} lives: correct the address of {wanted}, or \
+             remove that node if it is gone for good"
         );
         return refused(Reason::OtherNode, sentence);
     }
@@ -130,10 +132,16 @@ mod tests {
         let other_name = PeerHello { cluster_name: "d".to_owned(), ..hello(2, 1) };
         assert_eq!(reason(&own, &other_name), Reason::ClusterName);
         assert_eq!(reason(&own, &PeerHello { cluster: 8, ..hello(2, 1) }), Reason::ClusterId);
-        assert_eq!(reason(&hello(1, 1), &hello(1, 1)), Reason::SameNode);
+        let copy = PeerHello { node_name: "copy".to_owned(), ..hello(1, 2) };
+        assert_eq!(reason(&hello(1, 1), &copy), Reason::SameNode);
         assert_eq!(reason(&hello(1, 2), &hello(3, 1)), Reason::OtherNode);
         assert_eq!(reason(&own, &PeerHello { to_shard: 1, ..hello(2, 1) }), Reason::OtherShard);
         assert_eq!(reason(&own, &PeerHello { version: 5, ..hello(2, 1) }), Reason::Version);
+        assert_eq!(
+            reason(&hello(1, 1), &hello(1, 2)),
+            Reason::OtherNode,
+            "a node that reaches itself at another's address"
+        );
         let newer = PeerHello { peer_version_min: 2, peer_version_max: 3, ..hello(2, 1) };
         assert_eq!(reason(&own, &newer), Reason::PeerVersion);
     }

@@ -52,7 +52,7 @@ async fn a_node_that_lost_its_disk_comes_back_as_another_one() {
     let new = cluster.id(2).await;
     assert_ne!(new, old);
     for number in [0, 2] {
-        let sentence = cluster.problem(number, &["n3", "has that name", "remove it first"]).await;
+        let sentence = cluster.problem(number, &["n3", &new.to_string(), "another name", "remove"]).await;
         eprintln!("{}: {sentence}", cluster.nodes[number].name);
     }
     assert!(cluster.view().await.nodes.iter().all(|node| node.id != new), "it has to wait");

@@ -41,21 +41,6 @@ impl Probe {
         self.ask(header, &change.to_body(), ANSWER).await.map(drop)
     }
 
-    /// How far the node's replica of each partition has applied its log, whichever shard has it.
-    pub(crate) async fn applied(address: impl AsRef<str>) -> Result<Vec<u64>, Error> {
-        let first = Self::connect(&address).await?;
-        let host = address.as_ref().rsplit_once(':').map_or("", |(host, _)| host);
-        let mut applied: Vec<u64> = Vec::new();
-        for port in first.connection.info().shard_ports.clone() {
-            let view = Self::connect(format!("{host}:{port}")).await?.view().await?;
-            applied.resize(view.partitions.len(), 0);
-            for (known, group) in applied.iter_mut().zip(view.partitions) {
-                *known = (*known).max(group.applied);
-            }
-        }
-        Ok(applied)
-    }
-
     /// Submits a task of queue `probe`; accepted when it is durable.
     pub(crate) async fn submit(&self, id: TaskId, longest: Duration) -> Result<(), Error> {
         let mut submit = Submit::default();

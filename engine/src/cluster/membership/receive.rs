@@ -161,7 +161,11 @@ impl Membership {
             }
             return true;
         };
-        self.warnings.say(reason, source, now_us, &mut out.warnings, || sentence);
+        let peer = *peer;
+        if self.warnings.say(reason, source, now_us, &mut out.warnings, || sentence) {
+            // It finds the same reason in this node's hello, and tells its own operator.
+            out.packets.push((peer, self.hello()));
+        }
         false
     }
 
@@ -181,7 +185,7 @@ impl Membership {
                  it an empty data directory"
             )
         };
-        self.warnings.say(Reason::TwoPlaces, u128::from(id.0), self.now_us, &mut out.warnings, say);
+        let _ = self.warnings.say(Reason::TwoPlaces, u128::from(id.0), self.now_us, &mut out.warnings, say);
     }
 
     fn warn_of_stranger(&mut self, stranger: Stranger, from: SocketAddr, out: &mut Out) {
@@ -197,6 +201,10 @@ impl Membership {
                 format!("a node at {from} gossips for a cluster with another name: it is ignored; check its seeds")
             }
         };
-        self.warnings.say(Reason::Stranger(stranger), source_of(from), self.now_us, &mut out.warnings, say);
+        let is_said =
+            self.warnings.say(Reason::Stranger(stranger), source_of(from), self.now_us, &mut out.warnings, say);
+        if is_said && stranger == Stranger::OtherName {
+            out.packets.push((from, self.hello()));
+        }
     }
 }

@@ -311,6 +311,9 @@ fn clusters_with_other_names_never_mix() {
     let warnings = &world.node(1).warnings;
     assert_eq!(warnings.len(), 1, "once a minute: {warnings:?}");
     assert!(warnings[0].contains("a node at 10.0.0.8:7000 gossips for a cluster with another name"));
+    let warnings = &world.node(8).warnings;
+    assert_eq!(warnings.len(), 1, "it hears why it is ignored: {warnings:?}");
+    assert!(warnings[0].contains("a node at 10.0.0.1:7000 gossips for a cluster with another name"));
     world.run(60 * SECOND_US);
     assert_eq!(world.node(1).warnings.len(), 2);
 }
@@ -349,6 +352,7 @@ fn versions_more_than_one_apart_do_not_meet() {
     world.run(10 * SECOND_US);
     assert_eq!(world.seen()[&address(1)], [2]);
     assert!(world.node(1).warnings[0].contains("has format version 3, this node 1"));
+    assert!(world.node(3).warnings[0].contains("has format version 1, this node 3"));
 }
 
 #[test]

@@ -27,7 +27,7 @@ pub(super) struct Warnings {
 }
 
 impl Warnings {
-    /// Says it, unless it was said lately of the same source.
+    /// Says it, unless it was said lately of the same source; whether it was said now.
     pub(super) fn say(
         &mut self,
         reason: Reason,
@@ -35,18 +35,19 @@ impl Warnings {
         now_us: u64,
         out: &mut Vec<String>,
         sentence: impl FnOnce() -> String,
-    ) {
+    ) -> bool {
         let is_quiet = |said_us: u64| now_us.saturating_sub(said_us) < QUIET_US;
         if self.said_us.get(&(reason, source)).is_some_and(|said_us| is_quiet(*said_us)) {
-            return;
+            return false;
         }
         if self.said_us.len() >= REMEMBERED_MAX {
             self.said_us.retain(|_, said_us| is_quiet(*said_us));
             if self.said_us.len() >= REMEMBERED_MAX {
-                return;
+                return false;
             }
         }
         self.said_us.insert((reason, source), now_us);
         out.push(sentence());
+        true
     }
 }
