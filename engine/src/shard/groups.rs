@@ -87,7 +87,6 @@ impl Shard {
             }
         }
         self.dirty.clear();
-        self.end_accepting();
         self.watch_map(effects);
         self.watch_owners();
     }
@@ -119,9 +118,6 @@ impl Shard {
             if let Some((at, _)) = step.install {
                 self.install(group, at);
                 self.hooks.installed();
-            }
-            if step.overtakes {
-                self.overtaken();
             }
             self.hooks.order(&mut step.committed);
             let mut last = None;

@@ -133,11 +133,8 @@ impl Shard {
             // They come again when there is room; until then the group goes on without this replica.
             return;
         }
-        if message.has_snapshot() {
-            if !self.is_received(frame.group, &message) {
-                return;
-            }
-            self.accept(frame.group);
+        if message.has_snapshot() && !self.is_received(frame.group, &message) {
+            return;
         }
         let beat_us = self.elections.beat_us();
         if let Some(group) = self.group_mut(frame.group) {
