@@ -7,6 +7,8 @@ pub(crate) struct Ledger {
     exact: bool,
     submitted: Bits,
     completed: Bits,
+    /// Found to be completed, without knowing by which attempt.
+    settled: Bits,
     /// Submissions acknowledged.
     pub(crate) acknowledged: u64,
     /// Completions accepted, each task once if exact.
@@ -34,14 +36,15 @@ impl Ledger {
     pub(crate) fn complete(&mut self, sequence: u64) {
         if self.exact && self.completed.set(sequence) {
             self.duplicated += 1;
-        } else {
+        } else if !self.settled.get(sequence) {
             self.done += 1;
         }
     }
 
-    /// A task turned out to be completed whose completion's acknowledgement was lost.
+    /// The server calls a task final when its completion comes again: an earlier copy was accepted, or that of another attempt
+    /// whose acknowledgement may be still on its way. So this and one acceptance are one completion.
     pub(crate) fn settle(&mut self, sequence: u64) {
-        if !self.exact || !self.completed.set(sequence) {
+        if !self.completed.get(sequence) && !self.settled.set(sequence) {
             self.done += 1;
         }
     }
@@ -52,9 +55,7 @@ impl Ledger {
             return self.acknowledged.saturating_sub(self.done);
         }
         let words = self.submitted.words.iter().enumerate();
-        words
-            .map(|(at, word)| u64::from((word & !self.completed.words.get(at).copied().unwrap_or(0)).count_ones()))
-            .sum()
+        words.map(|(at, word)| u64::from((word & !self.completed.word(at) & !self.settled.word(at)).count_ones())).sum()
     }
 }
 
@@ -64,6 +65,14 @@ struct Bits {
 }
 
 impl Bits {
+    fn word(&self, at: usize) -> u64 {
+        self.words.get(at).copied().unwrap_or(0)
+    }
+
+    fn get(&self, index: u64) -> bool {
+        usize::try_from(index / 64).is_ok_and(|at| self.word(at) & (1 << (index % 64)) != 0)
+    }
+
     /// Sets a bit; whether it was set before.
     fn set(&mut self, index: u64) -> bool {
         let at = usize::try_from(index / 64).expect("64-bit machine");
@@ -109,5 +118,20 @@ mod tests {
         ledger.complete(5);
         ledger.acknowledge(0, 10);
         assert_eq!((ledger.missing(), ledger.done, ledger.duplicated), (9, 1, 0));
+    }
+
+    #[test]
+    fn settling_and_one_acceptance_are_one_completion_in_either_order() {
+        let mut ledger = Ledger::new(true);
+        ledger.acknowledge(0, 3);
+        ledger.settle(0);
+        ledger.complete(0);
+        ledger.complete(1);
+        ledger.settle(1);
+        ledger.settle(2);
+        ledger.settle(2);
+        assert_eq!((ledger.missing(), ledger.done, ledger.duplicated), (0, 3, 0));
+        ledger.complete(0);
+        assert_eq!((ledger.done, ledger.duplicated), (3, 1));
     }
 }

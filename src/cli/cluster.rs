@@ -37,7 +37,7 @@ pub(crate) enum Command {
     Bootstrap,
     /// Check whether a node with this configuration would be let in, or tell a node where to look
     ///
-    /// A node joins by itself: start it with `seeds` or `dns` in [cluster]. With --config, nothing is started: the seeds are
+    /// A node joins by itself: start it with `seeds` or `dns` in `[cluster]`. With --config, nothing is started: the seeds are
     /// tried, and with --addr a node of the cluster is asked. With addresses, the node at --addr looks for its cluster there.
     Join(JoinArguments),
     /// Move all replicas and leaders off a node, for maintenance or before it is removed

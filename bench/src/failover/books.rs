@@ -135,14 +135,14 @@ impl Books {
     pub(super) fn end_round(&self, strike: &Strike) -> Round {
         let pages = self.pages();
         let now = Instant::now();
-        let mut gap = Duration::ZERO;
+        let (mut gap, mut gap_of) = (Duration::ZERO, None);
         let mut first: BTreeMap<u16, Instant> = BTreeMap::new();
         let mut unanswered = 0;
         for sent in pages.sent.values() {
             let ended = sent.acknowledged.unwrap_or(now);
             // What was sent long before and answered before the strike says nothing about it.
-            if ended >= strike.at {
-                gap = gap.max(ended - sent.intended);
+            if ended >= strike.at && ended - sent.intended > gap {
+                (gap, gap_of) = (ended - sent.intended, Some(sent));
             }
             unanswered += u64::from(sent.acknowledged.is_none() && sent.intended.elapsed() > Duration::from_secs(1));
             if sent.intended >= strike.at && sent.acknowledged.is_some() {
@@ -155,6 +155,8 @@ impl Books {
             node: strike.name.clone(),
             led: strike.led.len() as u64,
             gap_ms: ms(gap),
+            gap_at_ms: gap_of.map_or(0.0, |sent| ms(sent.intended - strike.at) - ms(strike.at - sent.intended)),
+            gap_is_led: gap_of.is_some_and(|sent| strike.led.contains(&sent.partition)),
             partition_gaps_ms: strike.led.iter().map(|partition| ms(of(partition))).collect(),
             unanswered,
             generator_late_ms_max: ms(pages.late_max),

@@ -20,6 +20,10 @@ pub struct Round {
     pub led: u64,
     /// Longest time from a submission's intended time to its acknowledgement, over all clients, in milliseconds.
     pub gap_ms: f64,
+    /// The intended time of that submission, in milliseconds after the strike.
+    pub gap_at_ms: f64,
+    /// Whether it was for a partition that the node led.
+    pub gap_is_led: bool,
     /// For each partition the node led: from the strike to the first acknowledgement of what was submitted after it.
     pub partition_gaps_ms: Vec<f64>,
     /// Submissions still without an answer at the round's end, after more than a second.
@@ -33,10 +37,12 @@ impl fmt::Display for Round {
         let longest = self.partition_gaps_ms.iter().copied().fold(0.0, f64::max);
         write!(
             f,
-            "{} led {:>3}: gap {:>6.0} ms, of its partitions at most {:>6.0} ms{}{}",
+            "{} led {:>3}: gap {:>6.0} ms (at {:>+6.0} ms, {}), of its partitions at most {:>6.0} ms{}{}",
             self.node,
             self.led,
             self.gap_ms,
+            self.gap_at_ms,
+            if self.gap_is_led { "led by it" } else { "led by others" },
             longest,
             if self.generator_late_ms_max > 50.0 {
                 format!(" (generator late by {:.0} ms)", self.generator_late_ms_max)

@@ -27,6 +27,11 @@ pub(super) struct Elections {
 }
 
 impl Elections {
+    /// The present beat, by when it ends.
+    pub(super) const fn beat_us(&self) -> u64 {
+        self.next_us
+    }
+
     /// Elections and transfers go on at the end of this turn.
     pub(super) const fn hasten(&mut self) {
         self.hasty = true;

@@ -4,7 +4,7 @@
 //! until it is applied; an entry that was proposed here and is overtaken by another leader's answers them `not_leader`: what
 //! came of them is not known here, and the client sends them again.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use taskmaster_protocol::FrameBuffer;
@@ -97,6 +97,8 @@ pub(super) struct Group {
     pub(super) given_up: u64,
     /// Applied when the load was measured last.
     loaded_index: u64,
+    /// The beat in which a node's answer to a heartbeat was taken last, by node.
+    heartbeats: BTreeMap<u64, u64>,
 }
 
 impl Group {
@@ -114,6 +116,7 @@ impl Group {
             campaign: None,
             given_up: 0,
             loaded_index: 0,
+            heartbeats: BTreeMap::new(),
         }
     }
 
@@ -169,6 +172,15 @@ impl Group {
         let Some(at) = self.replica.propose(data.into()) else { return false };
         self.proposed.push_back(Proposed { at, requests: vec![request], bytes });
         true
+    }
+
+    /// Whether this is the first answer to a heartbeat that a node sent within this beat.
+    ///
+    /// To each answer of a replica that lags the library sends entries again, from where it is known to be. A node that was
+    /// stopped or cut off answers all heartbeats of that time at once: without this bound the leader would send its lag as many
+    /// times over, and stall everybody else meanwhile.
+    pub(super) fn is_first_answer(&mut self, node: u64, beat_us: u64) -> bool {
+        self.heartbeats.insert(node, beat_us) != Some(beat_us)
     }
 
     /// Entries per second since the last call, `within_us` ago.

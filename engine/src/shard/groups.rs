@@ -17,6 +17,8 @@ use crate::replica::{Replica, message};
 
 /// Least that one group may keep of its log in memory, in bytes.
 const GROUP_LOG_BYTES_KEPT_MIN: u64 = 16 << 10;
+/// Bytes for one peer in one turn beyond which no more entries are sent; what the network takes at once is twice as long.
+const TURN_BYTES_MAX: usize = 16 << 20;
 /// How much longer a log may get while a snapshot is on its way to a follower.
 const PINNED_FACTOR: u64 = 8;
 /// When a client should look for the leader again, in milliseconds.
@@ -85,6 +87,7 @@ impl Shard {
             }
         }
         self.dirty.clear();
+        self.end_accepting();
         self.watch_map(effects);
         self.watch_owners();
     }
@@ -100,7 +103,11 @@ impl Shard {
             let peers = &self.peers;
             let number = group.number;
             let mut send = |raft: &raft::eraftpb::Message| {
-                message::encode(number, raft, effects.peer(peers.home_of(raft.to, number)));
+                let out = effects.peer(peers.home_of(raft.to, number));
+                // Beyond the bound entries are lost as on a bad line, and sent again when they are missed.
+                if out.len() <= TURN_BYTES_MAX || raft.entries.is_empty() {
+                    message::encode(number, raft, out);
+                }
             };
             if group.replica.has_flushed() {
                 group.replica.persisted(&mut send);
@@ -112,6 +119,9 @@ impl Shard {
             if let Some((at, _)) = step.install {
                 self.install(group, at);
                 self.hooks.installed();
+            }
+            if step.overtakes {
+                self.overtaken();
             }
             self.hooks.order(&mut step.committed);
             let mut last = None;

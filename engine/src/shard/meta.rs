@@ -1,5 +1,7 @@
 //! The meta group: the cluster map as replicated state, and on its leader the controller. Shard 0 of every member has it.
 
+use std::collections::BTreeMap;
+
 use raft::eraftpb::HardState;
 use taskmaster_protocol::frame::Header;
 use taskmaster_protocol::{Code, NodeId};
@@ -28,6 +30,10 @@ pub(super) struct Meta {
     pub(super) removed: Vec<(u16, HardState)>,
     view: View,
     is_leading: bool,
+    /// Version of the map with which each group was last placed, and with which this node began to lead: a report by an older
+    /// map speaks of an older placement.
+    placed: BTreeMap<u16, u64>,
+    led_from: u64,
     is_changed: bool,
     /// A changed map, and the record that must be durable before anything follows from it.
     changed: Option<(u64, ClusterMap)>,
@@ -44,6 +50,8 @@ impl Meta {
     pub(super) fn start_leading(&mut self, now_us: u64) {
         (self.is_leading, self.proposed) = (true, 0);
         self.view = View::default();
+        self.placed.clear();
+        self.led_from = self.map.as_ref().map_or(0, |map| map.version);
         // Reports come first.
         self.plan_us = now_us + 2 * PLAN_US;
     }
@@ -83,6 +91,10 @@ impl Meta {
         };
         let command = Command::decode(data).expect("the leader proposed this command");
         let outcome = map.apply(&command);
+        if let Command::Place { group, .. } = command {
+            self.placed.insert(group, map.version);
+            self.view.groups.remove(&group);
+        }
         self.is_changed |= outcome.is_ok();
         outcome
     }
@@ -153,6 +165,7 @@ impl Shard {
         if now_us >= self.meta.report_us {
             self.meta.report_us = now_us + PLAN_US;
             self.send_reports(effects);
+            self.remove_surplus();
         }
         if self.config.number != 0 {
             return;
@@ -209,6 +222,7 @@ impl Shard {
         let Some((_, leader)) = self.peers.leader(META_GROUP) else { return };
         let own = PeerAddr { node: self.config.node.id, shard: self.config.number };
         let to = PeerAddr { node: leader, shard: 0 };
+        let version = self.map.as_ref().map_or(0, |map| map.version);
         let mut reports = taskmaster_protocol::FrameBuffer::new();
         for group in self.groups.iter_mut().flatten().filter(|group| group.serving > 0) {
             let partition = self.partitions.get(usize::from(group.number)).and_then(Option::as_deref);
@@ -216,7 +230,7 @@ impl Shard {
             let load = group.load(PLAN_US);
             let lag = group.replica.last_index().saturating_sub(group.replica.matched_by_all());
             let begun = peer::begin(&mut reports, Kind::Report, 0, group.number);
-            for field in [group.serving, group.replica.log().bytes(), tasks, load, lag] {
+            for field in [group.serving, version, group.replica.log().bytes(), tasks, load, lag] {
                 reports.extend_from_slice(&field.to_le_bytes());
             }
             let mut configuration = Vec::new();
@@ -240,11 +254,14 @@ impl Shard {
     pub(super) fn report(&mut self, from: NodeId, frame: &peer::Frame<'_>) {
         let mut fields = Fields(frame.body);
         let mut field = || fields.u64();
-        let (Some(term), Some(log_bytes), Some(tasks)) = (field(), field(), field()) else { return };
+        let (Some(term), Some(version)) = (field(), field()) else { return };
+        let (Some(log_bytes), Some(tasks)) = (field(), field()) else { return };
         let (Some(load_per_s), Some(lag)) = (field(), field()) else { return };
         let Some(len) = fields.u32().and_then(|len| usize::try_from(len).ok()) else { return };
         let Some(conf) = fields.bytes(len).and_then(conf::decode) else { return };
-        if self.meta.view.groups.get(&frame.group).is_some_and(|known| known.term > term) {
+        let placed = self.meta.placed.get(&frame.group).copied().unwrap_or(0).max(self.meta.led_from);
+        let is_older = self.meta.view.groups.get(&frame.group).is_some_and(|known| known.term > term);
+        if is_older || (self.meta.is_leading && version < placed) {
             return;
         }
         let ids = |ids: &[u64]| ids.iter().map(|&id| NodeId(id)).collect::<Vec<_>>();

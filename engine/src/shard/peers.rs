@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use raft::eraftpb::MessageType;
 use taskmaster_protocol::{FrameBuffer, NodeId};
 
 use super::{Effects, Shard};
@@ -132,10 +133,19 @@ impl Shard {
             // They come again when there is room; until then the group goes on without this replica.
             return;
         }
-        if message.has_snapshot() && !self.is_received(frame.group, &message) {
-            return;
+        if message.has_snapshot() {
+            if !self.is_received(frame.group, &message) {
+                return;
+            }
+            self.accept(frame.group);
         }
+        let beat_us = self.elections.beat_us();
         if let Some(group) = self.group_mut(frame.group) {
+            // One that confirms a read carries its number and always counts.
+            let is_answer = message.get_msg_type() == MessageType::MsgHeartbeatResponse && message.context.is_empty();
+            if is_answer && !group.is_first_answer(from.node.0, beat_us) {
+                return;
+            }
             group.replica.step(message);
             self.touch(frame.group);
         }

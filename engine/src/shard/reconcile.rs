@@ -47,8 +47,25 @@ impl Shard {
         self.adopt((*map).clone());
     }
 
+    /// Removes replicas that moved away and were still needed when the map said so.
+    pub(super) fn remove_surplus(&mut self) {
+        let (own, Some(map)) = (self.config.node.id, self.map.clone()) else { return };
+        for place in 0..self.groups.len() {
+            let Some(number) = self.groups[place].as_deref().map(|group| group.number) else { continue };
+            let placement = map.placement(number).filter(|_| number != META_GROUP);
+            if placement.is_some_and(|placement| placement.settled && !placement.contains(own)) {
+                self.remove_replica(number);
+            }
+        }
+    }
+
     fn remove_replica(&mut self, group: u16) {
         let Some(place) = self.place(group) else { return };
+        // Whoever leads, or is all there is, knows better than the map: the change that it is to make has yet to be made.
+        let is_needed = |replica: &Replica| replica.is_leader() || (replica.is_alone() && replica.is_voter());
+        if self.group(group).is_some_and(|group| is_needed(&group.replica)) {
+            return;
+        }
         let Some(removed) = self.groups[place].take() else { return };
         if self.is_written_locally(group) {
             self.local.is_broken = true;
@@ -57,6 +74,7 @@ impl Shard {
         self.transfers.stop_sending(group);
         self.forget_group(group, hard.clone());
         self.unlogged.push(record::kind::REMOVED, &record::hard(group, &hard), bytes::Bytes::new());
+        self.overtaken();
     }
 
     /// Whether a replica may be made here for a group that a peer speaks of; makes it.
@@ -158,6 +176,11 @@ fn step(replica: &mut Replica, own: u64, voters: Vec<u64>, learners: &[u64], pre
     let learners = &learners[..];
     let next = conf::step(replica.conf(), &target, learners, |node| has_caught_up(replica, node));
     if let Some(next) = next {
+        let is_there = |node: &u64| *node == own || has_caught_up(replica, *node);
+        // Nothing is committed in a configuration most of which is silent, a change back not either.
+        if next.voters.iter().filter(|node| is_there(node)).count() <= next.voters.len() / 2 {
+            return false;
+        }
         return replica.propose_conf(&next).is_some();
     }
     if !conf::is_settled(replica.conf(), &target, learners) {

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::nodes::{Nodes, led};
 use super::{Arguments, Fault, show};
 use crate::cli::connect::block_on;
+use crate::cli::dev::layout::shards_each;
 use crate::cli::signal::Stop;
 use crate::cli::{Exit, Failure, Global};
 use crate::config::Config;
@@ -48,6 +49,12 @@ pub(super) fn run(global: &Global, arguments: &Arguments, config: &Config) -> Re
 }
 
 async fn measure(global: &Global, arguments: &Arguments, config: &Config) -> Result<(Value, String, bool), Failure> {
+    let mut config = config.clone();
+    if config.node.shards == 0 {
+        // Those of the single node beside it, too.
+        config.node.shards = shards_each(arguments.nodes).min(config.node.partitions);
+    }
+    let config = &config;
     if let Some(time) = arguments.idle {
         return rest(global, arguments, config, time.0).await;
     }

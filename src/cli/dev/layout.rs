@@ -78,7 +78,7 @@ pub(in crate::cli) fn configs(base: &Config, root: &Path, nodes: u16) -> Result<
 }
 
 /// The cores shared out.
-fn shards_each(nodes: u16) -> u16 {
+pub(in crate::cli) fn shards_each(nodes: u16) -> u16 {
     u16::try_from(core_count() / usize::from(nodes)).unwrap_or(u16::MAX).max(1)
 }
 
