@@ -1,11 +1,11 @@
-//! Disks of a cluster's nodes: one that fills up, and one that is lost.
+//! Disks of a cluster's nodes: one that fills up.
 
 use std::time::{Duration, Instant};
 
-use taskmaster_client::{ClusterChange, Code, NodeStatus, Task};
+use taskmaster_client::Task;
 
 use super::ledger::Load;
-use super::nodes::{Cluster, Place, until};
+use super::nodes::{Cluster, Place};
 use crate::disk_full::{Volume, fill};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

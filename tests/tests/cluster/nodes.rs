@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use taskmaster_client::{Client, ClusterChange, ClusterView, GroupView, NodeId};
+use taskmaster_client::{Client, ClusterChange, ClusterView, GroupView, NodeId, PartitionId};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -261,16 +261,14 @@ impl Cluster {
         }
     }
 
-    /// Lets one node lead everything.
-    pub(crate) async fn all_led_by(&self, client: &Client, number: usize) {
+    /// Lets a node lead a partition. The cluster may choose otherwise soon after.
+    pub(crate) async fn let_lead(&self, client: &Client, number: usize, partition: PartitionId) {
         let id = self.id(number).await;
-        for partition in (0..PARTITIONS).map(taskmaster_client::PartitionId) {
-            let change = ClusterChange::TransferLeader { partition: Some(partition), to: Some(id) };
+        let change = ClusterChange::TransferLeader { partition: Some(partition), to: Some(id) };
+        until("another leader", Duration::from_secs(20), || async {
             client.change_cluster(&change).await.unwrap();
-        }
-        until("one leader of all", Duration::from_secs(30), || async {
             let view = self.nodes[number].view().await;
-            view.is_some_and(|view| view.partitions.iter().all(|group| group.leader == Some(id)))
+            view.is_some_and(|view| view.partitions[usize::from(partition.0)].leader == Some(id))
         })
         .await;
     }

@@ -56,7 +56,7 @@ async fn cut_and_heal(networks: Arc<Networks>) {
     cluster.whole().await;
     load.goes_on("after the cable was put in").await;
     assert_eq!(load.failed(), Vec::<String>::new());
-    cluster.all_led_by(&client, victim).await;
+    cluster.let_lead(&client, victim, partition).await;
     load.compare().await;
     assert_eq!(client.task(known).await.unwrap().state, State::Cancelled);
     load.settle("cable pulled").await;
