@@ -128,10 +128,8 @@ pub(crate) struct Worker {
 }
 
 /// The dispatcher of a shard.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Dispatch {
-    /// How many shards the node has.
-    pub(crate) shards: u16,
     pub(crate) queues: Vec<DispatchQueue>,
     by_name: HashMap<(String, String), u32, FixedState>,
     pub(crate) workers: Vec<Worker>,
@@ -139,20 +137,6 @@ pub(crate) struct Dispatch {
     free_workers: Vec<u32>,
     /// Queues to look at, in the order in which something changed.
     pub(crate) dirty: VecDeque<u32>,
-}
-
-impl Default for Dispatch {
-    fn default() -> Self {
-        Self {
-            shards: 1,
-            queues: Vec::new(),
-            by_name: HashMap::default(),
-            workers: Vec::new(),
-            by_conn: HashMap::default(),
-            free_workers: Vec::new(),
-            dirty: VecDeque::new(),
-        }
-    }
 }
 
 impl Dispatch {

@@ -239,8 +239,6 @@ impl Shard {
     pub fn new(config: Config, now_us: u64) -> Self {
         let places = usize::from(config.partitions);
         let shards = u16::try_from(config.node.shards()).unwrap_or(1).max(1);
-        let mut dispatch = Dispatch::default();
-        dispatch.shards = shards;
         Self {
             partitions: (0..places).map(|_| None).collect(),
             groups: (0..=places).map(|_| None).collect(),
@@ -260,7 +258,7 @@ impl Shard {
             elections: elections::Elections::default(),
             arena: Arena::new(u64::MAX),
             timers: Timers::new(now_us),
-            dispatch,
+            dispatch: Dispatch::default(),
             scratch: Scratch::default(),
             waiters: Waiters::default(),
             settled: Vec::new(),
