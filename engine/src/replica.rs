@@ -81,6 +81,8 @@ pub(crate) struct Step {
     pub(crate) install: Option<(Position, ConfState)>,
     /// Reads that may be served once the index is applied: index and number.
     pub(crate) reads: Vec<(u64, u64)>,
+    /// Entries were replaced that another leader had proposed.
+    pub(crate) overtakes: bool,
 }
 
 /// What waits for the shard's log.
@@ -376,6 +378,8 @@ impl Replica {
             let header = record::entry_header(self.group, entry, commit.min(entry.index));
             sequence = unlogged.push(kind::ENTRY, &header, record::body_of(entry).clone());
         }
+        let last = self.raw.store().last().index;
+        step.overtakes = ready.entries().first().is_some_and(|first| first.index <= last);
         self.raw.mut_store().append(ready.entries());
         let last = ready.entries().last().map_or(0, |entry| entry.index);
         let messages = Self::keep(ready.take_persisted_messages(), send);

@@ -204,6 +204,8 @@ pub struct Shard {
     transfers: transfer::Transfers,
     unlogged: Unlogged,
     durable_sequence: u64,
+    /// The last record that another one overtook.
+    overtaken_sequence: u64,
     /// Groups that wait for the shard's log, with the sequence they wait for, in order.
     logging: VecDeque<(u64, u16)>,
     backlog: Backlog,
@@ -252,6 +254,7 @@ impl Shard {
             transfers: transfer::Transfers::default(),
             unlogged: Unlogged::default(),
             durable_sequence: 0,
+            overtaken_sequence: 0,
             logging: VecDeque::new(),
             backlog: Backlog::default(),
             clock: clock::Clock::new(now_us),

@@ -43,6 +43,8 @@ pub struct GroupReport {
     pub leader: NodeId,
     /// In which term.
     pub term: u64,
+    /// Version of the map that the leader followed.
+    pub version: u64,
     /// Its voters, sorted; of a joint configuration those of the one that is being entered.
     pub voters: Vec<NodeId>,
     /// Its learners, sorted. A partition that still has one has not settled; the meta group always may have some.
@@ -200,7 +202,8 @@ impl<'a> Plan<'a> {
 
     fn has_reached(&self, group: u16) -> bool {
         let Some((report, placement)) = self.report(group).zip(self.map.placement(group)) else { return false };
-        !report.joint && report.voters == placement.replicas && (group == META_GROUP || report.learners.is_empty())
+        let is_of_placement = report.version >= placement.placed && report.voters == placement.replicas;
+        is_of_placement && !report.joint && (group == META_GROUP || report.learners.is_empty())
     }
 
     /// It is on its way and can arrive, so it takes part of the bandwidth.

@@ -21,6 +21,9 @@ use super::{META_GROUP, NODES_KEPT_MAX, NODES_MAX, REPLICAS_MAX, REPLICATION_MAX
 use crate::refused::Refused;
 use taskmaster_protocol::{Code, NodeId};
 
+/// The version of a founder's map.
+const FOUNDED: u64 = 1;
+
 /// Where a group is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
@@ -30,6 +33,8 @@ pub struct Placement {
     pub leader: Option<NodeId>,
     /// The group has reported that its configuration equals `replicas`.
     pub settled: bool,
+    /// Version of the map with which it was placed here: what a group reports by an older map is of an older placement.
+    pub placed: u64,
 }
 
 /// What the cluster agreed on.
@@ -101,7 +106,13 @@ fn invalid(message: impl Into<String>) -> Refused {
 
 impl Placement {
     fn sole(node: NodeId) -> Self {
-        Self { replicas: vec![node], leader: None, settled: true }
+        Self { replicas: vec![node], leader: None, settled: true, placed: FOUNDED }
+    }
+
+    /// Whether it is where the founder put it, on itself alone, and was never placed again.
+    #[must_use]
+    pub const fn is_as_founded(&self) -> bool {
+        self.placed == FOUNDED
     }
 
     /// Whether `node` is to hold a replica.
@@ -126,7 +137,7 @@ impl ClusterMap {
         let sole = Placement::sole(info.id);
         Self {
             cluster,
-            version: 1,
+            version: FOUNDED,
             nodes: vec![(info, NodeStatus::Active)],
             meta: sole.clone(),
             partitions: vec![sole; usize::from(partitions)],
@@ -327,8 +338,9 @@ impl ClusterMap {
         self.check_leader(group, replicas, leader)?;
         let are_replicas_new = before.replicas != replicas;
         let settled = before.settled && !are_replicas_new;
+        let placed = if are_replicas_new { self.version + 1 } else { before.placed };
         let placement = self.group_mut(group)?;
-        *placement = Placement { replicas: replicas.to_vec(), leader, settled };
+        *placement = Placement { replicas: replicas.to_vec(), leader, settled, placed };
         Ok(*placement != before)
     }
 

@@ -87,6 +87,7 @@ impl Shard {
             }
         }
         self.dirty.clear();
+        self.end_accepting();
         self.watch_map(effects);
         self.watch_owners();
     }
@@ -118,6 +119,9 @@ impl Shard {
             if let Some((at, _)) = step.install {
                 self.install(group, at);
                 self.hooks.installed();
+            }
+            if step.overtakes {
+                self.overtaken();
             }
             self.hooks.order(&mut step.committed);
             let mut last = None;

@@ -209,6 +209,7 @@ impl Shard {
         let Some((_, leader)) = self.peers.leader(META_GROUP) else { return };
         let own = PeerAddr { node: self.config.node.id, shard: self.config.number };
         let to = PeerAddr { node: leader, shard: 0 };
+        let version = self.map.as_ref().map_or(0, |map| map.version);
         let mut reports = taskmaster_protocol::FrameBuffer::new();
         for group in self.groups.iter_mut().flatten().filter(|group| group.serving > 0) {
             let partition = self.partitions.get(usize::from(group.number)).and_then(Option::as_deref);
@@ -216,7 +217,7 @@ impl Shard {
             let load = group.load(PLAN_US);
             let lag = group.replica.last_index().saturating_sub(group.replica.matched_by_all());
             let begun = peer::begin(&mut reports, Kind::Report, 0, group.number);
-            for field in [group.serving, group.replica.log().bytes(), tasks, load, lag] {
+            for field in [group.serving, version, group.replica.log().bytes(), tasks, load, lag] {
                 reports.extend_from_slice(&field.to_le_bytes());
             }
             let mut configuration = Vec::new();
@@ -240,7 +241,8 @@ impl Shard {
     pub(super) fn report(&mut self, from: NodeId, frame: &peer::Frame<'_>) {
         let mut fields = Fields(frame.body);
         let mut field = || fields.u64();
-        let (Some(term), Some(log_bytes), Some(tasks)) = (field(), field(), field()) else { return };
+        let (Some(term), Some(version)) = (field(), field()) else { return };
+        let (Some(log_bytes), Some(tasks)) = (field(), field()) else { return };
         let (Some(load_per_s), Some(lag)) = (field(), field()) else { return };
         let Some(len) = fields.u32().and_then(|len| usize::try_from(len).ok()) else { return };
         let Some(conf) = fields.bytes(len).and_then(conf::decode) else { return };
@@ -252,6 +254,7 @@ impl Shard {
         let report = GroupReport {
             leader: from,
             term,
+            version,
             voters: ids(&conf.voters),
             learners: ids(&conf.learners),
             joint,

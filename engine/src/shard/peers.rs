@@ -91,6 +91,13 @@ impl Peers {
         }
     }
 
+    /// The replica that knew is gone, and it may have stood for a term in which nobody was elected.
+    pub(super) fn unlearn(&mut self, group: u16) {
+        let place = self.place(group);
+        self.leaders[place] = (0, 0);
+        self.is_changed = true;
+    }
+
     /// Term and leader of a group, if they are known.
     pub(super) fn leader(&self, group: u16) -> Option<(u64, NodeId)> {
         let (term, leader) = *self.leaders.get(self.place(group))?;
@@ -133,8 +140,11 @@ impl Shard {
             // They come again when there is room; until then the group goes on without this replica.
             return;
         }
-        if message.has_snapshot() && !self.is_received(frame.group, &message) {
-            return;
+        if message.has_snapshot() {
+            if !self.is_received(frame.group, &message) {
+                return;
+            }
+            self.accept(frame.group);
         }
         let beat_us = self.elections.beat_us();
         if let Some(group) = self.group_mut(frame.group) {

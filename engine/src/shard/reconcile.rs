@@ -31,7 +31,7 @@ impl Shard {
                 continue;
             }
             let has_replica = self.group(group).is_some();
-            if !has_replica && placement.settled && placement.replicas == [own] {
+            if !has_replica && placement.is_as_founded() && placement.replicas == [own] {
                 self.found_group(group);
             } else if has_replica && placement.settled && !placement.replicas.contains(&own) {
                 self.remove_replica(group);
@@ -57,6 +57,7 @@ impl Shard {
         self.transfers.stop_sending(group);
         self.forget_group(group, hard.clone());
         self.unlogged.push(record::kind::REMOVED, &record::hard(group, &hard), bytes::Bytes::new());
+        self.overtaken();
     }
 
     /// Whether a replica may be made here for a group that a peer speaks of; makes it.
@@ -158,6 +159,11 @@ fn step(replica: &mut Replica, own: u64, voters: Vec<u64>, learners: &[u64], pre
     let learners = &learners[..];
     let next = conf::step(replica.conf(), &target, learners, |node| has_caught_up(replica, node));
     if let Some(next) = next {
+        let is_there = |node: &u64| *node == own || has_caught_up(replica, *node);
+        // Nothing is committed in a configuration most of which is silent, a change back not either.
+        if next.voters.iter().filter(|node| is_there(node)).count() <= next.voters.len() / 2 {
+            return false;
+        }
         return replica.propose_conf(&next).is_some();
     }
     if !conf::is_settled(replica.conf(), &target, learners) {

@@ -279,6 +279,7 @@ impl Shard {
         if let Some(mut partition) = self.partitions.get_mut(usize::from(group)).and_then(Option::take) {
             self.clear(&mut partition);
         }
+        self.peers.unlearn(group);
         self.meta.take_removed(group);
         self.meta.removed.push((group, hard));
     }

@@ -125,7 +125,13 @@ impl Shard {
     /// Whether a snapshot may begin: not while a follower's state is being received, which lies in the log in pieces.
     #[must_use]
     pub fn can_snapshot(&self) -> bool {
-        self.local.at.is_none() && !self.transfers.is_receiving()
+        self.local.at.is_none() && !self.transfers.is_receiving() && self.overtaken_sequence <= self.durable_sequence
+    }
+
+    /// Records of the log were overtaken by what comes next: a snapshot that has what comes next must not be followed by them.
+    pub(super) fn overtaken(&mut self) {
+        self.overtaken_sequence = self.unlogged.last_sequence();
+        self.local.is_broken |= self.local.at.is_some();
     }
 
     /// Begins a snapshot for recovery. It covers every record that is durable, and has more.
@@ -143,7 +149,7 @@ impl Shard {
         loop {
             let Some((place, part)) = self.local.at else { return SnapshotStep::End };
             if self.local.is_broken {
-                self.local.at = None;
+                self.snapshot_abandon();
                 return SnapshotStep::Broken;
             }
             if place == self.groups.len() {

@@ -66,6 +66,8 @@ pub(super) struct Receiving {
     pub(super) head: Option<Head>,
     pub(super) staged: Staged,
     pub(super) is_complete: bool,
+    /// The library was told of it in this turn and puts it in place before the turn ends.
+    pub(super) is_accepted: bool,
     pub(super) progress_us: u64,
 }
 
@@ -130,7 +132,8 @@ impl Shard {
             self.send_chunks(index, effects);
         }
         self.end_transfers();
-        let old = |receiving: &Receiving| now_us.saturating_sub(receiving.progress_us) > GIVE_UP_US;
+        let old =
+            |receiving: &Receiving| !receiving.is_accepted && now_us.saturating_sub(receiving.progress_us) > GIVE_UP_US;
         let given_up: Vec<u16> =
             self.transfers.receiving.iter().filter(|(_, receiving)| old(receiving)).map(|(&group, _)| group).collect();
         for group in given_up {
@@ -287,6 +290,9 @@ impl Shard {
             return;
         }
         let known = self.transfers.receiving.get(&group);
+        if known.is_some_and(|receiving| receiving.is_accepted) {
+            return;
+        }
         let next = known.filter(|receiving| receiving.id == id).map_or(0, |receiving| receiving.next);
         if number != next {
             self.answer_chunk(from, group, id, next, effects);
@@ -315,7 +321,8 @@ impl Shard {
                 Staged::Partition(Box::new(Partition::new(PartitionId(group))), Restore::default())
             };
             let progress_us = self.last_time_us;
-            let receiving = Receiving { id, next: 0, head: None, staged, is_complete: false, progress_us };
+            let receiving =
+                Receiving { id, next: 0, head: None, staged, is_complete: false, is_accepted: false, progress_us };
             self.transfers.receiving.insert(group, receiving);
         }
         let Some(mut receiving) = self.transfers.receiving.remove(&group) else {
@@ -383,6 +390,18 @@ impl Shard {
         let received = self.transfers.receiving.get(&group);
         received
             .is_some_and(|received| received.is_complete && received.head.as_ref().is_some_and(|head| head.at == at))
+    }
+
+    /// A whole state is being put in place.
+    pub(super) fn accept(&mut self, group: u16) {
+        if let Some(receiving) = self.transfers.receiving.get_mut(&group) {
+            receiving.is_accepted = true;
+        }
+    }
+
+    /// What was accepted in this turn and not put in place may be given up again.
+    pub(super) fn end_accepting(&mut self) {
+        self.transfers.receiving.values_mut().for_each(|receiving| receiving.is_accepted = false);
     }
 
     /// Throws a state away that is being built.

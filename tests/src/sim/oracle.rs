@@ -91,6 +91,21 @@ struct Task {
     over: bool,
 }
 
+impl Task {
+    /// Everything but its tokens, which are used up, happens to it again.
+    fn begin_anew(&mut self) {
+        let tokens = core::mem::take(&mut self.tokens);
+        *self = Self {
+            contract: self.contract.clone(),
+            first_received_us: self.first_received_us,
+            results: core::mem::take(&mut self.results),
+            tokens,
+            cancel_received: self.cancel_received,
+            ..Self::default()
+        };
+    }
+}
+
 /// A request whose answer is awaited.
 struct Request {
     /// Order of arrival.

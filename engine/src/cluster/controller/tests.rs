@@ -104,6 +104,7 @@ impl World {
         let report = |number: u16, group: &Group| GroupReport {
             leader: group.leader,
             term: 1,
+            version: self.map.version,
             voters: group.voters.clone(),
             learners: Vec::new(),
             joint: false,

@@ -18,7 +18,7 @@ const COMMAND: &str = "a command to the cluster map";
 /// In a leader's place: nobody in particular.
 const NO_LEADER: u8 = 0xFF;
 /// Bytes of a placement with one replica, the least.
-const PLACEMENT_BYTES_MIN: usize = 4 + 8;
+const PLACEMENT_BYTES_MIN: usize = 4 + 8 + 8;
 /// Bytes of a node's fixed part.
 const NODE_BYTES_MIN: usize = 20;
 
@@ -121,7 +121,13 @@ impl<'a> Reader<'a> {
             NO_LEADER => None,
             at => Some(*replicas.get(usize::from(at)).ok_or_else(|| self.contents("a leader is no replica"))?),
         };
-        Ok(Placement { replicas, leader, settled: settled == 1 })
+        Ok(Placement { replicas, leader, settled: settled == 1, placed: 0 })
+    }
+
+    /// A placement of a map, and since when it is.
+    fn placement_since(&mut self) -> Result<Placement, Malformed> {
+        let placement = self.placement()?;
+        Ok(Placement { placed: self.u64()?, ..placement })
     }
 }
 
@@ -171,6 +177,7 @@ impl ClusterMap {
         }
         for (_, placement) in self.groups() {
             put_placement(out, &placement.replicas, placement.leader, placement.settled);
+            out.extend_from_slice(&placement.placed.to_le_bytes());
         }
     }
 
@@ -189,10 +196,10 @@ impl ClusterMap {
         for _ in 0..node_count {
             nodes.push(reader.node_info()?);
         }
-        let meta = reader.placement()?;
+        let meta = reader.placement_since()?;
         let mut partitions = reader.room(partition_count, PLACEMENT_BYTES_MIN)?;
         for _ in 0..partition_count {
-            partitions.push(reader.placement()?);
+            partitions.push(reader.placement_since()?);
         }
         reader.end()?;
         let map = Self { cluster, version, nodes, meta, partitions, replication };

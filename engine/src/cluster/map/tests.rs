@@ -330,7 +330,7 @@ fn bytes_are_those_of_the_page() {
     let mut bytes = Vec::new();
     map.encode(&mut bytes);
     let header = "0100 0300 0100 0100 0100000000000000 02010000000000000000000000000000";
-    let placement = "01 ff 01 00 0100000000000000";
+    let placement = "01 ff 01 00 0100000000000000 0100000000000000";
     assert_eq!(bytes, hex(&[header, node, placement, placement].concat()));
     for (command, text) in [
         (Command::Join(info(1)), format!("0100 0100 {node}")),

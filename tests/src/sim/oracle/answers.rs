@@ -136,6 +136,11 @@ impl Oracle {
         let task = self.tasks.get_mut(&row.id).expect("registered");
         match exception {
             None => {
+                // Deduplication lasts as long as the outcome is kept. A copy that was under way for longer is a new task, if
+                // it does not say that it may be one.
+                if task.contract.may_be_forgotten && task.settled.is_some() && !request.is_resend {
+                    task.begin_anew();
+                }
                 require(!task.accepted_row, || format!("{} was accepted twice", row.id))?;
                 (task.accepted_row, task.acknowledged) = (true, true);
                 self.submits_acknowledged += 1;
