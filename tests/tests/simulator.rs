@@ -23,24 +23,6 @@ fn options(seed: u64) -> Options {
     }
 }
 
-/// Seeds that show defects which are known and not mended yet, with what they show. They are counted apart; one that no longer
-/// fails must leave the list.
-const OPEN: [(u64, &str); 2] = [(384, "are not known to be final"), (1_094, "was accepted twice")];
-
-/// Takes the failures that [`OPEN`] names out; says which of its seeds among those that ran did not fail.
-fn take_open(failures: &mut Vec<String>, from: u64, count: u64) -> Vec<u64> {
-    let ran = OPEN.iter().filter(|(seed, _)| (from..from + count).contains(seed));
-    let mut mended = Vec::new();
-    for (seed, sentence) in ran {
-        let before = failures.len();
-        failures.retain(|failure| !(failure.starts_with(&format!("--seed {seed} ")) && failure.contains(sentence)));
-        if failures.len() == before {
-            mended.push(*seed);
-        }
-    }
-    mended
-}
-
 fn run_seeds(from: u64, count: u64) -> (Vec<Report>, Vec<String>) {
     let next = AtomicU64::new(from);
     let results = Mutex::new((Vec::new(), Vec::new()));
@@ -76,9 +58,7 @@ fn every_seed_keeps_what_was_acknowledged() {
         Some(seed) => (seed, 1),
         None => (number("TASKMASTER_SIM_FROM").unwrap_or(1), number("TASKMASTER_SIM_SEEDS").unwrap_or(2_000)),
     };
-    let (reports, mut failures) = run_seeds(from, count);
-    let is_whole = ["SEED", "NODES", "MINUTES"].iter().all(|name| number(&format!("TASKMASTER_SIM_{name}")).is_none());
-    let mended = if is_whole { take_open(&mut failures, from, count) } else { Vec::new() };
+    let (reports, failures) = run_seeds(from, count);
     let total = |of: fn(&Report) -> u64| reports.iter().map(of).sum::<u64>();
     let seconds = began.elapsed().as_secs_f64();
     let virtual_s = total(|report| report.virtual_us) as f64 / 1e6;
@@ -111,7 +91,6 @@ fn every_seed_keeps_what_was_acknowledged() {
         failures.len(),
         failures[..failures.len().min(20)].join("\n"),
     );
-    assert!(mended.is_empty(), "seeds {mended:?} do not fail any longer: take them from the list of open ones");
 }
 
 /// Several shards with one queue's limit between them.

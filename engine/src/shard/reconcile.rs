@@ -60,7 +60,8 @@ impl Shard {
         self.overtaken();
     }
 
-    /// Whether a replica may be made here for a group that a peer speaks of; makes it.
+    /// Whether a replica may be made here for a group that a peer speaks of; makes it. A group that has not settled may have
+    /// voters that the map no longer wants, and need them to come to those that it does.
     pub(super) fn make_room(&mut self, group: u16) -> bool {
         let own = self.config.node.id;
         let shards = u16::try_from(self.config.node.shards()).unwrap_or(1).max(1);
@@ -70,7 +71,7 @@ impl Shard {
             (None, _) => false,
             (Some(map), _) => {
                 let is_mine = group % shards == self.config.number && usize::from(group) < self.partitions.len();
-                is_mine && map.placement(group).is_some_and(|placement| placement.contains(own))
+                is_mine && map.placement(group).is_some_and(|placement| !placement.settled || placement.contains(own))
             }
         };
         if belongs {
@@ -124,9 +125,10 @@ fn learners(map: &ClusterMap, voters: &[u64]) -> Vec<u64> {
     present.map(|(info, _)| info.id.0).filter(|node| !voters.contains(node)).collect()
 }
 
-/// Whether a follower has nearly all of the log.
+/// Whether a follower has nearly all of the log, and said so: the library takes a new one for active.
 fn has_caught_up(replica: &Replica, node: u64) -> bool {
-    let behind = replica.matched(node).map(|matched| replica.last_index().saturating_sub(matched));
+    let matched = replica.matched(node).filter(|&matched| matched > 0);
+    let behind = matched.map(|matched| replica.last_index().saturating_sub(matched));
     replica.is_following(node) && behind.is_some_and(|behind| behind <= CAUGHT_UP)
 }
 

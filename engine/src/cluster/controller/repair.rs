@@ -48,9 +48,9 @@ impl Plan<'_> {
             return None;
         }
         if !placement.settled {
-            // Back to what it has if it waits for a node that will not come.
+            // Back to what it has if it waits for a node that will not come, or would be led by nobody when it arrived.
             let is_hopeless = |id: &NodeId| !report.voters.contains(id) && !self.standing(*id).keeps();
-            if !placement.replicas.iter().any(is_hopeless) {
+            if self.has_live_quorum(&placement.replicas) && !placement.replicas.iter().any(is_hopeless) {
                 return None;
             }
         }

@@ -365,6 +365,16 @@ fn move_to_a_node_that_is_lost_on_the_way_is_given_up() {
 }
 
 #[test]
+fn group_that_would_end_on_a_node_that_is_down_stays_where_it_is() {
+    let mut world = World::with_nodes(1, 3, &[0, 0, 0]);
+    world.haste_percent = 0;
+    world.map.apply(&Command::Place { group: META_GROUP, replicas: vec![NodeId(2)], leader: None }).unwrap();
+    world.kill(2);
+    assert!(world.plan() > 0);
+    assert_eq!(world.map.meta.replicas, [1, 2, 3].map(NodeId));
+}
+
+#[test]
 fn leaders_follow_load_and_small_differences_do_not_matter() {
     let mut world = World::with_nodes(12, 3, &[0, 0, 0]);
     for (number, group) in &mut world.groups {
