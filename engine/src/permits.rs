@@ -34,7 +34,7 @@ pub(crate) enum Note {
     Grant {
         /// The owner's term.
         session: u64,
-        /// Which start of the borrower's process it is for.
+        /// The borrower's start that it is for.
         start: u64,
         /// Permits in all.
         total: u64,
@@ -46,7 +46,7 @@ pub(crate) enum Note {
 pub(crate) struct Need {
     /// The owner's term.
     pub(crate) session: u64,
-    /// Which start of the borrower's process counts here: leases of another one are void.
+    /// Since when the borrower counts: what it said before, in an earlier life or of an owner that came again, is void.
     pub(crate) start: u64,
     /// Permits that came in all.
     pub(crate) received: u64,
@@ -84,7 +84,7 @@ pub(crate) struct Permits {
     /// Who owns the limits, and in which term; `None` while nobody is known to.
     owner: Option<(PeerAddr, u64)>,
     pub(crate) is_owner: bool,
-    /// Others: this start of the process, differing from those before.
+    /// Others: when they began to count, differing from all times before.
     start: u64,
     /// Owner: until then nothing is lent or started.
     pub(crate) settles_us: u64,
@@ -110,7 +110,7 @@ pub(crate) fn owning_partition(namespace: &str, name: &str, partitions: u16) -> 
 }
 
 impl Permits {
-    /// Takes over who owns the limits. `true` if that changed.
+    /// Takes over who owns the limits. `true` if that changed. `start` is when this process began.
     pub(crate) fn owned_by(
         &mut self,
         owner: Option<(PeerAddr, u64)>,
@@ -122,6 +122,7 @@ impl Permits {
             return false;
         }
         let is_owner = owner.is_some_and(|(owner, _)| owner == own);
+        let start = start.max(self.start + 1);
         *self = Self { owner, is_owner, start, settles_us, ..Self::default() };
         true
     }
@@ -325,6 +326,22 @@ mod tests {
         let Note::Grant { session, start, total } = owner.lend(OTHER, 2) else { panic!("a grant") };
         again.granted(session, start, total);
         assert_eq!(again.held, 2);
+    }
+
+    #[test]
+    fn a_borrower_that_forgot_its_owner_for_a_moment_may_borrow_again() {
+        let (mut owner, mut other) = pair();
+        let Some(Note::Need(need)) = other.need(0, 5, 0) else { panic!("something is wanted") };
+        owner.heard(OTHER, need);
+        let Note::Grant { session, start, total } = owner.lend(OTHER, 3) else { panic!("a grant") };
+        other.granted(session, start, total);
+        let Some(Note::Need(need)) = other.need(3, 0, 1) else { panic!("news") };
+        owner.heard(OTHER, need);
+        other.owned_by(None, OTHER, 2, 0);
+        other.owned_by(Some((OWNER, 7)), OTHER, 2, 0);
+        let Some(Note::Need(need)) = other.need(1, 2, 2) else { panic!("something is wanted") };
+        owner.heard(OTHER, need);
+        assert_eq!((owner.lent(), owner.next_asking()), (1, Some((OTHER, 2))));
     }
 
     #[test]
