@@ -81,7 +81,7 @@ pub(crate) struct Step {
     pub(crate) install: Option<(Position, ConfState)>,
     /// Reads that may be served once the index is applied: index and number.
     pub(crate) reads: Vec<(u64, u64)>,
-    /// Entries were replaced that another leader had proposed.
+    /// Entries that were on their way to the log were replaced: by another leader's, or by a snapshot.
     pub(crate) overtakes: bool,
 }
 
@@ -379,7 +379,7 @@ impl Replica {
             sequence = unlogged.push(kind::ENTRY, &header, record::body_of(entry).clone());
         }
         let last = self.raw.store().last().index;
-        step.overtakes = ready.entries().first().is_some_and(|first| first.index <= last);
+        step.overtakes = step.install.is_some() || ready.entries().first().is_some_and(|first| first.index <= last);
         self.raw.mut_store().append(ready.entries());
         let last = ready.entries().last().map_or(0, |entry| entry.index);
         let messages = Self::keep(ready.take_persisted_messages(), send);
