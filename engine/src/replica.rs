@@ -89,8 +89,8 @@ pub(crate) struct Step {
 struct Persisting {
     sequence: u64,
     number: u64,
-    /// Index of the last entry among it; 0 for none.
-    last: u64,
+    /// The entries among it, whose records are the last ones: first and last index; 0 for none.
+    entries: (u64, u64),
     messages: Vec<Message>,
     installed: u64,
 }
@@ -381,10 +381,11 @@ impl Replica {
         let last = self.raw.store().last().index;
         step.overtakes = step.install.is_some() || ready.entries().first().is_some_and(|first| first.index <= last);
         self.raw.mut_store().append(ready.entries());
-        let last = ready.entries().last().map_or(0, |entry| entry.index);
+        let ends = ready.entries().first().zip(ready.entries().last());
+        let entries = ends.map_or((0, 0), |(first, last)| (first.index, last.index));
         let messages = Self::keep(ready.take_persisted_messages(), send);
         let sequence = sequence.max(self.persisting.back().map_or(0, |before| before.sequence));
-        self.persisting.push_back(Persisting { sequence, number: ready.number(), last, messages, installed });
+        self.persisting.push_back(Persisting { sequence, number: ready.number(), entries, messages, installed });
         self.raw.advance_append_async(ready);
         self.set_timeout();
         step
@@ -409,11 +410,15 @@ impl Replica {
         messages
     }
 
-    /// The last entry of the log that is safe.
-    pub(crate) fn durable_index(&self) -> u64 {
-        let safe = self.persisting.iter().take_while(|waiting| waiting.sequence <= self.flushed);
-        let index = safe.filter(|waiting| waiting.last > 0).last().map(|waiting| waiting.last);
-        index.unwrap_or(self.raw.raft.raft_log.persisted).min(self.log().last().index)
+    /// The last entry of the log that is safe when the shard's log is safe up to `sequence`, which may be in the middle of what
+    /// was handed to it at once.
+    pub(crate) fn durable_index(&self, sequence: u64) -> u64 {
+        let with_entries = self.persisting.iter().filter(|waiting| waiting.entries.1 > 0);
+        let safe = with_entries.map_while(|waiting| {
+            let index = waiting.entries.1.saturating_sub(waiting.sequence.saturating_sub(sequence));
+            (index >= waiting.entries.0).then_some(index)
+        });
+        safe.last().unwrap_or(self.raw.raft.raft_log.persisted).min(self.log().last().index)
     }
 
     /// A leader that was taken out of the group leads no longer: the library's leaders take their own place for granted. The

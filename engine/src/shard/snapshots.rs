@@ -211,7 +211,7 @@ impl Shard {
             Part::Head => {
                 let head = self.head(number)?;
                 // Later ones are behind the snapshot in the log; without it the snapshot must not know them.
-                let last = self.group(number)?.replica.durable_index();
+                let last = self.group(number)?.replica.durable_index(self.durable_sequence);
                 head.write(out);
                 if let Some(partition) = self.partitions.get_mut(usize::from(number)).and_then(Option::as_deref_mut) {
                     snapshot::begin(partition, &self.arena);
