@@ -2,6 +2,7 @@
 //! several as a cluster ([`several`]).
 
 mod nodes;
+mod rejoin;
 mod several;
 
 use std::path::PathBuf;
@@ -76,8 +77,11 @@ pub(crate) struct Arguments {
     /// Strikes
     #[arg(long, value_name = "N", default_value_t = 50, requires = "failover")]
     rounds: u32,
+    /// Take the last node away while as many tasks more come and go, and measure while it catches up
+    #[arg(long, value_name = "TASKS", conflicts_with_all = ["suite", "baseline", "failover", "tasks", "rate"])]
+    rejoin: Option<u64>,
     /// Measure nodes without load for this long
-    #[arg(long, value_name = "TIME", value_parser = seconds, conflicts_with_all = ["suite", "baseline", "failover"])]
+    #[arg(long, value_name = "TIME", value_parser = seconds, conflicts_with_all = ["suite", "baseline", "failover", "rejoin"])]
     idle: Option<Interval>,
     /// Partitions of the own nodes
     #[arg(long, value_name = "N")]
@@ -148,8 +152,8 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
     if is_several && (global.addr.is_some() || arguments.suite || arguments.data_dir.is_some()) {
         return Err(Failure::usage("--nodes and --idle are about own nodes: leave out --addr, --suite and --data-dir"));
     }
-    if !is_several && (arguments.failover.is_some() || arguments.baseline) {
-        return Err(Failure::usage("--failover and --baseline need several nodes: add --nodes 3"));
+    if !is_several && (arguments.failover.is_some() || arguments.rejoin.is_some() || arguments.baseline) {
+        return Err(Failure::usage("--failover, --rejoin and --baseline need several nodes: add --nodes 3"));
     }
     let options = arguments.options(global.output().is_json())?;
     if let Some(addr) = &global.addr {

@@ -81,17 +81,45 @@ impl Nodes {
     /// # Errors
     /// What is missing after a while.
     pub(super) async fn whole(&self) -> Result<ClusterView, Failure> {
+        self.whole_within(LAG_MAX).await
+    }
+
+    /// The same, and no replica lags by more than these entries.
+    ///
+    /// # Errors
+    /// As [`Self::whole`].
+    pub(super) async fn whole_within(&self, lag_max: u32) -> Result<ClusterView, Failure> {
+        self.seen("the cluster is not whole", |view| self.missing(view, lag_max)).await
+    }
+
+    /// Waits until others lead what a member led that is gone.
+    ///
+    /// # Errors
+    /// When they do not after a while.
+    pub(super) async fn led_by_others(&self, gone: usize) -> Result<ClusterView, Failure> {
+        let name = &self.members.all[gone].name;
+        let count = |view: &ClusterView| {
+            let node = view.nodes.iter().find(|node| node.name == *name);
+            node.map_or(0, |node| led(view, node.id).len())
+                + view.partitions.iter().filter(|group| group.leader.is_none()).count()
+        };
+        let missing = |view: &ClusterView| Some(count(view)).filter(|&count| count > 0);
+        self.seen("partitions have no leader", |view| missing(view).map(|count| format!("{count} of them"))).await
+    }
+
+    /// Looks at the map until nothing is missing in it.
+    async fn seen(&self, what: &str, missing: impl Fn(&ClusterView) -> Option<String>) -> Result<ClusterView, Failure> {
         let give_up = Instant::now() + WHOLE_MAX;
         loop {
             let missing = match self.look().await {
-                Ok(view) => match self.missing(&view) {
+                Ok(view) => match missing(&view) {
                     None => return Ok(view),
                     Some(missing) => missing,
                 },
                 Err(failure) => failure.to_string(),
             };
             if Instant::now() >= give_up {
-                let message = format!("the cluster is not whole after {WHOLE_MAX:?}: {missing}");
+                let message = format!("{what} after {WHOLE_MAX:?}: {missing}");
                 return Err(Failure::new(Exit::Failed, message));
             }
             tokio::time::sleep(POLL).await;
@@ -106,7 +134,7 @@ impl Nodes {
         }
     }
 
-    fn missing(&self, view: &ClusterView) -> Option<String> {
+    fn missing(&self, view: &ClusterView, lag_max: u32) -> Option<String> {
         let count = self.members.all.len();
         let takers = cluster::takers(view);
         if takers < count {
@@ -118,7 +146,7 @@ impl Nodes {
         for (number, group) in view.partitions.iter().enumerate() {
             let (voters, settled, lag) = (group.voters.len(), group.is_settled, group.lag);
             let is_complete = count == 1 || (voters == self.replicas && settled && group.learners.is_empty());
-            if group.leader.is_none() || !is_complete || lag > LAG_MAX {
+            if group.leader.is_none() || !is_complete || lag > lag_max {
                 return Some(format!(
                     "partition {number} has leader {:?}, {voters} voters, settled {settled}, lag {lag}",
                     group.leader

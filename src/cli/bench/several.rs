@@ -10,7 +10,7 @@ use taskmaster_bench::{Options, Report, idle};
 use tokio::time::Instant;
 
 use super::nodes::{Nodes, led};
-use super::{Arguments, Fault, show};
+use super::{Arguments, Fault, rejoin, show};
 use crate::cli::connect::block_on;
 use crate::cli::dev::layout::shards_each;
 use crate::cli::signal::Stop;
@@ -57,6 +57,9 @@ async fn measure(global: &Global, arguments: &Arguments, config: &Config) -> Res
     let config = &config;
     if let Some(time) = arguments.idle {
         return rest(global, arguments, config, time.0).await;
+    }
+    if let Some(tasks) = arguments.rejoin {
+        return rejoin::run(global, arguments, config, tasks).await;
     }
     if let Some(fault) = arguments.failover {
         return strike(global, arguments, config, fault).await;
