@@ -69,6 +69,8 @@ pub struct Config {
     pub memory_bytes_max: u64,
     /// Log entries kept in memory for replicas that lag, over all partitions, in bytes; one that lags more gets a snapshot.
     pub log_bytes_kept: u64,
+    /// Most bytes of states that the shard sends to replicas elsewhere, per second.
+    pub transfer_bytes_per_s: u64,
     /// Final tasks kept per partition at most; beyond it the oldest are forgotten before their retention ends.
     pub kept_max: u32,
     /// How long queues that are not configured keep final tasks, in milliseconds.
@@ -100,6 +102,7 @@ impl Config {
             seed: 1,
             memory_bytes_max: 1 << 30,
             log_bytes_kept: 128 << 20,
+            transfer_bytes_per_s: 1 << 30,
             kept_max: 1_000_000,
             retention_ms: crate::queue::RETENTION_MS_DEFAULT,
             auto_create_queues: true,

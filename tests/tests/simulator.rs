@@ -44,6 +44,10 @@ fn run_seeds(from: u64, count: u64) -> (Vec<Report>, Vec<String>) {
                             results.1.push(failure.to_string());
                         }
                     }
+                    let ran = results.0.len() + results.1.len();
+                    if ran.is_multiple_of(2_000) {
+                        eprintln!("{ran} of {count} seeds ran, {} failed", results.1.len());
+                    }
                 }
             });
         }
