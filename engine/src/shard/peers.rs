@@ -72,7 +72,7 @@ impl Peers {
         if group == META_GROUP { self.leaders.len() - 1 } else { usize::from(group) }
     }
 
-    /// The shard of a node where a group's replica is.
+    /// The shard of a node where a group's replica is, or would be.
     pub(super) fn home_of(&self, node: u64, group: u16) -> PeerAddr {
         let known = self.nodes.get(&NodeId(node)).map_or(1, |peer| peer.shards.max(1));
         let shards = if node == self.own.0 { self.own_shards } else { known };
@@ -111,6 +111,12 @@ impl Peers {
 }
 
 impl Shard {
+    /// Whether this is the shard of its node for a group's replica.
+    pub(super) fn is_home_of(&self, group: u16) -> bool {
+        let exists = group == META_GROUP || usize::from(group) < self.partitions.len();
+        exists && self.peers.home_of(self.config.node.id.0, group).shard == self.config.number
+    }
+
     /// Messages of a shard of another node.
     pub(super) fn peer(&mut self, from: PeerAddr, bytes: &[u8], effects: &mut Effects) {
         if from.node != self.config.node.id {

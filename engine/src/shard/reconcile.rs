@@ -25,9 +25,8 @@ impl Shard {
             }
         }
         let own = self.config.node.id;
-        let shards = u16::try_from(self.config.node.shards()).unwrap_or(1).max(1);
         for (group, placement) in map.groups().filter(|(group, _)| *group != META_GROUP) {
-            if group % shards != self.config.number || usize::from(group) >= self.partitions.len() {
+            if !self.is_home_of(group) {
                 continue;
             }
             let has_replica = self.group(group).is_some();
@@ -64,16 +63,13 @@ impl Shard {
     /// voters that the map no longer wants, and need them to come to those that it does.
     pub(super) fn make_room(&mut self, group: u16) -> bool {
         let own = self.config.node.id;
-        let shards = u16::try_from(self.config.node.shards()).unwrap_or(1).max(1);
-        let belongs = match (&self.map, group) {
-            (None, META_GROUP) => self.config.number == 0 && self.config.found == 0,
-            (Some(map), META_GROUP) => self.config.number == 0 && map.node(own).is_some(),
+        let is_wanted = match (&self.map, group) {
+            (None, META_GROUP) => self.config.found == 0,
+            (Some(map), META_GROUP) => map.node(own).is_some(),
             (None, _) => false,
-            (Some(map), _) => {
-                let is_mine = group % shards == self.config.number && usize::from(group) < self.partitions.len();
-                is_mine && map.placement(group).is_some_and(|placement| !placement.settled || placement.contains(own))
-            }
+            (Some(map), _) => map.placement(group).is_some_and(|to| !to.settled || to.contains(own)),
         };
+        let belongs = is_wanted && self.is_home_of(group);
         if belongs {
             let replica = self.new_replica(group);
             if group != META_GROUP {

@@ -151,12 +151,7 @@ impl Shard {
 
     /// Whether a group's replica can be on this shard.
     fn check_place(&self, group: u16) -> Result<(), EntryError> {
-        let shards = u16::try_from(self.config.node.shards()).unwrap_or(1).max(1);
-        let is_here = match group {
-            META_GROUP => self.config.number == 0,
-            group => usize::from(group) < self.partitions.len() && group % shards == self.config.number,
-        };
-        if is_here { Ok(()) } else { Err(EntryError::Elsewhere(PartitionId(group))) }
+        if self.is_home_of(group) { Ok(()) } else { Err(EntryError::Elsewhere(PartitionId(group))) }
     }
 
     fn found_mut(&mut self, group: u16) -> Result<&mut Found, EntryError> {
