@@ -64,6 +64,10 @@ impl Assigner<'_> {
 
     /// As owner of a queue's limits: answers shards that ask for permits, a fair share at a time.
     fn grant(&mut self, queue: u32) {
+        let entry = &mut self.dispatch.queues[queue as usize];
+        for (shard, note) in entry.permits.ask_quiet(self.now_us) {
+            permits::encode(&entry.note(note), self.effects.peer(shard));
+        }
         for _ in 0..self.dispatch.queues[queue as usize].permits.asking() {
             let available = self.permits(queue);
             let entry = &mut self.dispatch.queues[queue as usize];
