@@ -1,5 +1,7 @@
 //! The meta group: the cluster map as replicated state, and on its leader the controller. Shard 0 of every member has it.
 
+use core::hash::BuildHasher as _;
+
 use raft::eraftpb::HardState;
 use taskmaster_protocol::frame::Header;
 use taskmaster_protocol::{Code, NodeId};
@@ -73,6 +75,13 @@ impl Meta {
     /// The controller looks again at once.
     pub(super) const fn rebalance(&mut self) {
         self.plan_us = 0;
+    }
+
+    /// A hash of the map as its bytes are.
+    pub(super) fn digest(&self) -> Option<u64> {
+        let mut bytes = Vec::new();
+        self.map.as_ref()?.encode(&mut bytes);
+        Some(crate::hash::FixedState.hash_one(bytes))
     }
 
     pub(super) fn take_removed(&mut self, group: u16) -> Option<HardState> {
