@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use taskmaster_engine::cluster::{ClusterMap, Member};
-use taskmaster_engine::{ConnId, Effects, Input, PeerAddr, Shard};
+use taskmaster_engine::{ConnId, Effects, Input, PeerAddr, Shard, Standing};
 use taskmaster_net::connection::{Connection, Handler};
 use taskmaster_net::mesh::Mesh;
 use taskmaster_net::peers::Peers;
@@ -58,6 +58,16 @@ pub(crate) enum Message {
         conn: ConnId,
         /// Whole frames.
         frames: FrameBuffer,
+    },
+    /// A request for the cluster's map, on its way over all shards from the last to shard 0, which answers: each adds how its
+    /// replicas stand.
+    MapAsked {
+        /// The connection.
+        conn: ConnId,
+        /// The request's header.
+        header: Header,
+        /// Replicas of the shards that it has passed.
+        standings: Vec<Standing>,
     },
     /// A connection of the sender is gone.
     Gone(ConnId),
@@ -212,6 +222,7 @@ impl ShardLoop {
         match message {
             Message::Request { conn, header, body } => self.request(conn, header, &body),
             Message::Frames { conn, mut frames } => self.send(conn, &mut frames),
+            Message::MapAsked { conn, header, standings } => self.map_asked(conn, header, standings),
             Message::Gone(conn) => self.input(Input::Disconnected { conn }),
             Message::Peer { from, bytes } => self.input(Input::Peer { from, bytes: &bytes }),
             Message::Member(member) => self.member(&member),
@@ -224,20 +235,26 @@ impl ShardLoop {
 
     /// A request for this shard.
     fn request(&self, conn: ConnId, header: Header, body: &[u8]) {
-        if header.operation == Operation::ClusterMap.number() {
-            self.notice_refusals();
-        }
         if !self.looks_elsewhere(conn, &header, body) {
             self.input(Input::Frame { conn, header, body });
         }
     }
 
-    /// The shard that a request must go to: that of its partition, and shard 0 for what concerns the cluster.
+    /// Adds what this shard knows to an answer about the cluster, and passes it on.
+    fn map_asked(&self, conn: ConnId, header: Header, mut standings: Vec<Standing>) {
+        if self.number > 0 {
+            standings.extend(self.shard.borrow().standings());
+            self.mesh.push(self.number - 1, Message::MapAsked { conn, header, standings });
+        } else {
+            self.notice_refusals();
+            self.input(Input::Standings(standings));
+            self.input(Input::Frame { conn, header, body: &[] });
+        }
+    }
+
+    /// The shard that a request must go to: that of its partition, and shard 0 for what changes the cluster.
     fn owner(&self, header: &Header) -> usize {
-        if [Operation::ClusterMap, Operation::ClusterAdmin]
-            .iter()
-            .any(|operation| operation.number() == header.operation)
-        {
+        if header.operation == Operation::ClusterAdmin.number() {
             return 0;
         }
         let owner = self.map.partition_shards.get(usize::from(header.partition));
@@ -268,6 +285,15 @@ impl Handler for ShardLoop {
         if header.operation == Operation::NodeStats.number() {
             let stats = self.node_stats();
             frame::encode(self.effects.borrow_mut().buffer(conn), header.response(Code::Ok), &stats);
+            return Ok(());
+        }
+        if header.operation == Operation::ClusterMap.number() {
+            let last = self.map.shard_ports.len() - 1;
+            if last == self.number {
+                self.map_asked(conn, header, Vec::new());
+            } else {
+                self.mesh.push(last, Message::MapAsked { conn, header, standings: Vec::new() });
+            }
             return Ok(());
         }
         let owner = self.owner(&header);

@@ -42,6 +42,7 @@ pub use peer::PeerAddr;
 pub use refused::Refused;
 pub use replica::record;
 #[doc(hidden)]
+pub use shard::cluster::Standing;
 pub use shard::hooks::Planted;
 pub use shard::snapshots::{SnapshotStep, tag};
 pub use shard::{Config, Input, Shard, Stats};

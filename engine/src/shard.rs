@@ -9,7 +9,7 @@
 mod admission;
 mod apply;
 mod clock;
-mod cluster;
+pub(crate) mod cluster;
 mod elections;
 mod group;
 mod groups;
@@ -41,10 +41,11 @@ use crate::cluster::membership::Member;
 use crate::dispatch::Dispatch;
 use crate::effects::{ConnId, Effects};
 use crate::partition::{Awaited, Cx, Partition};
-use crate::peer::PeerAddr;
+use crate::peer::{META_GROUP, PeerAddr};
 use crate::refused::Refused;
 use crate::replica::Unlogged;
 use crate::timer::{Timer, Timers};
+use cluster::Standing;
 use group::{Backlog, Group};
 use waiters::Waiters;
 
@@ -136,6 +137,15 @@ pub enum Input<'a> {
     Tick,
     /// The log's disk has, or has no longer, room for new work.
     DiskFull(bool),
+    /// Room of the file system that holds the data directory, and what is free of it, in bytes. For shard 0.
+    DiskRoom {
+        /// All of it.
+        bytes: u64,
+        /// What is free.
+        free: u64,
+    },
+    /// How replicas on the node's other shards stand, for an answer about the cluster. For shard 0.
+    Standings(Vec<Standing>),
     /// The node drains: nothing new is accepted or assigned, what is running may finish.
     Drain,
     /// What a shard of another node sent in one turn, or another shard of this one; 16-byte aligned.
@@ -230,6 +240,9 @@ pub struct Shard {
     /// Bytes that may be admitted before the memory is measured again.
     room_bytes: u64,
     disk_full: bool,
+    disk_room: Option<peers::DiskRoom>,
+    /// How the replicas of the node's other shards stood when they were last asked, by group.
+    siblings: BTreeMap<u16, Standing>,
     draining: bool,
     local: snapshots::Local,
     /// What recovery found so far, until the start.
@@ -276,6 +289,8 @@ impl Shard {
             last_time_us: now_us,
             room_bytes: 0,
             disk_full: false,
+            disk_room: None,
+            siblings: BTreeMap::new(),
             draining: false,
             local: snapshots::Local::default(),
             found: BTreeMap::new(),
@@ -300,6 +315,10 @@ impl Shard {
             Input::DiskFull(full) => {
                 self.disk_full = full;
                 self.peers.announce();
+            }
+            Input::DiskRoom { bytes, free } => self.disk_room = Some(peers::DiskRoom { bytes, free }),
+            Input::Standings(standings) => {
+                self.siblings = standings.into_iter().map(|standing| (standing.group, standing)).collect();
             }
             Input::Drain => self.drain(effects),
             Input::Peer { from, bytes } => self.peer(from, bytes, effects),
@@ -362,11 +381,14 @@ impl Shard {
         self.notices.give(sentence, is_logged, self.last_time_us);
     }
 
-    /// A hash of a partition's agreed state and the index at which it stands: equal on all replicas at an equal index.
+    /// The index at which a partition, or the meta group, stands and a hash of its agreed state: equal on all replicas at an equal index.
     /// For tests; it looks at every task.
     #[must_use]
     pub fn digest(&self, partition: PartitionId) -> Option<(u64, u64)> {
         let replica = &self.group(partition.0)?.replica;
+        if partition.0 == META_GROUP {
+            return Some((replica.applied().index, self.meta.digest()?));
+        }
         let state = self.partitions.get(usize::from(partition.0))?.as_deref()?;
         Some((replica.applied().index, state.digest(&self.arena)))
     }

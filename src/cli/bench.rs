@@ -104,6 +104,8 @@ enum Fault {
     Kill,
     /// Stopped for 3 s
     Stop,
+    /// Cut off from the others and from clients for 3 s; needs root and `ip`, for network namespaces
+    Partition,
 }
 
 fn payload_size(text: &str) -> Result<ByteSize, String> {

@@ -1,6 +1,7 @@
 //! The loop's long-lived tasks beside connections: timers, mesh, accepting.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -11,12 +12,16 @@ use taskmaster_engine::Input;
 use taskmaster_net::connection::Connection;
 use taskmaster_net::listener::Listener;
 use taskmaster_protocol::Code;
+use taskmaster_storage::datadir::DataDir;
+use taskmaster_storage::offload::offload;
 
 use super::{Message, SHARD_SHIFT, ShardLoop, now_us};
 
 /// Shortest sleep of the timer task, so that the rings are looked at between ticks, and its longest.
 const SLEEP_MIN: Duration = Duration::from_micros(20);
 const SLEEP_MAX: Duration = Duration::from_secs(3_600);
+/// How often shard 0 looks how much room the disk has.
+const DISK_LOOK_EVERY: Duration = Duration::from_secs(10);
 /// Wait after a failed accept: descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -32,6 +37,18 @@ impl ShardLoop {
                 self.input(Input::Tick);
                 self.perform();
             }
+        }
+    }
+
+    /// Tells the engine how much room the data directory's disk has. For shard 0.
+    pub(super) async fn disk_task(self: Rc<Self>, dir: Arc<DataDir>) {
+        loop {
+            let looked = Arc::clone(&dir);
+            // What cannot be known is not told.
+            if let Ok(room) = offload(move || looked.room()).await {
+                self.input(Input::DiskRoom { bytes: room.bytes, free: room.free });
+            }
+            sleep(DISK_LOOK_EVERY).await;
         }
     }
 

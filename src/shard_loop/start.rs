@@ -148,6 +148,9 @@ async fn run(start: Start) -> anyhow::Result<()> {
     glommio::spawn_local(Rc::clone(&shard_loop).mesh_retry_task()).detach();
     let snapshots = Rc::clone(&shard_loop).snapshot_task(start.dir.shard_dir(number), identity, term);
     glommio::spawn_local(snapshots).detach();
+    if start.number == 0 {
+        glommio::spawn_local(Rc::clone(&shard_loop).disk_task(start.dir)).detach();
+    }
     if let Some(peers) = start.peers {
         meet_peers(&shard_loop, peers)?;
     }

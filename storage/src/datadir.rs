@@ -262,14 +262,24 @@ impl DataDir {
         Ok(term)
     }
 
-    /// Bytes free for the data directory on its file system.
+    /// Room of the file system that holds the data directory.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn available_bytes(&self) -> Result<u64, Error> {
+    pub fn room(&self) -> Result<Room, Error> {
         let stat = rustix::fs::statvfs(&self.root).map_err(|errno| at(&self.root)(errno.into()))?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        Ok(Room { bytes: bytes(stat.f_blocks), free: bytes(stat.f_bavail) })
     }
+}
+
+/// Room of a file system, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// All of it.
+    pub bytes: u64,
+    /// What is free for this process.
+    pub free: u64,
 }
 
 fn term_text(term: u32) -> String {

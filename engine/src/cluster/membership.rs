@@ -3,6 +3,7 @@
 //! Invariants:
 //! - a node is known by the id of its data directory, wherever it is reached; of two descriptions the one with the higher
 //!   bump is newer;
+//! - of two nodes at one address the one that was heard there is there, and the other gone: its disk was lost, or it moved;
 //! - nodes of another cluster name, of another cluster id (once both have one), or of a version more than one apart are
 //!   never reported and never passed on; whoever meets one says so in a sentence, at most once a minute;
 //! - what a peer sends allocates no more than [`MEMBERS_MAX`] members, and no bytes of it can panic.
@@ -389,8 +390,30 @@ impl Membership {
         let packets = self.asked.packets.drain(..);
         out.packets.extend(packets.map(|(to, body)| (to, packet::seal(PacketKind::Gossip, self.name_hash, &body))));
         if core::mem::take(&mut self.asked.are_members_changed) {
+            // Nobody else is where this node is.
+            self.bury_others_at(self.own.id, self.own.peer, out);
             self.report(out);
         }
+    }
+
+    /// The node `id` is at this address: whoever else was there is gone, which needs no probes to be known.
+    fn bury_others_at(&mut self, id: NodeId, peer: SocketAddr, out: &mut Out) {
+        let mut gone = Vec::new();
+        for other in self.foca.iter_members().filter(|other| other.id().peer == peer && other.id().id != id) {
+            gone.push(foca::Member::new(other.id().clone(), other.incarnation(), foca::State::Down));
+        }
+        for old in &gone {
+            let (name, old) = (&old.id().name, old.id().id);
+            let say = || {
+                format!(
+                    "node \"{name}\" ({old}) is gone: node {id} is at its address {peer}; if its disk was lost, \
+                     `taskmaster cluster remove {old}`"
+                )
+            };
+            let _ = self.warnings.say(Reason::AddressTaken, u128::from(old.0), self.now_us, &mut out.warnings, say);
+        }
+        // It fails for none: they are members.
+        let _ = self.foca.apply_many(gone.into_iter(), true, &mut self.asked);
     }
 
     /// Compares who is there with what was last reported.

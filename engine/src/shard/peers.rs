@@ -18,8 +18,16 @@ use crate::replica::record::Fields;
 const ANNOUNCE_US: u64 = 1_000_000;
 /// Bytes of one group in an announcement.
 const LEAD_BYTES: usize = 16;
-/// Detail of an announcement: the sender's disk is full.
+/// Details of an announcement: the sender's disk is full; the rows are followed by how much room it has.
 const DISK_FULL: u8 = 1;
+const DISK_ROOM: u8 = 2;
+
+/// A node's disk, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct DiskRoom {
+    pub(super) bytes: u64,
+    pub(super) free: u64,
+}
 
 /// Another node.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +44,8 @@ pub(super) struct Peer {
     pub(super) version: u32,
     /// It said that its disk is full: it is no heir.
     pub(super) is_full: bool,
+    /// What its shard 0 said of its disk.
+    pub(super) disk: DiskRoom,
 }
 
 /// All of them, and the leaders.
@@ -213,6 +223,12 @@ impl Shard {
                 self.peers.learn(group, term, from.0);
             }
         }
+        if frame.detail & DISK_ROOM != 0
+            && let (Some(bytes), Some(free)) = (fields.u64(), fields.u64())
+            && let Some(peer) = self.peers.nodes.get_mut(&from)
+        {
+            peer.disk = DiskRoom { bytes, free };
+        }
     }
 
     /// Says to all shards of all nodes what this one leads, when that changed and every second.
@@ -229,7 +245,8 @@ impl Shard {
             .filter(|group| group.serving > 0)
             .map(|group| (group.number, group.serving))
             .collect();
-        let detail = if self.disk_full { DISK_FULL } else { 0 };
+        let full = if self.disk_full { DISK_FULL } else { 0 };
+        let detail = full | if self.disk_room.is_some() { DISK_ROOM } else { 0 };
         if led.is_empty() && detail == 0 && !core::mem::take(&mut self.peers.was_full) {
             return;
         }
@@ -237,7 +254,7 @@ impl Shard {
         for to in self.all_shards() {
             let out = effects.peer(to);
             let begun = peer::begin(out, Kind::Leads, detail, 0);
-            write_leads(&led, out);
+            write_leads(&led, self.disk_room, out);
             peer::finish(out, begun);
         }
     }
@@ -252,7 +269,7 @@ impl Shard {
     }
 }
 
-fn write_leads(led: &[(u16, u64)], out: &mut FrameBuffer) {
+fn write_leads(led: &[(u16, u64)], disk: Option<DiskRoom>, out: &mut FrameBuffer) {
     out.reserve(8 + led.len() * LEAD_BYTES);
     out.extend_from_slice(&u32::try_from(led.len()).expect("groups are bounded").to_le_bytes());
     out.extend_from_slice(&[0; 4]);
@@ -260,5 +277,9 @@ fn write_leads(led: &[(u16, u64)], out: &mut FrameBuffer) {
         out.extend_from_slice(&group.to_le_bytes());
         out.extend_from_slice(&[0; 6]);
         out.extend_from_slice(&term.to_le_bytes());
+    }
+    if let Some(DiskRoom { bytes, free }) = disk {
+        out.extend_from_slice(&bytes.to_le_bytes());
+        out.extend_from_slice(&free.to_le_bytes());
     }
 }

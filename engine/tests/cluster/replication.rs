@@ -7,7 +7,7 @@ use taskmaster_protocol::body::{
 };
 use taskmaster_protocol::{Code, Operation, PartitionId, TaskId};
 
-use super::net::{Net, START_US};
+use super::net::{Net, REPLACE_AFTER_US, START_US};
 
 fn id(partition: u16, number: u32) -> TaskId {
     TaskId::new(START_US / 1_000, PartitionId(partition), 5, number)
@@ -226,6 +226,21 @@ fn a_fourth_node_takes_its_share_and_a_drained_one_ends_without_replicas() {
         }
         net.assert_equal(partition);
     }
+}
+
+#[test]
+fn a_node_that_lost_its_disk_hears_why_it_waits_and_takes_its_old_place_when_that_is_overdue() {
+    let mut net = three(4);
+    assert_eq!(accepted(&mut net, 0, 0..20), 20);
+    net.kill(3);
+    net.expected = Some("remove it first");
+    net.add_in_place_of(4, 3, 4);
+    let began_us = net.now_us;
+    net.until("it hears why", |net| net.has_warned(4, &["does not let this node in", "\"n3\"", "remove it first"]));
+    net.until("it has a replica of everything", |net| (0..4).all(|partition| net.has_voters(partition, &[1, 2, 4])));
+    assert!(net.now_us - began_us > REPLACE_AFTER_US, "it was too early to give the old node up");
+    assert_eq!(accepted(&mut net, 0, 20..40), 20);
+    net.assert_equal(0);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use taskmaster_bench::NodeInfo;
+use taskmaster_bench::networks::Networks;
 use taskmaster_client::{ClusterView, NodeId};
 use tempfile::TempDir;
 
@@ -27,6 +28,8 @@ pub(super) struct Nodes {
     pub(super) members: Members,
     /// Replicas that a partition has in this cluster.
     replicas: usize,
+    /// Their networks, where they have some of their own.
+    pub(super) networks: Option<Networks>,
     _root: TempDir,
 }
 
@@ -35,7 +38,12 @@ impl Nodes {
     ///
     /// # Errors
     /// What keeps a node from starting, or the cluster from becoming whole.
-    pub(super) async fn start(base: &Config, count: u16, verbose: u8) -> Result<Self, Failure> {
+    pub(super) async fn start(
+        base: &Config,
+        count: u16,
+        networks: Option<Networks>,
+        verbose: u8,
+    ) -> Result<Self, Failure> {
         let mut base = base.clone();
         base.listen.address.set_port(0);
         let defaults = Config::default();
@@ -48,9 +56,13 @@ impl Nodes {
         if count == 1 {
             configs[0].clustered = false;
         }
-        let members = Members::start(&configs, root.path(), verbose).await?;
+        let namespaces = networks.as_ref().map_or(&[][..], Networks::nodes);
+        if networks.is_some() {
+            spread(&mut configs);
+        }
+        let members = Members::start(&configs, namespaces, root.path(), verbose).await?;
         let replicas = if count == 1 { 1 } else { usize::from(base.cluster.replication.min(count)) };
-        let nodes = Self { members, replicas, _root: root };
+        let nodes = Self { members, replicas, networks, _root: root };
         if count > 1 {
             cluster::found(&nodes.members.all[0].address).await?;
         }
@@ -157,6 +169,16 @@ impl Nodes {
         let busiest = view.nodes.iter().map(|node| led(view, node.id).len()).max().unwrap_or(0);
         (busiest > most).then(|| format!("one node leads {busiest} partitions"))
     }
+}
+
+/// Gives each node the address of its own network.
+fn spread(configs: &mut [Config]) {
+    for (number, config) in configs.iter_mut().enumerate() {
+        config.listen.address.set_ip(Networks::host(number));
+        config.cluster.listen.set_ip(Networks::host(number));
+    }
+    let seeds: Vec<String> = configs.iter().map(|config| config.cluster.listen.to_string()).collect();
+    configs.iter_mut().for_each(|config| config.cluster.seeds.clone_from(&seeds));
 }
 
 /// The partitions that a node leads.

@@ -41,7 +41,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, mut base: Config) -> R
     let exit = block_on(async {
         let mut stop = Stop::listen()?;
         let mut members = tokio::select! {
-            started = Members::start(&configs, &root, global.verbose) => started?,
+            started = Members::start(&configs, &[], &root, global.verbose) => started?,
             () = stop.asked() => return Ok(Exit::Interrupted),
         };
         let worker = tokio::select! {
