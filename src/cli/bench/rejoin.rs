@@ -75,7 +75,7 @@ pub(super) async fn run(
     let filling = Options { tasks: Some(tasks), retention_ms: HELD_MS, warmup_s: 0.0, ..base.clone() };
     let missing = Options { tasks: Some(tasks), ..base };
 
-    let mut nodes = Nodes::start(config, arguments.nodes, global.verbose).await?;
+    let mut nodes = Nodes::start(config, arguments.nodes, None, global.verbose).await?;
     let mut exact = true;
     let mut rate = |report: &Report| {
         exact &= report.is_exact();
