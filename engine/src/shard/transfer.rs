@@ -81,6 +81,11 @@ pub(super) struct Transfers {
 }
 
 impl Transfers {
+    /// Whether nothing is on its way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.sending.is_empty() && self.wanted.is_empty() && self.receiving.is_empty()
+    }
+
     pub(super) fn is_receiving(&self) -> bool {
         !self.receiving.is_empty()
     }

@@ -50,6 +50,9 @@ pub(crate) struct Net {
     /// Pairs of nodes between which nothing passes, by direction.
     cut: BTreeSet<(u64, u64)>,
     correlation: u64,
+    /// Batches that nodes sent each other, and their bytes.
+    pub(crate) batches: u64,
+    pub(crate) batch_bytes: u64,
 }
 
 fn aligned(bytes: &[u8]) -> FrameBuffer {
@@ -77,6 +80,8 @@ impl Net {
             on_the_way: VecDeque::new(),
             cut: BTreeSet::new(),
             correlation: 0,
+            batches: 0,
+            batch_bytes: 0,
         };
         for id in 1..=count {
             net.add(id, id == 1, partitions);
@@ -224,8 +229,11 @@ impl Net {
                 rest = &rest[used..];
             }
         });
-        let on_the_way = &mut self.on_the_way;
-        node.effects.drain_peers(|to, bytes| on_the_way.push_back((id, to.node.0, std::mem::take(bytes))));
+        node.effects.drain_peers(|to, bytes| {
+            self.batches += 1;
+            self.batch_bytes += bytes.len() as u64;
+            self.on_the_way.push_back((id, to.node.0, std::mem::take(bytes)));
+        });
         let warnings = shard.take_warnings();
         assert!(warnings.is_empty(), "{warnings:?}");
         node.effects.take_map();
