@@ -126,6 +126,7 @@ async fn run(start: Start) -> anyhow::Result<()> {
         mesh,
         map: start.map,
         open_connections: start.open_connections,
+        turn: Bell::default(),
         earlier: Bell::default(),
         sleeping_until_us: Cell::new(u64::MAX),
         mesh_full: Bell::default(),
@@ -144,6 +145,7 @@ async fn run(start: Start) -> anyhow::Result<()> {
     for (_, ring) in rings {
         glommio::spawn_local(Rc::clone(&shard_loop).mesh_task(ring)).detach();
     }
+    glommio::spawn_local(Rc::clone(&shard_loop).turn_task()).detach();
     glommio::spawn_local(Rc::clone(&shard_loop).timer_task()).detach();
     glommio::spawn_local(Rc::clone(&shard_loop).mesh_retry_task()).detach();
     let snapshots = Rc::clone(&shard_loop).snapshot_task(start.dir.shard_dir(number), identity, term);
@@ -229,6 +231,8 @@ async fn drain(shard_loop: &ShardLoop) {
     while shard_loop.wal.unflushed_bytes() > 0 {
         sleep(DRAIN_POLL).await;
     }
+    // What became durable last is answered.
+    shard_loop.perform();
     shard_loop.leave_gossip();
     shard_loop.closing.set(true);
     if let Some(peers) = &shard_loop.peers {
