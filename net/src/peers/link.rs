@@ -42,7 +42,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
 const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
 /// Ticks of silence after which a ping is due, and after which the link is given up.
 const PING_TICKS: u32 = 2;
-const SILENT_TICKS_MAX: u32 = 10;
+const SILENT_TICKS_MAX: u32 = 5;
 
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
