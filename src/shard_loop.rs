@@ -5,8 +5,9 @@
 //!
 //! Invariants:
 //! - The engine is told of durability only from the log's own report ([`ShardLoop::on_durable`]).
-//! - After every turn (a batch of frames, a finished write, a timer) its records go to the log, then all effects are performed
-//!   once. What a node promises another waits in the engine until it is durable, so no effect has to wait here.
+//! - What arrives together is one turn: all tasks that are ready (connections with frames, finished writes, timers) hand in what
+//!   they have, then the turn's records go to the log and its effects are performed once. What a node promises another waits in the
+//!   engine until it is durable, so no effect has to wait here.
 //! - A failed write ends the process: acknowledged work is safe, nothing further is promised.
 
 mod background;
@@ -103,6 +104,8 @@ pub(crate) struct ShardLoop {
     mesh: Mesh<Message>,
     map: Arc<NodeMap>,
     open_connections: Arc<AtomicU32>,
+    /// Rung when inputs wait for the end of their turn.
+    turn: Bell,
     /// Rung when a timer is due before `sleeping_until_us`.
     earlier: Bell,
     sleeping_until_us: Cell<u64>,
@@ -194,7 +197,7 @@ impl ShardLoop {
         if let Some(sequence) = durable {
             self.input(Input::Durable { sequence });
         }
-        self.perform();
+        self.turn.ring();
         let written = self.log_bytes_found + self.wal.stats().bytes_written;
         if written - self.snapshot_at_bytes.get() >= self.snapshot_after_bytes {
             self.snapshot_at_bytes.set(written);
@@ -308,6 +311,10 @@ impl Handler for ShardLoop {
     }
 
     fn turn_ended(&self) {
+        self.turn.ring();
+    }
+
+    fn finish_turn(&self) {
         self.perform();
     }
 
@@ -319,6 +326,6 @@ impl Handler for ShardLoop {
         for peer in self.mesh.peers() {
             self.mesh.push(peer, Message::Gone(conn));
         }
-        self.perform();
+        self.turn.ring();
     }
 }

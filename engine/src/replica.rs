@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use raft::eraftpb::{ConfState, Entry, HardState, Message, MessageType};
-use raft::{Config, ProgressState, RawNode, SnapshotStatus, StateRole};
+use raft::{Config, Progress, ProgressState, RawNode, SnapshotStatus, StateRole};
 
 use log::{Log, Position};
 use record::{Record, kind};
@@ -234,6 +234,40 @@ impl Replica {
             self.campaigns += 1;
         }
         self.set_timeout();
+    }
+
+    /// It is ticked again after a rest: what it knew of the others then, it knows as of this moment.
+    pub(crate) fn woke(&mut self) {
+        self.raw.raft.election_elapsed = 0;
+    }
+
+    /// Whether there is nothing to do for it but to tick it: no step, no write, no change of its configuration or its leader.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let is_changing = conf::is_joint(self.conf()) || self.is_changing() || self.is_transferring();
+        let is_done = self.applied.index == self.committed() && self.committed() == self.last_index();
+        is_done && !is_changing && !self.has_ready() && !self.is_persisting()
+    }
+
+    /// Whether it leads, and every member has all of the log, knows that it is committed, and was heard of lately.
+    pub(crate) fn is_had_by_all(&self) -> bool {
+        let (own, last) = (self.raw.raft.id, self.last_index());
+        let has_all = |progress: &Progress| {
+            progress.matched == last
+                && progress.committed_index == last
+                && progress.recent_active
+                && progress.state != ProgressState::Snapshot
+        };
+        self.is_leader() && self.raw.raft.prs().iter().all(|(&node, progress)| node == own || has_all(progress))
+    }
+
+    /// Whether it follows a leader of this term and has the log up to this index, and no more.
+    pub(crate) fn follows_at(&self, term: u64, index: u64) -> bool {
+        self.raw.raft.state == StateRole::Follower && self.term() == term && self.last_index() == index
+    }
+
+    /// All voters and learners.
+    pub(crate) fn members(&self) -> impl Iterator<Item = u64> + '_ {
+        self.raw.raft.prs().iter().map(|(&node, _)| node)
     }
 
     /// An installed snapshot is on its way into the shard's log. The library looks for the entries that it replaced when this

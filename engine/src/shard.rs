@@ -22,6 +22,7 @@ mod reads;
 mod reconcile;
 mod recovery;
 mod requests;
+mod rest;
 pub(crate) mod snapshots;
 mod timers;
 mod transfer;
@@ -224,6 +225,7 @@ pub struct Shard {
     backlog: Backlog,
     clock: clock::Clock,
     elections: elections::Elections,
+    rest: rest::Rest,
     arena: Arena,
     timers: Timers,
     dispatch: Dispatch,
@@ -275,6 +277,7 @@ impl Shard {
             backlog: Backlog::default(),
             clock: clock::Clock::new(now_us),
             elections: elections::Elections::default(),
+            rest: rest::Rest::default(),
             arena: Arena::new(u64::MAX),
             timers: Timers::new(now_us),
             dispatch: Dispatch::default(),

@@ -35,7 +35,7 @@ impl ShardLoop {
             or(async { _ = Timer::new(wait.clamp(SLEEP_MIN, SLEEP_MAX)).await }, self.earlier.wait()).await;
             if self.shard.borrow().next_wake_us().is_some_and(|due_us| due_us <= now_us()) {
                 self.input(Input::Tick);
-                self.perform();
+                self.turn.ring();
             }
         }
     }
@@ -52,13 +52,21 @@ impl ShardLoop {
         }
     }
 
+    /// Ends turns. It is woken by the first of the ready tasks that hand something in, and so runs after all of them.
+    pub(super) async fn turn_task(self: Rc<Self>) {
+        loop {
+            self.turn.wait().await;
+            self.perform();
+        }
+    }
+
     /// Takes messages from one other shard.
     pub(super) async fn mesh_task(self: Rc<Self>, ring: ConnectedReceiver<Vec<Message>>) {
         while let Some(batch) = ring.recv().await {
             for message in batch {
                 self.message(message);
             }
-            self.perform();
+            self.turn.ring();
         }
     }
 

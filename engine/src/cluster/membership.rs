@@ -124,6 +124,8 @@ pub struct Membership {
     /// By due time and order of asking.
     timers: BTreeMap<(u64, u64), Timer<Identity>>,
     timers_asked: u64,
+    /// When news are told next, if there are any: without them nobody is woken for it.
+    telling: Option<(u64, Timer<Identity>)>,
     seeds: Vec<SocketAddr>,
     seed_next: usize,
     hello_at_us: u64,
@@ -185,6 +187,7 @@ impl Membership {
             asked: Asked::default(),
             timers: BTreeMap::new(),
             timers_asked: 0,
+            telling: None,
             seeds: Vec::new(),
             seed_next: 0,
             hello_at_us: now_us,
@@ -250,7 +253,8 @@ impl Membership {
             return self.now_us;
         }
         let timer_us = self.timers.first_key_value().map_or(u64::MAX, |((at_us, _), _)| *at_us);
-        timer_us.min(self.hello_at_us).min(self.rejoin_at_us.unwrap_or(u64::MAX))
+        let telling_us = self.telling.as_ref().filter(|_| self.has_news()).map_or(u64::MAX, |(at_us, _)| *at_us);
+        timer_us.min(telling_us).min(self.hello_at_us).min(self.rejoin_at_us.unwrap_or(u64::MAX))
     }
 
     /// Takes a datagram. `from` only names the sender of what cannot be read.
@@ -281,6 +285,11 @@ impl Membership {
             // An error says that the probe in flight was cut short, by a stall of this process or a change of identity.
             let _ = self.foca.handle_timer(entry.remove(), &mut self.asked);
             self.keep_timers();
+        }
+        if self.has_news()
+            && let Some((_, telling)) = self.telling.take_if(|(at_us, _)| *at_us <= self.now_us)
+        {
+            let _ = self.foca.handle_timer(telling, &mut self.asked);
         }
         if self.hello_at_us <= self.now_us {
             self.say_hello(out);
@@ -373,10 +382,18 @@ impl Membership {
         }
     }
 
+    fn has_news(&self) -> bool {
+        self.foca.updates_backlog() > 0
+    }
+
     fn keep_timers(&mut self) {
         for (after, event) in self.asked.timers.drain(..) {
-            let after_us = u64::try_from(after.as_micros()).unwrap_or(u64::MAX);
-            self.timers.insert((self.now_us.saturating_add(after_us), self.timers_asked), event);
+            let at_us = self.now_us.saturating_add(u64::try_from(after.as_micros()).unwrap_or(u64::MAX));
+            if matches!(event, Timer::PeriodicGossip(_)) {
+                self.telling = Some((at_us, event));
+                continue;
+            }
+            self.timers.insert((at_us, self.timers_asked), event);
             self.timers_asked += 1;
         }
     }

@@ -12,6 +12,7 @@ use taskmaster_protocol::body::BatchReply;
 use taskmaster_protocol::frame::Header;
 
 use super::reads::Reads;
+use super::rest::Offer;
 use crate::effects::ConnId;
 use crate::entry::{self, Verb};
 use crate::replica::Replica;
@@ -95,6 +96,13 @@ pub(super) struct Group {
     pub(super) campaign: Option<(u64, u64)>,
     /// The leader that was given up last, so that one silence has one election.
     pub(super) given_up: u64,
+    /// It rests (`rest.rs`).
+    pub(super) is_resting: bool,
+    /// Ticks for which it stood still, and its last index then.
+    pub(super) still_ticks: u64,
+    pub(super) stood_at: u64,
+    /// Its leader rests and lets this replica rest.
+    pub(super) offer: Option<Offer>,
     /// Applied when the load was measured last.
     loaded_index: u64,
     /// The beat in which a node's answer to a heartbeat was taken last, by node.
@@ -115,6 +123,10 @@ impl Group {
             dirty: true,
             campaign: None,
             given_up: 0,
+            is_resting: false,
+            still_ticks: 0,
+            stood_at: 0,
+            offer: None,
             loaded_index: 0,
             heartbeats: BTreeMap::new(),
         }
@@ -181,6 +193,11 @@ impl Group {
     /// times over, and stall everybody else meanwhile.
     pub(super) fn is_first_answer(&mut self, node: u64, beat_us: u64) -> bool {
         self.heartbeats.insert(node, beat_us) != Some(beat_us)
+    }
+
+    /// Whether nobody waits for an entry or a read of it.
+    pub(super) fn has_nothing_waiting(&self) -> bool {
+        self.batch.is_empty() && self.proposed.is_empty() && self.reads.is_empty()
     }
 
     /// Entries per second since the last call, `within_us` ago.

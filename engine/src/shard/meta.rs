@@ -19,6 +19,8 @@ use crate::replica::{conf, record};
 
 /// Between two looks of the controller, and two reports, in microseconds.
 const PLAN_US: u64 = 500_000;
+/// Between two reports about groups that rest, in microseconds; well below the age at which reports are not trusted any more.
+const REST_REPORT_US: u64 = 4_000_000;
 /// Between two requests to be let in, in microseconds.
 const JOIN_US: u64 = 500_000;
 /// Details of a message about joining: by the node itself, carried on by a member, and the answer that it is not let in.
@@ -42,6 +44,9 @@ pub(super) struct Meta {
     changed: Option<(u64, ClusterMap)>,
     plan_us: u64,
     report_us: u64,
+    /// When groups that rest are reported about next, and to whom they were.
+    rest_report_us: u64,
+    reported_to: Option<NodeId>,
     join_us: u64,
     /// Commands proposed and not applied: the next plan waits for them.
     proposed: u32,
@@ -230,8 +235,14 @@ impl Shard {
         let own = PeerAddr { node: self.config.node.id, shard: self.config.number };
         let to = PeerAddr { node: leader, shard: 0 };
         let version = self.map.as_ref().map_or(0, |map| map.version);
+        let now_us = self.last_time_us;
+        let are_all_due = now_us >= self.meta.rest_report_us || self.meta.reported_to != Some(leader);
+        if are_all_due {
+            (self.meta.rest_report_us, self.meta.reported_to) = (now_us + REST_REPORT_US, Some(leader));
+        }
+        let is_due = |group: &Group| group.serving > 0 && (are_all_due || !group.is_resting);
         let mut reports = taskmaster_protocol::FrameBuffer::new();
-        for group in self.groups.iter_mut().flatten().filter(|group| group.serving > 0) {
+        for group in self.groups.iter_mut().flatten().filter(|group| is_due(group)) {
             let partition = self.partitions.get(usize::from(group.number)).and_then(Option::as_deref);
             let tasks = partition.map_or(0, |partition| partition.tasks.len() as u64);
             let load = group.load(PLAN_US);

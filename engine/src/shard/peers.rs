@@ -143,6 +143,7 @@ impl Shard {
                 Kind::Report => self.report(from.node, &frame),
                 Kind::Join => self.join(&frame, effects),
                 Kind::Permit => self.permit(from, &frame, effects),
+                Kind::Pulse => self.pulse(from, &frame),
             }
         }
     }
@@ -169,8 +170,13 @@ impl Shard {
             if is_answer && !group.is_first_answer(from.node.0, beat_us) {
                 return;
             }
+            group.offer = None;
+            // A last answer to the heartbeats of a leader that rests by now.
+            let is_late = is_answer && group.is_resting;
             group.replica.step(message);
-            self.touch(frame.group);
+            if !is_late || group.replica.has_ready() {
+                self.touch(frame.group);
+            }
         }
     }
 
@@ -187,6 +193,7 @@ impl Shard {
             }
         }
         self.stand_over(node);
+        self.wake_with_node(node);
     }
 
     /// What gossip says.

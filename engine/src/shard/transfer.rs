@@ -97,6 +97,11 @@ impl Transfers {
         self.allowed_us = now_us;
     }
 
+    /// Whether nothing is on its way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.sending.is_empty() && self.wanted.is_empty() && self.receiving.is_empty()
+    }
+
     pub(super) fn is_receiving(&self) -> bool {
         !self.receiving.is_empty()
     }

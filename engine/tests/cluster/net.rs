@@ -54,6 +54,9 @@ pub(crate) struct Net {
     warnings: Vec<(u64, String)>,
     /// Words of warnings that are expected.
     pub(crate) expected: Option<&'static str>,
+    /// Batches that nodes sent each other, and their bytes.
+    pub(crate) batches: u64,
+    pub(crate) batch_bytes: u64,
 }
 
 /// How long a node is waited for before it is replaced.
@@ -87,6 +90,8 @@ impl Net {
             correlation: 0,
             warnings: Vec::new(),
             expected: None,
+            batches: 0,
+            batch_bytes: 0,
         };
         for id in 1..=count {
             net.add(id, id == 1, partitions);
@@ -251,8 +256,11 @@ impl Net {
                 rest = &rest[used..];
             }
         });
-        let on_the_way = &mut self.on_the_way;
-        node.effects.drain_peers(|to, bytes| on_the_way.push_back((id, to.node.0, std::mem::take(bytes))));
+        node.effects.drain_peers(|to, bytes| {
+            self.batches += 1;
+            self.batch_bytes += bytes.len() as u64;
+            self.on_the_way.push_back((id, to.node.0, std::mem::take(bytes)));
+        });
         let warnings = shard.take_warnings();
         let is_expected = |warning: &String| self.expected.is_some_and(|words| warning.contains(words));
         assert!(warnings.iter().all(is_expected), "{warnings:?}");
