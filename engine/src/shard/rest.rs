@@ -211,7 +211,7 @@ impl Shard {
         let now_us = self.last_time_us;
         let is_slow = self.rests();
         let has_news = self.rest.pairs.values().any(|pair| !pair.new.is_empty() || pair.started_us == 0);
-        if now_us < self.rest.pulse_us && is_slow >= self.rest.was_slow && !has_news {
+        if now_us < self.rest.pulse_us && is_slow == self.rest.was_slow && !has_news {
             return;
         }
         self.tidy_pairs();
