@@ -149,7 +149,7 @@ async fn run(start: Start) -> anyhow::Result<()> {
     let snapshots = Rc::clone(&shard_loop).snapshot_task(start.dir.shard_dir(number), identity, term);
     glommio::spawn_local(snapshots).detach();
     if start.number == 0 {
-        glommio::spawn_local(Rc::clone(&shard_loop).disk_task(start.dir)).detach();
+        glommio::spawn_local(Rc::clone(&shard_loop).machine_task(start.dir)).detach();
     }
     if let Some(peers) = start.peers {
         meet_peers(&shard_loop, peers)?;
