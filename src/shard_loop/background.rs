@@ -57,7 +57,8 @@ impl ShardLoop {
             (looked, clock_us) = (Instant::now(), now_us());
             let jump_us = went_us.saturating_sub(passed_us);
             if jump_us.abs() >= JUMP_US {
-                let (seconds, way) = (jump_us.unsigned_abs() / 1_000_000, if jump_us > 0 { "forward" } else { "back" });
+                let (seconds, way) =
+                    ((jump_us.unsigned_abs() + 500_000) / 1_000_000, if jump_us > 0 { "forward" } else { "back" });
                 let sentence = format!(
                     "this node's clock jumped {seconds} s {way}: delays, deadlines and retention follow it forward and wait while \
                      it catches up; let NTP set it before the node starts"

@@ -240,7 +240,8 @@ impl Shard {
         }
         let info = self.map.as_ref().and_then(|map| map.node(from));
         let name = info.map_or_else(|| from.to_string(), |(info, _)| info.name.clone());
-        let (seconds, side) = (most_us.unsigned_abs() / 1_000_000, if most_us > 0 { "ahead of" } else { "behind" });
+        let (seconds, side) =
+            ((most_us.unsigned_abs() + 500_000) / 1_000_000, if most_us > 0 { "ahead of" } else { "behind" });
         self.give_notice(
             format!(
                 "the clock of node {name} is {seconds} s {side} this node's: delays, deadlines and retention follow the clock of \
