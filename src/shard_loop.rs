@@ -21,9 +21,9 @@ mod start;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use taskmaster_engine::cluster::{ClusterMap, Member};
 use taskmaster_engine::{ConnId, Effects, Input, PeerAddr, Shard, Standing};
@@ -122,10 +122,24 @@ pub(crate) struct ShardLoop {
     snapshots: Cell<u64>,
 }
 
+/// Variable of debug builds with seconds after which the node's clock seems to jump, and by how many, such as `5:-60`.
+const CLOCK_JUMP: &str = "TASKMASTER_CLOCK_JUMP";
+
 /// Microseconds since 1970.
 pub(crate) fn now_us() -> u64 {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX)
+    let clock_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+    if cfg!(debug_assertions) { clock_us.saturating_add_signed(jump_us()) } else { clock_us }
+}
+
+/// By how much the clock jumped for a test's sake.
+fn jump_us() -> i64 {
+    static JUMP: LazyLock<Option<(Instant, i64)>> = LazyLock::new(|| {
+        let told = std::env::var(CLOCK_JUMP).ok()?;
+        let (after_s, by_s) = told.split_once(':')?;
+        Some((Instant::now() + Duration::from_secs(after_s.parse().ok()?), by_s.parse::<i64>().ok()? * 1_000_000))
+    });
+    JUMP.filter(|(at, _)| Instant::now() >= *at).map_or(0, |(_, by_us)| by_us)
 }
 
 impl ShardLoop {

@@ -178,7 +178,7 @@ fn start_tasks(shard_loop: &Rc<ShardLoop>, dir: Arc<DataDir>, identity: u64, ter
     let snapshots = dir.shard_dir(u32::try_from(shard_loop.number).expect("shards are few"));
     glommio::spawn_local(Rc::clone(shard_loop).snapshot_task(snapshots, identity, term)).detach();
     if shard_loop.number == 0 {
-        glommio::spawn_local(Rc::clone(shard_loop).disk_task(dir)).detach();
+        glommio::spawn_local(Rc::clone(shard_loop).machine_task(dir)).detach();
     }
 }
 

@@ -22,7 +22,10 @@ impl Partition {
     /// This replica no longer leads: its leases are void, and their tasks are ready, to be leased by the next leader under
     /// higher tokens. Who holds them hears when its outcome is refused.
     pub(crate) fn follow(&mut self, cx: &mut Cx<'_>) {
-        self.leading = false;
+        // A state that is being received never led, and the lanes in line under its number are another's.
+        if !core::mem::take(&mut self.leading) {
+            return;
+        }
         for queue in &self.queues {
             cx.dispatch.leave_line(queue.dispatch, self.id);
         }

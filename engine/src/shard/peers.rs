@@ -18,9 +18,13 @@ use crate::replica::record::Fields;
 const ANNOUNCE_US: u64 = 1_000_000;
 /// Bytes of one group in an announcement.
 const LEAD_BYTES: usize = 16;
-/// Details of an announcement: the sender's disk is full; the rows are followed by how much room it has.
+/// Details of an announcement: the sender's disk is full; the rows are followed by the room of its disk and by its clock.
 const DISK_FULL: u8 = 1;
-const DISK_ROOM: u8 = 2;
+const MACHINE: u8 = 2;
+/// Clocks are compared over this time, in microseconds: of many messages one has hardly waited.
+const CLOCKS_US: u64 = 10_000_000;
+/// Difference of two nodes' clocks from which operators should know, in microseconds.
+const SKEW_US: i64 = 1_000_000;
 
 /// A node's disk, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,6 +50,8 @@ pub(super) struct Peer {
     pub(super) is_full: bool,
     /// What its shard 0 said of its disk.
     pub(super) disk: DiskRoom,
+    /// When its clock was last judged, and how far it was ahead at the most since then: what was under way seems behind.
+    clock: (u64, Option<i64>),
 }
 
 /// All of them, and the leaders.
@@ -230,12 +236,42 @@ impl Shard {
                 self.peers.learn(group, term, from.0);
             }
         }
-        if frame.detail & DISK_ROOM != 0
-            && let (Some(bytes), Some(free)) = (fields.u64(), fields.u64())
+        if frame.detail & MACHINE != 0
+            && let (Some(bytes), Some(free), Some(clock_us)) = (fields.u64(), fields.u64(), fields.u64())
             && let Some(peer) = self.peers.nodes.get_mut(&from)
         {
             peer.disk = DiskRoom { bytes, free };
+            self.compare_clocks(from, clock_us);
         }
+    }
+
+    /// Notes what another node's clock says, and warns of one that is far off.
+    fn compare_clocks(&mut self, from: NodeId, clock_us: u64) {
+        let now_us = self.last_time_us;
+        let own_us = self.clock.outside_us(now_us);
+        let Some(peer) = self.peers.nodes.get_mut(&from) else { return };
+        let ahead_us = clock_us.cast_signed().saturating_sub(own_us.cast_signed());
+        let (since_us, most_us) = peer.clock;
+        let most_us = most_us.map_or(ahead_us, |most_us| most_us.max(ahead_us));
+        if now_us.saturating_sub(since_us) < CLOCKS_US {
+            peer.clock = (since_us, Some(most_us));
+            return;
+        }
+        peer.clock = (now_us, None);
+        if since_us == 0 || most_us.abs() < SKEW_US {
+            return;
+        }
+        let info = self.map.as_ref().and_then(|map| map.node(from));
+        let name = info.map_or_else(|| from.to_string(), |(info, _)| info.name.clone());
+        let (seconds, side) =
+            ((most_us.unsigned_abs() + 500_000) / 1_000_000, if most_us > 0 { "ahead of" } else { "behind" });
+        self.give_notice(
+            format!(
+                "the clock of node {name} is {seconds} s {side} this node's: delays, deadlines and retention follow the clock of \
+                 whoever leads a partition; let NTP set both"
+            ),
+            false,
+        );
     }
 
     /// Says to all shards of all nodes what this one leads, when that changed and every second.
@@ -253,15 +289,21 @@ impl Shard {
             .map(|group| (group.number, group.serving))
             .collect();
         let full = if self.disk_full { DISK_FULL } else { 0 };
-        let detail = full | if self.disk_room.is_some() { DISK_ROOM } else { 0 };
+        let detail = full | if self.disk_room.is_some() { MACHINE } else { 0 };
         if led.is_empty() && detail == 0 && !core::mem::take(&mut self.peers.was_full) {
             return;
         }
         self.peers.was_full = self.disk_full;
+        let clock_us = self.clock.outside_us(now_us);
         for to in self.all_shards() {
             let out = effects.peer(to);
             let begun = peer::begin(out, Kind::Leads, detail, 0);
-            write_leads(&led, self.disk_room, out);
+            write_leads(&led, out);
+            if let Some(DiskRoom { bytes, free }) = self.disk_room {
+                for field in [bytes, free, clock_us] {
+                    out.extend_from_slice(&field.to_le_bytes());
+                }
+            }
             peer::finish(out, begun);
         }
     }
@@ -276,7 +318,7 @@ impl Shard {
     }
 }
 
-fn write_leads(led: &[(u16, u64)], disk: Option<DiskRoom>, out: &mut FrameBuffer) {
+fn write_leads(led: &[(u16, u64)], out: &mut FrameBuffer) {
     out.reserve(8 + led.len() * LEAD_BYTES);
     out.extend_from_slice(&u32::try_from(led.len()).expect("groups are bounded").to_le_bytes());
     out.extend_from_slice(&[0; 4]);
@@ -284,9 +326,5 @@ fn write_leads(led: &[(u16, u64)], disk: Option<DiskRoom>, out: &mut FrameBuffer
         out.extend_from_slice(&group.to_le_bytes());
         out.extend_from_slice(&[0; 6]);
         out.extend_from_slice(&term.to_le_bytes());
-    }
-    if let Some(DiskRoom { bytes, free }) = disk {
-        out.extend_from_slice(&bytes.to_le_bytes());
-        out.extend_from_slice(&free.to_le_bytes());
     }
 }

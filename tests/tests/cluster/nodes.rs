@@ -102,6 +102,12 @@ impl Node {
         Self { name, setup, process: None, log_before: String::new() }
     }
 
+    /// Replaces one line of its `[cluster]`.
+    pub(crate) fn set(&mut self, key: &str, value: &str) {
+        let set = |line: &str| if line.starts_with(key) { format!("{key} = {value}\n") } else { format!("{line}\n") };
+        self.setup.more = self.setup.more.lines().map(set).collect();
+    }
+
     pub(crate) fn start(&mut self) {
         assert!(self.process.is_none(), "{} runs", self.name);
         self.process = Some(self.setup.start());
