@@ -84,7 +84,7 @@ impl Shard {
     /// Something happened to a group: if it rests, it wakes. Nothing can happen to a leader that is alone.
     pub(super) fn wake(&mut self, group: &mut Group) {
         if group.is_resting && !(group.replica.is_alone() && group.replica.is_leader()) {
-            (group.is_resting, group.still_ticks) = (false, 0);
+            (group.is_resting, group.still_ticks, group.offer) = (false, 0, None);
             group.replica.woke();
             self.rest.awake.insert(group.number);
             self.elections.within(self.last_time_us, TICK_US);
@@ -235,13 +235,13 @@ impl Shard {
         }
     }
 
-    /// Forgets shards with which nothing rests.
+    /// Forgets shards with which nothing rests, and wakes what rests with one that is not known to be there: when a node has another
+    /// number of shards than before.
     fn tidy_pairs(&mut self) {
         if self.last_time_us < self.rest.tidy_us {
             return;
         }
         self.rest.tidy_us = self.last_time_us + TIDY_US;
-        let mut pairs = core::mem::take(&mut self.rest.pairs);
         let mut used = BTreeSet::new();
         for group in self.groups.iter().flatten().filter(|group| group.is_resting) {
             match group.replica.is_leader() {
@@ -249,8 +249,11 @@ impl Shard {
                 false => _ = used.insert(self.peers.home_of(group.replica.leader(), group.number)),
             }
         }
-        pairs.retain(|with, _| used.contains(with));
-        self.rest.pairs = pairs;
+        self.rest.pairs.retain(|with, _| used.contains(with));
+        used.retain(|with| with.node != self.config.node.id && !self.rest.pairs.contains_key(with));
+        for with in used {
+            self.wake_with(with);
+        }
     }
 
     /// Another shard's pulse.
