@@ -75,7 +75,11 @@ pub(super) async fn run(
     let filling = Options { tasks: Some(tasks), retention_ms: HELD_MS, warmup_s: 0.0, ..base.clone() };
     let missing = Options { tasks: Some(tasks), ..base };
 
-    let mut nodes = Nodes::start(config, arguments.nodes, None, global.verbose).await?;
+    let mut config = config.clone();
+    // What is to be held must not be forgotten, and partitions do not get exactly the same.
+    config.queues.finished_max = config.queues.finished_max.max(2 * tasks);
+
+    let mut nodes = Nodes::start(&config, arguments.nodes, None, global.verbose).await?;
     let mut exact = true;
     let mut rate = |report: &Report| {
         exact &= report.is_exact();
