@@ -225,7 +225,7 @@ impl Replica {
 
     /// Time passed: [`TICK_US`].
     pub(crate) fn tick(&mut self) {
-        if self.is_installing() {
+        if !self.may_stand() {
             return;
         }
         let was = self.raw.raft.state;
@@ -270,15 +270,19 @@ impl Replica {
         self.raw.raft.prs().iter().map(|(&node, _)| node)
     }
 
-    /// An installed snapshot is on its way into the shard's log. The library looks for the entries that it replaced when this
-    /// replica stands for election meanwhile.
-    fn is_installing(&self) -> bool {
-        self.persisting.iter().any(|waiting| waiting.installed > 0)
+    /// Whether this replica may stand for election; one that leads may. Not while an installed snapshot is on its way into the
+    /// shard's log: the library looks for the entries that it replaced. Nor while entries are, if its own vote is all that it
+    /// needs: the library takes them for safe.
+    fn may_stand(&self) -> bool {
+        let is_installing = self.persisting.iter().any(|waiting| waiting.installed > 0);
+        let conf = self.conf();
+        let needs_others = conf.voters.iter().chain(&conf.voters_outgoing).any(|&node| node != self.raw.raft.id);
+        !is_installing && (needs_others || self.is_leader() || !self.is_persisting())
     }
 
     /// A message from another replica. Messages that no longer concern it are passed over.
     pub(crate) fn step(&mut self, message: Message) {
-        if self.is_installing() && message.get_msg_type() == MessageType::MsgTimeoutNow {
+        if !self.may_stand() && message.get_msg_type() == MessageType::MsgTimeoutNow {
             return;
         }
         // An error means that the sender is not of the group any more, or that a proposal was dropped.
@@ -288,7 +292,7 @@ impl Replica {
 
     /// Stands for election at once, although a leader was heard of a moment ago: it is known to be gone.
     pub(crate) fn campaign_over(&mut self, lost: u64) {
-        if self.is_leader() || self.leader() != lost || !self.is_voter() || self.is_installing() {
+        if self.is_leader() || self.leader() != lost || !self.is_voter() || !self.may_stand() {
             return;
         }
         let raft = &mut self.raw.raft;
@@ -301,7 +305,9 @@ impl Replica {
 
     /// Stands for election in the ordinary way.
     pub(crate) fn campaign(&mut self) {
-        let _ = self.raw.campaign();
+        if self.may_stand() {
+            let _ = self.raw.campaign();
+        }
         self.set_timeout();
     }
 
