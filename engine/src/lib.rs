@@ -32,6 +32,7 @@ mod snapshot;
 mod state;
 mod task;
 mod timer;
+mod versions;
 mod workflow;
 
 pub use cluster::{ClusterMap, META_GROUP, Member, Membership, NodeInfo, NodeStatus, Placement};
