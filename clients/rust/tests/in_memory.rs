@@ -535,7 +535,7 @@ async fn an_attempt_goes_on_from_the_state_that_the_one_before_saved() {
         .start()
         .await
         .unwrap();
-    let retries = Retries::default().backoff(Duration::from_millis(1));
+    let retries = Retries::attempts(3).backoff(Duration::from_millis(1));
     let id = client.submit(Task::new("count").retries(retries)).await.unwrap().id;
     assert_eq!(client.result(id).await.unwrap().text().unwrap(), "xxxxxxxxx from version 6");
     let history = client.state_log(id).await.unwrap();

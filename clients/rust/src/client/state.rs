@@ -90,7 +90,7 @@ impl Client {
             return Err(Refusal::local(Code::UnknownTask, message).into());
         };
         let ids = &self.cluster().ids;
-        let mut fresh = || ids.id(now_ms(), id.partition());
+        let fresh = || ids.id(now_ms(), id.partition());
         let to = fresh();
         let tasks: Vec<TaskId> = view.tasks.iter().map(|_| fresh()).collect();
         let at = u32::try_from(row).unwrap_or(u32::MAX);

@@ -185,7 +185,7 @@ impl Engine {
     }
 
     /// Whether the lease is held under this token.
-    fn check_lease(&self, id: TaskId, token: u64) -> Result<(), Code> {
+    pub(super) fn check_lease(&self, id: TaskId, token: u64) -> Result<(), Code> {
         match self.tasks.get(&id) {
             None => Err(Code::UnknownTask),
             Some(task) if task.state.is_final() => Err(Code::AlreadyFinal),
