@@ -44,6 +44,7 @@ pub use refused::Refused;
 pub use replica::record;
 #[doc(hidden)]
 pub use shard::hooks::Planted;
+pub use shard::past::{Horizon, Moment};
 pub use shard::snapshots::{SnapshotStep, tag};
 pub use shard::{Config, Input, Shard, Stats};
 pub use state::{STATES, State};

@@ -1,4 +1,4 @@
-//! `taskmaster state log|show|diff|branch|rollback|tag|gc|save`: the versions of a task's state.
+//! `taskmaster state log|show|diff|branch|rollback|tag|gc|save|at`: the versions of a task's state.
 //!
 //! A version is named by its number, a tag, a branch (its head) or the beginning of its hash.
 
@@ -14,6 +14,7 @@ use super::outcome::bytes_json;
 use super::{Exit, Failure, Global, log};
 use crate::output::{Output, Side, Table, human_bytes, iso_time};
 
+mod at;
 mod diff;
 
 /// What to do with a task's state.
@@ -75,6 +76,8 @@ pub(crate) enum Command {
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         keep: Option<u32>,
     },
+    /// Look at a partition as it was, in the data directory of a stopped node
+    At(at::Arguments),
     /// Save a state from within a running task's process
     Save(SaveArguments),
 }
@@ -124,9 +127,13 @@ pub(crate) struct SaveArguments {
 pub(crate) fn run(global: &Global, command: Command) -> Result<Exit, Failure> {
     log::start_quiet(global.verbose);
     let output = global.output();
+    if let Command::At(arguments) = &command {
+        return at::run(arguments, output);
+    }
     block_on(async {
         let client = connect(global).await?;
         match command {
+            Command::At(_) => unreachable!("carried out without a node"),
             Command::Log { id } => show_log(&client, id, output).await,
             Command::Show { id, version, file } => show(&client, id, version.as_deref(), file, output).await,
             Command::Diff { id, from, to } => diff::run(&client, id, &from, to.as_deref(), output).await,

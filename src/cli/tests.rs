@@ -41,6 +41,8 @@ fn documented_lines_are_understood() {
         "taskmaster state rollback 00000000000000000000000000 3",
         "taskmaster state tag 00000000000000000000000000 good --version 3",
         "taskmaster state gc 00000000000000000000000000 --keep 10",
+        "taskmaster state at --position 7 --data-dir data 00000000000000000000000000",
+        "taskmaster state at --time 2026-01-31T12:00:00Z --data-dir data --partition 3",
         "taskmaster state save --task 00000000000000000000000000 --token 1 --attempt 1 --file state.bin --label half",
         "taskmaster queue list",
         "taskmaster queue pause emails",

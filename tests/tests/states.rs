@@ -154,3 +154,59 @@ async fn the_command_line_shows_compares_names_and_forks_states() {
     assert!(client.change_state(id, &change).await.is_err());
     worker.shutdown().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_nodes_directory_tells_how_a_task_was_at_each_position() {
+    let directory = directory();
+    let setup = Setup::new(&directory);
+    let mut node = setup.start();
+    let client = Client::connect(node.address.to_string()).await.unwrap();
+    let worker = Worker::builder(&client)
+        .queue("past")
+        .handler("past", |task| async move {
+            for step in 1..=3u8 {
+                task.save(&[b'0' + step]).await?;
+            }
+            Ok("done")
+        })
+        .start()
+        .await
+        .unwrap();
+    let id = client.submit(Task::new("past").queue("past").payload("input")).await.unwrap().id;
+    client.result_within(id, LONG).await.unwrap().unwrap();
+    worker.shutdown().await.unwrap();
+    assert!(node.terminate().success());
+    let (data, text) = (setup.data_dir.to_str().unwrap(), id.to_string());
+    let at = |position: u64| answer(&node, &["state", "at", "--position", &position.to_string(), "--data-dir", data, &text]);
+    let last = Command::new(binary())
+        .args(["state", "at", "--position", "1000000", "--data-dir", data, &text])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&last.stderr).into_owned();
+    let end: u64 = said.split("ends at position ").nth(1).unwrap_or_else(|| panic!("{said}")).split(',').next().unwrap().parse().unwrap();
+    let states: Vec<(String, u64)> = (2..=end)
+        .filter_map(|position| {
+            let output = command(
+                &node,
+                &["state", "at", "--position", &position.to_string(), "--data-dir", data, &text, "--output", "json"],
+            );
+            let seen: Value = serde_json::from_slice(&output.stdout).ok()?;
+            Some((seen["task"]["state"].as_str()?.to_owned(), seen["head"].as_u64().unwrap_or(0)))
+        })
+        .collect();
+    let mut steps = states.clone();
+    steps.dedup();
+    let expected = [("ready", 0), ("ready", 1), ("ready", 2), ("ready", 3), ("succeeded", 3)];
+    assert_eq!(steps, expected.map(|(state, head)| (state.to_owned(), head)));
+    let file = directory.path().join("was");
+    let file = file.to_str().unwrap();
+    let first = 2 + states.iter().position(|(_, head)| *head == 1).unwrap() as u64 + (end - 1 - states.len() as u64);
+    assert_eq!(at(first)["versions"].as_array().unwrap().len(), 1);
+    answer(&node, &["state", "at", "--position", &end.to_string(), "--data-dir", data, &text, "--version", "2", "--file", file]);
+    assert_eq!(std::fs::read(file).unwrap(), b"2");
+    assert!(said.contains("ends at position"), "{said}");
+    // Nothing was changed: the node goes on.
+    let node = setup.start();
+    let client = Client::connect(node.address.to_string()).await.unwrap();
+    assert_eq!(client.task(id).await.unwrap().result, b"done");
+}
