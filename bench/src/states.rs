@@ -236,7 +236,11 @@ async fn submits(client: &Client, options: &StatesOptions, bytes: f64) -> Result
 impl fmt::Display for StatesReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let percent = |share: f64| share * 100.0;
-        writeln!(f, "saves      {:.0}/s durable, {} tasks with {} bytes each", self.saves_per_s, self.tasks, self.state_bytes)?;
+        writeln!(
+            f,
+            "saves      {:.0}/s durable, {} tasks with {} bytes each",
+            self.saves_per_s, self.tasks, self.state_bytes
+        )?;
         writeln!(f, "latency    p50 {} µs, p99 {} µs", self.p50_us, self.p99_us)?;
         writeln!(f, "new        {:.0} bytes a save", self.new_bytes_per_save)?;
         writeln!(f, "baseline   {:.0}/s tasks with a payload of that length", self.baseline_submits_per_s)?;

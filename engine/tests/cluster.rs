@@ -7,3 +7,6 @@ mod net;
 
 #[path = "cluster/replication.rs"]
 mod replication;
+
+#[path = "cluster/states.rs"]
+mod states;

@@ -178,13 +178,17 @@ pub(crate) async fn resolve(client: &Client, id: TaskId, named: Option<&str>) ->
         return Err(Failure::new(Exit::NotFound, format!("task {id} has saved no state")));
     }
     let Some(named) = named else { return Ok(history.head) };
-    let mut names = history.tags.iter().chain(&history.branches).filter(|(name, version)| name == named && *version > 0);
+    let mut names =
+        history.tags.iter().chain(&history.branches).filter(|(name, version)| name == named && *version > 0);
     if let Some((_, version)) = names.next() {
         return Ok(*version);
     }
     let matching = |version: &&VersionView| named.len() >= 4 && hex(&version.digest).starts_with(named);
     let mut matches = history.versions.iter().rev().filter(matching);
-    matches.next().map(|version| version.number).ok_or_else(|| Failure::new(Exit::NotFound, unknown(id, named, &history)))
+    matches
+        .next()
+        .map(|version| version.number)
+        .ok_or_else(|| Failure::new(Exit::NotFound, unknown(id, named, &history)))
 }
 
 async fn some_version(client: &Client, id: TaskId, named: Option<&str>) -> Result<Option<u32>, Failure> {
@@ -312,7 +316,12 @@ async fn branch(client: &Client, arguments: BranchArguments, output: Output) -> 
     let BranchArguments { id, name, version, switch, delete } = arguments;
     if delete {
         client.change_state(id, &StateChange::DeleteBranch { name: name.clone() }).await?;
-        return said(output, id, 0, &format!("branch {name} of {id} is gone; its versions stay until they are collected"));
+        return said(
+            output,
+            id,
+            0,
+            &format!("branch {name} of {id} is gone; its versions stay until they are collected"),
+        );
     }
     let history = client.state_log(id).await?;
     let exists = history.branches.iter().any(|(known, _)| *known == name);
@@ -341,8 +350,9 @@ async fn gc(client: &Client, id: TaskId, keep: Option<u32>, output: Output) -> R
 
 async fn save(client: &Client, arguments: &SaveArguments, output: Output) -> Result<Exit, Failure> {
     let bytes = match &arguments.file {
-        Some(path) => std::fs::read(path)
-            .map_err(|error| Failure::new(Exit::NotFound, format!("{}: {error}", path.display())))?,
+        Some(path) => {
+            std::fs::read(path).map_err(|error| Failure::new(Exit::NotFound, format!("{}: {error}", path.display())))?
+        }
         None => {
             let mut bytes = Vec::new();
             std::io::stdin().lock().read_to_end(&mut bytes)?;

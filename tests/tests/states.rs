@@ -120,7 +120,8 @@ async fn the_command_line_shows_compares_names_and_forks_states() {
     assert_eq!(client.result_within(id, LONG).await.unwrap().unwrap().state, State::Failed);
     let text = id.to_string();
     let log = answer(&node, &["state", "log", &text]);
-    let versions: Vec<u64> = log["versions"].as_array().unwrap().iter().map(|v| v["version"].as_u64().unwrap()).collect();
+    let versions: Vec<u64> =
+        log["versions"].as_array().unwrap().iter().map(|v| v["version"].as_u64().unwrap()).collect();
     assert_eq!((versions, log["head"].as_u64(), log["current"].as_str()), (vec![1, 2, 3], Some(3), Some("main")));
     assert_eq!(log["versions"][1]["parent"], 1);
     assert_eq!(log["versions"][1]["label"], "step 2");
@@ -177,13 +178,22 @@ async fn a_stopped_nodes_directory_tells_how_a_task_was_at_each_position() {
     worker.shutdown().await.unwrap();
     assert!(node.terminate().success());
     let (data, text) = (setup.data_dir.to_str().unwrap(), id.to_string());
-    let at = |position: u64| answer(&node, &["state", "at", "--position", &position.to_string(), "--data-dir", data, &text]);
+    let at =
+        |position: u64| answer(&node, &["state", "at", "--position", &position.to_string(), "--data-dir", data, &text]);
     let last = Command::new(binary())
         .args(["state", "at", "--position", "1000000", "--data-dir", data, &text])
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&last.stderr).into_owned();
-    let end: u64 = said.split("ends at position ").nth(1).unwrap_or_else(|| panic!("{said}")).split(',').next().unwrap().parse().unwrap();
+    let end: u64 = said
+        .split("ends at position ")
+        .nth(1)
+        .unwrap_or_else(|| panic!("{said}"))
+        .split(',')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
     let states: Vec<(String, u64)> = (2..=end)
         .filter_map(|position| {
             let output = command(
@@ -202,7 +212,10 @@ async fn a_stopped_nodes_directory_tells_how_a_task_was_at_each_position() {
     let file = file.to_str().unwrap();
     let first = 2 + states.iter().position(|(_, head)| *head == 1).unwrap() as u64 + (end - 1 - states.len() as u64);
     assert_eq!(at(first)["versions"].as_array().unwrap().len(), 1);
-    answer(&node, &["state", "at", "--position", &end.to_string(), "--data-dir", data, &text, "--version", "2", "--file", file]);
+    answer(
+        &node,
+        &["state", "at", "--position", &end.to_string(), "--data-dir", data, &text, "--version", "2", "--file", file],
+    );
     assert_eq!(std::fs::read(file).unwrap(), b"2");
     assert!(said.contains("ends at position"), "{said}");
     // Nothing was changed: the node goes on.

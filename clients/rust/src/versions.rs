@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 
 use fastcdc::v2020::FastCDC;
-use taskmaster_protocol::body::{self, ArchivedStateHistory, ArchivedVersionRow, SaveRow, SaveState, Segment, Span, put};
+use taskmaster_protocol::body::{
+    self, ArchivedStateHistory, ArchivedVersionRow, SaveRow, SaveState, Segment, Span, put,
+};
 use taskmaster_protocol::state::{Address, address_of, digest_of};
 use taskmaster_protocol::{Code, limits};
 
@@ -11,7 +13,7 @@ use crate::error::{Error, Refusal};
 
 /// Sizes of chunks: at least, on average, at most, in bytes.
 const CHUNK_BYTES_MIN: usize = 512;
-const CHUNK_BYTES_AVERAGE: usize = 2_048;
+const CHUNK_BYTES_AVERAGE: usize = 1_024;
 /// Bytes of a digest in its short form.
 const SHORT_BYTES: usize = 6;
 
@@ -318,8 +320,7 @@ mod tests {
 
     use super::*;
 
-    const HOLDER: Holder =
-        Holder { id: TaskId::new(1, PartitionId(0), 1, 1), token: 1, locator: 0, attempt: 1 };
+    const HOLDER: Holder = Holder { id: TaskId::new(1, PartitionId(0), 1, 1), token: 1, locator: 0, attempt: 1 };
 
     fn noise(len: usize, seed: u64) -> Vec<u8> {
         let mut state = seed;

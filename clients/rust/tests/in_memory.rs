@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use taskmaster_client::{
-    Client, Code, Error, OnFailure, Priority, QueueSettings, Retries, State, StateChange, Submitted, Task, TaskError, TaskFilter,
-    TestServer, Worker, Workflow,
+    Client, Code, Error, OnFailure, Priority, QueueSettings, Retries, State, StateChange, Submitted, Task, TaskError,
+    TaskFilter, TestServer, Worker, Workflow,
 };
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
@@ -540,7 +540,8 @@ async fn an_attempt_goes_on_from_the_state_that_the_one_before_saved() {
     assert_eq!(client.result(id).await.unwrap().text().unwrap(), "xxxxxxxxx from version 6");
     let history = client.state_log(id).await.unwrap();
     let told: Vec<_> = history.versions.iter().map(|row| (row.number, row.parent, row.attempt, row.size)).collect();
-    let expected: Vec<_> = (1..=9u32).map(|number| (number, number - 1, number.div_ceil(3), u64::from(number))).collect();
+    let expected: Vec<_> =
+        (1..=9u32).map(|number| (number, number - 1, number.div_ceil(3), u64::from(number))).collect();
     assert_eq!(told, expected);
     assert_eq!((history.head, history.current.as_str(), history.versions[0].label.as_str()), (9, "main", "a step"));
     client.change_state(id, &StateChange::Tag { name: "good".into(), version: Some(4) }).await.unwrap();

@@ -124,7 +124,9 @@ fn explain(partition: &Partition, body: &ArchivedChangeState, code: Code, state:
     let message = match (code, history) {
         (Code::UnknownTask, _) => format!("no task {id}: it was never accepted, or its retention is over"),
         (Code::UnknownVersion, None) => format!("task {id} has saved no state"),
-        (Code::UnknownVersion, Some(history)) => unknown(id, body.verb.to_native(), body.version.to_native(), &name, history),
+        (Code::UnknownVersion, Some(history)) => {
+            unknown(id, body.verb.to_native(), body.version.to_native(), &name, history)
+        }
         (Code::Duplicate, Some(history)) => {
             let head = history.branches.get(name.as_str()).copied().unwrap_or(0);
             format!("branch \"{name}\" is there already, at version {head}: delete it first, or take another name")
@@ -170,7 +172,12 @@ pub(crate) fn no_version(id: TaskId, version: u32, history: &History) -> String 
 }
 
 /// Carries a logged change out.
-pub(crate) fn apply(partition: &mut Partition, body: &ArchivedChangeState, resend: bool, cx: &mut Cx<'_>) -> StateReply {
+pub(crate) fn apply(
+    partition: &mut Partition,
+    body: &ArchivedChangeState,
+    resend: bool,
+    cx: &mut Cx<'_>,
+) -> StateReply {
     let mut reply = StateReply::default();
     let changed = match check(partition, body, resend) {
         Ok(change) => carry_out(partition, body, &change, cx),

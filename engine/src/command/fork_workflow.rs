@@ -4,8 +4,8 @@
 use taskmaster_protocol::body::{ArchivedForkWorkflow, BatchReply};
 use taskmaster_protocol::{Code, TaskId};
 
-use super::submit::{check_new, store};
 use super::except;
+use super::submit::{check_new, store};
 use crate::arena::{Arena, Handle};
 use crate::extra::Extra;
 use crate::partition::{Cx, Partition};
@@ -52,7 +52,12 @@ pub(crate) fn admit(partition: &Partition, body: &ArchivedForkWorkflow, arena: &
 }
 
 /// Carries a logged fork out, wholly or not at all.
-pub(crate) fn apply(partition: &mut Partition, body: &ArchivedForkWorkflow, resend: bool, cx: &mut Cx<'_>) -> BatchReply {
+pub(crate) fn apply(
+    partition: &mut Partition,
+    body: &ArchivedForkWorkflow,
+    resend: bool,
+    cx: &mut Cx<'_>,
+) -> BatchReply {
     let mut reply = BatchReply::default();
     let ids: Vec<TaskId> = body.tasks.iter().map(TaskId::from).collect();
     for (index, &id) in ids.iter().enumerate() {

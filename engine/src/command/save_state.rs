@@ -3,10 +3,12 @@
 //! A save that was made before (the same parent, the same digest) is answered with its version, whoever sends it again:
 //! so one whose answer was lost with a leader is not refused by the next, which knows nothing of the lease.
 
-use taskmaster_protocol::body::{self, ArchivedSaveRow, ArchivedSaveState, ArchivedSegment, SaveRow, SaveState, Segment, Span, StateReply};
+use taskmaster_protocol::body::{
+    self, ArchivedSaveRow, ArchivedSaveState, ArchivedSegment, SaveRow, SaveState, Segment, Span, StateReply,
+};
 use taskmaster_protocol::{Code, TaskId, limits};
 
-use super::{Admitted, check_blobs, check_rows, exception, except, in_attempt, leased};
+use super::{Admitted, check_blobs, check_rows, except, exception, in_attempt, leased};
 use crate::partition::{Cx, Partition};
 use crate::refused::Refused;
 use crate::state::State;
@@ -60,7 +62,11 @@ fn check_row(body: &ArchivedSaveState, row: &ArchivedSaveRow) -> Result<u64, Ref
     let too_large = |message: String| Err(Refused::new(Code::TooLarge, message));
     let label = body::text(&body.bytes, row.label)?;
     if label.len() > limits::LABEL_BYTES_MAX {
-        return too_large(format!("the label has {} bytes, at most {} are taken", label.len(), limits::LABEL_BYTES_MAX));
+        return too_large(format!(
+            "the label has {} bytes, at most {} are taken",
+            label.len(),
+            limits::LABEL_BYTES_MAX
+        ));
     }
     let segments = segments(body, row)
         .ok_or_else(|| Refused::new(Code::Malformed, "the segments of a save lie outside those given"))?;

@@ -14,7 +14,8 @@ use crate::versions::Version;
 pub(crate) fn history(partition: &Partition, slot: Slot) -> StateHistory {
     let mut page = StateHistory::default();
     let Some(history) = partition.history(slot) else { return page };
-    page.versions = history.versions.iter().map(|(&number, version)| describe(number, version, &mut page.bytes)).collect();
+    page.versions =
+        history.versions.iter().map(|(&number, version)| describe(number, version, &mut page.bytes)).collect();
     for (names, kind) in [(&history.branches, 0), (&history.tags, 1)] {
         for (name, &version) in names {
             page.names.push(VersionName { name: body::put(&mut page.bytes, name.as_bytes()), version, kind });

@@ -1,7 +1,9 @@
 //! Looking at the past: a shard that is brought back only up to a position of one partition's log, or up to a time. It is never
 //! started, and answers from the state that it then has.
 
-use taskmaster_protocol::body::{self, ArchivedListTasks, ArchivedReadState, Malformed, StateHistory, StatePage, TaskPage};
+use taskmaster_protocol::body::{
+    self, ArchivedListTasks, ArchivedReadState, Malformed, StateHistory, StatePage, TaskPage,
+};
 use taskmaster_protocol::{PartitionId, TaskId};
 
 use super::Shard;

@@ -35,12 +35,31 @@ fn read(versions: &Versions, arena: &Arena, index: u32, number: u32) -> Vec<u8> 
 #[derive(Clone, Debug)]
 enum Step {
     /// On a task, on top of one of its versions: chunks as numbers, which repeat.
-    Save { task: usize, parent: u8, chunks: Vec<u8>, is_whole: bool },
-    Branch { task: usize, version: u8 },
-    Tag { task: usize, version: u8 },
-    Prune { task: usize, keep: u32 },
-    Fork { task: usize, version: u8 },
-    Forget { task: usize },
+    Save {
+        task: usize,
+        parent: u8,
+        chunks: Vec<u8>,
+        is_whole: bool,
+    },
+    Branch {
+        task: usize,
+        version: u8,
+    },
+    Tag {
+        task: usize,
+        version: u8,
+    },
+    Prune {
+        task: usize,
+        keep: u32,
+    },
+    Fork {
+        task: usize,
+        version: u8,
+    },
+    Forget {
+        task: usize,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {

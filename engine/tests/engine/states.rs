@@ -133,7 +133,10 @@ fn a_saved_state_is_numbered_kept_and_read() {
     assert_eq!(world.bytes_of(id, 1), b"aaaabbbb");
     assert_eq!(world.bytes_of(id, 0), b"aaaaccbbbb");
     let page = world.page(id, 2);
-    assert_eq!((page.lengths, page.version.digest), (vec![4, 2, 4], digest_of(&[address_of(b"aaaa"), address_of(b"cc"), address_of(b"bbbb")])));
+    assert_eq!(
+        (page.lengths, page.version.digest),
+        (vec![4, 2, 4], digest_of(&[address_of(b"aaaa"), address_of(b"cc"), address_of(b"bbbb")]))
+    );
 }
 
 #[test]
@@ -167,7 +170,10 @@ fn a_lease_that_is_over_saves_nothing() {
     world.fail(&lease, "broken");
     let next = world.lease();
     assert_eq!(world.save(&lease, 0, &[New(b"late")]), Err(Code::StaleLease));
-    assert_eq!(world.save(&Lease { token: next.token + 1, ..next.clone() }, 0, &[New(b"forged")]), Err(Code::StaleLease));
+    assert_eq!(
+        world.save(&Lease { token: next.token + 1, ..next.clone() }, 0, &[New(b"forged")]),
+        Err(Code::StaleLease)
+    );
     world.complete(&next, b"done");
     assert_eq!(world.save(&next, 0, &[New(b"too late")]), Err(Code::AlreadyFinal));
     assert_eq!(world.save(&Lease { id: crate::job::id(0, 99), ..next }, 0, &[New(b"?")]), Err(Code::UnknownTask));

@@ -156,7 +156,9 @@ fn go_back(dir: &Path, partition: PartitionId, horizon: Horizon) -> Result<(Shar
     }
     let earliest = earliest.unwrap_or_default();
     let (index, time) = (earliest.index, iso_time(earliest.time_us));
-    let message = format!("the directory reaches back to position {index} of partition {partition}, {time}: what was before is gone");
+    let message = format!(
+        "the directory reaches back to position {index} of partition {partition}, {time}: what was before is gone"
+    );
     Err(Failure::new(Exit::NotFound, message))
 }
 
@@ -212,7 +214,8 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
     if let Horizon::Index(index) = horizon
         && index > moment.last_index
     {
-        let message = format!("partition {partition} ends at position {}, {}", moment.last_index, iso_time(moment.last_time_us));
+        let message =
+            format!("partition {partition} ends at position {}, {}", moment.last_index, iso_time(moment.last_time_us));
         return Err(Failure::new(Exit::NotFound, message));
     }
     match arguments.id {

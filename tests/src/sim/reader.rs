@@ -116,7 +116,8 @@ impl Actor for Reader {
     }
 
     fn is_done(&self) -> bool {
-        self.asked.is_empty() && self.left.as_ref().is_some_and(BTreeSet::is_empty)
+        self.asked.is_empty()
+            && self.left.as_ref().is_some_and(BTreeSet::is_empty)
             && self.states.as_ref().is_none_or(Vec::is_empty)
     }
 }

@@ -1,8 +1,8 @@
 //! Versioned state of tasks: reading, changing, forking, and saving under a lease.
 
 use taskmaster_protocol::body::{
-    ArchivedBatchReply, ArchivedStateHistory, ArchivedStatePage, ArchivedStateReply, ChangeState, ForkWorkflow, GetTask,
-    ReadState, put, state_verb,
+    ArchivedBatchReply, ArchivedStateHistory, ArchivedStatePage, ArchivedStateReply, ChangeState, ForkWorkflow,
+    GetTask, ReadState, put, state_verb,
 };
 use taskmaster_protocol::{Code, Operation, TaskId};
 

@@ -1,11 +1,11 @@
 //! The in-memory server's requests and their answers.
 
 use taskmaster_protocol::body::{
-    self, ArchivedAwaitTask, ArchivedCancel, ArchivedChangeState, ArchivedComplete, ArchivedConfigureQueue, ArchivedCredit, ArchivedFail,
-    ArchivedGetTask, ArchivedGetWorkflow, ArchivedLeases, ArchivedListTasks, ArchivedListWorkflows, ArchivedProgress,
-    ArchivedReadState, ArchivedRetry, ArchivedSaveState, ArchivedSpan, ArchivedSubmit, ArchivedSubscribe, BatchReply, Empty, ExceptionRow, Explanation,
-    NodeStats, QueueInfo, QueuePage, TaskInfo, TaskPage, WorkflowInfo, WorkflowPage, WorkflowTask, access, put,
-    queue_field, slice, text,
+    self, ArchivedAwaitTask, ArchivedCancel, ArchivedChangeState, ArchivedComplete, ArchivedConfigureQueue,
+    ArchivedCredit, ArchivedFail, ArchivedGetTask, ArchivedGetWorkflow, ArchivedLeases, ArchivedListTasks,
+    ArchivedListWorkflows, ArchivedProgress, ArchivedReadState, ArchivedRetry, ArchivedSaveState, ArchivedSpan,
+    ArchivedSubmit, ArchivedSubscribe, BatchReply, Empty, ExceptionRow, Explanation, NodeStats, QueueInfo, QueuePage,
+    TaskInfo, TaskPage, WorkflowInfo, WorkflowPage, WorkflowTask, access, put, queue_field, slice, text,
 };
 use taskmaster_protocol::{Body, Code, Frame, Operation, PartitionId, TaskId};
 

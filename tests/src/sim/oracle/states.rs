@@ -117,14 +117,7 @@ impl Oracle {
         Ok(())
     }
 
-    fn bytes_answered(
-        &mut self,
-        id: TaskId,
-        version: u32,
-        before: Option<Saved>,
-        code: Code,
-        sent: &Sent,
-    ) -> Verdict {
+    fn bytes_answered(&mut self, id: TaskId, version: u32, before: Option<Saved>, code: Code, sent: &Sent) -> Verdict {
         let may_be_unknown = self.tasks[&id].contract.may_be_forgotten;
         if code == Code::UnknownTask || code == Code::UnknownVersion {
             return require(before.is_none() || may_be_unknown, || format!("version {version} of {id} is lost"));
