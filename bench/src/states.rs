@@ -144,7 +144,7 @@ async fn new_share(client: &Client, id: TaskId) -> Result<(f64, f64)> {
 /// When the node cannot be reached, or refuses.
 pub fn run(options: &StatesOptions, node: &NodeInfo) -> Result<StatesReport> {
     let floor = Floor::measure(node.data_dir.as_deref(), options.floor.as_secs_f64())?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(measure(options, node, floor))
 }
 

@@ -226,12 +226,14 @@ pub(crate) struct Holder {
     pub(crate) attempt: u32,
 }
 
-/// The chunks of a version that the server has.
+/// A version that the server has, as far as it is known here.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
     pub(crate) number: u32,
     addresses: Vec<Address>,
-    places: HashMap<Address, u32>,
+    /// Where each chunk ends.
+    ends: Vec<usize>,
+    bytes: Vec<u8>,
 }
 
 impl Known {
@@ -240,13 +242,38 @@ impl Known {
         Self { number, ..Self::default() }
     }
 
-    pub(crate) fn new(number: u32, addresses: Vec<Address>) -> Self {
-        let places = addresses.iter().copied().zip(0..).collect();
-        Self { number, addresses, places }
+    /// What was cut is the version with this number.
+    pub(crate) fn new(number: u32, cut: Cut<'_>) -> Self {
+        let ends = cut.chunks.iter().map(|&(at, len)| at + len).collect();
+        Self { number, addresses: cut.addresses, ends, bytes: cut.bytes.to_vec() }
     }
 
-    pub(crate) fn of(state: &StateBytes) -> Self {
-        Self::new(state.version.number, state.chunks().map(|(_, address)| address).collect())
+    /// What was read.
+    pub(crate) fn of(state: StateBytes) -> Self {
+        let addresses = state.chunks().map(|(_, address)| address).collect();
+        let mut end = 0;
+        let ends = state.chunks.iter().map(|&len| {
+            end += len as usize;
+            end
+        });
+        Self { number: state.version.number, addresses, ends: ends.collect(), bytes: state.bytes }
+    }
+
+    fn len(&self) -> usize {
+        self.addresses.len()
+    }
+
+    /// The chunk that begins at a place, if one does.
+    fn chunk_at(&self, at: usize) -> Option<usize> {
+        match at {
+            0 => (self.len() > 0).then_some(0),
+            at => self.ends.binary_search(&at).ok().map(|chunk| chunk + 1).filter(|chunk| *chunk < self.len()),
+        }
+    }
+
+    /// Which chunk has this address.
+    fn places(&self) -> HashMap<Address, u32> {
+        self.addresses.iter().copied().zip(0..).collect()
     }
 }
 
@@ -254,13 +281,16 @@ impl Known {
 pub(crate) struct Cut<'a> {
     bytes: &'a [u8],
     chunks: Vec<(usize, usize)>,
-    pub(crate) addresses: Vec<Address>,
+    addresses: Vec<Address>,
+    /// Which chunk of the version before it is, where that is known without looking.
+    same: Vec<Option<u32>>,
     pub(crate) digest: Address,
 }
 
 impl<'a> Cut<'a> {
-    /// Cuts a state by its content.
-    pub(crate) fn new(bytes: &'a [u8]) -> Result<Self, Refusal> {
+    /// Cuts a state by its content. Where it begins and ends like the version before, the cuts are that one's: a cut depends
+    /// on nothing but the bytes of its chunk. So the work grows with what changed.
+    pub(crate) fn new(bytes: &'a [u8], before: &Known) -> Result<Self, Refusal> {
         if bytes.len() > limits::STATE_BYTES_MAX {
             let message = format!(
                 "the state has {} bytes, at most {} are kept: keep what is larger in a store and save a reference",
@@ -269,21 +299,49 @@ impl<'a> Cut<'a> {
             );
             return Err(Refusal::local(Code::TooLarge, message));
         }
-        let cutter = FastCDC::new(bytes, CHUNK_BYTES_MIN, CHUNK_BYTES_AVERAGE, limits::STATE_CHUNK_BYTES_MAX);
-        let chunks: Vec<(usize, usize)> =
-            cutter.map(|chunk| (chunk.offset, chunk.length)).filter(|&(_, len)| len > 0).collect();
-        let addresses: Vec<Address> = chunks.iter().map(|&(at, len)| address_of(&bytes[at..at + len])).collect();
-        let digest = digest_of(&addresses);
-        Ok(Self { bytes, chunks, addresses, digest })
+        let mut cut = Self { bytes, chunks: Vec::new(), addresses: Vec::new(), same: Vec::new(), digest: [0; 32] };
+        let shorter = bytes.len().min(before.bytes.len());
+        let begin = common(shorter, |at, len| bytes[at..at + len] == before.bytes[at..at + len]);
+        let end = common(shorter - begin, |at, len| tail(bytes, at, len) == tail(&before.bytes, at, len));
+        // The last chunk ends where the state ends, and not where its content says.
+        let whole = before.ends.iter().take(before.len().saturating_sub(1)).take_while(|&&at| at <= begin).count();
+        (0..whole).for_each(|chunk| cut.reuse(before, chunk, |at| at));
+        let from = if whole == 0 { 0 } else { before.ends[whole - 1] };
+        for found in FastCDC::new(&bytes[from..], CHUNK_BYTES_MIN, CHUNK_BYTES_AVERAGE, limits::STATE_CHUNK_BYTES_MAX) {
+            let at = from + found.offset;
+            // As far from the end as in the version before.
+            let there = (at + before.bytes.len()).checked_sub(bytes.len()).filter(|_| at + end >= bytes.len());
+            if let Some(first) = there.and_then(|there| before.chunk_at(there)) {
+                let moved = |place: usize| place + bytes.len() - before.bytes.len();
+                (first..before.len()).for_each(|chunk| cut.reuse(before, chunk, moved));
+                break;
+            }
+            if found.length > 0 {
+                cut.chunks.push((at, found.length));
+                cut.addresses.push(address_of(&bytes[at..at + found.length]));
+                cut.same.push(None);
+            }
+        }
+        cut.digest = digest_of(&cut.addresses);
+        Ok(cut)
+    }
+
+    /// Takes a chunk of the version before over; `moved` says where a place of that one is.
+    fn reuse(&mut self, before: &Known, chunk: usize, moved: impl Fn(usize) -> usize) {
+        let begin = if chunk == 0 { 0 } else { before.ends[chunk - 1] };
+        self.chunks.push((moved(begin), before.ends[chunk] - begin));
+        self.addresses.push(before.addresses[chunk]);
+        self.same.push(u32::try_from(chunk).ok());
     }
 
     /// A save on top of a version: runs of its chunks where they are the same, and the rest. The second is whether there are any
-    /// such runs.
+    /// such runs. The version is the one that the state was cut after, or one of which nothing is known.
     pub(crate) fn body(&self, holder: &Holder, parent: &Known, label: &str) -> (SaveState, bool) {
         let mut body = SaveState::default();
         let label = put(&mut body.bytes, label.as_bytes());
+        let places = if parent.len() > 0 && self.same.contains(&None) { parent.places() } else { HashMap::new() };
         let mut run: Option<Segment> = None;
-        for (address, &(at, len)) in self.addresses.iter().zip(&self.chunks) {
+        for (index, (address, &(at, len))) in self.addresses.iter().zip(&self.chunks).enumerate() {
             if let Some(open) = &mut run {
                 if parent.addresses.get((open.from + open.count) as usize) == Some(address) {
                     open.count += 1;
@@ -291,7 +349,8 @@ impl<'a> Cut<'a> {
                 }
                 body.segments.push(*open);
             }
-            run = parent.places.get(address).map(|&from| Segment { from, count: 1, data: Span::default() });
+            let same = self.same[index].filter(|_| parent.len() > 0).or_else(|| places.get(address).copied());
+            run = same.map(|from| Segment { from, count: 1, data: Span::default() });
             if run.is_none() {
                 let data = put(&mut body.bytes, &self.bytes[at..at + len]);
                 body.segments.push(Segment { data, ..Segment::default() });
@@ -314,8 +373,27 @@ impl<'a> Cut<'a> {
     }
 }
 
+/// The `len` bytes before the last `at`.
+fn tail(bytes: &[u8], at: usize, len: usize) -> &[u8] {
+    &bytes[bytes.len() - at - len..bytes.len() - at]
+}
+
+/// How many bytes of at most `max` are the same one after the other, by whether `len` of them behind the first `at` are.
+fn common(max: usize, are_same: impl Fn(usize, usize) -> bool) -> usize {
+    const BLOCK: usize = 64;
+    let mut at = 0;
+    while at + BLOCK <= max && are_same(at, BLOCK) {
+        at += BLOCK;
+    }
+    while at < max && are_same(at, 1) {
+        at += 1;
+    }
+    at
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use taskmaster_protocol::{PartitionId, TaskId};
 
     use super::*;
@@ -331,15 +409,18 @@ mod tests {
         (0..len).map(|_| next()).collect()
     }
 
+    fn known(state: &[u8]) -> Known {
+        Known::new(1, Cut::new(state, &Known::default()).unwrap())
+    }
+
     /// What the server would put together.
-    fn rebuilt(body: &SaveState, parent: &[u8], parent_cut: &Cut<'_>) -> Vec<u8> {
+    fn rebuilt(body: &SaveState, parent: &Known) -> Vec<u8> {
         let mut state = Vec::new();
         for segment in &body.segments {
-            let data = &body.bytes[segment.data.at as usize..][..segment.data.len as usize];
-            state.extend_from_slice(data);
-            for chunk in segment.from..segment.from + segment.count {
-                let (at, len) = parent_cut.chunks[chunk as usize];
-                state.extend_from_slice(&parent[at..at + len]);
+            state.extend_from_slice(&body.bytes[segment.data.at as usize..][..segment.data.len as usize]);
+            for chunk in segment.from as usize..(segment.from + segment.count) as usize {
+                let begin = if chunk == 0 { 0 } else { parent.ends[chunk - 1] };
+                state.extend_from_slice(&parent.bytes[begin..parent.ends[chunk]]);
             }
         }
         state
@@ -347,10 +428,10 @@ mod tests {
 
     /// Bytes of a save of `after` on top of `before`, in the log and on the wire.
     fn cost(before: &[u8], after: &[u8]) -> usize {
-        let (old, new) = (Cut::new(before).unwrap(), Cut::new(after).unwrap());
-        let known = Known::new(1, old.addresses.clone());
-        let (body, _) = new.body(&HOLDER, &known, "");
-        assert_eq!(rebuilt(&body, before, &old), after);
+        let parent = known(before);
+        let cut = Cut::new(after, &parent).unwrap();
+        let (body, _) = cut.body(&HOLDER, &parent, "");
+        assert_eq!(rebuilt(&body, &parent), after);
         let mut out = taskmaster_protocol::FrameBuffer::new();
         taskmaster_protocol::Body::append_to(&body, &mut out);
         out.len() + 32
@@ -385,15 +466,38 @@ mod tests {
     fn states_of_any_length_are_put_together_again() {
         for len in [0usize, 1, 511, 512, 2_048, 8_192, 8_193, 100_000] {
             let state = noise(len, 3);
-            let cut = Cut::new(&state).unwrap();
-            assert_eq!(cut.chunks.iter().map(|&(_, len)| len).sum::<usize>(), len);
-            assert!(cut.chunks.iter().all(|&(_, len)| len <= limits::STATE_CHUNK_BYTES_MAX));
+            let cut = known(&state);
+            assert_eq!(cut.ends.last().copied().unwrap_or(0), len);
             cost(&[], &state);
             cost(&state, &[]);
             cost(&state, &[&state[len / 2..], &state[..len / 2]].concat());
         }
-        assert!(Cut::new(&vec![0; limits::STATE_BYTES_MAX + 1]).is_err());
+        assert!(Cut::new(&vec![0; limits::STATE_BYTES_MAX + 1], &Known::default()).is_err());
         let zeros = vec![0; limits::STATE_BYTES_MAX];
-        assert!(Cut::new(&zeros).unwrap().chunks.len() <= limits::STATE_CHUNKS_MAX);
+        assert!(known(&zeros).len() <= limits::STATE_CHUNKS_MAX);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_state_is_cut_alike_whatever_was_before_it(
+            len in 0usize..60_000,
+            edits in proptest::collection::vec((any::<u16>(), 0usize..3_000, 0usize..3_000, any::<u64>()), 0..5),
+        ) {
+            let before = noise(len, 5);
+            let mut after = before.clone();
+            for (at, gone, new, seed) in edits {
+                let at = usize::from(at) % (after.len() + 1);
+                let until = (at + gone).min(after.len());
+                after.splice(at..until, noise(new, seed));
+            }
+            let parent = known(&before);
+            let (fresh, after_it) = (known(&after), Cut::new(&after, &parent).unwrap());
+            prop_assert_eq!(&fresh.addresses, &after_it.addresses);
+            prop_assert_eq!(fresh.ends, after_it.chunks.iter().map(|&(at, len)| at + len).collect::<Vec<_>>());
+            let (body, _) = after_it.body(&HOLDER, &parent, "");
+            prop_assert_eq!(rebuilt(&body, &parent), after);
+        }
     }
 }

@@ -122,7 +122,7 @@ impl Client {
         if parent > 0
             && let Ok(state) = read(self.cluster(), id, parent).await
         {
-            known = Known::of(&state);
+            known = Known::of(state);
         }
         let holder = Holder { id, token, locator: u32::MAX, attempt };
         save(self.cluster(), &holder, &mut known, label, bytes).await
@@ -156,7 +156,7 @@ pub(crate) async fn save(
     label: &str,
     bytes: &[u8],
 ) -> Result<Version, Error> {
-    let cut = Cut::new(bytes)?;
+    let cut = Cut::new(bytes, known)?;
     let partition = holder.id.partition();
     let (body, has_runs) = cut.body(holder, known, label);
     let message = cluster.call(Operation::SaveState, partition, &body).await?;
@@ -169,7 +169,7 @@ pub(crate) async fn save(
         saved = only_version(message.read::<ArchivedStateReply>()?, holder.id);
     }
     let version = Version { number: saved?, size: bytes.len() as u64, digest: cut.digest };
-    *known = Known::new(version.number, cut.addresses);
+    *known = Known::new(version.number, cut);
     Ok(version)
 }
 

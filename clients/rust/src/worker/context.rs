@@ -326,8 +326,9 @@ impl Context {
             return Ok(None);
         }
         let read = state::read(&self.cluster, self.lease.id, number).await?;
-        *saved = Some(Box::new(Known::of(&read)));
-        Ok(Some((read.named(), read.bytes)))
+        let (version, bytes) = (read.named(), read.bytes.clone());
+        *saved = Some(Box::new(Known::of(read)));
+        Ok(Some((version, bytes)))
     }
 
     /// Reports progress, in parts per thousand, with a note. Only the latest is sent when several are reported at once.
