@@ -202,7 +202,7 @@ impl Worker {
                 chunks.push(row.id.lo.to_le_bytes().repeat(3));
                 body.segments.push(Segment { data: body::put(&mut body.bytes, &chunks[0]), ..Segment::default() });
             } else {
-                let count = cx.dice.range(1, chain.chunks.len() as u64 + 1);
+                let count = cx.dice.range(1, chain.chunks.len() as u64);
                 let count = u32::try_from(count).expect("few").min(4);
                 chunks.extend_from_slice(&chain.chunks[..count as usize]);
                 body.segments.push(Segment { from: 0, count, data: Span::default() });
