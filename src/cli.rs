@@ -21,6 +21,7 @@ mod run;
 mod serve;
 mod signal;
 mod sim;
+mod state;
 mod submit;
 mod task;
 mod worker;
@@ -100,6 +101,9 @@ enum Command {
     /// Look at tasks, cancel and retry them
     #[command(subcommand)]
     Task(task::Command),
+    /// Look at the versions of a task's state, roll back, branch, tag, save
+    #[command(subcommand)]
+    State(state::Command),
     /// Look at queues, pause, resume, drain and limit them
     #[command(subcommand)]
     Queue(queue::Command),
@@ -143,6 +147,7 @@ fn dispatch(global: &Global, command: Command) -> Result<Exit, Failure> {
         Command::Submit(arguments) => submit::run(global, &arguments),
         Command::Worker(arguments) => worker::run(global, &arguments),
         Command::Task(command) => task::run(global, command),
+        Command::State(command) => state::run(global, command),
         Command::Queue(command) => queue::run(global, command),
         Command::Workflow(command) => workflow::run(global, command),
         Command::Cluster(command) => cluster::run(global, &command),

@@ -17,6 +17,7 @@ pub(crate) mod hooks;
 mod meta;
 mod notices;
 mod owners;
+pub(crate) mod past;
 mod peers;
 mod reads;
 mod reconcile;
@@ -251,6 +252,8 @@ pub struct Shard {
     found: BTreeMap<u16, recovery::Found>,
     /// The record that was replayed last.
     replayed: u64,
+    /// Only so far is one partition brought back.
+    past: Option<past::Past>,
 }
 
 impl Shard {
@@ -298,6 +301,7 @@ impl Shard {
             local: snapshots::Local::default(),
             found: BTreeMap::new(),
             replayed: 0,
+            past: None,
             config,
         }
     }

@@ -10,3 +10,6 @@ mod replication;
 
 #[path = "cluster/rest.rs"]
 mod rest;
+
+#[path = "cluster/states.rs"]
+mod states;

@@ -35,6 +35,9 @@ mod workflows;
 #[path = "engine/recovery.rs"]
 mod recovery;
 
+#[path = "engine/states.rs"]
+mod states;
+
 #[path = "engine/random.rs"]
 mod random;
 

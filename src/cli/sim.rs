@@ -32,6 +32,9 @@ pub(crate) struct Arguments {
     /// What may go wrong: all, none, or of crash, pause, clock, network, disk, membership, clients
     #[arg(long, default_value = "all", value_name = "KINDS")]
     faults: FaultSet,
+    /// Workers save versions of their tasks' state, and these are checked too
+    #[arg(long)]
+    saves: bool,
     /// Look for the fewest faults with which a failing run still fails
     #[arg(long)]
     minimise: bool,
@@ -47,6 +50,7 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
             nodes: arguments.nodes,
             minutes: arguments.minutes,
             faults: arguments.faults,
+            saves: arguments.saves,
             defect: None,
         };
         eprintln!("taskmaster {commit} sim {options}");

@@ -204,6 +204,15 @@ impl DataDir {
         if root.join(META).exists() { Meta::read(root).map(Some) } else { Ok(None) }
     }
 
+    /// Opens a directory that is there, with what it was made for: for looking at it while no node uses it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn open_as_it_is(root: &Path) -> Result<Self, Error> {
+        let meta = Meta::read(root)?;
+        Ok(Self { root: root.to_path_buf(), meta, created: false, lock: lock(root)? })
+    }
+
     /// Its path.
     #[must_use]
     pub fn root(&self) -> &Path {

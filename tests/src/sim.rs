@@ -80,6 +80,8 @@ pub struct Options {
     pub minutes: u32,
     /// What may go wrong.
     pub faults: FaultSet,
+    /// Workers save versions of their tasks' state. Apart, so that runs without it stay the same.
+    pub saves: bool,
     /// A planted bug.
     pub defect: Option<Defect>,
 }
@@ -88,13 +90,16 @@ impl Options {
     /// A short run in which the seed chooses everything.
     #[must_use]
     pub const fn of_seed(seed: u64) -> Self {
-        Self { seed, nodes: 0, minutes: 0, faults: FaultSet::ALL, defect: None }
+        Self { seed, nodes: 0, minutes: 0, faults: FaultSet::ALL, saves: false, defect: None }
     }
 }
 
 impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "--seed {} --nodes {} --minutes {} --faults {}", self.seed, self.nodes, self.minutes, self.faults)?;
+        if self.saves {
+            f.write_str(" --saves")?;
+        }
         match self.defect {
             Some(defect) => write!(f, " (planted: {defect:?})"),
             None => Ok(()),
@@ -127,6 +132,10 @@ pub struct Report {
     pub assigned: u64,
     /// Linearizable reads that were checked.
     pub reads: u64,
+    /// Saved states acknowledged, and read back.
+    pub saves_acknowledged: u64,
+    /// The latter.
+    pub states_read: u64,
     /// Terms in which a leader served a partition.
     pub leaderships: u64,
     /// Processes that ended without warning.

@@ -9,5 +9,6 @@ mod disk_full;
 mod process;
 mod refusals;
 mod simulator;
+mod states;
 mod tidy;
 mod workflows;

@@ -63,7 +63,7 @@ impl Partition {
             let Some(task) = self.tasks.get(slot) else { continue };
             cx.arena.free(task.blob);
             if let Some(extra) = self.extras.get(task.extra) {
-                for blob in [extra.unique, extra.name, extra.error, extra.note] {
+                for blob in [extra.unique, extra.name, extra.error, extra.note, extra.input] {
                     cx.arena.free(blob);
                 }
             }
@@ -71,6 +71,7 @@ impl Partition {
         for workflow in self.workflows.iter() {
             cx.arena.free(workflow.name);
         }
+        self.versions.chunks.clear(cx.arena);
         self.tasks = crate::task::Tasks::default();
     }
 
@@ -94,11 +95,14 @@ impl Partition {
             }
             if let Some(extra) = self.extras.get(task.extra) {
                 (extra.due_us, extra.deadline_us, extra.unique_until_us).hash(&mut hasher);
-                for blob in [extra.unique, extra.name, extra.error] {
+                for blob in [extra.unique, extra.name, extra.error, extra.input] {
                     hasher.write(arena.get(blob));
                 }
                 if extra.key != NONE {
                     hasher.write(&self.keys[extra.key as usize].bytes);
+                }
+                if let Some(history) = self.versions.get(extra.history) {
+                    history.hash(&mut hasher);
                 }
             }
             sum = sum.wrapping_add(crate::hash::mix64(hasher.finish()));
@@ -109,6 +113,6 @@ impl Partition {
             queue.settings.hash(&mut hasher);
             sum = sum.wrapping_add(crate::hash::mix64(hasher.finish()));
         }
-        sum
+        sum.wrapping_add(self.versions.chunks.digest())
     }
 }

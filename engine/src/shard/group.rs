@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use taskmaster_protocol::FrameBuffer;
-use taskmaster_protocol::body::BatchReply;
+use taskmaster_protocol::body::{BatchReply, ExceptionRow};
 use taskmaster_protocol::frame::Header;
 
 use super::reads::Reads;
@@ -40,16 +40,26 @@ pub(super) struct Request {
 
 impl Request {
     /// Joins the exceptions of admission and of application, in the request's row order.
-    pub(super) fn merge_exceptions(&self, reply: &mut BatchReply) {
+    pub(super) fn merge_exceptions(&self, exceptions: &mut Vec<ExceptionRow>) {
         if let Some(rows) = &self.rows {
-            for exception in &mut reply.exceptions {
+            for exception in &mut *exceptions {
                 exception.index = rows[exception.index as usize];
             }
         }
         if !self.refused.exceptions.is_empty() {
-            reply.exceptions.extend_from_slice(&self.refused.exceptions);
-            reply.exceptions.sort_unstable_by_key(|exception| exception.index);
+            exceptions.extend_from_slice(&self.refused.exceptions);
+            exceptions.sort_unstable_by_key(|exception| exception.index);
         }
+    }
+
+    /// Puts the versions of the rows that were applied in the request's row order.
+    pub(super) fn spread_versions(&self, versions: &mut Vec<u32>) {
+        let Some(rows) = &self.rows else { return };
+        let mut all = vec![0; rows.len() + self.refused.exceptions.len()];
+        for (&row, version) in rows.iter().zip(versions.iter()) {
+            all[row as usize] = *version;
+        }
+        *versions = all;
     }
 }
 

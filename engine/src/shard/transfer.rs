@@ -274,7 +274,7 @@ impl Shard {
             && sending.part != Part::Head
             && let Some(partition) = self.partitions.get_mut(usize::from(sending.group)).and_then(Option::as_deref_mut)
         {
-            crate::snapshot::abandon(partition);
+            crate::snapshot::abandon(partition, &mut self.arena);
         }
     }
 

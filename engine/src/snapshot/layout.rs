@@ -4,6 +4,7 @@ use raft::eraftpb::{ConfState, Entry, HardState};
 use rkyv::Archived;
 use taskmaster_protocol::{FrameBuffer, Operation};
 
+use super::histories::{HistoryRecord, NameRecord, VersionRecord};
 use super::{Chunk, ContractRecord, QueueRecord, TaskRecord, WorkflowRecord};
 use crate::entry::{self, Settings, Verb};
 use crate::replica::log::Position;
@@ -46,7 +47,25 @@ macro_rules! check {
 
 #[test]
 fn tables_of_snapshot_records_are_their_layouts() {
-    check!(Chunk { first, partition, forgotten_ms, queues, contracts, workflows, edges, tasks, bytes });
+    check!(Chunk {
+        first,
+        partition,
+        forgotten_ms,
+        queues,
+        contracts,
+        workflows,
+        edges,
+        tasks,
+        states,
+        histories,
+        versions,
+        pieces,
+        names,
+        bytes,
+    });
+    check!(HistoryRecord { versions, names, current, made });
+    check!(VersionRecord { time_us, new_bytes, number, parent, attempt, label, pieces });
+    check!(NameRecord { name, version, kind });
     check!(QueueRecord {
         rate_milli_per_s,
         depth_max,
@@ -81,7 +100,8 @@ fn tables_of_snapshot_records_are_their_layouts() {
         state,
         marks,
         retention_ms,
-        reserved,
+        history,
+        input,
     });
 }
 

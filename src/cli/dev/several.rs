@@ -103,7 +103,8 @@ async fn form(global: &Global, members: &Members, offer: Option<&Offer>) -> Resu
     match offer {
         Some(offer) => {
             let client = connect_to(&members.addresses(), global).await?;
-            Ok(Some(workers::start(&client, offer, None).await?))
+            let offer = Offer { address: members.addresses(), ..offer.clone() };
+            Ok(Some(workers::start(&client, &offer, None).await?))
         }
         None => Ok(None),
     }
