@@ -282,7 +282,10 @@ impl Replica {
 
     /// A message from another replica. Messages that no longer concern it are passed over.
     pub(crate) fn step(&mut self, message: Message) {
-        if !self.may_stand() && message.get_msg_type() == MessageType::MsgTimeoutNow {
+        let kind = message.get_msg_type();
+        // A leader says how much is committed of what it knows to be here: this was sent to an earlier replica, which was removed.
+        let is_stale = kind == MessageType::MsgHeartbeat && message.commit > self.last_index();
+        if is_stale || (kind == MessageType::MsgTimeoutNow && !self.may_stand()) {
             return;
         }
         // An error means that the sender is not of the group any more, or that a proposal was dropped.

@@ -106,6 +106,8 @@ pub(super) struct Group {
     pub(super) campaign: Option<(u64, u64)>,
     /// The leader that was given up last, so that one silence has one election.
     pub(super) given_up: u64,
+    /// When its leader was heard about it last, or when it was made.
+    pub(super) led_us: u64,
     /// It rests (`rest.rs`).
     pub(super) is_resting: bool,
     /// Ticks for which it stood still, and its last index then.
@@ -120,7 +122,7 @@ pub(super) struct Group {
 }
 
 impl Group {
-    pub(super) fn new(number: u16, replica: Replica) -> Self {
+    pub(super) fn new(number: u16, replica: Replica, now_us: u64) -> Self {
         Self {
             number,
             replica,
@@ -133,6 +135,7 @@ impl Group {
             dirty: true,
             campaign: None,
             given_up: 0,
+            led_us: now_us,
             is_resting: false,
             still_ticks: 0,
             stood_at: 0,

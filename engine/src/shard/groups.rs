@@ -55,7 +55,7 @@ impl Shard {
     /// Adds a replica.
     pub(super) fn add_group(&mut self, number: u16, replica: Replica) {
         if let Some(place) = self.place(number) {
-            self.groups[place] = Some(Box::new(Group::new(number, replica)));
+            self.groups[place] = Some(Box::new(Group::new(number, replica, self.last_time_us)));
             self.dirty.push(number);
             self.rest.awake.insert(number);
             self.elections.within(self.last_time_us, TICK_US);

@@ -174,6 +174,7 @@ impl Shard {
         if now_us >= self.meta.report_us {
             self.meta.report_us = now_us + PLAN_US;
             self.send_reports(effects);
+            self.remove_surplus();
         }
         if self.config.number != 0 {
             return;

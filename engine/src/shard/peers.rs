@@ -169,7 +169,7 @@ impl Shard {
             }
             self.accept(frame.group);
         }
-        let beat_us = self.elections.beat_us();
+        let (now_us, beat_us) = (self.last_time_us, self.elections.beat_us());
         if let Some(group) = self.group_mut(frame.group) {
             // One that confirms a read carries its number and always counts.
             let is_answer = message.get_msg_type() == MessageType::MsgHeartbeatResponse && message.context.is_empty();
@@ -180,6 +180,9 @@ impl Shard {
             // A last answer to the heartbeats of a leader that rests by now.
             let is_late = is_answer && group.is_resting;
             group.replica.step(message);
+            if group.replica.leader() == from.node.0 {
+                group.led_us = now_us;
+            }
             if !is_late || group.replica.has_ready() {
                 self.touch(frame.group);
             }
