@@ -30,7 +30,7 @@ pub(crate) enum Command {
         /// Task id
         id: TaskId,
         /// Number, tag, branch or hash [default: where the next attempt resumes]
-        #[arg(long, value_name = "VERSION")]
+        #[arg(long = "at", value_name = "VERSION")]
         version: Option<String>,
         /// Write the bytes here
         #[arg(long, value_name = "FILE")]
@@ -62,7 +62,7 @@ pub(crate) enum Command {
         /// The name
         name: String,
         /// Number, branch or hash [default: where the next attempt resumes]
-        #[arg(long, value_name = "VERSION", conflicts_with = "delete")]
+        #[arg(long = "at", value_name = "VERSION", conflicts_with = "delete")]
         version: Option<String>,
         /// Delete the name
         #[arg(long)]
@@ -90,7 +90,7 @@ pub(crate) struct BranchArguments {
     /// The branch
     name: String,
     /// Where it begins: number, tag, branch or hash [default: where the next attempt resumes]
-    #[arg(long, value_name = "VERSION")]
+    #[arg(long = "at", value_name = "VERSION")]
     version: Option<String>,
     /// Make it current too, so that attempts resume from it; alone: an existing one
     #[arg(long)]

@@ -39,7 +39,7 @@ pub(crate) struct Arguments {
     /// A task; without one, all are listed
     id: Option<TaskId>,
     /// Version of the task's state to write to --file
-    #[arg(long, value_name = "N", requires = "file", requires = "id")]
+    #[arg(long = "state", value_name = "VERSION", requires = "file", requires = "id")]
     version: Option<u32>,
     /// Write the bytes of the task's state here
     #[arg(long, value_name = "FILE", requires = "id")]
