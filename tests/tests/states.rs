@@ -214,7 +214,7 @@ async fn a_stopped_nodes_directory_tells_how_a_task_was_at_each_position() {
     assert_eq!(at(first)["versions"].as_array().unwrap().len(), 1);
     answer(
         &node,
-        &["state", "at", "--position", &end.to_string(), "--data-dir", data, &text, "--at", "2", "--file", file],
+        &["state", "at", "--position", &end.to_string(), "--data-dir", data, &text, "--state", "2", "--file", file],
     );
     assert_eq!(std::fs::read(file).unwrap(), b"2");
     assert!(said.contains("ends at position"), "{said}");
