@@ -31,7 +31,7 @@ pub(crate) enum Command {
         id: TaskId,
         /// Number, tag, branch or hash [default: where the next attempt resumes]
         #[arg(long, value_name = "VERSION")]
-        version: Option<String>,
+        at: Option<String>,
         /// Write the bytes here
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
@@ -63,7 +63,7 @@ pub(crate) enum Command {
         name: String,
         /// Number, branch or hash [default: where the next attempt resumes]
         #[arg(long, value_name = "VERSION", conflicts_with = "delete")]
-        version: Option<String>,
+        at: Option<String>,
         /// Delete the name
         #[arg(long)]
         delete: bool,
@@ -91,12 +91,12 @@ pub(crate) struct BranchArguments {
     name: String,
     /// Where it begins: number, tag, branch or hash [default: where the next attempt resumes]
     #[arg(long, value_name = "VERSION")]
-    version: Option<String>,
+    at: Option<String>,
     /// Make it current too, so that attempts resume from it; alone: an existing one
     #[arg(long)]
     switch: bool,
     /// Delete it; its versions stay until they are collected
-    #[arg(long, conflicts_with_all = ["version", "switch"])]
+    #[arg(long, conflicts_with_all = ["at", "switch"])]
     delete: bool,
 }
 
@@ -135,7 +135,7 @@ pub(crate) fn run(global: &Global, command: Command) -> Result<Exit, Failure> {
         match command {
             Command::At(_) => unreachable!("carried out without a node"),
             Command::Log { id } => show_log(&client, id, output).await,
-            Command::Show { id, version, file } => show(&client, id, version.as_deref(), file, output).await,
+            Command::Show { id, at, file } => show(&client, id, at.as_deref(), file, output).await,
             Command::Diff { id, from, to } => diff::run(&client, id, &from, to.as_deref(), output).await,
             Command::Branch(arguments) => branch(&client, arguments, output).await,
             Command::Rollback { id, to } => {
@@ -147,8 +147,8 @@ pub(crate) fn run(global: &Global, command: Command) -> Result<Exit, Failure> {
                 client.change_state(id, &StateChange::Untag { name: name.clone() }).await?;
                 said(output, id, 0, &format!("tag {name} of {id} is gone"))
             }
-            Command::Tag { id, name, version, delete: false } => {
-                let version = some_version(&client, id, version.as_deref()).await?;
+            Command::Tag { id, name, at, delete: false } => {
+                let version = some_version(&client, id, at.as_deref()).await?;
                 let version = client.change_state(id, &StateChange::Tag { name: name.clone(), version }).await?;
                 said(output, id, version, &format!("version {version} of {id} is tagged {name}"))
             }
@@ -313,7 +313,7 @@ async fn show(
 }
 
 async fn branch(client: &Client, arguments: BranchArguments, output: Output) -> Result<Exit, Failure> {
-    let BranchArguments { id, name, version, switch, delete } = arguments;
+    let BranchArguments { id, name, at, switch, delete } = arguments;
     if delete {
         client.change_state(id, &StateChange::DeleteBranch { name: name.clone() }).await?;
         return said(
@@ -326,8 +326,8 @@ async fn branch(client: &Client, arguments: BranchArguments, output: Output) -> 
     let history = client.state_log(id).await?;
     let exists = history.branches.iter().any(|(known, _)| *known == name);
     let mut head = 0;
-    if !(exists && switch && version.is_none()) {
-        let version = some_version(client, id, version.as_deref()).await?;
+    if !(exists && switch && at.is_none()) {
+        let version = some_version(client, id, at.as_deref()).await?;
         head = client.change_state(id, &StateChange::Branch { name: name.clone(), version }).await?;
     }
     if switch {

@@ -125,11 +125,11 @@ async fn the_command_line_shows_compares_names_and_forks_states() {
     assert_eq!((versions, log["head"].as_u64(), log["current"].as_str()), (vec![1, 2, 3], Some(3), Some("main")));
     assert_eq!(log["versions"][1]["parent"], 1);
     assert_eq!(log["versions"][1]["label"], "step 2");
-    assert_eq!(answer(&node, &["state", "tag", &text, "good", "--version", "2"])["version"], 2);
-    assert_eq!(answer(&node, &["state", "show", &text, "--version", "good"])["state"]["step"], 2);
+    assert_eq!(answer(&node, &["state", "tag", &text, "good", "--at", "2"])["version"], 2);
+    assert_eq!(answer(&node, &["state", "show", &text, "--at", "good"])["state"]["step"], 2);
     let hash = log["versions"][1]["hash"].as_str().unwrap();
-    assert_eq!(answer(&node, &["state", "show", &text, "--version", hash])["version"], 2);
-    let raw = command(&node, &["state", "show", &text, "--version", "1"]).stdout;
+    assert_eq!(answer(&node, &["state", "show", &text, "--at", hash])["version"], 2);
+    let raw = command(&node, &["state", "show", &text, "--at", "1"]).stdout;
     assert_eq!(raw, b"{\"step\": 1, \"by\": \"attempt 1\"}");
     let file = directory.path().join("state.json");
     answer(&node, &["state", "show", &text, "--file", file.to_str().unwrap()]);
@@ -146,9 +146,9 @@ async fn the_command_line_shows_compares_names_and_forks_states() {
     let history = client.state_log(id).await.unwrap();
     assert_eq!(history.versions.iter().map(|row| (row.number, row.parent)).next_back(), Some((5, 4)));
     assert_eq!(history.version(4).unwrap().parent, 3, "the same state after the same version is the same version");
-    answer(&node, &["state", "branch", &text, "other", "--version", "1", "--switch"]);
+    answer(&node, &["state", "branch", &text, "other", "--at", "1", "--switch"]);
     assert_eq!(answer(&node, &["state", "gc", &text, "--keep", "1"])["kept"], 3, "heads of two branches and the tag");
-    let missing = command(&node, &["state", "show", &text, "--version", "9"]);
+    let missing = command(&node, &["state", "show", &text, "--at", "9"]);
     let said = String::from_utf8_lossy(&missing.stderr).into_owned();
     assert!(missing.status.code() == Some(5) && said.contains("3 are kept, the latest: 5, 2, 1"), "{said}");
     let change = StateChange::Rollback { version: 9 };
@@ -214,7 +214,7 @@ async fn a_stopped_nodes_directory_tells_how_a_task_was_at_each_position() {
     assert_eq!(at(first)["versions"].as_array().unwrap().len(), 1);
     answer(
         &node,
-        &["state", "at", "--position", &end.to_string(), "--data-dir", data, &text, "--version", "2", "--file", file],
+        &["state", "at", "--position", &end.to_string(), "--data-dir", data, &text, "--state", "2", "--file", file],
     );
     assert_eq!(std::fs::read(file).unwrap(), b"2");
     assert!(said.contains("ends at position"), "{said}");

@@ -39,8 +39,8 @@ pub(crate) struct Arguments {
     /// A task; without one, all are listed
     id: Option<TaskId>,
     /// Version of the task's state to write to --file
-    #[arg(long, value_name = "N", requires = "file", requires = "id")]
-    version: Option<u32>,
+    #[arg(long, value_name = "VERSION", requires = "file", requires = "id")]
+    state: Option<u32>,
     /// Write the bytes of the task's state here
     #[arg(long, value_name = "FILE", requires = "id")]
     file: Option<PathBuf>,
@@ -270,7 +270,7 @@ fn one(shard: &Shard, id: TaskId, moment: &Moment, arguments: &Arguments, output
         return Err(Failure::new(Exit::NotFound, message));
     };
     if let Some(file) = &arguments.file {
-        std::fs::write(file, state_bytes(shard, id, arguments.version.unwrap_or(0))?)?;
+        std::fs::write(file, state_bytes(shard, id, arguments.state.unwrap_or(0))?)?;
     }
     let info = page.rows.first().ok_or_else(|| failed("a page without its task"))?;
     if output.is_json() {
