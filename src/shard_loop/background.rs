@@ -1,7 +1,7 @@
 //! The loop's long-lived tasks beside connections: timers, mesh, accepting.
 
+use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use taskmaster_engine::Input;
 use taskmaster_net::connection::Connection;
 use taskmaster_net::listener::Listener;
 use taskmaster_protocol::Code;
-use taskmaster_storage::datadir::DataDir;
+use taskmaster_storage::datadir::Room;
 use taskmaster_storage::offload::offload;
 
 use super::{Message, SHARD_SHIFT, ShardLoop, now_us};
@@ -43,12 +43,13 @@ impl ShardLoop {
     }
 
     /// Tells the engine how much room the data directory's disk has, and operators when the node's clock was set. For shard 0.
-    pub(super) async fn machine_task(self: Rc<Self>, dir: Arc<DataDir>) {
+    pub(super) async fn machine_task(self: Rc<Self>, dir: PathBuf) {
         let (mut looked, mut clock_us) = (Instant::now(), now_us());
         loop {
-            let disk = Arc::clone(&dir);
+            // The thread that looks may outlive this one, and must not keep the directory locked.
+            let disk = dir.clone();
             // What cannot be known is not told.
-            if let Ok(room) = offload(move || disk.room()).await {
+            if let Ok(room) = offload(move || Room::at(&disk)).await {
                 self.input(Input::DiskRoom { bytes: room.bytes, free: room.free });
             }
             sleep(LOOK_EVERY).await;

@@ -145,7 +145,7 @@ async fn run(start: Start) -> anyhow::Result<()> {
     for (_, ring) in rings {
         glommio::spawn_local(Rc::clone(&shard_loop).mesh_task(ring)).detach();
     }
-    start_tasks(&shard_loop, start.dir, identity, term);
+    start_tasks(&shard_loop, &start.dir, identity, term);
     if let Some(peers) = start.peers {
         meet_peers(&shard_loop, peers)?;
     }
@@ -171,14 +171,14 @@ async fn run(start: Start) -> anyhow::Result<()> {
 }
 
 /// What a shard does beside serving connections and links.
-fn start_tasks(shard_loop: &Rc<ShardLoop>, dir: Arc<DataDir>, identity: u64, term: u32) {
+fn start_tasks(shard_loop: &Rc<ShardLoop>, dir: &DataDir, identity: u64, term: u32) {
     glommio::spawn_local(Rc::clone(shard_loop).turn_task()).detach();
     glommio::spawn_local(Rc::clone(shard_loop).timer_task()).detach();
     glommio::spawn_local(Rc::clone(shard_loop).mesh_retry_task()).detach();
     let snapshots = dir.shard_dir(u32::try_from(shard_loop.number).expect("shards are few"));
     glommio::spawn_local(Rc::clone(shard_loop).snapshot_task(snapshots, identity, term)).detach();
     if shard_loop.number == 0 {
-        glommio::spawn_local(Rc::clone(shard_loop).machine_task(dir)).detach();
+        glommio::spawn_local(Rc::clone(shard_loop).machine_task(dir.root().to_path_buf())).detach();
     }
 }
 

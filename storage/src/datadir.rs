@@ -270,16 +270,6 @@ impl DataDir {
         write_whole(&dir, "term.unfinished", TERM, term_text(term).as_bytes())?;
         Ok(term)
     }
-
-    /// Room of the file system that holds the data directory.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn room(&self) -> Result<Room, Error> {
-        let stat = rustix::fs::statvfs(&self.root).map_err(|errno| at(&self.root)(errno.into()))?;
-        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-        Ok(Room { bytes: bytes(stat.f_blocks), free: bytes(stat.f_bavail) })
-    }
 }
 
 /// Room of a file system, in bytes.
@@ -289,6 +279,18 @@ pub struct Room {
     pub bytes: u64,
     /// What is free for this process.
     pub free: u64,
+}
+
+impl Room {
+    /// That of the file system that holds a directory.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn at(dir: &Path) -> Result<Self, Error> {
+        let stat = rustix::fs::statvfs(dir).map_err(|errno| at(dir)(errno.into()))?;
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        Ok(Self { bytes: bytes(stat.f_blocks), free: bytes(stat.f_bavail) })
+    }
 }
 
 fn term_text(term: u32) -> String {

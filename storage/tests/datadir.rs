@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use taskmaster_storage::datadir::{DataDir, Error, Meta};
+use taskmaster_storage::datadir::{DataDir, Error, Meta, Room};
 
 fn meta() -> Meta {
     Meta { id: 0x0123_4567_89ab_cdef_0011_2233_4455_6677, shards: 2, partitions: 64 }
@@ -26,7 +26,7 @@ fn a_new_directory_is_made_with_its_parents_and_opens_again_with_the_same_id() {
     assert!(!again.was_created());
     assert_eq!((again.meta(), again.identity(1)), (&meta(), identity));
     assert_eq!(DataDir::peek(&root).unwrap(), Some(meta()));
-    let room = again.room().unwrap();
+    let room = Room::at(&root).unwrap();
     assert!(room.free > 0 && room.free <= room.bytes, "{room:?}");
 }
 
