@@ -8,6 +8,7 @@
 //! majority of replicas, which commits it → applied → answered. Nothing is applied, and nothing answered, before that.
 
 pub mod arena;
+pub mod checkpoint;
 pub mod cluster;
 pub mod wheel;
 

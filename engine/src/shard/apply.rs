@@ -10,7 +10,7 @@ use taskmaster_protocol::{Operation, PartitionId};
 use super::group::{Group, Request};
 use super::{Effects, Shard};
 use crate::command;
-use crate::entry::{self, Command, EntryError, Settings, Verb};
+use crate::entry::{self, Command, EntryError, Settings, Verb, read_checkpointed};
 use crate::peer::META_GROUP;
 use crate::replica::log::Position;
 
@@ -107,9 +107,18 @@ impl Shard {
         let operation = match command.verb {
             Verb::Operation(operation) => operation,
             Verb::Settings => {
-                if let Some((partition, _)) = self.split(id, command.time_us) {
+                if let Some((partition, cx)) = self.split(id, command.time_us) {
                     partition.command_us = command.time_us;
-                    partition.settings = Settings::read(command.body).ok_or(EntryError::Record("a setting"))?;
+                    let settings = Settings::read(command.body).ok_or(EntryError::Record("a setting"))?;
+                    partition.set(settings, cx.arena);
+                }
+                return Ok(BatchReply::default());
+            }
+            Verb::Checkpointed => {
+                if let Some((partition, cx)) = self.split(id, command.time_us) {
+                    partition.command_us = command.time_us;
+                    let upto = read_checkpointed(command.body).ok_or(EntryError::Record("a checkpoint's number"))?;
+                    partition.checkpoint(upto, cx.arena);
                 }
                 return Ok(BatchReply::default());
             }
