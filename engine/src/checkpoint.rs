@@ -23,6 +23,8 @@ pub struct Checkpoints {
 /// Bounds of a batch: it ends with the first task that reaches one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchBounds {
+    /// Partitions of which fewer tasks wait send nothing.
+    pub tasks_min: u32,
     /// Tasks.
     pub tasks: usize,
     /// Bytes of payloads, results and texts.

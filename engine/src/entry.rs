@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! offset size field
-//!      0    2 operation   as in the protocol; 0x100: settings of the partition; 0x101: how far it is checkpointed
+//!      0    2 operation   as in the protocol; 0x100: settings of the partition; 0x101: how far it is checkpointed;
+//!                        0x102: final tasks from the store
 //!      2    2 flags       bit 0: the request was a resend
 //!      4    4 body_len    bytes
 //!      8    8 time_us     when it was admitted, microseconds since 1970; never decreasing within a partition
@@ -18,6 +19,8 @@ pub const COMMAND_HEADER_BYTES: usize = 16;
 const SETTINGS: u16 = 0x100;
 /// The number of checkpointed among the operations.
 const CHECKPOINTED: u16 = 0x101;
+/// The number of restored among the operations.
+const RESTORED: u16 = 0x102;
 
 /// What a command does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +31,8 @@ pub(crate) enum Verb {
     Settings,
     /// All final tasks up to a number are in the store outside: body [`checkpointed_bytes`].
     Checkpointed,
+    /// Final tasks come back from the store: body a chunk of a snapshot.
+    Restored,
 }
 
 /// What a partition's replicas must agree on and nodes are configured with.
@@ -167,6 +172,7 @@ pub(crate) fn append(
         Verb::Operation(operation) => operation.number(),
         Verb::Settings => SETTINGS,
         Verb::Checkpointed => CHECKPOINTED,
+        Verb::Restored => RESTORED,
     };
     out.extend_from_slice(&number.to_le_bytes());
     out.extend_from_slice(&u16::from(resend).to_le_bytes());
@@ -195,6 +201,7 @@ pub(crate) fn next<'a>(rest: &mut &'a [u8], group: u16, index: u64) -> Result<Co
         Some(operation) => Verb::Operation(operation),
         None if number == SETTINGS => Verb::Settings,
         None if number == CHECKPOINTED => Verb::Checkpointed,
+        None if number == RESTORED => Verb::Restored,
         None => return Err(EntryError::Operation { operation: number, group, index }),
     };
     *rest = behind;

@@ -37,7 +37,7 @@ mod workflow;
 
 pub use cluster::{ClusterMap, META_GROUP, Member, Membership, NodeInfo, NodeStatus, Placement};
 pub use contract::DEFAULT_NAMESPACE;
-pub use effects::{ConnId, Effects, Outgoing};
+pub use effects::{ConnId, Effects, Outgoing, Question};
 pub use entry::{COMMAND_HEADER_BYTES, EntryError};
 pub use peer::PeerAddr;
 pub use refused::Refused;

@@ -36,7 +36,7 @@ use taskmaster_protocol::{Code, NodeId, PartitionId, TaskId};
 
 use crate::arena::Arena;
 use crate::assign::{Assigner, Scratch};
-use crate::checkpoint::{Checkpoints, Stored};
+use crate::checkpoint::{Batch, Checkpoints, Stored};
 use crate::cluster::controller::Limits;
 use crate::cluster::map::{ClusterMap, NodeInfo};
 use crate::cluster::membership::Member;
@@ -165,6 +165,8 @@ pub enum Input<'a> {
         /// The answer.
         stored: Stored,
     },
+    /// Final tasks from the store, for a partition that is led here: [`Shard::last_number`] tells how many it has.
+    Restore(&'a Batch),
 }
 
 /// Counters since start, and present sizes.
@@ -327,6 +329,7 @@ impl Shard {
             Input::Member(member) => self.member(member),
             Input::Map(map) => self.take_map(map),
             Input::Stored { partition, term, stored } => self.stored(partition, term, stored),
+            Input::Restore(batch) => self.restore(batch),
         }
     }
 

@@ -8,6 +8,7 @@
 
 #[cfg(test)]
 mod layout;
+pub(crate) mod restored;
 
 use hashbrown::HashMap;
 use rkyv::{Archive, Deserialize, Serialize};

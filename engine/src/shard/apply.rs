@@ -122,6 +122,14 @@ impl Shard {
                 }
                 return Ok(BatchReply::default());
             }
+            Verb::Restored => {
+                if let Some((partition, mut cx)) = self.split(id, command.time_us) {
+                    partition.command_us = command.time_us;
+                    let inserted = crate::snapshot::restored::insert(command.body, partition, &mut cx);
+                    inserted.map_err(|_| EntryError::Record("a chunk of restored tasks"))?;
+                }
+                return Ok(BatchReply::default());
+            }
         };
         let wrong =
             |malformed: Malformed| EntryError::Body { operation, partition: id, message: malformed.to_string() };

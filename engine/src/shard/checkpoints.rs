@@ -14,6 +14,7 @@ use crate::entry::{Verb, checkpointed_bytes};
 use crate::extra::unpack_error;
 use crate::partition::{Partition, Sending};
 use crate::query::task::{begun, workflow_id};
+use crate::snapshot::restored;
 use crate::task::{Slot, flag};
 
 impl Shard {
@@ -35,7 +36,9 @@ impl Shard {
                     return Some(ForStore::Open { cluster, partition: partition.id, term });
                 }
                 // Behind a number that is not known to be stored tasks are not in line yet.
-                Sending::Idle(from) if partition.checkpointed <= from => {
+                Sending::Idle(from)
+                    if partition.checkpointed <= from && partition.waiting().tasks >= bounds.tasks_min =>
+                {
                     if let Some(batch) = gather(partition, from, bounds, &self.arena) {
                         partition.sending = Sending::Busy(from, batch.to);
                         return Some(ForStore::Batch(Batch { cluster, term, ..batch }));
@@ -45,6 +48,21 @@ impl Shard {
             }
         }
         None
+    }
+
+    /// Proposes that final tasks of a partition come back, if it is led here.
+    pub(super) fn restore(&mut self, batch: &Batch) {
+        let id = PartitionId(batch.partition);
+        if self.group(id.0).is_some_and(|group| group.serving > 0) {
+            self.push(Verb::Restored, id, Request::default(), |out| restored::write(batch, out));
+        }
+    }
+
+    /// The number of the last final task of a partition that is led here.
+    #[must_use]
+    pub fn last_number(&self, partition: PartitionId) -> Option<u64> {
+        let partition = self.partitions.get(usize::from(partition.0))?.as_deref()?;
+        partition.is_leading().then_some(partition.last_retained)
     }
 
     /// The store's answer about a partition to the leader of a term.

@@ -8,7 +8,7 @@ use super::job::{id, job, jobs};
 use super::world::{World, config};
 
 const WORKER: u64 = 50;
-const BOUNDS: BatchBounds = BatchBounds { tasks: 100, bytes: 1 << 20 };
+const BOUNDS: BatchBounds = BatchBounds { tasks_min: 0, tasks: 100, bytes: 1 << 20 };
 
 fn world(checkpoints: Checkpoints) -> World {
     let mut world = World::with(Config { checkpoints: Some(checkpoints), ..config(1) });
@@ -255,4 +255,44 @@ fn without_a_store_nothing_waits_and_with_one_later_what_is_there_goes_out() {
     world.crash();
     world.settle();
     assert_eq!((world.shard.next_for_store(BOUNDS), world.shard.stats().checkpoint_waiting), (None, 0));
+}
+
+#[test]
+fn final_tasks_come_back_from_the_store_as_they_were_and_are_kept_anew() {
+    let mut old = world(generous());
+    old.open(0);
+    let mut tasks = old.finish(0, 30);
+    let failed = old.submit_one(job("mail", 500).attempts(1));
+    let lease = old.lease();
+    old.fail(&lease, "exit:1");
+    tasks.push(failed);
+    let batch = old.batch().unwrap();
+    let mut new = world(generous());
+    new.now_us += 10 * 86_400_000_000;
+    let checkpoint = new.shard.digest(PartitionId(0)).unwrap();
+    for _ in 0..2 {
+        // Twice: what is known stays.
+        new.handle(Input::Restore(&batch));
+        new.settle();
+        assert_eq!(new.shard.last_number(PartitionId(0)), Some(31));
+    }
+    assert_ne!(new.shard.digest(PartitionId(0)).unwrap(), checkpoint);
+    for &id in &tasks {
+        assert_eq!(new.task(id), old.task(id));
+    }
+    let before = new.shard.digest(PartitionId(0)).unwrap().1;
+    new.crash();
+    assert_eq!(new.shard.digest(PartitionId(0)).unwrap().1, before);
+    // The store has them already: what ends from here on follows.
+    new.open(31);
+    new.worker(WORKER, &["mail"], 1_000);
+    new.retry(&[failed]);
+    new.complete_all();
+    let after = new.batch().unwrap();
+    assert_eq!((after.from, after.to, ids(&after)), (31, 32, vec![failed]));
+    new.store_says(after.term, Stored::Upto(32));
+    new.advance_ms(3_500_000);
+    assert!(new.find(tasks[0]).is_some(), "an hour from here on");
+    new.advance_ms(200_000);
+    assert!(new.find(tasks[0]).is_none());
 }
