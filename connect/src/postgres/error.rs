@@ -37,6 +37,9 @@ pub enum Error {
     /// The server's encoding is not UTF-8.
     #[error("the database's encoding is {0}: create one with ENCODING 'UTF8'")]
     Encoding(String),
+    /// The server ended the connection, or is gone.
+    #[error("the connection to PostgreSQL ended")]
+    Ended,
     /// No answer in time.
     #[error("PostgreSQL did not answer within {0:?}")]
     Slow(std::time::Duration),

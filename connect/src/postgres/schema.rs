@@ -3,7 +3,8 @@
 //! Migrations are numbered from 1 without a gap, each runs once and in a transaction with the note that it did; they are never
 //! edited afterwards.
 
-use super::{Error, Session};
+use super::session::connect;
+use super::{Error, Session, Settings};
 
 /// Migrations in order.
 const MIGRATIONS: [&str; 1] = [include_str!("migrations/001.sql")];
@@ -28,8 +29,17 @@ pub async fn version(session: &Session) -> Result<i32, Error> {
     Ok(row.try_get(0)?)
 }
 
+/// Looks whether the database can be used: reachable, and of the schema that this program knows.
+///
+/// # Errors
+/// What is wrong, and what to do.
+pub async fn check(settings: &Settings) -> Result<(), Error> {
+    let session = connect(settings).await?;
+    session.timely(check_session(&session)).await
+}
+
 /// Fails with what to do when the schema is not the one that this program knows.
-pub(super) async fn check(session: &Session) -> Result<(), Error> {
+pub(super) async fn check_session(session: &Session) -> Result<(), Error> {
     match version(session).await? {
         SCHEMA_VERSION => Ok(()),
         found if found > SCHEMA_VERSION => Err(Error::Newer { found, known: SCHEMA_VERSION }),

@@ -90,6 +90,12 @@ impl Session {
         tokio::time::timeout(longest, work).await.unwrap_or(Err(Error::Slow(longest)))
     }
 
+    /// Returns when the connection is gone; once.
+    pub(super) async fn ended(&mut self) {
+        // However it ended.
+        let _ = (&mut self.driver).await;
+    }
+
     /// Whether the connection is gone.
     #[must_use]
     pub fn is_closed(&self) -> bool {

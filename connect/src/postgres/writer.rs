@@ -11,7 +11,6 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt, pin_mut};
@@ -24,7 +23,7 @@ use super::batch::{Batch, Contract, Request, Stored};
 use super::day::Day;
 use super::leaves::Leaves;
 use super::session::connect;
-use super::{Error, Session, Settings, Status, copy, schema};
+use super::{Error, Found, Session, Settings, Status, copy, schema};
 
 /// Requests and bytes of one transaction at most, beyond the first request.
 const GROUP_MAX: usize = 256;
@@ -47,6 +46,9 @@ pub struct Given {
 pub trait Answers: Send + Sync {
     /// The answer to a request about a partition, given in a term.
     fn stored(&self, by: usize, partition: u16, term: u64, stored: Stored);
+
+    /// The answer to a question about a task.
+    fn found(&self, by: usize, number: u64, found: Found);
 }
 
 /// Writes until the other end of the queue is gone.
@@ -63,7 +65,7 @@ pub async fn write(settings: Settings, mut queue: Receiver<Given>, answers: Arc<
                 continue;
             }
         };
-        outage.end(&settings);
+        outage.end(&settings, &status);
         status.connected.fetch_add(1, Ordering::Relaxed);
         let ended = writer.run(&mut queue, &mut taken, &*answers, &status).await;
         status.connected.fetch_sub(1, Ordering::Relaxed);
@@ -80,15 +82,15 @@ pub async fn write(settings: Settings, mut queue: Receiver<Given>, answers: Arc<
 
 async fn open(settings: &Settings) -> Result<Writer, Error> {
     let session = connect(settings).await?;
-    session.timely(schema::check(&session)).await?;
+    session.timely(schema::check_session(&session)).await?;
     let statements = session.timely(Statements::prepare(&session.client)).await?;
     Ok(Writer { session, statements, clusters: HashMap::new(), contracts: HashMap::new(), leaves: Leaves::default() })
 }
 
-/// The server cannot be used: said once at its beginning and once at its end.
+/// The server cannot be used: said once at its beginning and once at its end, by the first and the last of the writers.
 #[derive(Default)]
 struct Outage {
-    since: Option<Instant>,
+    is_on: bool,
     backoff: Backoff,
 }
 
@@ -96,8 +98,7 @@ impl Outage {
     /// Waits before the next try; `false` when nobody gives anything any longer.
     async fn wait(&mut self, error: &Error, queue: &Receiver<Given>, status: &Status) -> bool {
         let sentence = error.to_string();
-        if self.since.is_none() {
-            self.since = Some(Instant::now());
+        if !core::mem::replace(&mut self.is_on, true) && status.lost() {
             Status::add(&status.outages, 1);
             tracing::warn!("checkpoints wait: {sentence}; tasks go on, and it is tried again");
         }
@@ -110,15 +111,12 @@ impl Outage {
         true
     }
 
-    fn end(&mut self, settings: &Settings) {
-        if let Some(since) = self.since.take() {
+    fn end(&mut self, settings: &Settings, status: &Status) {
+        let was_on = core::mem::take(self).is_on;
+        if was_on && let Some(took) = status.back() {
             let place = settings.place();
-            tracing::warn!(
-                "checkpoints go on: PostgreSQL at {place} is back after {:.1} s",
-                since.elapsed().as_secs_f64()
-            );
+            tracing::warn!("checkpoints go on: PostgreSQL at {place} is back after {:.1} s", took.as_secs_f64());
         }
-        self.backoff = Backoff::default();
     }
 }
 
@@ -222,7 +220,12 @@ impl Writer {
     ) -> Result<(), Error> {
         loop {
             if taken.is_empty() {
-                let Some(first) = queue.recv().await else { return Ok(()) };
+                // A connection that ends while there is nothing to do is an outage, too.
+                let first = tokio::select! {
+                    first = queue.recv() => first,
+                    () = self.session.ended() => return Err(Error::Ended),
+                };
+                let Some(first) = first else { return Ok(()) };
                 taken.push_back(first);
             }
             let mut bytes: usize = taken.iter().map(|given| size(&given.request)).sum();
