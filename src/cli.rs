@@ -21,6 +21,7 @@ mod run;
 mod serve;
 mod signal;
 mod sim;
+mod state;
 mod submit;
 mod task;
 mod worker;
@@ -109,6 +110,9 @@ enum Command {
     /// Look at the cluster's nodes and partitions, found, drain and move
     #[command(subcommand)]
     Cluster(cluster::Command),
+    /// Keep finished tasks in a PostgreSQL database
+    #[command(subcommand)]
+    State(state::Command),
     /// Measure a node under load; without an address, a node of its own
     Bench(bench::Arguments),
     /// Run whole clusters in virtual time with seeded faults, and check that nothing is lost or doubled
@@ -146,6 +150,7 @@ fn dispatch(global: &Global, command: Command) -> Result<Exit, Failure> {
         Command::Queue(command) => queue::run(global, command),
         Command::Workflow(command) => workflow::run(global, command),
         Command::Cluster(command) => cluster::run(global, &command),
+        Command::State(command) => state::run(global, &command),
         Command::Bench(arguments) => bench::run(global, &arguments),
         Command::Sim(arguments) => sim::run(global, &arguments),
         Command::Doctor(arguments) => doctor::run(global, &arguments),

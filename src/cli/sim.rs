@@ -32,6 +32,9 @@ pub(crate) struct Arguments {
     /// What may go wrong: all, none, or of crash, pause, clock, network, disk, membership, clients
     #[arg(long, default_value = "all", value_name = "KINDS")]
     faults: FaultSet,
+    /// Final tasks are checkpointed to a store that fails now and then
+    #[arg(long)]
+    checkpoints: bool,
     /// Look for the fewest faults with which a failing run still fails
     #[arg(long)]
     minimise: bool,
@@ -48,6 +51,7 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
             minutes: arguments.minutes,
             faults: arguments.faults,
             defect: None,
+            checkpoints: arguments.checkpoints,
         };
         eprintln!("taskmaster {commit} sim {options}");
         let began = Instant::now();
@@ -87,6 +91,8 @@ fn print(output: Output, report: &Report, took_s: f64) -> Result<(), Failure> {
         ("assigned", report.assigned),
         ("reads", report.reads),
         ("replicas_compared", report.replicas_compared),
+        ("stored", report.stored),
+        ("refused", report.refused),
     ];
     let virtual_s = std::time::Duration::from_micros(report.virtual_us).as_secs_f64();
     if output.is_json() {
