@@ -101,6 +101,9 @@ enum Command {
     /// Look at tasks, cancel and retry them
     #[command(subcommand)]
     Task(task::Command),
+    /// Versions of a task's state; finished tasks in a PostgreSQL database
+    #[command(subcommand)]
+    State(state::Command),
     /// Look at queues, pause, resume, drain and limit them
     #[command(subcommand)]
     Queue(queue::Command),
@@ -110,9 +113,6 @@ enum Command {
     /// Look at the cluster's nodes and partitions, found, drain and move
     #[command(subcommand)]
     Cluster(cluster::Command),
-    /// Keep finished tasks in a PostgreSQL database
-    #[command(subcommand)]
-    State(state::Command),
     /// Measure a node under load; without an address, a node of its own
     Bench(bench::Arguments),
     /// Run whole clusters in virtual time with seeded faults, and check that nothing is lost or doubled
@@ -147,10 +147,10 @@ fn dispatch(global: &Global, command: Command) -> Result<Exit, Failure> {
         Command::Submit(arguments) => submit::run(global, &arguments),
         Command::Worker(arguments) => worker::run(global, &arguments),
         Command::Task(command) => task::run(global, command),
+        Command::State(command) => state::run(global, command),
         Command::Queue(command) => queue::run(global, command),
         Command::Workflow(command) => workflow::run(global, command),
         Command::Cluster(command) => cluster::run(global, &command),
-        Command::State(command) => state::run(global, &command),
         Command::Bench(arguments) => bench::run(global, &arguments),
         Command::Sim(arguments) => sim::run(global, &arguments),
         Command::Doctor(arguments) => doctor::run(global, &arguments),

@@ -28,6 +28,8 @@ pub(crate) type NodeConfig = Config;
 
 /// Bytes that may wait for one shard's log: more than the engine admits, so that the log never refuses.
 const UNFLUSHED_BYTES_MAX: usize = 512 << 20;
+/// While the log is being written, a block that is shorter waits for company: what a write costs hardly depends on its length.
+const OVERLAP_BYTES_MIN: usize = 8 << 10;
 
 /// Starts nodes.
 pub(crate) struct Node;
@@ -202,6 +204,7 @@ fn log(config: &Config) -> wal::Config {
     wal::Config {
         segment_bytes: config.wal.segment_size.0,
         writes_in_flight_max: usize::from(config.wal.inflight_writes),
+        overlap_bytes_min: OVERLAP_BYTES_MIN,
         segments_ahead: usize::from(config.wal.segments_ahead),
         unflushed_bytes_max: UNFLUSHED_BYTES_MAX,
         ..wal::Config::default()

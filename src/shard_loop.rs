@@ -5,8 +5,9 @@
 //!
 //! Invariants:
 //! - The engine is told of durability only from the log's own report ([`ShardLoop::on_durable`]).
-//! - After every turn (a batch of frames, a finished write, a timer) its records go to the log, then all effects are performed
-//!   once. What a node promises another waits in the engine until it is durable, so no effect has to wait here.
+//! - What arrives together is one turn: all tasks that are ready (connections with frames, finished writes, timers) hand in what
+//!   they have, then the turn's records go to the log and its effects are performed once. What a node promises another waits in the
+//!   engine until it is durable, so no effect has to wait here.
 //! - A failed write ends the process: acknowledged work is safe, nothing further is promised.
 
 mod background;
@@ -21,12 +22,12 @@ mod start;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use taskmaster_engine::cluster::{ClusterMap, Member};
-use taskmaster_engine::{ConnId, Effects, Input, PeerAddr, Shard};
+use taskmaster_engine::{ConnId, Effects, Input, PeerAddr, Shard, Standing};
 use taskmaster_net::connection::{Connection, Handler};
 use taskmaster_net::mesh::Mesh;
 use taskmaster_net::peers::Peers;
@@ -59,6 +60,16 @@ pub(crate) enum Message {
         conn: ConnId,
         /// Whole frames.
         frames: FrameBuffer,
+    },
+    /// A request for the cluster's map, on its way over all shards from the last to shard 0, which answers: each adds how its
+    /// replicas stand.
+    MapAsked {
+        /// The connection.
+        conn: ConnId,
+        /// The request's header.
+        header: Header,
+        /// Replicas of the shards that it has passed.
+        standings: Vec<Standing>,
     },
     /// A connection of the sender is gone.
     Gone(ConnId),
@@ -96,6 +107,8 @@ pub(crate) struct ShardLoop {
     mesh: Mesh<Message>,
     map: Arc<NodeMap>,
     open_connections: Arc<AtomicU32>,
+    /// Rung when inputs wait for the end of their turn.
+    turn: Bell,
     /// Rung when a timer is due before `sleeping_until_us`.
     earlier: Bell,
     sleeping_until_us: Cell<u64>,
@@ -112,10 +125,24 @@ pub(crate) struct ShardLoop {
     snapshots: Cell<u64>,
 }
 
+/// Variable of debug builds with seconds after which the node's clock seems to jump, and by how many, such as `5:-60`.
+const CLOCK_JUMP: &str = "TASKMASTER_CLOCK_JUMP";
+
 /// Microseconds since 1970.
 pub(crate) fn now_us() -> u64 {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX)
+    let clock_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+    if cfg!(debug_assertions) { clock_us.saturating_add_signed(jump_us()) } else { clock_us }
+}
+
+/// By how much the clock jumped for a test's sake.
+fn jump_us() -> i64 {
+    static JUMP: LazyLock<Option<(Instant, i64)>> = LazyLock::new(|| {
+        let told = std::env::var(CLOCK_JUMP).ok()?;
+        let (after_s, by_s) = told.split_once(':')?;
+        Some((Instant::now() + Duration::from_secs(after_s.parse().ok()?), by_s.parse::<i64>().ok()? * 1_000_000))
+    });
+    JUMP.filter(|(at, _)| Instant::now() >= *at).map_or(0, |(_, by_us)| by_us)
 }
 
 impl ShardLoop {
@@ -193,7 +220,7 @@ impl ShardLoop {
         if let Some(sequence) = durable {
             self.input(Input::Durable { sequence });
         }
-        self.perform();
+        self.turn.ring();
         let written = self.log_bytes_found + self.wal.stats().bytes_written;
         if written - self.snapshot_at_bytes.get() >= self.snapshot_after_bytes {
             self.snapshot_at_bytes.set(written);
@@ -221,6 +248,7 @@ impl ShardLoop {
         match message {
             Message::Request { conn, header, body } => self.request(conn, header, &body),
             Message::Frames { conn, mut frames } => self.send(conn, &mut frames),
+            Message::MapAsked { conn, header, standings } => self.map_asked(conn, header, standings),
             Message::Gone(conn) => self.input(Input::Disconnected { conn }),
             Message::Peer { from, bytes } => self.input(Input::Peer { from, bytes: &bytes }),
             Message::Member(member) => self.member(&member),
@@ -233,20 +261,26 @@ impl ShardLoop {
 
     /// A request for this shard.
     fn request(&self, conn: ConnId, header: Header, body: &[u8]) {
-        if header.operation == Operation::ClusterMap.number() {
-            self.notice_refusals();
-        }
         if !self.looks_elsewhere(conn, &header, body) {
             self.input(Input::Frame { conn, header, body });
         }
     }
 
-    /// The shard that a request must go to: that of its partition, and shard 0 for what concerns the cluster.
+    /// Adds what this shard knows to an answer about the cluster, and passes it on.
+    fn map_asked(&self, conn: ConnId, header: Header, mut standings: Vec<Standing>) {
+        if self.number > 0 {
+            standings.extend(self.shard.borrow().standings());
+            self.mesh.push(self.number - 1, Message::MapAsked { conn, header, standings });
+        } else {
+            self.notice_refusals();
+            self.input(Input::Standings(standings));
+            self.input(Input::Frame { conn, header, body: &[] });
+        }
+    }
+
+    /// The shard that a request must go to: that of its partition, and shard 0 for what changes the cluster.
     fn owner(&self, header: &Header) -> usize {
-        if [Operation::ClusterMap, Operation::ClusterAdmin]
-            .iter()
-            .any(|operation| operation.number() == header.operation)
-        {
+        if header.operation == Operation::ClusterAdmin.number() {
             return 0;
         }
         let owner = self.map.partition_shards.get(usize::from(header.partition));
@@ -279,6 +313,15 @@ impl Handler for ShardLoop {
             frame::encode(self.effects.borrow_mut().buffer(conn), header.response(Code::Ok), &stats);
             return Ok(());
         }
+        if header.operation == Operation::ClusterMap.number() {
+            let last = self.map.shard_ports.len() - 1;
+            if last == self.number {
+                self.map_asked(conn, header, Vec::new());
+            } else {
+                self.mesh.push(last, Message::MapAsked { conn, header, standings: Vec::new() });
+            }
+            return Ok(());
+        }
         let owner = self.owner(&header);
         if owner == self.number {
             self.request(conn, header, body);
@@ -291,6 +334,10 @@ impl Handler for ShardLoop {
     }
 
     fn turn_ended(&self) {
+        self.turn.ring();
+    }
+
+    fn finish_turn(&self) {
         self.perform();
     }
 
@@ -302,6 +349,6 @@ impl Handler for ShardLoop {
         for peer in self.mesh.peers() {
             self.mesh.push(peer, Message::Gone(conn));
         }
-        self.perform();
+        self.turn.ring();
     }
 }

@@ -5,6 +5,7 @@
 //! reported under its own lease only; what an [`Observer`] saw is on this machine's clock.
 
 use std::collections::HashMap;
+use std::io::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ use crate::cli::{Exit, Failure};
 pub(crate) struct Offer {
     /// Name shown to operators; empty for the default.
     pub(crate) name: String,
+    /// Address of a node, told to processes; empty when nobody need connect.
+    pub(crate) address: String,
     /// Queues to serve.
     pub(crate) queues: Vec<String>,
     /// Most tasks at once.
@@ -73,6 +76,9 @@ impl Observer {
 /// What all handlers of a worker share.
 struct Bench {
     registry: Registry,
+    /// Whether tasks may be processes.
+    has_processes: bool,
+    address: String,
     observer: Option<Arc<Observer>>,
     timeout: Option<Duration>,
 }
@@ -83,7 +89,9 @@ struct Bench {
 /// The process executor cannot start, or the node refuses the subscription.
 pub(crate) async fn start(client: &Client, offer: &Offer, observer: Option<Arc<Observer>>) -> Result<Worker, Failure> {
     let registry = registry(offer)?;
-    let bench = Arc::new(Bench { registry, observer, timeout: offer.timeout });
+    let has_processes = offer.exec || offer.command.is_some();
+    let bench =
+        Arc::new(Bench { registry, has_processes, address: offer.address.clone(), observer, timeout: offer.timeout });
     let mut builder = Worker::builder(client).concurrency(offer.concurrency);
     for queue in &offer.queues {
         builder = builder.queue(queue.clone());
@@ -132,6 +140,7 @@ fn registry(offer: &Offer) -> Result<Registry, Failure> {
 impl Bench {
     /// Runs one attempt, and cancels it when its lease is lost.
     async fn run(&self, task: Context) -> Result<Payload, TaskError> {
+        let begin = if self.has_processes { Begin::of(&task, &self.address).await? } else { Begin::default() };
         let job = Job {
             id: task.id().to_string(),
             kind: task.kind().to_owned(),
@@ -141,7 +150,7 @@ impl Bench {
             timeout: self.timeout,
             cpu_milli: task.cpu_milli(),
             memory_bytes: task.memory_bytes(),
-            env: Vec::new(),
+            env: begin.env,
         };
         let (canceller, cancelled) = cancel::pair();
         let reports = task.clone();
@@ -175,6 +184,32 @@ impl Bench {
             attempts.start_us = now_us;
             attempts.end_us = 0;
         });
+    }
+}
+
+/// What a process is told of its lease, so that it can save its state, and a file with the state to resume from.
+#[derive(Default)]
+struct Begin {
+    env: Vec<(String, String)>,
+    /// Removed with the attempt's end.
+    _file: Option<tempfile::NamedTempFile>,
+}
+
+impl Begin {
+    async fn of(task: &Context, address: &str) -> Result<Self, TaskError> {
+        let mut env = vec![
+            ("TASKMASTER_TOKEN".to_owned(), task.token().to_string()),
+            ("TASKMASTER_STATE_VERSION".to_owned(), task.version().to_string()),
+        ];
+        if !address.is_empty() {
+            env.push(("TASKMASTER_ADDR".to_owned(), address.to_owned()));
+        }
+        let Some((_, state)) = task.load().await? else { return Ok(Self { env, _file: None }) };
+        let mut file = tempfile::Builder::new().prefix("taskmaster-state-").tempfile()?;
+        file.write_all(&state)?;
+        file.flush()?;
+        env.push(("TASKMASTER_STATE_FILE".to_owned(), file.path().to_string_lossy().into_owned()));
+        Ok(Self { env, _file: Some(file) })
     }
 }
 

@@ -3,8 +3,9 @@
 //! [`run()`] drives one running node over TCP as producer and worker at once, in closed-loop saturation or at a fixed rate,
 //! and answers with a [`Report`]: throughput, latencies, exactly-once verification, what the node spent, and the floor
 //! the machine sets (bare append+flush, loopback round trips) measured in the same run. [`run_nodes`] does it to a cluster,
-//! [`run_suite`] runs the cases whose targets the project publishes, [`failover::run`] strikes nodes down under load, and
-//! [`idle::measure`] asks what nodes spend on nothing.
+//! [`run_suite`] runs the cases whose targets the project publishes, [`failover::run`] strikes nodes down under load,
+//! [`states::run`] saves tasks' state, and [`idle::measure`] asks what nodes spend on nothing. [`networks`] gives nodes cables
+//! that can be pulled.
 //!
 //! Invariants:
 //! - A latency starts at the *intended* time of its submission, so a generator that falls behind cannot hide it
@@ -24,11 +25,13 @@ mod generator;
 pub mod idle;
 mod ledger;
 mod machine;
+pub mod networks;
 mod options;
 mod report;
 mod routes;
 mod run;
 mod schedule;
+pub mod states;
 pub mod stub;
 mod submission;
 mod suite;

@@ -14,6 +14,7 @@ use crate::partition::Partition;
 use crate::permits;
 use crate::state::State;
 use crate::timer::{Timer, TimerKind, Timers};
+use crate::versions::History;
 
 /// Most rows and payload bytes of one assign frame.
 const ROWS_MAX: u32 = 1_024;
@@ -64,6 +65,10 @@ impl Assigner<'_> {
 
     /// As owner of a queue's limits: answers shards that ask for permits, a fair share at a time.
     fn grant(&mut self, queue: u32) {
+        let entry = &mut self.dispatch.queues[queue as usize];
+        for (shard, note) in entry.permits.ask_quiet(self.now_us) {
+            permits::encode(&entry.note(note), self.effects.peer(shard));
+        }
         for _ in 0..self.dispatch.queues[queue as usize].permits.asking() {
             let available = self.permits(queue);
             let entry = &mut self.dispatch.queues[queue as usize];
@@ -260,8 +265,10 @@ fn fill(
         let lease_list = &mut partition.lease_lists[list as usize];
         task.at_us = now_us + u64::from(lease_list.lease_ms) * 1_000;
         let (id, attempt, blob) = (task.id, task.attempt(), task.blob);
+        let mut version = 0;
         if let Some(extra) = partition.extras.get_mut(task.extra) {
             extra.started_us = now_us;
+            version = partition.versions.get(extra.history).map_or(0, History::head);
         }
         let number = task.contract;
         let spec = match scratch.contracts.iter().position(|&known| known == number) {
@@ -291,7 +298,7 @@ fn fill(
             locator: slot,
             spec: u32::try_from(spec).expect("no more specs than rows"),
             attempt,
-            reserved: 0,
+            version,
         });
         taken += 1;
     }

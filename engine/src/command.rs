@@ -5,14 +5,17 @@
 //! the leader's view at once and are never logged.
 
 pub(crate) mod cancel;
+pub(crate) mod change_state;
 pub(crate) mod complete;
 pub(crate) mod configure_queue;
 pub(crate) mod expire;
 pub(crate) mod extend;
 pub(crate) mod fail;
+pub(crate) mod fork_workflow;
 pub(crate) mod progress;
 pub(crate) mod release;
 pub(crate) mod retry;
+pub(crate) mod save_state;
 pub(crate) mod submit;
 
 use rkyv::rend::{u32_le, u64_le};
@@ -26,13 +29,18 @@ use crate::task::{Slot, flag};
 
 /// Adds an exception for a row to a reply.
 pub(crate) fn except(reply: &mut BatchReply, index: usize, id: TaskId, code: Code, state: Option<State>) {
-    reply.exceptions.push(ExceptionRow {
+    reply.exceptions.push(exception(index, id, code, state));
+}
+
+/// A row that was not carried out.
+pub(crate) fn exception(index: usize, id: TaskId, code: Code, state: Option<State>) -> ExceptionRow {
+    ExceptionRow {
         id,
         index: u32::try_from(index).expect("rows are bounded"),
         code: code.number(),
         state: state.map_or(0, State::number),
         reserved: 0,
-    });
+    }
 }
 
 /// The task a lease row speaks of if that very lease is in force, else the code and state to answer with. A lease whose

@@ -308,12 +308,12 @@ impl Dispatch {
     }
 
     /// Takes a note from another shard about a queue's permits; what to tell it at once.
-    pub(crate) fn take_note(&mut self, from: PeerAddr, about: &NoteAbout<'_>) -> Option<Note> {
+    pub(crate) fn take_note(&mut self, from: PeerAddr, about: &NoteAbout<'_>, now_us: u64) -> Option<Note> {
         let queue = self.find_queue(about.namespace, about.queue)?;
         let entry = &mut self.queues[queue as usize];
         match about.note {
             Note::Need(need) => {
-                let unused = entry.permits.heard(from, need);
+                let unused = entry.permits.heard(from, need, now_us);
                 if let Some(bucket) = &mut entry.bucket {
                     bucket.give_back(unused);
                 }

@@ -30,6 +30,10 @@ pub(crate) struct Extra {
     pub(crate) note: Handle,
     /// Progress in parts per thousand.
     pub(crate) done_permille: u32,
+    /// Payload of a succeeded task that may be forked: a workflow's, or one that saved state.
+    pub(crate) input: Handle,
+    /// Index of the versions of its state, or [`NONE`].
+    pub(crate) history: u32,
     /// When it became ready, in microseconds since 1970. Volatile.
     pub(crate) ready_us: u64,
     /// When its latest attempt was assigned, in microseconds since 1970. Volatile.
@@ -51,6 +55,8 @@ impl Default for Extra {
             error: Handle::NONE,
             note: Handle::NONE,
             done_permille: 0,
+            input: Handle::NONE,
+            history: NONE,
             ready_us: 0,
             started_us: 0,
         }

@@ -33,6 +33,7 @@ mod snapshot;
 mod state;
 mod task;
 mod timer;
+mod versions;
 mod workflow;
 
 pub use cluster::{ClusterMap, META_GROUP, Member, Membership, NodeInfo, NodeStatus, Placement};
@@ -43,7 +44,9 @@ pub use peer::PeerAddr;
 pub use refused::Refused;
 pub use replica::record;
 #[doc(hidden)]
+pub use shard::cluster::Standing;
 pub use shard::hooks::Planted;
+pub use shard::past::{Horizon, Moment};
 pub use shard::snapshots::{SnapshotStep, tag};
 pub use shard::{Config, Input, Shard, Stats};
 pub use state::{STATES, State};

@@ -22,6 +22,7 @@ use crate::resources::Resources;
 use crate::state::State;
 use crate::task::{List, NONE, Slot, Task, Tasks, flag};
 use crate::timer::{Timer, TimerKind, Timers};
+use crate::versions::{History, Versions};
 use crate::workflow::Workflows;
 
 mod checkpoint;
@@ -111,6 +112,8 @@ pub(crate) struct Partition {
     /// Who holds each unique key, by the key's bytes in the arena.
     unique: HashTable<Slot>,
     pub(crate) workflows: Workflows,
+    /// States that tasks saved.
+    pub(crate) versions: Versions,
     index: HashTable<Slot>,
     /// Final tasks.
     pub(crate) kept: u32,
@@ -161,6 +164,7 @@ impl Partition {
             key_bytes: 0,
             unique: HashTable::new(),
             workflows: Workflows::default(),
+            versions: Versions::default(),
             index: HashTable::new(),
             kept: 0,
             retained: 0,
@@ -493,8 +497,11 @@ impl Partition {
         self.set_state(slot, end);
         let task = &mut self.tasks[slot];
         if end == State::Succeeded {
-            cx.arena.free(task.blob);
-            task.blob = result;
+            let payload = core::mem::replace(&mut task.blob, result);
+            match self.extras.get_mut(task.extra) {
+                Some(extra) if extra.workflow != NONE || extra.history != NONE => extra.input = payload,
+                _ => cx.arena.free(payload),
+            }
         }
         task.at_us = cx.time_us;
         let (id, flags, extra) = (task.id, task.flags, task.extra);
@@ -575,7 +582,8 @@ impl Partition {
         if extra.workflow != NONE {
             self.workflows.task_forgotten(extra.workflow, extra.row, arena);
         }
-        for blob in [extra.unique, extra.name, extra.error, extra.note] {
+        self.versions.remove(extra.history, arena);
+        for blob in [extra.unique, extra.name, extra.error, extra.note, extra.input] {
             arena.free(blob);
         }
     }
@@ -615,6 +623,20 @@ impl Partition {
         &mut self.extras[self.tasks[slot].extra]
     }
 
+    /// The versions of a task's state, if it saved any.
+    pub(crate) fn history(&self, slot: Slot) -> Option<&History> {
+        self.versions.get(self.extras.get(self.tasks[slot].extra)?.history)
+    }
+
+    /// A task's payload, which a succeeded one may have given up.
+    pub(crate) fn payload(&self, slot: Slot) -> Handle {
+        let task = &self.tasks[slot];
+        if task.state != State::Succeeded {
+            return task.blob;
+        }
+        self.extras.get(task.extra).map_or(Handle::NONE, |extra| extra.input)
+    }
+
     /// The next fencing token.
     pub(crate) const fn next_token(&mut self) -> u64 {
         self.last_token += 1;
@@ -628,7 +650,8 @@ impl Partition {
         let queues = self.queues.capacity() * size_of::<Queue>();
         let shared = self.contracts.reserved_bytes() + self.workflows.reserved_bytes() + keys + queues;
         let lists = self.waiting.reserved_bytes();
-        self.tasks.reserved_bytes() + self.extras.reserved_bytes() + tables + shared + lists
+        let records = self.tasks.reserved_bytes() + self.extras.reserved_bytes() + self.versions.reserved_bytes();
+        records + tables + shared + lists
     }
 }
 

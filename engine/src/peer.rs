@@ -42,10 +42,12 @@ pub(crate) enum Kind {
     Join = 6,
     /// A note about a queue's permits.
     Permit = 7,
+    /// The sender is there, and groups that it leads rest.
+    Pulse = 8,
 }
 
-const KINDS: [Kind; 7] =
-    [Kind::Raft, Kind::Chunk, Kind::ChunkTaken, Kind::Leads, Kind::Report, Kind::Join, Kind::Permit];
+const KINDS: [Kind; 8] =
+    [Kind::Raft, Kind::Chunk, Kind::ChunkTaken, Kind::Leads, Kind::Report, Kind::Join, Kind::Permit, Kind::Pulse];
 
 /// Bytes of a message's header.
 pub(crate) const HEADER_BYTES: usize = 8;

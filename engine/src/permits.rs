@@ -24,6 +24,9 @@ use crate::replica::record::Fields;
 pub(crate) const SETTLE_US: u64 = 1_500_000;
 /// After this time a need is said again, in microseconds.
 const REPEAT_US: u64 = 250_000;
+/// A borrower that says nothing for so long, in microseconds, although something is lent to it, is asked: that it has no more
+/// need is said once, and may have been lost.
+const QUIET_US: u64 = 4 * REPEAT_US;
 
 /// What shards tell each other about a queue's permits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +37,7 @@ pub(crate) enum Note {
     Grant {
         /// The owner's term.
         session: u64,
-        /// Which start of the borrower's process it is for.
+        /// The borrower's start that it is for.
         start: u64,
         /// Permits in all.
         total: u64,
@@ -46,7 +49,7 @@ pub(crate) enum Note {
 pub(crate) struct Need {
     /// The owner's term.
     pub(crate) session: u64,
-    /// Which start of the borrower's process counts here: leases of another one are void.
+    /// Since when the borrower counts: what it said before, in an earlier life or of an owner that came again, is void.
     pub(crate) start: u64,
     /// Permits that came in all.
     pub(crate) received: u64,
@@ -70,11 +73,17 @@ pub(crate) struct NoteAbout<'a> {
 struct Borrower {
     granted: u64,
     need: Need,
+    /// When it was heard or asked last.
+    heard_us: u64,
 }
 
 impl Borrower {
     fn lent(&self) -> u64 {
         u64::from(self.need.used) + (self.granted - self.need.received.min(self.granted))
+    }
+
+    fn is_quiet(&self, now_us: u64) -> bool {
+        self.lent() > 0 && now_us.saturating_sub(self.heard_us) > QUIET_US
     }
 }
 
@@ -84,7 +93,7 @@ pub(crate) struct Permits {
     /// Who owns the limits, and in which term; `None` while nobody is known to.
     owner: Option<(PeerAddr, u64)>,
     pub(crate) is_owner: bool,
-    /// Others: this start of the process, differing from those before.
+    /// Others: when they began to count, differing from all times before.
     start: u64,
     /// Owner: until then nothing is lent or started.
     pub(crate) settles_us: u64,
@@ -110,7 +119,7 @@ pub(crate) fn owning_partition(namespace: &str, name: &str, partitions: u16) -> 
 }
 
 impl Permits {
-    /// Takes over who owns the limits. `true` if that changed.
+    /// Takes over who owns the limits. `true` if that changed. `start` is when this process began.
     pub(crate) fn owned_by(
         &mut self,
         owner: Option<(PeerAddr, u64)>,
@@ -122,6 +131,7 @@ impl Permits {
             return false;
         }
         let is_owner = owner.is_some_and(|(owner, _)| owner == own);
+        let start = start.max(self.start + 1);
         *self = Self { owner, is_owner, start, settles_us, ..Self::default() };
         true
     }
@@ -143,16 +153,17 @@ impl Permits {
     }
 
     /// Owner: a borrower's standing. Permits that came back unused since it was heard last.
-    pub(crate) fn heard(&mut self, from: PeerAddr, need: Need) -> u32 {
+    pub(crate) fn heard(&mut self, from: PeerAddr, need: Need, now_us: u64) -> u32 {
         let session = self.owner.map_or(0, |(_, session)| session);
         if !self.is_owner || need.session != session {
             return 0;
         }
         let borrower = self.borrowers.entry(from).or_default();
         if need.start != borrower.need.start {
-            *borrower = Borrower { granted: need.received, need };
+            *borrower = Borrower { granted: need.received, need, heard_us: now_us };
             return 0;
         }
+        borrower.heard_us = now_us;
         if need.received < borrower.need.received || need.unused < borrower.need.unused {
             return 0;
         }
@@ -187,6 +198,23 @@ impl Permits {
         is_lost.then_some(Note::Grant { session, start: borrower.need.start, total: borrower.granted })
     }
 
+    /// Owner: whether somebody has been quiet for too long.
+    pub(crate) fn has_quiet(&self, now_us: u64) -> bool {
+        self.is_owner && self.borrowers.values().any(|borrower| borrower.is_quiet(now_us))
+    }
+
+    /// Owner: what to send to those that have been quiet for too long: what they were granted, which makes them say how they
+    /// stand.
+    pub(crate) fn ask_quiet(&mut self, now_us: u64) -> Vec<(PeerAddr, Note)> {
+        let session = self.owner.filter(|_| self.is_owner).map_or(0, |(_, session)| session);
+        let quiet = self.borrowers.iter_mut().filter(|(_, borrower)| borrower.is_quiet(now_us));
+        let ask = |(&to, borrower): (&PeerAddr, &mut Borrower)| {
+            borrower.heard_us = now_us;
+            (to, Note::Grant { session, start: borrower.need.start, total: borrower.granted })
+        };
+        quiet.map(ask).collect()
+    }
+
     /// Owner: nodes are down, and with them their leases. `true` if something was lent to one.
     pub(crate) fn forget(&mut self, is_down: impl Fn(taskmaster_protocol::NodeId) -> bool) -> bool {
         let before = self.borrowers.len();
@@ -194,11 +222,12 @@ impl Permits {
         self.borrowers.len() < before
     }
 
-    /// Others: permits came.
+    /// Others: permits came, or the owner asks.
     pub(crate) fn granted(&mut self, session: u64, start: u64, total: u64) {
         if self.is_owner || start != self.start || self.owner.is_none_or(|(_, owner)| owner != session) {
             return;
         }
+        self.said = None;
         let more = total.saturating_sub(self.received);
         self.received += more;
         self.held = self.held.saturating_add(u32::try_from(more).unwrap_or(u32::MAX));
@@ -217,7 +246,7 @@ impl Permits {
         let is_said = self
             .said
             .is_some_and(|(said, at_us)| said == need && (is_idle || now_us.saturating_sub(at_us) < REPEAT_US));
-        // An idle one is said once: the owner may remember an earlier start of this process.
+        // An idle one is said once: the owner may remember an earlier start of this process. It asks if that was lost.
         if is_said {
             return None;
         }
@@ -283,7 +312,7 @@ mod tests {
     fn lost_and_repeated_notes_change_nothing() {
         let (mut owner, mut other) = pair();
         let Some(Note::Need(need)) = other.need(0, 5, 0) else { panic!("something is wanted") };
-        owner.heard(OTHER, need);
+        owner.heard(OTHER, need, 0);
         let Note::Grant { session, start, total } = owner.lend(OTHER, 3) else { panic!("a grant") };
         other.granted(session, start, total);
         other.granted(session, start, total);
@@ -293,7 +322,7 @@ mod tests {
         other.need(2, 1, 1);
         other.held = 0;
         let Some(Note::Need(need)) = other.need(2, 0, 2) else { panic!("news") };
-        owner.heard(OTHER, need);
+        owner.heard(OTHER, need, 0);
         assert_eq!(owner.lent(), 2);
     }
 
@@ -301,30 +330,63 @@ mod tests {
     fn what_was_lent_is_said_again_to_who_waits() {
         let (mut owner, mut other) = pair();
         let Some(Note::Need(need)) = other.need(0, 5, 0) else { panic!("something is wanted") };
-        owner.heard(OTHER, need);
+        owner.heard(OTHER, need, 0);
         let lost = owner.lend(OTHER, 3);
         assert_eq!(owner.lend_again(OTHER), Some(lost));
         let Some(Note::Grant { session, start, total }) = owner.lend_again(OTHER) else { panic!("a grant") };
         other.granted(session, start, total);
         let Some(Note::Need(need)) = other.need(3, 0, 1) else { panic!("news") };
-        owner.heard(OTHER, need);
+        owner.heard(OTHER, need, 0);
         assert_eq!(owner.lend_again(OTHER), None);
+    }
+
+    #[test]
+    fn a_borrower_whose_last_word_was_lost_is_asked() {
+        let (mut owner, mut other) = pair();
+        let Some(Note::Need(need)) = other.need(0, 5, 0) else { panic!("something is wanted") };
+        owner.heard(OTHER, need, 0);
+        let _lost = owner.lend(OTHER, 3);
+        // Its tasks went elsewhere, and nobody hears that it wants nothing any more.
+        assert!(other.need(0, 0, 10).is_some() && other.need(0, 0, 10 * QUIET_US).is_none());
+        assert!(!owner.has_quiet(QUIET_US) && owner.has_quiet(QUIET_US + 1));
+        let asked = owner.ask_quiet(QUIET_US + 1);
+        let [(OTHER, Note::Grant { session, start, total })] = asked[..] else { panic!("{asked:?}") };
+        assert!(!owner.has_quiet(QUIET_US + 2));
+        other.granted(session, start, total);
+        let Some(Note::Need(need)) = other.need(0, 0, QUIET_US + 3) else { panic!("it was asked") };
+        assert_eq!((owner.heard(OTHER, need, QUIET_US + 4), owner.lent()), (3, 0));
     }
 
     #[test]
     fn a_borrower_that_started_anew_owes_nothing_and_may_borrow() {
         let (mut owner, mut other) = pair();
         let Some(Note::Need(need)) = other.need(0, 5, 0) else { panic!("something is wanted") };
-        owner.heard(OTHER, need);
+        owner.heard(OTHER, need, 0);
         owner.lend(OTHER, 3);
         let mut again = Permits::default();
         again.owned_by(Some((OWNER, 7)), OTHER, 3, 0);
         let Some(Note::Need(need)) = again.need(0, 2, 0) else { panic!("something is wanted") };
-        owner.heard(OTHER, need);
+        owner.heard(OTHER, need, 0);
         assert_eq!((owner.lent(), owner.next_asking()), (0, Some((OTHER, 2))));
         let Note::Grant { session, start, total } = owner.lend(OTHER, 2) else { panic!("a grant") };
         again.granted(session, start, total);
         assert_eq!(again.held, 2);
+    }
+
+    #[test]
+    fn a_borrower_that_forgot_its_owner_for_a_moment_may_borrow_again() {
+        let (mut owner, mut other) = pair();
+        let Some(Note::Need(need)) = other.need(0, 5, 0) else { panic!("something is wanted") };
+        owner.heard(OTHER, need, 0);
+        let Note::Grant { session, start, total } = owner.lend(OTHER, 3) else { panic!("a grant") };
+        other.granted(session, start, total);
+        let Some(Note::Need(need)) = other.need(3, 0, 1) else { panic!("news") };
+        owner.heard(OTHER, need, 0);
+        other.owned_by(None, OTHER, 2, 0);
+        other.owned_by(Some((OWNER, 7)), OTHER, 2, 0);
+        let Some(Note::Need(need)) = other.need(1, 2, 2) else { panic!("something is wanted") };
+        owner.heard(OTHER, need, 0);
+        assert_eq!((owner.lent(), owner.next_asking()), (1, Some((OTHER, 2))));
     }
 
     #[test]

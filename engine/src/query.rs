@@ -2,5 +2,6 @@
 
 pub(crate) mod queues;
 pub(crate) mod task;
+pub(crate) mod versions;
 pub(crate) mod why;
 pub(crate) mod workflow;

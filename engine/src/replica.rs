@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use raft::eraftpb::{ConfState, Entry, HardState, Message, MessageType};
-use raft::{Config, ProgressState, RawNode, SnapshotStatus, StateRole};
+use raft::{Config, Progress, ProgressState, RawNode, SnapshotStatus, StateRole};
 
 use log::{Log, Position};
 use record::{Record, kind};
@@ -81,7 +81,7 @@ pub(crate) struct Step {
     pub(crate) install: Option<(Position, ConfState)>,
     /// Reads that may be served once the index is applied: index and number.
     pub(crate) reads: Vec<(u64, u64)>,
-    /// Entries were replaced that another leader had proposed.
+    /// Entries that were on their way to the log were replaced: by another leader's, or by a snapshot.
     pub(crate) overtakes: bool,
 }
 
@@ -89,8 +89,8 @@ pub(crate) struct Step {
 struct Persisting {
     sequence: u64,
     number: u64,
-    /// Index of the last entry among it; 0 for none.
-    last: u64,
+    /// The entries among it, whose records are the last ones: first and last index; 0 for none.
+    entries: (u64, u64),
     messages: Vec<Message>,
     installed: u64,
 }
@@ -225,7 +225,7 @@ impl Replica {
 
     /// Time passed: [`TICK_US`].
     pub(crate) fn tick(&mut self) {
-        if self.is_installing() {
+        if !self.may_stand() {
             return;
         }
         let was = self.raw.raft.state;
@@ -236,15 +236,56 @@ impl Replica {
         self.set_timeout();
     }
 
-    /// An installed snapshot is on its way into the shard's log. The library looks for the entries that it replaced when this
-    /// replica stands for election meanwhile.
-    fn is_installing(&self) -> bool {
-        self.persisting.iter().any(|waiting| waiting.installed > 0)
+    /// It is ticked again after a rest: what it knew of the others then, it knows as of this moment.
+    pub(crate) fn woke(&mut self) {
+        self.raw.raft.election_elapsed = 0;
+    }
+
+    /// Whether there is nothing to do for it but to tick it: no step, no write, no change of its configuration or its leader.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let is_changing = conf::is_joint(self.conf()) || self.is_changing() || self.is_transferring();
+        let is_done = self.applied.index == self.committed() && self.committed() == self.last_index();
+        is_done && !is_changing && !self.has_ready() && !self.is_persisting()
+    }
+
+    /// Whether it leads, and every member has all of the log, knows that it is committed, and was heard of lately.
+    pub(crate) fn is_had_by_all(&self) -> bool {
+        let (own, last) = (self.raw.raft.id, self.last_index());
+        let has_all = |progress: &Progress| {
+            progress.matched == last
+                && progress.committed_index == last
+                && progress.recent_active
+                && progress.state != ProgressState::Snapshot
+        };
+        self.is_leader() && self.raw.raft.prs().iter().all(|(&node, progress)| node == own || has_all(progress))
+    }
+
+    /// Whether it follows a leader of this term and has the log up to this index, and no more.
+    pub(crate) fn follows_at(&self, term: u64, index: u64) -> bool {
+        self.raw.raft.state == StateRole::Follower && self.term() == term && self.last_index() == index
+    }
+
+    /// All voters and learners.
+    pub(crate) fn members(&self) -> impl Iterator<Item = u64> + '_ {
+        self.raw.raft.prs().iter().map(|(&node, _)| node)
+    }
+
+    /// Whether this replica may stand for election; one that leads may. Not while an installed snapshot is on its way into the
+    /// shard's log: the library looks for the entries that it replaced. Nor while entries are, if its own vote is all that it
+    /// needs: the library takes them for safe.
+    fn may_stand(&self) -> bool {
+        let is_installing = self.persisting.iter().any(|waiting| waiting.installed > 0);
+        let conf = self.conf();
+        let needs_others = conf.voters.iter().chain(&conf.voters_outgoing).any(|&node| node != self.raw.raft.id);
+        !is_installing && (needs_others || self.is_leader() || !self.is_persisting())
     }
 
     /// A message from another replica. Messages that no longer concern it are passed over.
     pub(crate) fn step(&mut self, message: Message) {
-        if self.is_installing() && message.get_msg_type() == MessageType::MsgTimeoutNow {
+        let kind = message.get_msg_type();
+        // A leader says how much is committed of what it knows to be here: this was sent to an earlier replica, which was removed.
+        let is_stale = kind == MessageType::MsgHeartbeat && message.commit > self.last_index();
+        if is_stale || (kind == MessageType::MsgTimeoutNow && !self.may_stand()) {
             return;
         }
         // An error means that the sender is not of the group any more, or that a proposal was dropped.
@@ -254,7 +295,7 @@ impl Replica {
 
     /// Stands for election at once, although a leader was heard of a moment ago: it is known to be gone.
     pub(crate) fn campaign_over(&mut self, lost: u64) {
-        if self.is_leader() || self.leader() != lost || !self.is_voter() || self.is_installing() {
+        if self.is_leader() || self.leader() != lost || !self.is_voter() || !self.may_stand() {
             return;
         }
         let raft = &mut self.raw.raft;
@@ -267,7 +308,9 @@ impl Replica {
 
     /// Stands for election in the ordinary way.
     pub(crate) fn campaign(&mut self) {
-        let _ = self.raw.campaign();
+        if self.may_stand() {
+            let _ = self.raw.campaign();
+        }
         self.set_timeout();
     }
 
@@ -379,12 +422,13 @@ impl Replica {
             sequence = unlogged.push(kind::ENTRY, &header, record::body_of(entry).clone());
         }
         let last = self.raw.store().last().index;
-        step.overtakes = ready.entries().first().is_some_and(|first| first.index <= last);
+        step.overtakes = step.install.is_some() || ready.entries().first().is_some_and(|first| first.index <= last);
         self.raw.mut_store().append(ready.entries());
-        let last = ready.entries().last().map_or(0, |entry| entry.index);
+        let ends = ready.entries().first().zip(ready.entries().last());
+        let entries = ends.map_or((0, 0), |(first, last)| (first.index, last.index));
         let messages = Self::keep(ready.take_persisted_messages(), send);
         let sequence = sequence.max(self.persisting.back().map_or(0, |before| before.sequence));
-        self.persisting.push_back(Persisting { sequence, number: ready.number(), last, messages, installed });
+        self.persisting.push_back(Persisting { sequence, number: ready.number(), entries, messages, installed });
         self.raw.advance_append_async(ready);
         self.set_timeout();
         step
@@ -409,11 +453,15 @@ impl Replica {
         messages
     }
 
-    /// The last entry of the log that is safe.
-    pub(crate) fn durable_index(&self) -> u64 {
-        let safe = self.persisting.iter().take_while(|waiting| waiting.sequence <= self.flushed);
-        let index = safe.filter(|waiting| waiting.last > 0).last().map(|waiting| waiting.last);
-        index.unwrap_or(self.raw.raft.raft_log.persisted).min(self.log().last().index)
+    /// The last entry of the log that is safe when the shard's log is safe up to `sequence`, which may be in the middle of what
+    /// was handed to it at once.
+    pub(crate) fn durable_index(&self, sequence: u64) -> u64 {
+        let with_entries = self.persisting.iter().filter(|waiting| waiting.entries.1 > 0);
+        let safe = with_entries.map_while(|waiting| {
+            let index = waiting.entries.1.saturating_sub(waiting.sequence.saturating_sub(sequence));
+            (index >= waiting.entries.0).then_some(index)
+        });
+        safe.last().unwrap_or(self.raw.raft.raft_log.persisted).min(self.log().last().index)
     }
 
     /// A leader that was taken out of the group leads no longer: the library's leaders take their own place for granted. The

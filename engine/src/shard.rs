@@ -10,7 +10,7 @@ mod admission;
 mod apply;
 mod checkpoints;
 mod clock;
-mod cluster;
+pub(crate) mod cluster;
 mod elections;
 mod group;
 mod groups;
@@ -18,11 +18,13 @@ pub(crate) mod hooks;
 mod meta;
 mod notices;
 mod owners;
+pub(crate) mod past;
 mod peers;
 mod reads;
 mod reconcile;
 mod recovery;
 mod requests;
+mod rest;
 pub(crate) mod snapshots;
 mod timers;
 mod transfer;
@@ -43,10 +45,11 @@ use crate::cluster::membership::Member;
 use crate::dispatch::Dispatch;
 use crate::effects::{ConnId, Effects};
 use crate::partition::{Awaited, Cx, Partition};
-use crate::peer::PeerAddr;
+use crate::peer::{META_GROUP, PeerAddr};
 use crate::refused::Refused;
 use crate::replica::Unlogged;
 use crate::timer::{Timer, Timers};
+use cluster::Standing;
 use group::{Backlog, Group};
 use waiters::Waiters;
 
@@ -71,6 +74,8 @@ pub struct Config {
     pub memory_bytes_max: u64,
     /// Log entries kept in memory for replicas that lag, over all partitions, in bytes; one that lags more gets a snapshot.
     pub log_bytes_kept: u64,
+    /// Most bytes of states that the shard sends to replicas elsewhere, per second.
+    pub transfer_bytes_per_s: u64,
     /// Final tasks kept per partition at most; beyond it the oldest are forgotten before their retention ends.
     pub kept_max: u32,
     /// How long queues that are not configured keep final tasks, in milliseconds.
@@ -104,6 +109,7 @@ impl Config {
             seed: 1,
             memory_bytes_max: 1 << 30,
             log_bytes_kept: 128 << 20,
+            transfer_bytes_per_s: 1 << 30,
             kept_max: 1_000_000,
             retention_ms: crate::queue::RETENTION_MS_DEFAULT,
             auto_create_queues: true,
@@ -138,6 +144,15 @@ pub enum Input<'a> {
     Tick,
     /// The log's disk has, or has no longer, room for new work.
     DiskFull(bool),
+    /// Room of the file system that holds the data directory, and what is free of it, in bytes. For shard 0.
+    DiskRoom {
+        /// All of it.
+        bytes: u64,
+        /// What is free.
+        free: u64,
+    },
+    /// How replicas on the node's other shards stand, for an answer about the cluster. For shard 0.
+    Standings(Vec<Standing>),
     /// The node drains: nothing new is accepted or assigned, what is running may finish.
     Drain,
     /// What a shard of another node sent in one turn, or another shard of this one; 16-byte aligned.
@@ -233,6 +248,7 @@ pub struct Shard {
     backlog: Backlog,
     clock: clock::Clock,
     elections: elections::Elections,
+    rest: rest::Rest,
     arena: Arena,
     timers: Timers,
     dispatch: Dispatch,
@@ -249,6 +265,9 @@ pub struct Shard {
     /// Bytes that may be admitted before the memory is measured again.
     room_bytes: u64,
     disk_full: bool,
+    disk_room: Option<peers::DiskRoom>,
+    /// How the replicas of the node's other shards stood when they were last asked, by group.
+    siblings: BTreeMap<u16, Standing>,
     draining: bool,
     local: snapshots::Local,
     /// The partition whose turn it is to send to the store.
@@ -257,6 +276,8 @@ pub struct Shard {
     found: BTreeMap<u16, recovery::Found>,
     /// The record that was replayed last.
     replayed: u64,
+    /// Only so far is one partition brought back.
+    past: Option<past::Past>,
 }
 
 impl Shard {
@@ -283,6 +304,7 @@ impl Shard {
             backlog: Backlog::default(),
             clock: clock::Clock::new(now_us),
             elections: elections::Elections::default(),
+            rest: rest::Rest::default(),
             arena: Arena::new(u64::MAX),
             timers: Timers::new(now_us),
             dispatch: Dispatch::default(),
@@ -297,11 +319,14 @@ impl Shard {
             last_time_us: now_us,
             room_bytes: 0,
             disk_full: false,
+            disk_room: None,
+            siblings: BTreeMap::new(),
             draining: false,
             local: snapshots::Local::default(),
             store_place: 0,
             found: BTreeMap::new(),
             replayed: 0,
+            past: None,
             config,
         }
     }
@@ -322,6 +347,10 @@ impl Shard {
             Input::DiskFull(full) => {
                 self.disk_full = full;
                 self.peers.announce();
+            }
+            Input::DiskRoom { bytes, free } => self.disk_room = Some(peers::DiskRoom { bytes, free }),
+            Input::Standings(standings) => {
+                self.siblings = standings.into_iter().map(|standing| (standing.group, standing)).collect();
             }
             Input::Drain => self.drain(effects),
             Input::Peer { from, bytes } => self.peer(from, bytes, effects),
@@ -392,11 +421,14 @@ impl Shard {
         self.notices.give(sentence, is_logged, self.last_time_us);
     }
 
-    /// A hash of a partition's agreed state and the index at which it stands: equal on all replicas at an equal index.
+    /// The index at which a partition, or the meta group, stands and a hash of its agreed state: equal on all replicas at an equal index.
     /// For tests; it looks at every task.
     #[must_use]
     pub fn digest(&self, partition: PartitionId) -> Option<(u64, u64)> {
         let replica = &self.group(partition.0)?.replica;
+        if partition.0 == META_GROUP {
+            return Some((replica.applied().index, self.meta.digest()?));
+        }
         let state = self.partitions.get(usize::from(partition.0))?.as_deref()?;
         Some((replica.applied().index, state.digest(&self.arena)))
     }

@@ -4,11 +4,17 @@
 //! before its turn is copied first ([`touch`]). One parity bit per task tells copied and younger tasks from those still
 //! to be copied, so no second table is needed and a pause is bounded by one slice.
 //!
+//! The versions of a task's state are copied with it; their chunks, which tasks share, are only pinned then, and written once, in
+//! slices, before the chunk that names them.
+//!
 //! Volatile state is left out: a leased task is written as ready, and key holds and ready order follow from the rest.
 
+mod histories;
 #[cfg(test)]
 mod layout;
 pub(crate) mod restored;
+
+use std::collections::VecDeque;
 
 use hashbrown::HashMap;
 use rkyv::{Archive, Deserialize, Serialize};
@@ -41,6 +47,13 @@ pub(crate) struct Chunk {
     /// Pairs of child row and parent row.
     edges: Vec<[u32; 2]>,
     tasks: Vec<TaskRecord>,
+    /// Chunks of state, each one's number the count of those before it in the whole snapshot.
+    states: Vec<Span>,
+    histories: Vec<histories::HistoryRecord>,
+    versions: Vec<histories::VersionRecord>,
+    /// Numbers of chunks of state.
+    pieces: Vec<u32>,
+    names: Vec<histories::NameRecord>,
     bytes: Vec<u8>,
 }
 
@@ -100,7 +113,10 @@ struct TaskRecord {
     marks: u32,
     /// Final: how long it is kept, as its queue had it when the task ended; 0 if that has not begun.
     retention_ms: u32,
-    reserved: u32,
+    /// Index into `Chunk.histories` plus one; 0: it saved no state.
+    history: u32,
+    /// Payload of a succeeded task that may be forked.
+    input: Span,
 }
 
 const MARK_LATE: u32 = 1;
@@ -115,6 +131,13 @@ pub(crate) struct Progress {
     pub(crate) parity: bool,
     cursor: Slot,
     staged: Chunk,
+    /// Complete chunks that were not fetched yet.
+    closed: VecDeque<Chunk>,
+    /// Which snapshot it is, and the chunks of state that it still has to write.
+    number: u32,
+    pinned: VecDeque<u32>,
+    /// Chunks of state that were pinned.
+    states: u32,
 }
 
 impl Progress {
@@ -122,15 +145,25 @@ impl Progress {
     pub(crate) const fn is_active(&self) -> bool {
         self.active
     }
+
+    /// The staged chunk is complete.
+    fn close(&mut self) {
+        let empty = Chunk { partition: self.staged.partition, ..Chunk::default() };
+        self.closed.push_back(core::mem::replace(&mut self.staged, empty));
+    }
 }
 
 /// Stops writing the partition. Tasks that were copied already count as younger than the next snapshot's beginning, so they are
 /// put back among those still to be copied.
-pub(crate) fn abandon(partition: &mut Partition) {
+pub(crate) fn abandon(partition: &mut Partition, arena: &mut Arena) {
     if !core::mem::take(&mut partition.snapshot.active) {
         return;
     }
     partition.snapshot.staged = Chunk::default();
+    partition.snapshot.closed.clear();
+    while let Some(chunk) = partition.snapshot.pinned.pop_front() {
+        partition.versions.chunks.unpin(chunk, arena);
+    }
     let parity = partition.snapshot.parity;
     for slot in 0..partition.tasks.slots() {
         if partition.tasks.get(slot).is_some() {
@@ -143,6 +176,8 @@ pub(crate) fn abandon(partition: &mut Partition) {
 /// Most bytes of blobs and tasks per chunk, beyond which a chunk is closed.
 const CHUNK_BYTES: usize = 256 << 10;
 const CHUNK_TASKS: usize = 2_048;
+/// Chunks of state that may wait to be written before more tasks are looked at.
+const PINNED_MAX: usize = 4_096;
 
 /// Copies a task into the snapshot in progress before it changes, unless it is copied or younger.
 #[inline]
@@ -157,6 +192,7 @@ fn copy(partition: &mut Partition, slot: Slot, arena: &Arena) {
     let parity = partition.snapshot.parity;
     let task = &mut partition.tasks[slot];
     task.flags = (task.flags & !flag::SNAPSHOT_PARITY) | if parity { flag::SNAPSHOT_PARITY } else { 0 };
+    let history = histories::stage(partition, slot);
     let task = &partition.tasks[slot];
     // Of a lease its start is left: a ready time that no later task precedes.
     let lease_us = if task.state == State::Leased { partition.lease_us(task) } else { 0 };
@@ -175,6 +211,7 @@ fn copy(partition: &mut Partition, slot: Slot, arena: &Arena) {
         state: u32::from(if task.state == State::Leased { State::Ready } else { task.state }.number()),
         marks: if task.has(flag::LATE) { MARK_LATE } else { 0 },
         retention_ms,
+        history,
         ..TaskRecord::default()
     };
     if let Some(extra) = partition.extras.get(task.extra) {
@@ -182,6 +219,7 @@ fn copy(partition: &mut Partition, slot: Slot, arena: &Arena) {
         (record.due_us, record.deadline_us) = (extra.due_us, extra.deadline_us);
         record.unique_until_us = extra.unique_until_us;
         (record.error, record.name, record.unique) = (put(extra.error), put(extra.name), put(extra.unique));
+        record.input = put(extra.input);
         if holds_unique {
             record.marks |= MARK_HOLDS_UNIQUE;
         }
@@ -196,6 +234,9 @@ fn copy(partition: &mut Partition, slot: Slot, arena: &Arena) {
         }
     }
     staged.tasks.push(record);
+    if staged.tasks.len() >= CHUNK_TASKS || staged.bytes.len() + staged.pieces.len() * 4 >= CHUNK_BYTES {
+        partition.snapshot.close();
+    }
 }
 
 /// Starts a snapshot of this partition's present state.
@@ -205,6 +246,8 @@ pub(crate) fn begin(partition: &mut Partition, arena: &Arena) {
     progress.active = true;
     progress.parity = !progress.parity;
     progress.cursor = 0;
+    progress.number += 1;
+    progress.states = 0;
     let mut chunk = Chunk {
         first: 1,
         partition: u32::from(partition.id.0),
@@ -249,17 +292,18 @@ pub(crate) fn begin(partition: &mut Partition, arena: &Arena) {
         });
     }
     partition.snapshot.staged = chunk;
+    partition.snapshot.close();
 }
 
 /// Appends the next chunk to `out`; `false` when the partition's part is complete and nothing was appended.
-pub(crate) fn next(partition: &mut Partition, arena: &Arena, out: &mut FrameBuffer) -> bool {
+pub(crate) fn next(partition: &mut Partition, arena: &mut Arena, out: &mut FrameBuffer) -> bool {
     if !partition.snapshot.active {
         return false;
     }
     let slots = partition.tasks.slots();
     while partition.snapshot.cursor < slots
-        && partition.snapshot.staged.tasks.len() < CHUNK_TASKS
-        && partition.snapshot.staged.bytes.len() < CHUNK_BYTES
+        && partition.snapshot.closed.is_empty()
+        && partition.snapshot.pinned.len() < PINNED_MAX
     {
         let slot = partition.snapshot.cursor;
         partition.snapshot.cursor += 1;
@@ -267,9 +311,16 @@ pub(crate) fn next(partition: &mut Partition, arena: &Arena, out: &mut FrameBuff
             touch(partition, slot, arena);
         }
     }
-    let empty = Chunk { partition: u32::from(partition.id.0), ..Chunk::default() };
-    let chunk = core::mem::replace(&mut partition.snapshot.staged, empty);
-    if chunk.first == 0 && chunk.tasks.is_empty() {
+    let is_first = partition.snapshot.closed.front().is_some_and(|chunk| chunk.first == 1);
+    let chunk = if !is_first && !partition.snapshot.pinned.is_empty() {
+        histories::write_states(partition, arena)
+    } else {
+        if partition.snapshot.closed.is_empty() {
+            partition.snapshot.close();
+        }
+        partition.snapshot.closed.pop_front().expect("just closed")
+    };
+    if chunk.first == 0 && chunk.tasks.is_empty() && chunk.states.is_empty() {
         partition.snapshot.active = false;
         return false;
     }
@@ -283,6 +334,8 @@ pub(crate) struct Restore {
     contracts: HashMap<u32, u32, FixedState>,
     /// Restored slots of the present partition, to be put on lists in the order of their times.
     slots: Vec<Slot>,
+    /// Chunks of state by their number in the snapshot, each with a reference held from here.
+    states: Vec<u32>,
 }
 
 impl Restore {
@@ -295,6 +348,10 @@ impl Restore {
         if chunk.first.to_native() == 1 {
             self.first(chunk, partition, cx)?;
         }
+        for &span in chunk.states.iter() {
+            let (state, _) = partition.versions.chunks.add(body::slice(&chunk.bytes, span)?, cx.arena);
+            self.states.push(state);
+        }
         for record in chunk.tasks.iter() {
             self.task(chunk, record, partition, cx)?;
         }
@@ -303,6 +360,7 @@ impl Restore {
 
     fn first(&mut self, chunk: &ArchivedChunk, partition: &mut Partition, cx: &mut Cx<'_>) -> Result<(), Malformed> {
         (self.contracts, self.slots) = (HashMap::default(), Vec::new());
+        partition.versions.chunks.release(&core::mem::take(&mut self.states), cx.arena);
         partition.forgotten_ms = chunk.forgotten_ms.to_native();
         partition.last_retained = chunk.last_retained.to_native();
         partition.checkpointed = chunk.checkpointed.to_native();
@@ -362,7 +420,7 @@ impl Restore {
         let state = u8::try_from(record.state.to_native()).ok().and_then(State::from_number);
         let state = state.filter(|state| *state != State::Leased).ok_or_else(|| missing("state"))?;
         let marks = record.marks.to_native();
-        let extra = if marks & MARK_EXTRA == 0 { NONE } else { Self::extra(chunk, record, partition, cx)? };
+        let extra = if marks & MARK_EXTRA == 0 { NONE } else { self.extra(chunk, record, partition, cx)? };
         let id = TaskId::from(&record.id);
         let slot = partition.insert(Task {
             id,
@@ -403,6 +461,7 @@ impl Restore {
     }
 
     fn extra(
+        &self,
         chunk: &ArchivedChunk,
         record: &ArchivedTaskRecord,
         partition: &mut Partition,
@@ -415,6 +474,7 @@ impl Restore {
             unique: store(cx.arena, body::slice(&chunk.bytes, record.unique)?),
             name: store(cx.arena, body::slice(&chunk.bytes, record.name)?),
             error: store(cx.arena, body::slice(&chunk.bytes, record.error)?),
+            input: store(cx.arena, body::slice(&chunk.bytes, record.input)?),
             ..Extra::default()
         };
         let key = body::slice(&chunk.bytes, record.key)?;
@@ -427,11 +487,16 @@ impl Restore {
             extra.workflow = known.ok_or_else(|| Malformed("a task's workflow is missing".to_owned()))?;
             extra.row = record.row.to_native();
         }
+        if let Some(index) = record.history.to_native().checked_sub(1) {
+            let history = histories::restore(chunk, index, &self.states, &mut partition.versions)?;
+            extra.history = partition.versions.insert(history);
+        }
         Ok(partition.extras.insert(extra))
     }
 
     /// All chunks of the partition were taken: puts its tasks on their lists.
     pub(crate) fn finish(&mut self, partition: &mut Partition, cx: &mut Cx<'_>) {
+        partition.versions.chunks.release(&core::mem::take(&mut self.states), cx.arena);
         let mut slots = core::mem::take(&mut self.slots);
         slots.sort_unstable_by_key(|&slot| {
             let task = &partition.tasks[slot];

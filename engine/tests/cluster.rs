@@ -7,3 +7,9 @@ mod net;
 
 #[path = "cluster/replication.rs"]
 mod replication;
+
+#[path = "cluster/rest.rs"]
+mod rest;
+
+#[path = "cluster/states.rs"]
+mod states;

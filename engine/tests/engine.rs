@@ -38,6 +38,9 @@ mod checkpoints;
 #[path = "engine/recovery.rs"]
 mod recovery;
 
+#[path = "engine/states.rs"]
+mod states;
+
 #[path = "engine/random.rs"]
 mod random;
 

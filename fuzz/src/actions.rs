@@ -2,11 +2,12 @@
 
 use taskmaster_engine::{ConnId, Input};
 use taskmaster_protocol::body::{
-    self, AwaitTask, Cancel, Complete, CompleteRow, ConfigureQueue, Credit, Empty, Extra, Fail, FailRow, GetTask,
-    GetWorkflow, LeaseRow, Leases, ListQueues, ListTasks, ListWorkflows, Progress, ProgressRow, Retry, Span, Spec,
-    Submit, Subscribe, TaskRow, WorkflowRow,
+    self, AwaitTask, Cancel, ChangeState, Complete, CompleteRow, ConfigureQueue, Credit, Empty, Extra, Fail, FailRow,
+    ForkWorkflow, GetTask, GetWorkflow, LeaseRow, Leases, ListQueues, ListTasks, ListWorkflows, Progress, ProgressRow,
+    ReadState, Retry, SaveRow, SaveState, Segment, Span, Spec, Submit, Subscribe, TaskRow, WorkflowRow,
 };
 use taskmaster_protocol::frame::{FLAG_RESEND, Header};
+use taskmaster_protocol::state::{address_of, digest_of};
 use taskmaster_protocol::{Body, FrameBuffer, Operation, PartitionId, TaskId};
 
 use crate::world::{Lease, PARTITIONS, START_US, World};
@@ -98,7 +99,7 @@ pub fn run(program: &[u8]) {
 }
 
 fn act(tape: &mut Tape<'_>, world: &mut World) {
-    match tape.below(24) {
+    match tape.below(28) {
         0..=2 => submit(tape, world, false),
         3 => submit(tape, world, true),
         4 => subscribe(tape, world),
@@ -119,6 +120,9 @@ fn act(tape: &mut Tape<'_>, world: &mut World) {
         19 => world.handle(Input::Disconnected { conn: ConnId(tape.conn()) }),
         20 => world.handle(Input::DiskFull(tape.one_in(4))),
         21 | 22 => world.snapshot_step(),
+        23 | 24 => save_state(tape, world),
+        25 => change_state(tape, world),
+        26 => states(tape, world),
         _ => match tape.below(8) {
             0 => world.handle(Input::Drain),
             1 | 2 => world.crash(true),
@@ -315,6 +319,61 @@ fn configure(tape: &mut Tape<'_>, world: &mut World) {
     body.queue = body::put(&mut body.bytes, QUEUES[usize::from(tape.below(4))]);
     for partition in 0..PARTITIONS {
         send(world, 0, partition, &body);
+    }
+}
+
+/// A state of a few chunks, some of them runs of its parent's.
+fn save_state(tape: &mut Tape<'_>, world: &mut World) {
+    let Some(lease) = tape.lease(world) else { return };
+    world.leases.push(lease);
+    let Lease { conn, id, token, locator, attempt } = lease;
+    let mut body = SaveState::default();
+    let mut chunks: Vec<Vec<u8>> = Vec::new();
+    for _ in 0..tape.below(5) {
+        if tape.one_in(3) {
+            let count = u32::from(tape.below(3));
+            body.segments.push(Segment { from: tape.below(4).into(), count, data: Span::default() });
+        } else {
+            chunks.push(vec![tape.below(6); usize::from(tape.byte()) * 40 + 1]);
+            let data = body::put(&mut body.bytes, &chunks[chunks.len() - 1]);
+            body.segments.push(Segment { data, ..Segment::default() });
+        }
+    }
+    // Right for whole states; with runs it mostly is not.
+    let digest = digest_of(&chunks.iter().map(|chunk| address_of(chunk)).collect::<Vec<_>>());
+    let segments = Span { at: u32::from(tape.one_in(16)), len: u32::try_from(body.segments.len()).unwrap_or(0) };
+    let (label, parent) = (tape.blob(&mut body.bytes), tape.below(6).into());
+    body.rows.push(SaveRow { id, token, locator, attempt, parent, reserved: 0, digest, label, segments });
+    send(world, conn, id.partition().0, &body);
+}
+
+fn change_state(tape: &mut Tape<'_>, world: &mut World) {
+    let partition = tape.partition();
+    let mut body = ChangeState {
+        id: tape.id(partition),
+        to: tape.id(partition),
+        verb: tape.below(11).into(),
+        version: tape.below(6).into(),
+        keep: tape.below(3).into(),
+        ..ChangeState::default()
+    };
+    let name: &[u8] = tape.pick(&[b"main" as &[u8], b"a", b"b", b""]);
+    body.name = body::put(&mut body.bytes, name);
+    let flags = if tape.one_in(8) { FLAG_RESEND } else { 0 };
+    send_as(world, Operation::ChangeState, flags, 0, partition, &body);
+}
+
+fn states(tape: &mut Tape<'_>, world: &mut World) {
+    let partition = tape.partition();
+    let (id, version, from) = (tape.id(partition), tape.below(6).into(), tape.below(4).into());
+    match tape.below(3) {
+        0 => send_as(world, Operation::StateLog, 0, 0, partition, &GetTask { id }),
+        1 => send(world, 0, partition, &ReadState { id, version, from }),
+        _ => {
+            let tasks = (0..tape.below(7)).map(|_| tape.id(partition)).collect();
+            let (id, to) = (tape.workflow_id(partition), tape.workflow_id(partition));
+            send(world, 0, partition, &ForkWorkflow { id, to, tasks, at: from, reserved: 0 });
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! Invariants:
 //! - A frame reaches the handler only after its length, checksum and version were checked.
 //! - The receive buffer grows to the announced frame, which is bounded by the protocol, and shrinks again.
+//! - The reading task suspends now and then (`pace.rs`), however fast the peer sends.
 //! - While more than [`OUT_BYTES_MAX`] wait for the peer, nothing further is read from it.
 
 use std::cell::{Cell, RefCell};
@@ -19,6 +20,7 @@ use taskmaster_protocol::frame::{self, Header};
 use taskmaster_protocol::{Code, FrameBuffer, Operation, limits};
 
 use crate::input::Input;
+use crate::pace::Pace;
 use crate::socket::{send_now, shutdown};
 use crate::wake::Bell;
 
@@ -33,8 +35,11 @@ pub trait Handler {
     /// A code and a sentence for the peer.
     fn frame(&self, connection: &Rc<Connection>, header: Header, body: &[u8]) -> Result<(), (Code, String)>;
 
-    /// All frames that had arrived were handed over.
+    /// All frames that had arrived were handed over. What comes of them may wait for those of other connections.
     fn turn_ended(&self);
+
+    /// What was handed over is to be answered now: the connection is about to be closed.
+    fn finish_turn(&self);
 
     /// The connection is gone.
     fn closed(&self, connection: &Connection);
@@ -163,15 +168,17 @@ impl Connection {
 
     /// Reads frames until the peer is gone or must be refused, then tells the handler that the connection is closed.
     pub async fn read_loop(self: Rc<Self>, handler: Rc<impl Handler>) {
-        let mut input = Input::default();
+        let (mut input, mut pace) = (Input::default(), Pace::default());
         while !self.closed.get() {
-            match self.read_some(&mut input).await {
+            pace.breathe().await;
+            match self.read_some(&mut input, &mut pace).await {
                 Ok(0) | Err(_) => break,
                 Ok(_) => {}
             }
             let refused = self.hand_over(&mut input, &*handler);
             handler.turn_ended();
             if let Err((code, message)) = refused {
+                handler.finish_turn();
                 self.refuse(code, &message);
                 break;
             }
@@ -183,9 +190,10 @@ impl Connection {
         handler.closed(&self);
     }
 
-    async fn read_some(&self, input: &mut Input) -> io::Result<usize> {
+    async fn read_some(&self, input: &mut Input, pace: &mut Pace) -> io::Result<usize> {
         let needed = frame::needed(input.filled()).unwrap_or(frame::HEADER_BYTES);
         let room = input.room(needed);
+        let room_bytes = room.len();
         let count = poll_fn(|context| {
             if self.closed.get() {
                 return Poll::Ready(Ok(0));
@@ -193,6 +201,7 @@ impl Connection {
             Pin::new(&mut *self.stream.borrow_mut()).poll_read(context, room)
         })
         .await?;
+        pace.took(count, room_bytes);
         input.took(count);
         Ok(count)
     }

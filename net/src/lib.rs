@@ -8,6 +8,7 @@ pub mod gossip;
 mod input;
 pub mod listener;
 pub mod mesh;
+mod pace;
 pub mod peers;
 pub mod resolve;
 mod socket;

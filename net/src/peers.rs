@@ -45,7 +45,7 @@ pub use refusals::Refused;
 pub use tls::{Tls, TlsError, TlsFiles};
 
 /// How often silent links are looked at.
-const WATCH_EVERY: Duration = Duration::from_millis(500);
+const WATCH_EVERY: Duration = Duration::from_secs(1);
 
 /// Who this shard is.
 #[derive(Clone, Debug)]

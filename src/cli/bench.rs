@@ -3,12 +3,15 @@
 
 mod checkpoint;
 mod nodes;
+mod rejoin;
 mod several;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde_json::Value;
+use taskmaster_bench::states::StatesOptions;
 use taskmaster_bench::{NodeInfo, Options, SuiteOptions, run_suite};
 
 use super::connect::block_on;
@@ -77,12 +80,18 @@ pub(crate) struct Arguments {
     /// Strikes
     #[arg(long, value_name = "N", default_value_t = 50, requires = "failover")]
     rounds: u32,
+    /// Take the last node away while as many tasks more come and go, and measure while it catches up
+    #[arg(long, value_name = "TASKS", conflicts_with_all = ["suite", "baseline", "failover", "tasks", "rate"])]
+    rejoin: Option<u64>,
     /// Measure nodes without load for this long
-    #[arg(long, value_name = "TIME", value_parser = seconds, conflicts_with_all = ["suite", "baseline", "failover"])]
+    #[arg(long, value_name = "TIME", value_parser = seconds, conflicts_with_all = ["suite", "baseline", "failover", "rejoin"])]
     idle: Option<Interval>,
     /// Measure with finished tasks going to this PostgreSQL database, and without
     #[arg(long, value_name = "URL", conflicts_with_all = ["suite", "baseline", "failover", "idle"])]
     checkpoint: Option<String>,
+    /// Measure saves of tasks' state: 64 KiB each, of which one percent changes; --connections tasks at once
+    #[arg(long, conflicts_with_all = ["suite", "baseline", "failover", "idle", "rate"])]
+    states: bool,
     /// Partitions of the own nodes
     #[arg(long, value_name = "N")]
     partitions: Option<u16>,
@@ -104,6 +113,8 @@ enum Fault {
     Kill,
     /// Stopped for 3 s
     Stop,
+    /// Cut off from the others and from clients for 3 s; needs root and `ip`, for network namespaces
+    Partition,
 }
 
 fn payload_size(text: &str) -> Result<ByteSize, String> {
@@ -152,13 +163,22 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
     if is_several && (global.addr.is_some() || arguments.suite || arguments.data_dir.is_some()) {
         return Err(Failure::usage("--nodes and --idle are about own nodes: leave out --addr, --suite and --data-dir"));
     }
-    if !is_several && (arguments.failover.is_some() || arguments.baseline) {
-        return Err(Failure::usage("--failover and --baseline need several nodes: add --nodes 3"));
+    if !is_several && (arguments.failover.is_some() || arguments.rejoin.is_some() || arguments.baseline) {
+        return Err(Failure::usage("--failover, --rejoin and --baseline need several nodes: add --nodes 3"));
     }
-    let options = arguments.options(global.output().is_json())?;
+    let load = Load {
+        options: arguments.options(global.output().is_json())?,
+        is_suite: arguments.suite,
+        states: arguments.states.then(|| StatesOptions {
+            tasks: arguments.connections.unwrap_or(64),
+            state_bytes: 64 << 10,
+            time: arguments.duration.map_or(Duration::from_secs(10), |duration| duration.0),
+            floor: arguments.floor.0,
+        }),
+    };
     if let Some(addr) = &global.addr {
         let node = NodeInfo { addr: addr.clone(), data_dir: None, pid: None };
-        let (json, text, good) = measure(options, arguments.suite, &node)?;
+        let (json, text, good) = measure(load, &node)?;
         return show(global, json, &text, good);
     }
     let mut config = config::load(arguments.config.as_deref())?.config;
@@ -181,10 +201,9 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
         data_dir: Some(node.data_dir().to_owned()),
         pid: Some(std::process::id()),
     };
-    let is_suite = arguments.suite;
     let (json, text, good) = block_on(async {
         let mut stop = Stop::listen()?;
-        let measuring = tokio::task::spawn_blocking(move || measure(options, is_suite, &info));
+        let measuring = tokio::task::spawn_blocking(move || measure(load, &info));
         tokio::select! {
             measured = measuring => measured.map_err(anyhow::Error::from)?,
             () = stop.asked() => {
@@ -197,9 +216,20 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
     show(global, json, &text, good)
 }
 
+/// What is to be measured.
+struct Load {
+    options: Options,
+    is_suite: bool,
+    states: Option<StatesOptions>,
+}
+
 /// Runs the load: the report as JSON, as text, and whether nothing was lost or doubled and no target missed.
-fn measure(options: Options, is_suite: bool, node: &NodeInfo) -> Result<(Value, String, bool), Failure> {
-    let (json, text, good) = if is_suite {
+fn measure(load: Load, node: &NodeInfo) -> Result<(Value, String, bool), Failure> {
+    let Load { options, is_suite, states } = load;
+    let (json, text, good) = if let Some(states) = states {
+        let report = taskmaster_bench::states::run(&states, node)?;
+        (serde_json::to_value(&report), report.to_string(), true)
+    } else if is_suite {
         let duration_s = options.duration_s.unwrap_or(SuiteOptions::default().duration_s);
         let report = run_suite(&SuiteOptions { duration_s, base: options }, node)?;
         (serde_json::to_value(&report), report.to_string(), report.cases.iter().all(|case| case.pass))

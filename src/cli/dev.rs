@@ -132,7 +132,8 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
 
 async fn start_worker(global: &Global, node: &Embedded, offer: &Offer) -> Result<Worker, Failure> {
     let client = connect_to(&node.address().to_string(), global).await?;
-    workers::start(&client, offer, None).await
+    let offer = Offer { address: node.address().to_string(), ..offer.clone() };
+    workers::start(&client, &offer, None).await
 }
 
 /// What a newcomer needs to know.

@@ -119,7 +119,7 @@ impl From<Error> for Failure {
 /// The exit code of a refusal.
 pub(crate) fn exit_of(code: Code) -> Exit {
     match code {
-        Code::UnknownTask | Code::UnknownQueue | Code::UnknownWorkflow => Exit::NotFound,
+        Code::UnknownTask | Code::UnknownQueue | Code::UnknownWorkflow | Code::UnknownVersion => Exit::NotFound,
         Code::TimedOut => Exit::TimedOut,
         _ => Exit::Refused,
     }

@@ -94,6 +94,7 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
         let mut stop = Stop::listen()?;
         let address = node.as_ref().map_or_else(|| global.address().to_owned(), |node| node.address().to_string());
         let client = connect_to(&address, global).await?;
+        let offer = offer.map(|offer| Offer { address: address.clone(), ..offer });
         let exit = follow(&client, &plan, offer.as_ref(), &mut stop, node.is_some(), global.output()).await;
         if let Some(node) = node {
             serve::finish(node, &mut stop).await?;

@@ -35,6 +35,9 @@ pub(crate) struct Arguments {
     /// Final tasks are checkpointed to a store that fails now and then
     #[arg(long)]
     checkpoints: bool,
+    /// Workers save versions of their tasks' state, and these are checked too
+    #[arg(long)]
+    saves: bool,
     /// Look for the fewest faults with which a failing run still fails
     #[arg(long)]
     minimise: bool,
@@ -50,6 +53,7 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
             nodes: arguments.nodes,
             minutes: arguments.minutes,
             faults: arguments.faults,
+            saves: arguments.saves,
             defect: None,
             checkpoints: arguments.checkpoints,
         };

@@ -1,14 +1,15 @@
-//! `taskmaster task list|get|result|cancel|retry|why`.
+//! `taskmaster task list|get|result|cancel|retry|why|resume|fork`.
 
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
-use taskmaster_client::{Changes, Client, State, TaskFilter, TaskId};
+use taskmaster_client::{Changes, Client, State, StateChange, TaskFilter, TaskId};
 
 use super::connect::{block_on, connect};
 use super::exit::exit_of;
 use super::outcome::{bytes_json, state_text, task_json, task_text};
+use super::state::resolve;
 use super::{Exit, Failure, Global, log};
 use crate::config::Interval;
 use crate::output::{Output, Side, Table, iso_time, pairs};
@@ -42,6 +43,22 @@ pub(crate) enum Command {
         /// Task ids
         #[arg(required = true, value_name = "ID")]
         ids: Vec<TaskId>,
+    },
+    /// Let a task that did not succeed run again from a version of its state
+    Resume {
+        /// Task id
+        id: TaskId,
+        /// Number, tag, branch or hash [default: the latest of the current branch]
+        #[arg(long, value_name = "VERSION")]
+        from: Option<String>,
+    },
+    /// Submit a copy of a task whose state begins with a version of this one's
+    Fork {
+        /// Task id
+        id: TaskId,
+        /// Number, tag, branch or hash [default: the latest of the current branch]
+        #[arg(long, value_name = "VERSION")]
+        from: Option<String>,
     },
     /// Explain why a task waits, or where it ran
     Why {
@@ -107,6 +124,8 @@ pub(crate) fn run(global: &Global, command: Command) -> Result<Exit, Failure> {
             Command::Result { id, timeout } => result(&client, id, timeout, output).await,
             Command::Cancel { ids } => show_changes(&client.cancel(ids).await?, "cancelled", output),
             Command::Retry { ids } => show_changes(&client.retry(ids).await?, "retried", output),
+            Command::Resume { id, from } => resume(&client, id, from.as_deref(), output).await,
+            Command::Fork { id, from } => fork(&client, id, from.as_deref(), output).await,
             Command::Why { id } => why(&client, id, output).await,
         }
     })
@@ -224,6 +243,31 @@ pub(crate) fn show_changes(changes: &Changes, done: &str, output: Output) -> Res
         eprintln!("{}: {}{state}", exception.id, exception.code);
     }
     Ok(exit)
+}
+
+async fn resume(client: &Client, id: TaskId, from: Option<&str>, output: Output) -> Result<Exit, Failure> {
+    let before = client.task(id).await?.state;
+    let version = resolve(client, id, from).await?;
+    client.change_state(id, &StateChange::Resume { version: Some(version) }).await?;
+    if output.is_json() {
+        output.json(&json!({"id": id.to_string(), "version": version, "restarted": before.is_final()}))?;
+    } else if before.is_final() {
+        output.text(&format!("{id} runs again from version {version}\n"))?;
+    } else {
+        output.text(&format!("{id} is {before}; its next attempt resumes from version {version}\n"))?;
+    }
+    Ok(Exit::Success)
+}
+
+async fn fork(client: &Client, id: TaskId, from: Option<&str>, output: Output) -> Result<Exit, Failure> {
+    let version = resolve(client, id, from).await?;
+    let to = client.fork_task(id, Some(version)).await?;
+    if output.is_json() {
+        output.json(&json!({"id": to.to_string(), "forked_from": id.to_string(), "version": version}))?;
+    } else {
+        output.text(&format!("{to}\n"))?;
+    }
+    Ok(Exit::Success)
 }
 
 async fn why(client: &Client, id: TaskId, output: Output) -> Result<Exit, Failure> {

@@ -68,6 +68,7 @@ impl Arguments {
         let command = self.exec.as_deref().map(|exec| (Command::from_exec_argument(exec), self.kind.clone()));
         Offer {
             name: self.name.clone().unwrap_or_else(default_name),
+            address: String::new(),
             queues: if self.queue.is_empty() { vec!["default".to_owned()] } else { self.queue.clone() },
             concurrency: self.concurrency.unwrap_or(cores),
             resources: self.offered(),
@@ -102,7 +103,7 @@ fn default_name() -> String {
 pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failure> {
     log::start(Level::Info, Format::Text, global.verbose);
     let output = global.output();
-    let offer = arguments.offer();
+    let offer = Offer { address: global.address().to_owned(), ..arguments.offer() };
     block_on(async {
         let mut stop = Stop::listen()?;
         let client = connect(global).await?;

@@ -1,4 +1,4 @@
-//! `taskmaster workflow list|get|cancel`.
+//! `taskmaster workflow list|get|cancel|fork`.
 
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -30,6 +30,14 @@ pub(crate) enum Command {
         /// Workflow id
         id: TaskId,
     },
+    /// Run a workflow once more from a step on, with the results before it
+    Fork {
+        /// Workflow id
+        id: TaskId,
+        /// The step to begin at: it and what depends on it run again
+        #[arg(long, value_name = "STEP")]
+        at: String,
+    },
 }
 
 /// Carries a workflow command out.
@@ -41,6 +49,7 @@ pub(crate) fn run(global: &Global, command: Command) -> Result<Exit, Failure> {
         match command {
             Command::List { limit } => list(&client, limit, output).await,
             Command::Get { id } => get(&client, id, output).await,
+            Command::Fork { id, at } => fork(&client, id, &at, output).await,
             Command::Cancel { id } => show_changes(&client.cancel_workflow(id).await?, "cancelled", output),
         }
     })
@@ -87,6 +96,23 @@ fn tinted_state(workflow: &WorkflowView, output: Output) -> String {
         _ => Tint::Caution,
     };
     output.tint(tint, workflow_state(workflow))
+}
+
+async fn fork(client: &Client, id: TaskId, at: &str, output: Output) -> Result<Exit, Failure> {
+    let fork = client.fork_workflow(id, at).await?;
+    let reused = client.workflow(fork.id).await?.counts.of(State::Succeeded);
+    if output.is_json() {
+        output.json(&json!({
+            "id": fork.id.to_string(),
+            "forked_from": id.to_string(),
+            "tasks": fork.tasks.len(),
+            "reused": reused,
+        }))?;
+    } else {
+        output.text(&format!("{}\n", fork.id))?;
+        eprintln!("{} tasks, the results of {reused} are reused", fork.tasks.len());
+    }
+    Ok(Exit::Success)
 }
 
 async fn get(client: &Client, id: TaskId, output: Output) -> Result<Exit, Failure> {

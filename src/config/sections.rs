@@ -148,6 +148,8 @@ sections! {
         replace_after: Interval = Interval::ms(300_000), |&value| interval_between(value, Interval::ms(5_000), REPLACE_AFTER_MAX);
         /// Most partitions that move at once.
         moves_max: u16 = 16, |&value| between(value, 1, 256);
+        /// Most bytes of replicas' states that a node sends to others per second.
+        move_rate: ByteSize = ByteSize::mib(64), |&value| size_between(value, ByteSize::mib(1), ByteSize::gib(64));
         /// Certificates of who may connect to nodes; with the other two, nodes speak TLS with each other.
         tls_ca: Option<PathBuf> = None, any;
         /// This node's certificate.

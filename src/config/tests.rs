@@ -159,6 +159,24 @@ fn environment_overrides_the_file_and_is_checked_alike() {
 }
 
 #[test]
+fn the_example_for_kubernetes_sets_what_there_is() {
+    let text = include_str!("../../deploy/kubernetes.yaml");
+    let variable = |line: &str| {
+        let (name, value) = line.split_once("{name: TASKMASTER_")?.1.strip_suffix('}')?.split_once(", value: ")?;
+        let value = value.trim_matches('"').replace("$(POD)", "taskmaster-0").replace("$(NAMESPACE)", "default");
+        Some((name.to_owned(), value))
+    };
+    let found: Vec<(String, String)> = text.lines().filter_map(variable).collect();
+    assert_eq!(found.len(), text.matches("TASKMASTER_").count(), "{found:?}");
+    let config = parse("t.toml", "", found).unwrap().config;
+    assert!(config.clustered);
+    assert_eq!(config.cluster.advertise, "taskmaster-0.taskmaster.default.svc.cluster.local");
+    let ports = (config.listen.address.port(), config.cluster.listen.port());
+    assert_eq!(ports, (7_700, 7_800), "those of the service");
+    assert!(!config.cluster.listen.ip().is_loopback());
+}
+
+#[test]
 fn variables_without_the_double_underscore_are_no_settings() {
     let all = [("TASKMASTER_ADDR", "x"), ("TASKMASTER_NODE__SHARDS", "2"), ("HOME", "/")];
     let found = variables(all.into_iter().map(|(name, value)| (name.into(), value.into())));

@@ -29,6 +29,7 @@ pub(super) fn shard_config(config: &Config, info: &NodeInfo, dir: u128, number: 
         },
         seed: info.id.0,
         memory_bytes_max,
+        transfer_bytes_per_s: config.cluster.move_rate.0 / info.shards() as u64,
         log_bytes_kept: (memory_bytes_max / LOG_SHARE).min(LOG_BYTES_KEPT_MAX),
         kept_max: u32::try_from(kept).unwrap_or(u32::MAX),
         retention_ms: u32::try_from(config.queues.retention.as_ms()).unwrap_or(u32::MAX),

@@ -169,7 +169,7 @@ impl ShardLoop {
             }
             self.member(&member);
         }
-        self.perform();
+        self.turn.ring();
     }
 
     /// Takes an operator's request to look for the cluster elsewhere; true if it was one. Only for a node that belongs to none:

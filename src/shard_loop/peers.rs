@@ -72,7 +72,7 @@ impl PeerHandler for ShardLoop {
     }
 
     fn turn_ended(&self) {
-        self.perform();
+        self.turn.ring();
     }
 
     fn connected(&self, node: NodeId) {

@@ -32,7 +32,8 @@ impl ShardLoop {
                 sleep(BUSY_PAUSE).await;
             }
             let began_us = now_us();
-            // Every durable block was given to the engine before this task runs again, so the state covers this block.
+            // Every durable block was given to the engine before this task runs again; with its turn ended, the state covers it.
+            self.perform();
             let seq = self.wal.durable_seq();
             let stamp = self.shard.borrow().last_sequence();
             self.shard.borrow_mut().snapshot_begin();

@@ -132,6 +132,7 @@ async fn run(mut start: Start) -> anyhow::Result<()> {
         mesh,
         map: start.map,
         open_connections: start.open_connections,
+        turn: Bell::default(),
         earlier: Bell::default(),
         sleeping_until_us: Cell::new(u64::MAX),
         mesh_full: Bell::default(),
@@ -150,10 +151,7 @@ async fn run(mut start: Start) -> anyhow::Result<()> {
     for (_, ring) in rings {
         glommio::spawn_local(Rc::clone(&shard_loop).mesh_task(ring)).detach();
     }
-    glommio::spawn_local(Rc::clone(&shard_loop).timer_task()).detach();
-    glommio::spawn_local(Rc::clone(&shard_loop).mesh_retry_task()).detach();
-    let snapshots = Rc::clone(&shard_loop).snapshot_task(start.dir.shard_dir(number), identity, term);
-    glommio::spawn_local(snapshots).detach();
+    start_tasks(&shard_loop, start.dir, identity, term);
     if let Some(peers) = start.peers {
         meet_peers(&shard_loop, peers)?;
     }
@@ -177,6 +175,18 @@ async fn run(mut start: Start) -> anyhow::Result<()> {
         connection.close();
     }
     Ok(())
+}
+
+/// What a shard does beside serving connections and links.
+fn start_tasks(shard_loop: &Rc<ShardLoop>, dir: Arc<DataDir>, identity: u64, term: u32) {
+    glommio::spawn_local(Rc::clone(shard_loop).turn_task()).detach();
+    glommio::spawn_local(Rc::clone(shard_loop).timer_task()).detach();
+    glommio::spawn_local(Rc::clone(shard_loop).mesh_retry_task()).detach();
+    let snapshots = dir.shard_dir(u32::try_from(shard_loop.number).expect("shards are few"));
+    glommio::spawn_local(Rc::clone(shard_loop).snapshot_task(snapshots, identity, term)).detach();
+    if shard_loop.number == 0 {
+        glommio::spawn_local(Rc::clone(shard_loop).machine_task(dir)).detach();
+    }
 }
 
 /// The listener that all shards share, and this shard's own.
@@ -236,6 +246,8 @@ async fn drain(shard_loop: &ShardLoop) {
     while shard_loop.wal.unflushed_bytes() > 0 {
         sleep(DRAIN_POLL).await;
     }
+    // What became durable last is answered.
+    shard_loop.perform();
     shard_loop.leave_gossip();
     shard_loop.closing.set(true);
     if let Some(peers) = &shard_loop.peers {

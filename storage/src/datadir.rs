@@ -204,6 +204,15 @@ impl DataDir {
         if root.join(META).exists() { Meta::read(root).map(Some) } else { Ok(None) }
     }
 
+    /// Opens a directory that is there, with what it was made for: for looking at it while no node uses it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn open_as_it_is(root: &Path) -> Result<Self, Error> {
+        let meta = Meta::read(root)?;
+        Ok(Self { root: root.to_path_buf(), meta, created: false, lock: lock(root)? })
+    }
+
     /// Its path.
     #[must_use]
     pub fn root(&self) -> &Path {
@@ -262,14 +271,24 @@ impl DataDir {
         Ok(term)
     }
 
-    /// Bytes free for the data directory on its file system.
+    /// Room of the file system that holds the data directory.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn available_bytes(&self) -> Result<u64, Error> {
+    pub fn room(&self) -> Result<Room, Error> {
         let stat = rustix::fs::statvfs(&self.root).map_err(|errno| at(&self.root)(errno.into()))?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        Ok(Room { bytes: bytes(stat.f_blocks), free: bytes(stat.f_bavail) })
     }
+}
+
+/// Room of a file system, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// All of it.
+    pub bytes: u64,
+    /// What is free for this process.
+    pub free: u64,
 }
 
 fn term_text(term: u32) -> String {

@@ -81,6 +81,8 @@ pub struct Options {
     pub minutes: u32,
     /// What may go wrong.
     pub faults: FaultSet,
+    /// Workers save versions of their tasks' state. Apart, so that runs without it stay the same.
+    pub saves: bool,
     /// A planted bug.
     pub defect: Option<Defect>,
     /// Final tasks are checkpointed to a store.
@@ -91,7 +93,8 @@ impl Options {
     /// A short run in which the seed chooses everything.
     #[must_use]
     pub const fn of_seed(seed: u64) -> Self {
-        Self { seed, nodes: 0, minutes: 0, faults: FaultSet::ALL, defect: None, checkpoints: false }
+        let faults = FaultSet::ALL;
+        Self { seed, nodes: 0, minutes: 0, faults, saves: false, defect: None, checkpoints: false }
     }
 }
 
@@ -100,6 +103,9 @@ impl fmt::Display for Options {
         write!(f, "--seed {} --nodes {} --minutes {} --faults {}", self.seed, self.nodes, self.minutes, self.faults)?;
         if self.checkpoints {
             f.write_str(" --checkpoints")?;
+        }
+        if self.saves {
+            f.write_str(" --saves")?;
         }
         match self.defect {
             Some(defect) => write!(f, " (planted: {defect:?})"),
@@ -133,6 +139,10 @@ pub struct Report {
     pub assigned: u64,
     /// Linearizable reads that were checked.
     pub reads: u64,
+    /// Saved states acknowledged, and read back.
+    pub saves_acknowledged: u64,
+    /// The latter.
+    pub states_read: u64,
     /// Terms in which a leader served a partition.
     pub leaderships: u64,
     /// Processes that ended without warning.

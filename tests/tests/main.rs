@@ -11,5 +11,6 @@ mod process;
 mod refusals;
 mod services;
 mod simulator;
+mod states;
 mod tidy;
 mod workflows;

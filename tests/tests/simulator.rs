@@ -44,6 +44,10 @@ fn run_seeds(from: u64, count: u64) -> (Vec<Report>, Vec<String>) {
                             results.1.push(failure.to_string());
                         }
                     }
+                    let ran = results.0.len() + results.1.len();
+                    if ran.is_multiple_of(2_000) {
+                        eprintln!("{ran} of {count} seeds ran, {} failed", results.1.len());
+                    }
                 }
             });
         }
@@ -91,6 +95,25 @@ fn every_seed_keeps_what_was_acknowledged() {
         failures.len(),
         failures[..failures.len().min(20)].join("\n"),
     );
+}
+
+/// Workers that save states: what was acknowledged stays, with its bytes and its parent, whatever fails.
+#[test]
+fn saved_states_outlive_what_fails() {
+    let (from, count) = match number("TASKMASTER_SIM_SEED") {
+        Some(seed) => (seed, 1),
+        None => (number("TASKMASTER_SIM_FROM").unwrap_or(1), number("TASKMASTER_SIM_SEEDS").unwrap_or(2_000) / 10),
+    };
+    let (mut saves, mut reads, mut failures) = (0, 0, Vec::new());
+    for seed in from..from + count {
+        match sim::run(&Options { saves: true, ..options(seed) }) {
+            Ok(report) => (saves, reads) = (saves + report.saves_acknowledged, reads + report.states_read),
+            Err(failure) => failures.push(failure.to_string()),
+        }
+    }
+    eprintln!("{count} seeds with {saves} saves acknowledged and {reads} states read back");
+    assert!(failures.is_empty(), "{} of {count} seeds failed:\n{}", failures.len(), failures.join("\n"));
+    assert!(saves > 10 * count && reads > count);
 }
 
 /// Several shards with one queue's limit between them.

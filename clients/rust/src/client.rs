@@ -31,6 +31,7 @@ use crate::wire::{Message, Options};
 use crate::workflow::{OnFailure, Workflow, WorkflowHandle};
 
 mod cluster;
+pub(crate) mod state;
 
 pub use cluster::ClusterChange;
 

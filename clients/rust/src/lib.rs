@@ -24,6 +24,7 @@ mod queue;
 mod routing;
 mod submitter;
 mod task;
+mod versions;
 mod view;
 mod worker;
 mod workflow;
@@ -36,6 +37,7 @@ pub use queue::{ListPosition, QueueSettings, TaskFilter};
 pub use submitter::Submitter;
 pub use task::{Payload, Priority, Resources, Retries, State, Task};
 pub use taskmaster_protocol::{Code, NodeId, PartitionId, TaskId};
+pub use versions::{StateBytes, StateChange, StateHistory, Version, VersionView};
 pub use view::{
     ClusterView, Counts, Fact, GroupView, NodeStatus, NodeView, Outcome, QueueView, ShardStats, TaskView,
     WorkflowTaskView, WorkflowView,

@@ -15,6 +15,7 @@
 mod answer;
 mod dispatch;
 mod engine;
+mod states;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

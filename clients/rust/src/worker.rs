@@ -137,10 +137,12 @@ impl WorkerBuilder {
         if self.queues.is_empty() {
             self.queues.push(DEFAULT_QUEUE.to_owned());
         }
-        let runner = Runner::new(self.concurrency, self.prefetch, self.handlers, self.default_handler);
+        let cluster = Arc::clone(self.client.cluster());
+        let runner =
+            Runner::new(Arc::clone(&cluster), self.concurrency, self.prefetch, self.handlers, self.default_handler);
         let (to_drain, drain) = watch::channel(Drain::No);
         let offer = Arc::new(Offer {
-            cluster: Arc::clone(self.client.cluster()),
+            cluster,
             runner: Arc::new(runner),
             queues: self.queues,
             resources: self.resources,

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use taskmaster_client::{
-    Client, Code, Error, OnFailure, Priority, QueueSettings, Retries, State, Submitted, Task, TaskError, TaskFilter,
-    TestServer, Worker, Workflow,
+    Client, Code, Error, OnFailure, Priority, QueueSettings, Retries, State, StateChange, Submitted, Task, TaskError,
+    TaskFilter, TestServer, Worker, Workflow,
 };
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
@@ -510,6 +510,46 @@ async fn urgent_tasks_start_first_and_keys_limit_concurrency() {
         names.push(name);
     }
     assert_eq!(names, ["critical", "high", "normal", "low"]);
+    worker.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_attempt_goes_on_from_the_state_that_the_one_before_saved() {
+    let client = Client::in_memory().await;
+    let worker = Worker::builder(&client)
+        .handler("count", |task| async move {
+            let (mut done, from) = match task.load().await? {
+                Some((version, state)) => (state, version.number),
+                None => (Vec::new(), 0),
+            };
+            for _ in 0..3 {
+                done.push(b'x');
+                let version = task.save_as(&done, "a step").await?;
+                assert_eq!(version.size, done.len() as u64);
+            }
+            if task.attempt() < 3 {
+                return Err(TaskError::new("broken", "on purpose"));
+            }
+            Ok(format!("{} from version {from}", String::from_utf8(done)?))
+        })
+        .start()
+        .await
+        .unwrap();
+    let retries = Retries::attempts(3).backoff(Duration::from_millis(1));
+    let id = client.submit(Task::new("count").retries(retries)).await.unwrap().id;
+    assert_eq!(client.result(id).await.unwrap().text().unwrap(), "xxxxxxxxx from version 6");
+    let history = client.state_log(id).await.unwrap();
+    let told: Vec<_> = history.versions.iter().map(|row| (row.number, row.parent, row.attempt, row.size)).collect();
+    let expected: Vec<_> =
+        (1..=9u32).map(|number| (number, number - 1, number.div_ceil(3), u64::from(number))).collect();
+    assert_eq!(told, expected);
+    assert_eq!((history.head, history.current.as_str(), history.versions[0].label.as_str()), (9, "main", "a step"));
+    client.change_state(id, &StateChange::Tag { name: "good".into(), version: Some(4) }).await.unwrap();
+    client.change_state(id, &StateChange::Rollback { version: 5 }).await.unwrap();
+    assert_eq!(client.read_state(id, None).await.unwrap().bytes, b"xxxxx");
+    assert_eq!(client.state_log(id).await.unwrap().tags, [("good".to_owned(), 4)]);
+    let unknown = client.read_state(id, Some(99)).await.unwrap_err();
+    assert_eq!(unknown.code(), Some(Code::UnknownVersion));
     worker.shutdown().await.unwrap();
 }
 

@@ -252,9 +252,12 @@ impl ClusterMap {
         for (other, _) in self.present().filter(|(other, _)| other.id != info.id) {
             if other.name == info.name {
                 let message = format!(
-                    "node {} cannot be called \"{}\": node {} at {} has that name. Give it another name, or, if that node is \
-                     gone for good, remove it first",
-                    info.id, info.name, other.id, other.host
+                    "node {} cannot be called \"{}\": node {old} at {} has that name. Give it another name, or, if that node is \
+                     gone for good, remove it first: `taskmaster cluster remove {old}`",
+                    info.id,
+                    info.name,
+                    other.host,
+                    old = other.id
                 );
                 return Err(Refused::new(Code::Duplicate, message));
             }

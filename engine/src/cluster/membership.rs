@@ -3,6 +3,7 @@
 //! Invariants:
 //! - a node is known by the id of its data directory, wherever it is reached; of two descriptions the one with the higher
 //!   bump is newer;
+//! - of two nodes at one address the one that was heard there is there, and the other gone: its disk was lost, or it moved;
 //! - nodes of another cluster name, of another cluster id (once both have one), or of a version more than one apart are
 //!   never reported and never passed on; whoever meets one says so in a sentence, at most once a minute;
 //! - what a peer sends allocates no more than [`MEMBERS_MAX`] members, and no bytes of it can panic.
@@ -123,6 +124,8 @@ pub struct Membership {
     /// By due time and order of asking.
     timers: BTreeMap<(u64, u64), Timer<Identity>>,
     timers_asked: u64,
+    /// When news are told next, if there are any: without them nobody is woken for it.
+    telling: Option<(u64, Timer<Identity>)>,
     seeds: Vec<SocketAddr>,
     seed_next: usize,
     hello_at_us: u64,
@@ -184,6 +187,7 @@ impl Membership {
             asked: Asked::default(),
             timers: BTreeMap::new(),
             timers_asked: 0,
+            telling: None,
             seeds: Vec::new(),
             seed_next: 0,
             hello_at_us: now_us,
@@ -249,7 +253,8 @@ impl Membership {
             return self.now_us;
         }
         let timer_us = self.timers.first_key_value().map_or(u64::MAX, |((at_us, _), _)| *at_us);
-        timer_us.min(self.hello_at_us).min(self.rejoin_at_us.unwrap_or(u64::MAX))
+        let telling_us = self.telling.as_ref().filter(|_| self.has_news()).map_or(u64::MAX, |(at_us, _)| *at_us);
+        timer_us.min(telling_us).min(self.hello_at_us).min(self.rejoin_at_us.unwrap_or(u64::MAX))
     }
 
     /// Takes a datagram. `from` only names the sender of what cannot be read.
@@ -280,6 +285,11 @@ impl Membership {
             // An error says that the probe in flight was cut short, by a stall of this process or a change of identity.
             let _ = self.foca.handle_timer(entry.remove(), &mut self.asked);
             self.keep_timers();
+        }
+        if self.has_news()
+            && let Some((_, telling)) = self.telling.take_if(|(at_us, _)| *at_us <= self.now_us)
+        {
+            let _ = self.foca.handle_timer(telling, &mut self.asked);
         }
         if self.hello_at_us <= self.now_us {
             self.say_hello(out);
@@ -372,10 +382,18 @@ impl Membership {
         }
     }
 
+    fn has_news(&self) -> bool {
+        self.foca.updates_backlog() > 0
+    }
+
     fn keep_timers(&mut self) {
         for (after, event) in self.asked.timers.drain(..) {
-            let after_us = u64::try_from(after.as_micros()).unwrap_or(u64::MAX);
-            self.timers.insert((self.now_us.saturating_add(after_us), self.timers_asked), event);
+            let at_us = self.now_us.saturating_add(u64::try_from(after.as_micros()).unwrap_or(u64::MAX));
+            if matches!(event, Timer::PeriodicGossip(_)) {
+                self.telling = Some((at_us, event));
+                continue;
+            }
+            self.timers.insert((at_us, self.timers_asked), event);
             self.timers_asked += 1;
         }
     }
@@ -389,8 +407,30 @@ impl Membership {
         let packets = self.asked.packets.drain(..);
         out.packets.extend(packets.map(|(to, body)| (to, packet::seal(PacketKind::Gossip, self.name_hash, &body))));
         if core::mem::take(&mut self.asked.are_members_changed) {
+            // Nobody else is where this node is.
+            self.bury_others_at(self.own.id, self.own.peer, out);
             self.report(out);
         }
+    }
+
+    /// The node `id` is at this address: whoever else was there is gone, which needs no probes to be known.
+    fn bury_others_at(&mut self, id: NodeId, peer: SocketAddr, out: &mut Out) {
+        let mut gone = Vec::new();
+        for other in self.foca.iter_members().filter(|other| other.id().peer == peer && other.id().id != id) {
+            gone.push(foca::Member::new(other.id().clone(), other.incarnation(), foca::State::Down));
+        }
+        for old in &gone {
+            let (name, old) = (&old.id().name, old.id().id);
+            let say = || {
+                format!(
+                    "node \"{name}\" ({old}) is gone: node {id} is at its address {peer}; if its disk was lost, \
+                     `taskmaster cluster remove {old}`"
+                )
+            };
+            let _ = self.warnings.say(Reason::AddressTaken, u128::from(old.0), self.now_us, &mut out.warnings, say);
+        }
+        // It fails for none: they are members.
+        let _ = self.foca.apply_many(gone.into_iter(), true, &mut self.asked);
     }
 
     /// Compares who is there with what was last reported.

@@ -43,6 +43,11 @@ pub(crate) fn apply(partition: &mut Partition, body: &ArchivedRetry, cx: &mut Cx
     reply
 }
 
+/// Whether one final task that did not succeed could be made ready again.
+pub(crate) fn restart(partition: &mut Partition, slot: Slot, cx: &mut Cx<'_>) -> bool {
+    again(partition, slot, &mut Needs::default(), cx)
+}
+
 /// Whether a row whose needs are all final may run: after a need that did not succeed only where failures do not matter.
 /// Otherwise it is that need which has to be retried; its descendants follow.
 fn needs_allow(partition: &Partition, index: u32, needs: &[u32]) -> bool {

@@ -312,15 +312,24 @@ pub(crate) fn apply(partition: &mut Partition, body: &ArchivedSubmit, resend: bo
 
 /// Whether the id may be used; if not, says so in the reply.
 fn is_new(partition: &Partition, index: usize, id: TaskId, resend: bool, reply: &mut BatchReply) -> bool {
+    match check_new(partition, id, resend) {
+        Ok(()) => true,
+        Err((code, state)) => {
+            except(reply, index, id, code, state);
+            false
+        }
+    }
+}
+
+/// Whether the id may be used.
+pub(crate) fn check_new(partition: &Partition, id: TaskId, resend: bool) -> Result<(), (Code, Option<State>)> {
     if let Some(slot) = partition.find(id, NONE) {
-        except(reply, index, id, Code::Duplicate, Some(partition.tasks[slot].state));
-        return false;
+        return Err((Code::Duplicate, Some(partition.tasks[slot].state)));
     }
     if resend && id.time_ms() <= partition.forgotten_ms {
-        except(reply, index, id, Code::OutcomeForgotten, None);
-        return false;
+        return Err((Code::OutcomeForgotten, None));
     }
-    true
+    Ok(())
 }
 
 #[expect(clippy::too_many_arguments, reason = "one row of a batch in its context")]

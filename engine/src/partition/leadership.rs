@@ -22,7 +22,10 @@ impl Partition {
     /// This replica no longer leads: its leases are void, and their tasks are ready, to be leased by the next leader under
     /// higher tokens. Who holds them hears when its outcome is refused.
     pub(crate) fn follow(&mut self, cx: &mut Cx<'_>) {
-        self.leading = false;
+        // A state that is being received never led, and the lanes in line under its number are another's.
+        if !core::mem::take(&mut self.leading) {
+            return;
+        }
         self.sending = super::Sending::Closed;
         for queue in &self.queues {
             cx.dispatch.leave_line(queue.dispatch, self.id);
@@ -61,7 +64,7 @@ impl Partition {
             let Some(task) = self.tasks.get(slot) else { continue };
             cx.arena.free(task.blob);
             if let Some(extra) = self.extras.get(task.extra) {
-                for blob in [extra.unique, extra.name, extra.error, extra.note] {
+                for blob in [extra.unique, extra.name, extra.error, extra.note, extra.input] {
                     cx.arena.free(blob);
                 }
             }
@@ -69,6 +72,7 @@ impl Partition {
         for workflow in self.workflows.iter() {
             cx.arena.free(workflow.name);
         }
+        self.versions.chunks.clear(cx.arena);
         self.tasks = crate::task::Tasks::default();
     }
 
@@ -93,11 +97,14 @@ impl Partition {
             }
             if let Some(extra) = self.extras.get(task.extra) {
                 (extra.due_us, extra.deadline_us, extra.unique_until_us).hash(&mut hasher);
-                for blob in [extra.unique, extra.name, extra.error] {
+                for blob in [extra.unique, extra.name, extra.error, extra.input] {
                     hasher.write(arena.get(blob));
                 }
                 if extra.key != NONE {
                     hasher.write(&self.keys[extra.key as usize].bytes);
+                }
+                if let Some(history) = self.versions.get(extra.history) {
+                    history.hash(&mut hasher);
                 }
             }
             sum = sum.wrapping_add(crate::hash::mix64(hasher.finish()));
@@ -108,6 +115,6 @@ impl Partition {
             queue.settings.hash(&mut hasher);
             sum = sum.wrapping_add(crate::hash::mix64(hasher.finish()));
         }
-        sum
+        sum.wrapping_add(self.versions.chunks.digest())
     }
 }

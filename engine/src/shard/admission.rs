@@ -1,8 +1,8 @@
 //! Admission: each logged operation's way into the log, or its refusal.
 
 use taskmaster_protocol::body::{
-    self, ArchivedCancel, ArchivedComplete, ArchivedConfigureQueue, ArchivedFail, ArchivedRetry, ArchivedSubmit, Body,
-    Expire, ExpireRow,
+    self, ArchivedCancel, ArchivedChangeState, ArchivedComplete, ArchivedConfigureQueue, ArchivedFail,
+    ArchivedForkWorkflow, ArchivedRetry, ArchivedSaveState, ArchivedSubmit, Body, Expire, ExpireRow, StateReply,
 };
 use taskmaster_protocol::frame::Header;
 use taskmaster_protocol::{Code, Operation, PartitionId, TaskId, limits};
@@ -24,14 +24,7 @@ const OVERLOADED_RETRY_MS: u32 = 100;
 
 impl Shard {
     pub(super) fn submit(&mut self, conn: ConnId, header: Header, bytes: &[u8]) -> Result<(), Refused> {
-        if self.draining {
-            let message = "the node is shutting down: reconnect and resend";
-            return Err(Refused::new(Code::ShuttingDown, message).retry_after_ms(1_000));
-        }
-        if self.disk_full {
-            let message = "the log's disk is full: free space or add a disk; accepted work goes on";
-            return Err(Refused::new(Code::DiskFull, message).retry_after_ms(1_000));
-        }
+        self.check_new_tasks()?;
         let body = body::access::<ArchivedSubmit>(bytes)?;
         let partition = self.partition(&header)?;
         let size = command::submit::admit(partition, body, self.last_time_us, self.config.auto_create_queues)?;
@@ -44,6 +37,23 @@ impl Shard {
             ..Request::default()
         };
         self.append(Operation::Submit, PartitionId(header.partition), request, bytes);
+        Ok(())
+    }
+
+    /// Refuses what adds tasks where no more are taken.
+    fn check_new_tasks(&self) -> Result<(), Refused> {
+        if self.draining {
+            let message = "the node is shutting down: reconnect and resend";
+            return Err(Refused::new(Code::ShuttingDown, message).retry_after_ms(1_000));
+        }
+        self.check_disk()
+    }
+
+    fn check_disk(&self) -> Result<(), Refused> {
+        if self.disk_full {
+            let message = "the log's disk is full: free space or add a disk; accepted work goes on";
+            return Err(Refused::new(Code::DiskFull, message).retry_after_ms(1_000));
+        }
         Ok(())
     }
 
@@ -132,6 +142,53 @@ impl Shard {
         let blob_bytes = command::fail::blob_bytes(body);
         let narrow = admitted.rows.as_ref().map(|rows| command::fail::narrowed(body, rows));
         self.append_admitted(conn, header, admitted, blob_bytes, bytes, narrow, effects);
+        Ok(())
+    }
+
+    pub(super) fn save_state(
+        &mut self,
+        conn: ConnId,
+        header: Header,
+        bytes: &[u8],
+        effects: &mut Effects,
+    ) -> Result<(), Refused> {
+        self.check_disk()?;
+        let body = body::access::<ArchivedSaveState>(bytes)?;
+        let (admitted, blob_bytes) = command::save_state::admit(self.partition(&header)?, body)?;
+        if admitted.rows.as_ref().is_some_and(Vec::is_empty) {
+            let versions = vec![0; body.rows.len()];
+            effects.reply(conn, &header, &StateReply { versions, exceptions: admitted.reply.exceptions });
+            return Ok(());
+        }
+        self.check_room(blob_bytes)?;
+        let narrow = admitted.rows.as_ref().map(|rows| command::save_state::narrowed(body, rows));
+        self.append_admitted(conn, header, admitted, blob_bytes, bytes, narrow, effects);
+        Ok(())
+    }
+
+    pub(super) fn change_state(&mut self, conn: ConnId, header: Header, bytes: &[u8]) -> Result<(), Refused> {
+        let body = body::access::<ArchivedChangeState>(bytes)?;
+        let partition = self.partition(&header)?;
+        let is_fork = body.verb.to_native() == body::state_verb::FORK;
+        let list_bytes = command::change_state::admit(partition, body, header.is_resend())?;
+        let blob_bytes = list_bytes + command::change_state::blob_bytes(partition, body, &self.arena);
+        if is_fork {
+            self.check_new_tasks()?;
+        }
+        let tasks = u64::from(is_fork);
+        self.check_room(blob_bytes + tasks * TASK_BYTES)?;
+        let request = Request { origin: Some((conn, header)), blob_bytes, tasks, ..Request::default() };
+        self.append(Operation::ChangeState, PartitionId(header.partition), request, bytes);
+        Ok(())
+    }
+
+    pub(super) fn fork_workflow(&mut self, conn: ConnId, header: Header, bytes: &[u8]) -> Result<(), Refused> {
+        self.check_new_tasks()?;
+        let body = body::access::<ArchivedForkWorkflow>(bytes)?;
+        let (tasks, blob_bytes) = command::fork_workflow::admit(self.partition(&header)?, body, &self.arena)?;
+        self.check_room(blob_bytes + tasks * TASK_BYTES)?;
+        let request = Request { origin: Some((conn, header)), blob_bytes, tasks, ..Request::default() };
+        self.append(Operation::ForkWorkflow, PartitionId(header.partition), request, bytes);
         Ok(())
     }
 

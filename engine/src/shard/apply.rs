@@ -2,8 +2,8 @@
 
 use raft::eraftpb::{Entry, EntryType};
 use taskmaster_protocol::body::{
-    self, ArchivedCancel, ArchivedComplete, ArchivedConfigureQueue, ArchivedExpire, ArchivedFail, ArchivedRetry,
-    ArchivedSubmit, BatchReply, Malformed,
+    self, ArchivedCancel, ArchivedChangeState, ArchivedComplete, ArchivedConfigureQueue, ArchivedExpire, ArchivedFail,
+    ArchivedForkWorkflow, ArchivedRetry, ArchivedSaveState, ArchivedSubmit, BatchReply, Malformed, StateReply,
 };
 use taskmaster_protocol::{Operation, PartitionId};
 
@@ -11,11 +11,19 @@ use super::group::{Group, Request};
 use super::{Effects, Shard};
 use crate::command;
 use crate::entry::{self, Command, EntryError, Settings, Verb, read_checkpointed};
+use crate::partition::{Cx, Partition};
 use crate::peer::META_GROUP;
 use crate::replica::log::Position;
 
 /// Final tasks forgotten per command.
 const EVICTIONS_PER_COMMAND_MAX: usize = 4_096;
+
+/// What a command came to.
+enum Reply {
+    Done,
+    Rows(BatchReply),
+    State(StateReply),
+}
 
 impl Shard {
     /// Applies one committed entry and answers the requests behind it.
@@ -43,7 +51,7 @@ impl Shard {
             let applied = command.and_then(|command| Ok((command, self.apply(group.number, &command)?)));
             let (command, reply) = applied.expect("the leader admitted this command");
             if let Some(request) = requests_of.next() {
-                Self::answer(request, &command, reply, effects);
+                Self::answer(request, reply, effects);
             }
             self.after_apply(effects);
             self.evict(PartitionId(group.number), command.time_us);
@@ -51,13 +59,19 @@ impl Shard {
         self.backlog.remove(&requests, bytes);
     }
 
-    fn answer(request: &Request, command: &Command<'_>, mut reply: BatchReply, effects: &mut Effects) {
+    fn answer(request: &Request, reply: Reply, effects: &mut Effects) {
         let Some((conn, header)) = request.origin else { return };
-        if command.verb == Verb::Operation(Operation::ConfigureQueue) {
-            effects.reply(conn, &header, &body::Empty::default());
-        } else {
-            request.merge_exceptions(&mut reply);
-            effects.reply(conn, &header, &reply);
+        match reply {
+            Reply::Done => effects.reply(conn, &header, &body::Empty::default()),
+            Reply::Rows(mut reply) => {
+                request.merge_exceptions(&mut reply.exceptions);
+                effects.reply(conn, &header, &reply);
+            }
+            Reply::State(mut reply) => {
+                request.spread_versions(&mut reply.versions);
+                request.merge_exceptions(&mut reply.exceptions);
+                effects.reply(conn, &header, &reply);
+            }
         }
     }
 
@@ -101,35 +115,34 @@ impl Shard {
         Ok(())
     }
 
+    /// Applies a command that no client asks for.
+    fn apply_own(&mut self, id: PartitionId, command: &Command<'_>) -> Result<Reply, EntryError> {
+        let Some((partition, mut cx)) = self.split(id, command.time_us) else { return Ok(Reply::Done) };
+        partition.command_us = command.time_us;
+        match command.verb {
+            Verb::Settings => {
+                let settings = Settings::read(command.body).ok_or(EntryError::Record("a setting"))?;
+                partition.set(settings, cx.arena);
+            }
+            Verb::Checkpointed => {
+                let upto = read_checkpointed(command.body).ok_or(EntryError::Record("a checkpoint's number"))?;
+                partition.checkpoint(upto, cx.arena);
+            }
+            Verb::Restored => {
+                let inserted = crate::snapshot::restored::insert(command.body, partition, &mut cx);
+                inserted.map_err(|_| EntryError::Record("a chunk of restored tasks"))?;
+            }
+            Verb::Operation(_) => unreachable!("clients ask for operations"),
+        }
+        Ok(Reply::Done)
+    }
+
     /// Applies one command.
-    fn apply(&mut self, group: u16, command: &Command<'_>) -> Result<BatchReply, EntryError> {
+    fn apply(&mut self, group: u16, command: &Command<'_>) -> Result<Reply, EntryError> {
         let id = PartitionId(group);
         let operation = match command.verb {
             Verb::Operation(operation) => operation,
-            Verb::Settings => {
-                if let Some((partition, cx)) = self.split(id, command.time_us) {
-                    partition.command_us = command.time_us;
-                    let settings = Settings::read(command.body).ok_or(EntryError::Record("a setting"))?;
-                    partition.set(settings, cx.arena);
-                }
-                return Ok(BatchReply::default());
-            }
-            Verb::Checkpointed => {
-                if let Some((partition, cx)) = self.split(id, command.time_us) {
-                    partition.command_us = command.time_us;
-                    let upto = read_checkpointed(command.body).ok_or(EntryError::Record("a checkpoint's number"))?;
-                    partition.checkpoint(upto, cx.arena);
-                }
-                return Ok(BatchReply::default());
-            }
-            Verb::Restored => {
-                if let Some((partition, mut cx)) = self.split(id, command.time_us) {
-                    partition.command_us = command.time_us;
-                    let inserted = crate::snapshot::restored::insert(command.body, partition, &mut cx);
-                    inserted.map_err(|_| EntryError::Record("a chunk of restored tasks"))?;
-                }
-                return Ok(BatchReply::default());
-            }
+            Verb::Settings | Verb::Checkpointed | Verb::Restored => return self.apply_own(id, command),
         };
         let wrong =
             |malformed: Malformed| EntryError::Body { operation, partition: id, message: malformed.to_string() };
@@ -137,45 +150,58 @@ impl Shard {
             return Err(wrong(Malformed("the partition is not on this shard".to_owned())));
         };
         partition.command_us = command.time_us;
-        let mut reply = BatchReply::default();
+        let reply = apply_operation(operation, command, partition, &mut cx).map_err(wrong)?;
+        let accepted = match &reply {
+            Reply::Rows(reply) => u64::from(reply.accepted),
+            Reply::State(_) | Reply::Done => 0,
+        };
         match operation {
-            Operation::Submit => {
-                let body = body::access::<ArchivedSubmit>(command.body).map_err(wrong)?;
-                reply = command::submit::apply(partition, body, command.resend, &mut cx);
-            }
-            Operation::Complete => {
-                let body = body::access::<ArchivedComplete>(command.body).map_err(wrong)?;
-                reply = command::complete::apply(partition, body, &mut cx);
-            }
-            Operation::Fail => {
-                let body = body::access::<ArchivedFail>(command.body).map_err(wrong)?;
-                reply = command::fail::apply(partition, body, &mut cx);
-            }
-            Operation::Expire => {
-                let body = body::access::<ArchivedExpire>(command.body).map_err(wrong)?;
-                command::expire::apply(partition, body, &mut cx);
-            }
-            Operation::Cancel => {
-                let body = body::access::<ArchivedCancel>(command.body).map_err(wrong)?;
-                reply = command::cancel::apply(partition, body, &mut cx);
-            }
-            Operation::Retry => {
-                let body = body::access::<ArchivedRetry>(command.body).map_err(wrong)?;
-                reply = command::retry::apply(partition, body, &mut cx);
-            }
-            Operation::ConfigureQueue => {
-                let body = body::access::<ArchivedConfigureQueue>(command.body).map_err(wrong)?;
-                command::configure_queue::apply(partition, body, &mut cx);
-            }
-            operation => return Err(wrong(Malformed(format!("{operation:?} is never logged")))),
-        }
-        let accepted = u64::from(reply.accepted);
-        match operation {
-            Operation::Submit => self.stats.submitted += accepted,
+            Operation::Submit | Operation::ForkWorkflow => self.stats.submitted += accepted,
             Operation::Complete => self.stats.completed += accepted,
             Operation::Fail => self.stats.failed_attempts += accepted,
             _ => {}
         }
         Ok(reply)
     }
+}
+
+fn apply_operation(
+    operation: Operation,
+    command: &Command<'_>,
+    partition: &mut Partition,
+    cx: &mut Cx<'_>,
+) -> Result<Reply, Malformed> {
+    let (bytes, resend) = (command.body, command.resend);
+    Ok(match operation {
+        Operation::Submit => {
+            let body = body::access::<ArchivedSubmit>(bytes)?;
+            Reply::Rows(command::submit::apply(partition, body, resend, cx))
+        }
+        Operation::Complete => {
+            Reply::Rows(command::complete::apply(partition, body::access::<ArchivedComplete>(bytes)?, cx))
+        }
+        Operation::Fail => Reply::Rows(command::fail::apply(partition, body::access::<ArchivedFail>(bytes)?, cx)),
+        Operation::SaveState => {
+            Reply::State(command::save_state::apply(partition, body::access::<ArchivedSaveState>(bytes)?, cx))
+        }
+        Operation::ChangeState => {
+            let body = body::access::<ArchivedChangeState>(bytes)?;
+            Reply::State(command::change_state::apply(partition, body, resend, cx))
+        }
+        Operation::ForkWorkflow => {
+            let body = body::access::<ArchivedForkWorkflow>(bytes)?;
+            Reply::Rows(command::fork_workflow::apply(partition, body, resend, cx))
+        }
+        Operation::Expire => {
+            command::expire::apply(partition, body::access::<ArchivedExpire>(bytes)?, cx);
+            Reply::Done
+        }
+        Operation::Cancel => Reply::Rows(command::cancel::apply(partition, body::access::<ArchivedCancel>(bytes)?, cx)),
+        Operation::Retry => Reply::Rows(command::retry::apply(partition, body::access::<ArchivedRetry>(bytes)?, cx)),
+        Operation::ConfigureQueue => {
+            command::configure_queue::apply(partition, body::access::<ArchivedConfigureQueue>(bytes)?, cx);
+            Reply::Done
+        }
+        operation => return Err(Malformed(format!("{operation:?} is never logged"))),
+    })
 }

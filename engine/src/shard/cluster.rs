@@ -6,6 +6,7 @@ use taskmaster_protocol::body::{
 use taskmaster_protocol::frame::Header;
 use taskmaster_protocol::{Code, NodeId, PartitionId};
 
+use super::group::Group;
 use super::peers::Peer;
 use super::reconcile::{node_of, status_number};
 use super::recovery::new_cluster_id;
@@ -15,7 +16,53 @@ use crate::effects::ConnId;
 use crate::peer::META_GROUP;
 use crate::refused::Refused;
 
+/// How a replica stands, as the shard that has it says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Its group.
+    pub group: u16,
+    /// Entries applied.
+    pub applied: u64,
+    /// Entries committed.
+    pub committed: u64,
+    /// The term in which it leads and answers; 0: it does not.
+    pub serving: u64,
+    /// If it leads: entries by which the slowest replica is behind.
+    pub behind: u64,
+    /// Who votes.
+    pub voters: Vec<u64>,
+    /// Who learns.
+    pub learners: Vec<u64>,
+}
+
+impl Standing {
+    fn of(group: &Group) -> Self {
+        let (replica, conf) = (&group.replica, group.replica.conf());
+        Self {
+            group: group.number,
+            applied: replica.applied().index,
+            committed: replica.committed(),
+            serving: group.serving,
+            behind: if group.serving > 0 { replica.last_index().saturating_sub(replica.matched_by_all()) } else { 0 },
+            voters: conf.voters.clone(),
+            learners: conf.learners.clone(),
+        }
+    }
+}
+
 impl Shard {
+    /// How all replicas here stand.
+    #[must_use]
+    pub fn standings(&self) -> Vec<Standing> {
+        self.groups.iter().flatten().map(|group| Standing::of(group)).collect()
+    }
+
+    /// How the node's own replica of a group stands, on whichever shard.
+    fn standing(&self, number: u16) -> Option<Standing> {
+        let here = self.group(number).map(Standing::of);
+        here.or_else(|| self.siblings.get(&number).cloned())
+    }
+
     /// The cluster as this shard knows it.
     pub(super) fn cluster_map(&self) -> ClusterMapReply {
         let mut reply = ClusterMapReply { node: self.config.node.id.0, ..ClusterMapReply::default() };
@@ -52,9 +99,12 @@ impl Shard {
         reply.ports.extend_from_slice(&info.client_ports);
         let led = reply.partitions.iter().filter(|row| row.leader == info.id.0).count();
         let heard_us = if is_own { self.last_time_us } else { peer.map_or(0, |peer| peer.seen_us) };
+        let disk = if is_own { self.disk_room } else { peer.map(|peer| peer.disk) }.unwrap_or_default();
         NodeRow {
             id: info.id.0,
             seen_ms: heard_us / 1_000,
+            disk_bytes: disk.bytes,
+            disk_bytes_free: disk.free,
             name: body::put(&mut reply.bytes, info.name.as_bytes()),
             zone: body::put(&mut reply.bytes, info.zone.as_bytes()),
             host: body::put(&mut reply.bytes, info.host.as_bytes()),
@@ -65,7 +115,6 @@ impl Shard {
             leaders: u32::try_from(led).expect("partitions are bounded"),
             replicas: u32::try_from(replicas).expect("partitions are bounded"),
             peer_port: u32::from(info.peer_port),
-            ..NodeRow::default()
         }
     }
 
@@ -85,22 +134,20 @@ impl Shard {
             lag: self.peers.lag.get(&number).map_or(0, |&lag| u32::try_from(lag).unwrap_or(u32::MAX)),
             ..PartitionRow::default()
         };
-        if let Some(group) = self.group(number) {
-            let conf = group.replica.conf();
-            (row.applied, row.committed) = (group.replica.applied().index, group.replica.committed());
-            row.voters = span(&mut conf.voters.iter().copied());
-            row.learners = span(&mut conf.learners.iter().copied());
-            if leader == self.config.node.id && group.serving == 0 {
+        if let Some(standing) = self.standing(number) {
+            (row.applied, row.committed) = (standing.applied, standing.committed);
+            row.voters = span(&mut standing.voters.iter().copied());
+            row.learners = span(&mut standing.learners.iter().copied());
+            if standing.serving > 0 {
+                (row.leader, row.term) = (self.config.node.id.0, standing.serving);
+                row.lag = u32::try_from(standing.behind).unwrap_or(u32::MAX);
+            } else if leader == self.config.node.id {
                 // It gave the lead up and knows of no other leader yet.
                 row.leader = 0;
             }
-            if group.serving > 0 {
-                let behind = group.replica.last_index().saturating_sub(group.replica.matched_by_all());
-                row.lag = u32::try_from(behind).unwrap_or(u32::MAX);
-            }
         }
         if row.voters.len == 0 {
-            // The replica is another shard's, or another node's: of a group that has settled, the map says it all.
+            // The replica is another node's: of a group that has settled, the map says it all.
             let settled = placement.settled.then_some(placement.replicas.as_slice());
             let voters = settled.or_else(|| self.meta.reported_voters(number));
             row.voters = span(&mut voters.unwrap_or_default().iter().map(|node| node.0));

@@ -6,13 +6,14 @@
 
 use taskmaster_protocol::NodeId;
 
+use super::rest::SLOW_PULSE_US;
 use super::{Effects, Shard};
 use crate::hash::mix64;
 use crate::peer::META_GROUP;
 use crate::replica::TICK_US;
 
 /// Silence after which a leader is given up, in microseconds: three heartbeats.
-const SILENCE_US: u64 = 150_000;
+pub(super) const SILENCE_US: u64 = 150_000;
 /// Between two replicas that stand for election, in microseconds.
 const STAND_PAUSE_US: u64 = 60_000;
 /// Most ticks made up for after a pause.
@@ -32,6 +33,13 @@ impl Elections {
         self.next_us
     }
 
+    /// The next beat comes no later than this.
+    pub(super) const fn within(&mut self, now_us: u64, pause_us: u64) {
+        if self.next_us > now_us + pause_us {
+            self.next_us = now_us + pause_us;
+        }
+    }
+
     /// Elections and transfers go on at the end of this turn.
     pub(super) const fn hasten(&mut self) {
         self.hasty = true;
@@ -41,8 +49,7 @@ impl Elections {
 impl Shard {
     /// When the next beat is due; `None` while nothing outside this shard can matter.
     pub(super) fn next_beat_us(&self) -> Option<u64> {
-        let is_alone = self.groups.iter().flatten().all(|group| group.replica.is_alone());
-        let needs_beat = !is_alone || !self.peers.nodes.is_empty();
+        let needs_beat = !self.rest.awake.is_empty() || !self.peers.nodes.is_empty();
         needs_beat.then_some(self.elections.next_us.max(1))
     }
 
@@ -54,55 +61,39 @@ impl Shard {
         }
         let late = (now_us - self.elections.next_us.min(now_us)) / TICK_US;
         let ticks = 1 + late.min(TICKS_PER_BEAT_MAX - 1);
-        self.elections.next_us = now_us + TICK_US;
-        for place in 0..self.groups.len() {
-            let Some(group) = self.groups[place].as_deref_mut() else { continue };
-            if group.replica.is_alone() && group.replica.is_leader() {
-                continue;
-            }
-            for _ in 0..ticks {
-                group.replica.tick();
-            }
-            let number = group.number;
-            if group.replica.has_ready() {
-                self.touch(number);
-            }
+        self.tick_awake(ticks);
+        self.come_to_rest(ticks);
+        for node in self.notice_silence() {
+            self.stand_over(node);
         }
-        self.notice_silence();
         self.stand();
         self.beat_transfers(effects);
         self.beat_meta(effects);
         self.reconcile();
         self.repeat_needs();
         self.announce_leads(effects);
-    }
-
-    fn notice_silence(&mut self) {
-        let now_us = self.last_time_us;
-        let silent: Vec<NodeId> = self
-            .peers
-            .nodes
-            .iter()
-            .filter(|(_, peer)| peer.heard_us > 0 && now_us.saturating_sub(peer.heard_us) > SILENCE_US)
-            .map(|(&node, _)| node)
-            .collect();
-        for node in silent {
-            self.stand_over(node);
-        }
+        self.send_pulses(effects);
+        // Beats of nodes whose clocks agree coincide, so that each is woken once for its own and for what the others send.
+        let pause_us = if self.rests() { SLOW_PULSE_US } else { TICK_US };
+        self.elections.next_us = (now_us / pause_us + 1) * pause_us;
     }
 
     /// The node is gone: the groups that it led are to be led by others.
     pub(super) fn stand_over(&mut self, lost: NodeId) {
         let (now_us, own) = (self.last_time_us, self.config.node.id.0);
-        for group in self.groups.iter_mut().flatten() {
-            if group.replica.leader() != lost.0 || group.given_up == lost.0 || !group.replica.is_voter() {
+        for place in 0..self.groups.len() {
+            let Some(mut group) = self.groups[place].take_if(|group| {
+                group.replica.leader() == lost.0 && group.given_up != lost.0 && group.replica.is_voter()
+            }) else {
                 continue;
-            }
+            };
+            self.wake(&mut group);
             group.given_up = lost.0;
             let order = |node: u64| mix64(node ^ (u64::from(group.number) << 48));
             let before = group.replica.conf().voters.iter().filter(|&&node| node != lost.0 && order(node) < order(own));
             let rank = before.count() as u64;
             group.campaign = Some((now_us + rank * STAND_PAUSE_US, lost.0));
+            self.groups[place] = Some(group);
         }
         self.elections.hasten();
     }
@@ -118,17 +109,18 @@ impl Shard {
 
     fn stand(&mut self) {
         let now_us = self.last_time_us;
-        for place in 0..self.groups.len() {
-            let Some(group) = self.groups[place].as_deref_mut() else { continue };
+        let awake = core::mem::take(&mut self.rest.awake);
+        for &number in &awake {
+            let Some(group) = self.group_mut(number) else { continue };
             if let Some((at_us, lost)) = group.campaign
                 && at_us <= now_us
             {
                 group.campaign = None;
                 group.replica.campaign_over(lost);
-                let number = group.number;
                 self.touch(number);
             }
         }
+        self.rest.awake = awake;
     }
 
     /// A replica that is alone leads at once; no one else can.

@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use taskmaster_protocol::FrameBuffer;
-use taskmaster_protocol::body::BatchReply;
+use taskmaster_protocol::body::{BatchReply, ExceptionRow};
 use taskmaster_protocol::frame::Header;
 
 use super::reads::Reads;
+use super::rest::Offer;
 use crate::effects::ConnId;
 use crate::entry::{self, Verb};
 use crate::replica::Replica;
@@ -39,16 +40,26 @@ pub(super) struct Request {
 
 impl Request {
     /// Joins the exceptions of admission and of application, in the request's row order.
-    pub(super) fn merge_exceptions(&self, reply: &mut BatchReply) {
+    pub(super) fn merge_exceptions(&self, exceptions: &mut Vec<ExceptionRow>) {
         if let Some(rows) = &self.rows {
-            for exception in &mut reply.exceptions {
+            for exception in &mut *exceptions {
                 exception.index = rows[exception.index as usize];
             }
         }
         if !self.refused.exceptions.is_empty() {
-            reply.exceptions.extend_from_slice(&self.refused.exceptions);
-            reply.exceptions.sort_unstable_by_key(|exception| exception.index);
+            exceptions.extend_from_slice(&self.refused.exceptions);
+            exceptions.sort_unstable_by_key(|exception| exception.index);
         }
+    }
+
+    /// Puts the versions of the rows that were applied in the request's row order.
+    pub(super) fn spread_versions(&self, versions: &mut Vec<u32>) {
+        let Some(rows) = &self.rows else { return };
+        let mut all = vec![0; rows.len() + self.refused.exceptions.len()];
+        for (&row, version) in rows.iter().zip(versions.iter()) {
+            all[row as usize] = *version;
+        }
+        *versions = all;
     }
 }
 
@@ -95,6 +106,15 @@ pub(super) struct Group {
     pub(super) campaign: Option<(u64, u64)>,
     /// The leader that was given up last, so that one silence has one election.
     pub(super) given_up: u64,
+    /// When its leader was heard about it last, or when it was made.
+    pub(super) led_us: u64,
+    /// It rests (`rest.rs`).
+    pub(super) is_resting: bool,
+    /// Ticks for which it stood still, and its last index then.
+    pub(super) still_ticks: u64,
+    pub(super) stood_at: u64,
+    /// Its leader rests and lets this replica rest.
+    pub(super) offer: Option<Offer>,
     /// Applied when the load was measured last.
     loaded_index: u64,
     /// The beat in which a node's answer to a heartbeat was taken last, by node.
@@ -102,7 +122,7 @@ pub(super) struct Group {
 }
 
 impl Group {
-    pub(super) fn new(number: u16, replica: Replica) -> Self {
+    pub(super) fn new(number: u16, replica: Replica, now_us: u64) -> Self {
         Self {
             number,
             replica,
@@ -115,6 +135,11 @@ impl Group {
             dirty: true,
             campaign: None,
             given_up: 0,
+            led_us: now_us,
+            is_resting: false,
+            still_ticks: 0,
+            stood_at: 0,
+            offer: None,
             loaded_index: 0,
             heartbeats: BTreeMap::new(),
         }
@@ -181,6 +206,11 @@ impl Group {
     /// times over, and stall everybody else meanwhile.
     pub(super) fn is_first_answer(&mut self, node: u64, beat_us: u64) -> bool {
         self.heartbeats.insert(node, beat_us) != Some(beat_us)
+    }
+
+    /// Whether nobody waits for an entry or a read of it.
+    pub(super) fn has_nothing_waiting(&self) -> bool {
+        self.batch.is_empty() && self.proposed.is_empty() && self.reads.is_empty()
     }
 
     /// Entries per second since the last call, `within_us` ago.

@@ -13,7 +13,7 @@ use crate::entry::{Settings, Verb};
 use crate::peer::META_GROUP;
 use crate::refused::Refused;
 use crate::replica::log::Position;
-use crate::replica::{Replica, message};
+use crate::replica::{Replica, TICK_US, message};
 
 /// Least that one group may keep of its log in memory, in bytes.
 const GROUP_LOG_BYTES_KEPT_MIN: u64 = 16 << 10;
@@ -55,8 +55,10 @@ impl Shard {
     /// Adds a replica.
     pub(super) fn add_group(&mut self, number: u16, replica: Replica) {
         if let Some(place) = self.place(number) {
-            self.groups[place] = Some(Box::new(Group::new(number, replica)));
+            self.groups[place] = Some(Box::new(Group::new(number, replica, self.last_time_us)));
             self.dirty.push(number);
+            self.rest.awake.insert(number);
+            self.elections.within(self.last_time_us, TICK_US);
         }
     }
 
@@ -145,6 +147,7 @@ impl Shard {
         if group.replica.log().is_wanted() {
             self.want_snapshots(group);
         }
+        self.wake(group);
     }
 
     fn serve_reads(&mut self, group: &mut Group, effects: &mut Effects) {

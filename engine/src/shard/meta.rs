@@ -1,13 +1,16 @@
 //! The meta group: the cluster map as replicated state, and on its leader the controller. Shard 0 of every member has it.
 
+use core::hash::BuildHasher as _;
+
 use raft::eraftpb::HardState;
 use taskmaster_protocol::frame::Header;
 use taskmaster_protocol::{Code, NodeId};
 
 use super::group::{Group, Request};
+use super::peers::Peer;
 use super::{Effects, Shard};
 use crate::cluster::controller::{self, GroupReport, NodeHealth, View};
-use crate::cluster::map::{ClusterMap, Command};
+use crate::cluster::map::{ClusterMap, Command, NodeInfo, NodeStatus, Placement};
 use crate::effects::ConnId;
 use crate::peer::{self, Kind, META_GROUP, PeerAddr};
 use crate::refused::Refused;
@@ -16,8 +19,14 @@ use crate::replica::{conf, record};
 
 /// Between two looks of the controller, and two reports, in microseconds.
 const PLAN_US: u64 = 500_000;
+/// Between two reports about groups that rest, in microseconds; well below the age at which reports are not trusted any more.
+const REST_REPORT_US: u64 = 4_000_000;
 /// Between two requests to be let in, in microseconds.
 const JOIN_US: u64 = 500_000;
+/// Details of a message about joining: by the node itself, carried on by a member, and the answer that it is not let in.
+const ASKED: u8 = 0;
+const FORWARDED: u8 = 1;
+const REFUSED: u8 = 2;
 
 /// What shard 0 keeps beside its partitions.
 #[derive(Default)]
@@ -28,11 +37,16 @@ pub(super) struct Meta {
     pub(super) removed: Vec<(u16, HardState)>,
     view: View,
     is_leading: bool,
+    /// Since when.
+    leading_since_us: u64,
     is_changed: bool,
     /// A changed map, and the record that must be durable before anything follows from it.
     changed: Option<(u64, ClusterMap)>,
     plan_us: u64,
     report_us: u64,
+    /// When groups that rest are reported about next, and to whom they were.
+    rest_report_us: u64,
+    reported_to: Option<NodeId>,
     join_us: u64,
     /// Commands proposed and not applied: the next plan waits for them.
     proposed: u32,
@@ -42,7 +56,7 @@ pub(super) struct Meta {
 
 impl Meta {
     pub(super) fn start_leading(&mut self, now_us: u64) {
-        (self.is_leading, self.proposed) = (true, 0);
+        (self.is_leading, self.leading_since_us, self.proposed) = (true, now_us, 0);
         self.view = View::default();
         // Reports come first.
         self.plan_us = now_us + 2 * PLAN_US;
@@ -66,6 +80,13 @@ impl Meta {
     /// The controller looks again at once.
     pub(super) const fn rebalance(&mut self) {
         self.plan_us = 0;
+    }
+
+    /// A hash of the map as its bytes are.
+    pub(super) fn digest(&self) -> Option<u64> {
+        let mut bytes = Vec::new();
+        self.map.as_ref()?.encode(&mut bytes);
+        Some(crate::hash::FixedState.hash_one(bytes))
     }
 
     pub(super) fn take_removed(&mut self, group: u16) -> Option<HardState> {
@@ -153,6 +174,7 @@ impl Shard {
         if now_us >= self.meta.report_us {
             self.meta.report_us = now_us + PLAN_US;
             self.send_reports(effects);
+            self.remove_surplus();
         }
         if self.config.number != 0 {
             return;
@@ -193,8 +215,7 @@ impl Shard {
     fn plan(&mut self) {
         let now_us = self.last_time_us;
         let own = self.config.node.id;
-        let health =
-            |peer: &super::peers::Peer| NodeHealth { is_alive: peer.is_alive, down_since_us: peer.down_since_us };
+        let health = |peer: &Peer| NodeHealth { is_alive: peer.is_alive, down_since_us: self.down_since_us(peer) };
         self.meta.view.nodes = self.peers.nodes.iter().map(|(&node, peer)| (node, health(peer))).collect();
         self.meta.view.nodes.insert(own, NodeHealth { is_alive: true, down_since_us: 0 });
         let Some(map) = &self.meta.map else { return };
@@ -204,14 +225,25 @@ impl Shard {
         }
     }
 
+    /// Since when a node that is not alive counts as down: a leader knows of no time before its own.
+    fn down_since_us(&self, peer: &Peer) -> u64 {
+        peer.down_since_us.max(self.meta.leading_since_us)
+    }
+
     /// Tells the leader of the meta group how the groups fare that are led here.
     fn send_reports(&mut self, effects: &mut Effects) {
         let Some((_, leader)) = self.peers.leader(META_GROUP) else { return };
         let own = PeerAddr { node: self.config.node.id, shard: self.config.number };
         let to = PeerAddr { node: leader, shard: 0 };
         let version = self.map.as_ref().map_or(0, |map| map.version);
+        let now_us = self.last_time_us;
+        let are_all_due = now_us >= self.meta.rest_report_us || self.meta.reported_to != Some(leader);
+        if are_all_due {
+            (self.meta.rest_report_us, self.meta.reported_to) = (now_us + REST_REPORT_US, Some(leader));
+        }
+        let is_due = |group: &Group| group.serving > 0 && (are_all_due || !group.is_resting);
         let mut reports = taskmaster_protocol::FrameBuffer::new();
-        for group in self.groups.iter_mut().flatten().filter(|group| group.serving > 0) {
+        for group in self.groups.iter_mut().flatten().filter(|group| is_due(group)) {
             let partition = self.partitions.get(usize::from(group.number)).and_then(Option::as_deref);
             let tasks = partition.map_or(0, |partition| partition.tasks.len() as u64);
             let load = group.load(PLAN_US);
@@ -286,44 +318,72 @@ impl Shard {
         let mut bytes = Vec::new();
         Command::Join(self.config.node.clone()).encode(&mut bytes);
         if to == own {
-            self.let_in(&bytes);
+            self.let_in(&bytes, effects);
             return;
         }
-        write_join(&bytes, 0, effects.peer(PeerAddr { node: to, shard: 0 }));
+        write_join(&bytes, ASKED, effects.peer(PeerAddr { node: to, shard: 0 }));
     }
 
-    /// A node asks to be let in, or says what changed about it.
+    /// A node asks to be let in, or says what changed about it; or this one hears why it is not let in.
     pub(super) fn join(&mut self, frame: &peer::Frame<'_>, effects: &mut Effects) {
         let mut fields = Fields(frame.body);
         fields.bytes(4);
         let Some(bytes) = fields.u32().and_then(|len| fields.bytes(usize::try_from(len).ok()?)) else { return };
-        if self.group(META_GROUP).is_some_and(|group| group.serving > 0) {
-            self.let_in(bytes);
-        } else if frame.detail == 0
+        if frame.detail == REFUSED {
+            let sentence = String::from_utf8_lossy(bytes);
+            self.give_notice(format!("the cluster does not let this node in: {sentence}"), false);
+        } else if self.group(META_GROUP).is_some_and(|group| group.serving > 0) {
+            self.let_in(bytes, effects);
+        } else if frame.detail == ASKED
             && let Some((_, leader)) = self.peers.leader(META_GROUP)
         {
-            write_join(bytes, 1, effects.peer(PeerAddr { node: leader, shard: 0 }));
+            write_join(bytes, FORWARDED, effects.peer(PeerAddr { node: leader, shard: 0 }));
         }
     }
 
-    fn let_in(&mut self, bytes: &[u8]) {
+    fn let_in(&mut self, bytes: &[u8], effects: &mut Effects) {
         let Ok(Command::Join(info)) = Command::decode(bytes) else { return };
         let Some(map) = &self.meta.map else { return };
-        let command = match map.node(info.id) {
+        let node = info.id;
+        let command = match map.node(node) {
             Some((known, _)) if *known == info => return,
             Some(_) => Command::Update(info),
-            None => Command::Join(info),
+            None => match self.predecessor(map, &info) {
+                Some(old) => Command::SetStatus { node: old, status: NodeStatus::Removed },
+                None => Command::Join(info),
+            },
         };
         if let Err(refused) = self.propose_map(&command, None)
             && refused.code != Code::NotLeader
         {
             self.give_notice(format!("a node was not let in: {}", refused.message), false);
+            if node != self.config.node.id {
+                write_join(refused.message.as_bytes(), REFUSED, effects.peer(PeerAddr { node, shard: 0 }));
+            }
         }
+    }
+
+    /// The node whose name and address one that asks to be let in has, once it has been down for as long as a node is waited for
+    /// and others that are alive have all that it had: it lost its disk, and nobody will come back as it.
+    fn predecessor(&self, map: &ClusterMap, info: &NodeInfo) -> Option<NodeId> {
+        let is_its_place =
+            |old: &NodeInfo| old.name == info.name && old.host == info.host && old.peer_port == info.peer_port;
+        let (old, _) = map.present().find(|(old, _)| is_its_place(old))?;
+        let is_alive =
+            |id: &NodeId| *id == self.config.node.id || self.peers.nodes.get(id).is_some_and(|peer| peer.is_alive);
+        let peer = self.peers.nodes.get(&old.id).filter(|peer| !peer.is_alive)?;
+        let down_us = self.last_time_us.saturating_sub(self.down_since_us(peer));
+        let is_spared = |placement: &Placement| {
+            let others = placement.replicas.iter().filter(|id| **id != old.id && is_alive(id)).count();
+            !placement.contains(old.id) || others > placement.replicas.len() / 2
+        };
+        let is_over = down_us > self.config.limits.replace_after_us;
+        (is_over && map.groups().all(|(_, placement)| is_spared(placement))).then_some(old.id)
     }
 }
 
-fn write_join(bytes: &[u8], forwarded: u8, out: &mut taskmaster_protocol::FrameBuffer) {
-    let begun = peer::begin(out, Kind::Join, forwarded, META_GROUP);
+fn write_join(bytes: &[u8], detail: u8, out: &mut taskmaster_protocol::FrameBuffer) {
+    let begun = peer::begin(out, Kind::Join, detail, META_GROUP);
     out.extend_from_slice(&[0; 4]);
     out.extend_from_slice(&u32::try_from(bytes.len()).expect("a node's description is short").to_le_bytes());
     out.extend_from_slice(bytes);

@@ -29,7 +29,7 @@ impl Shard {
     /// A note about a queue's permits.
     pub(super) fn permit(&mut self, from: PeerAddr, frame: &Frame<'_>, effects: &mut Effects) {
         let Some(about) = permits::decode(frame) else { return };
-        if let Some(note) = self.dispatch.take_note(from, &about) {
+        if let Some(note) = self.dispatch.take_note(from, &about, self.last_time_us) {
             permits::encode(&NoteAbout { note, ..about }, effects.peer(from));
         }
     }
@@ -42,7 +42,8 @@ impl Shard {
         }
     }
 
-    /// Says needs again that may have been lost. As owner: forgets what was lent to nodes that are down and say nothing.
+    /// Says needs again that may have been lost. As owner: forgets what was lent to nodes that are down and say nothing, and
+    /// asks those that are there.
     pub(super) fn repeat_needs(&mut self) {
         let (now_us, peers) = (self.last_time_us, &self.peers);
         let is_gone = |node: NodeId| {
@@ -53,7 +54,10 @@ impl Shard {
             let entry = &mut self.dispatch.queues[queue];
             let permits = &mut entry.permits;
             let is_due = match permits.is_owner {
-                true => permits.lent() > 0 && permits.forget(|node| node != self.config.node.id && is_gone(node)),
+                true => {
+                    let has_lost = permits.forget(|node| node != self.config.node.id && is_gone(node));
+                    has_lost || permits.has_quiet(now_us)
+                }
                 false => permits.owner().is_some() && entry.is_limited(),
             };
             if is_due {

@@ -18,8 +18,20 @@ use crate::replica::record::Fields;
 const ANNOUNCE_US: u64 = 1_000_000;
 /// Bytes of one group in an announcement.
 const LEAD_BYTES: usize = 16;
-/// Detail of an announcement: the sender's disk is full.
+/// Details of an announcement: the sender's disk is full; the rows are followed by the room of its disk and by its clock.
 const DISK_FULL: u8 = 1;
+const MACHINE: u8 = 2;
+/// Clocks are compared over this time, in microseconds: of many messages one has hardly waited.
+const CLOCKS_US: u64 = 10_000_000;
+/// Difference of two nodes' clocks from which operators should know, in microseconds.
+const SKEW_US: i64 = 1_000_000;
+
+/// A node's disk, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct DiskRoom {
+    pub(super) bytes: u64,
+    pub(super) free: u64,
+}
 
 /// Another node.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +48,10 @@ pub(super) struct Peer {
     pub(super) version: u32,
     /// It said that its disk is full: it is no heir.
     pub(super) is_full: bool,
+    /// What its shard 0 said of its disk.
+    pub(super) disk: DiskRoom,
+    /// When its clock was last judged, and how far it was ahead at the most since then: what was under way seems behind.
+    clock: (u64, Option<i64>),
 }
 
 /// All of them, and the leaders.
@@ -72,7 +88,7 @@ impl Peers {
         if group == META_GROUP { self.leaders.len() - 1 } else { usize::from(group) }
     }
 
-    /// The shard of a node where a group's replica is.
+    /// The shard of a node where a group's replica is, or would be.
     pub(super) fn home_of(&self, node: u64, group: u16) -> PeerAddr {
         let known = self.nodes.get(&NodeId(node)).map_or(1, |peer| peer.shards.max(1));
         let shards = if node == self.own.0 { self.own_shards } else { known };
@@ -111,6 +127,12 @@ impl Peers {
 }
 
 impl Shard {
+    /// Whether this is the shard of its node for a group's replica.
+    pub(super) fn is_home_of(&self, group: u16) -> bool {
+        let exists = group == META_GROUP || usize::from(group) < self.partitions.len();
+        exists && self.peers.home_of(self.config.node.id.0, group).shard == self.config.number
+    }
+
     /// Messages of a shard of another node.
     pub(super) fn peer(&mut self, from: PeerAddr, bytes: &[u8], effects: &mut Effects) {
         if from.node != self.config.node.id {
@@ -127,6 +149,7 @@ impl Shard {
                 Kind::Report => self.report(from.node, &frame),
                 Kind::Join => self.join(&frame, effects),
                 Kind::Permit => self.permit(from, &frame, effects),
+                Kind::Pulse => self.pulse(from, &frame),
             }
         }
     }
@@ -146,15 +169,23 @@ impl Shard {
             }
             self.accept(frame.group);
         }
-        let beat_us = self.elections.beat_us();
+        let (now_us, beat_us) = (self.last_time_us, self.elections.beat_us());
         if let Some(group) = self.group_mut(frame.group) {
             // One that confirms a read carries its number and always counts.
             let is_answer = message.get_msg_type() == MessageType::MsgHeartbeatResponse && message.context.is_empty();
             if is_answer && !group.is_first_answer(from.node.0, beat_us) {
                 return;
             }
+            group.offer = None;
+            // A last answer to the heartbeats of a leader that rests by now.
+            let is_late = is_answer && group.is_resting;
             group.replica.step(message);
-            self.touch(frame.group);
+            if group.replica.leader() == from.node.0 {
+                group.led_us = now_us;
+            }
+            if !is_late || group.replica.has_ready() {
+                self.touch(frame.group);
+            }
         }
     }
 
@@ -171,6 +202,7 @@ impl Shard {
             }
         }
         self.stand_over(node);
+        self.wake_with_node(node);
     }
 
     /// What gossip says.
@@ -207,6 +239,42 @@ impl Shard {
                 self.peers.learn(group, term, from.0);
             }
         }
+        if frame.detail & MACHINE != 0
+            && let (Some(bytes), Some(free), Some(clock_us)) = (fields.u64(), fields.u64(), fields.u64())
+            && let Some(peer) = self.peers.nodes.get_mut(&from)
+        {
+            peer.disk = DiskRoom { bytes, free };
+            self.compare_clocks(from, clock_us);
+        }
+    }
+
+    /// Notes what another node's clock says, and warns of one that is far off.
+    fn compare_clocks(&mut self, from: NodeId, clock_us: u64) {
+        let now_us = self.last_time_us;
+        let own_us = self.clock.outside_us(now_us);
+        let Some(peer) = self.peers.nodes.get_mut(&from) else { return };
+        let ahead_us = clock_us.cast_signed().saturating_sub(own_us.cast_signed());
+        let (since_us, most_us) = peer.clock;
+        let most_us = most_us.map_or(ahead_us, |most_us| most_us.max(ahead_us));
+        if now_us.saturating_sub(since_us) < CLOCKS_US {
+            peer.clock = (since_us, Some(most_us));
+            return;
+        }
+        peer.clock = (now_us, None);
+        if since_us == 0 || most_us.abs() < SKEW_US {
+            return;
+        }
+        let info = self.map.as_ref().and_then(|map| map.node(from));
+        let name = info.map_or_else(|| from.to_string(), |(info, _)| info.name.clone());
+        let (seconds, side) =
+            ((most_us.unsigned_abs() + 500_000) / 1_000_000, if most_us > 0 { "ahead of" } else { "behind" });
+        self.give_notice(
+            format!(
+                "the clock of node {name} is {seconds} s {side} this node's: delays, deadlines and retention follow the clock of \
+                 whoever leads a partition; let NTP set both"
+            ),
+            false,
+        );
     }
 
     /// Says to all shards of all nodes what this one leads, when that changed and every second.
@@ -223,15 +291,22 @@ impl Shard {
             .filter(|group| group.serving > 0)
             .map(|group| (group.number, group.serving))
             .collect();
-        let detail = if self.disk_full { DISK_FULL } else { 0 };
+        let full = if self.disk_full { DISK_FULL } else { 0 };
+        let detail = full | if self.disk_room.is_some() { MACHINE } else { 0 };
         if led.is_empty() && detail == 0 && !core::mem::take(&mut self.peers.was_full) {
             return;
         }
         self.peers.was_full = self.disk_full;
+        let clock_us = self.clock.outside_us(now_us);
         for to in self.all_shards() {
             let out = effects.peer(to);
             let begun = peer::begin(out, Kind::Leads, detail, 0);
             write_leads(&led, out);
+            if let Some(DiskRoom { bytes, free }) = self.disk_room {
+                for field in [bytes, free, clock_us] {
+                    out.extend_from_slice(&field.to_le_bytes());
+                }
+            }
             peer::finish(out, begun);
         }
     }

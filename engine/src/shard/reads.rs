@@ -46,6 +46,10 @@ impl Reads {
         true
     }
 
+    pub(super) const fn is_empty(&self) -> bool {
+        self.waiting == 0
+    }
+
     /// The number under which to ask about the reads of this turn, if there are any.
     pub(super) fn ask(&mut self) -> Option<u64> {
         if self.new.is_empty() {

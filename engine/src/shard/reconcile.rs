@@ -5,15 +5,18 @@ use taskmaster_protocol::NodeId;
 use raft::eraftpb::HardState;
 
 use super::Shard;
+use super::group::Group;
 use crate::cluster::map::{ClusterMap, NodeStatus};
 use crate::peer::META_GROUP;
 use crate::replica::{Replica, conf, record};
 
 /// Entries by which a learner may be behind when it becomes a voter, and a follower when it becomes the leader.
 const CAUGHT_UP: u64 = 256;
+/// A replica that the map does not have is removed when no leader was heard about it for so long, in microseconds.
+const FORGOTTEN_US: u64 = 2_000_000;
 
 impl Shard {
-    /// Takes a new version of the map over: replicas that this node alone has come to be, those that moved away go.
+    /// Takes a new version of the map over: replicas that this node alone has come to be.
     pub(super) fn adopt(&mut self, map: ClusterMap) {
         if self.map.as_ref().is_some_and(|known| known.cluster == map.cluster && known.version >= map.version) {
             return;
@@ -25,16 +28,12 @@ impl Shard {
             }
         }
         let own = self.config.node.id;
-        let shards = u16::try_from(self.config.node.shards()).unwrap_or(1).max(1);
         for (group, placement) in map.groups().filter(|(group, _)| *group != META_GROUP) {
-            if group % shards != self.config.number || usize::from(group) >= self.partitions.len() {
+            if !self.is_home_of(group) {
                 continue;
             }
-            let has_replica = self.group(group).is_some();
-            if !has_replica && placement.is_as_founded() && placement.replicas == [own] {
+            if self.group(group).is_none() && placement.is_as_founded() && placement.replicas == [own] {
                 self.found_group(group);
-            } else if has_replica && placement.settled && !placement.replicas.contains(&own) {
-                self.remove_replica(group);
             }
         }
         self.map = Some(std::sync::Arc::new(map));
@@ -45,6 +44,23 @@ impl Shard {
     /// The map as shard 0 knows it.
     pub(super) fn take_map(&mut self, map: std::sync::Arc<ClusterMap>) {
         self.adopt((*map).clone());
+    }
+
+    /// Removes replicas that moved away. A map that says so may be old, and the group be on its way back: a leader that still
+    /// counts on the replica is heard.
+    pub(super) fn remove_surplus(&mut self) {
+        let (own, now_us, Some(map)) = (self.config.node.id, self.last_time_us, self.map.clone()) else { return };
+        let is_surplus = |group: &Group| {
+            let placement = map.placement(group.number).filter(|_| group.number != META_GROUP);
+            let has_left = placement.is_some_and(|placement| placement.settled && !placement.contains(own));
+            let is_led = group.is_resting || now_us.saturating_sub(group.led_us) < FORGOTTEN_US;
+            has_left && !is_led && !group.replica.is_leader()
+        };
+        let surplus: Vec<u16> =
+            self.groups.iter().flatten().filter(|group| is_surplus(group)).map(|group| group.number).collect();
+        for group in surplus {
+            self.remove_replica(group);
+        }
     }
 
     fn remove_replica(&mut self, group: u16) {
@@ -60,20 +76,16 @@ impl Shard {
         self.overtaken();
     }
 
-    /// Whether a replica may be made here for a group that a peer speaks of; makes it. A group that has not settled may have
-    /// voters that the map no longer wants, and need them to come to those that it does.
+    /// Whether a replica may be made here for a group that a peer speaks of; makes it.
     pub(super) fn make_room(&mut self, group: u16) -> bool {
         let own = self.config.node.id;
-        let shards = u16::try_from(self.config.node.shards()).unwrap_or(1).max(1);
-        let belongs = match (&self.map, group) {
-            (None, META_GROUP) => self.config.number == 0 && self.config.found == 0,
-            (Some(map), META_GROUP) => self.config.number == 0 && map.node(own).is_some(),
+        let is_wanted = match (&self.map, group) {
+            (None, META_GROUP) => self.config.found == 0,
+            (Some(map), META_GROUP) => map.node(own).is_some(),
             (None, _) => false,
-            (Some(map), _) => {
-                let is_mine = group % shards == self.config.number && usize::from(group) < self.partitions.len();
-                is_mine && map.placement(group).is_some_and(|placement| !placement.settled || placement.contains(own))
-            }
+            (Some(map), _) => map.placement(group).is_some_and(|to| to.contains(own)),
         };
+        let belongs = is_wanted && self.is_home_of(group);
         if belongs {
             let replica = self.new_replica(group);
             if group != META_GROUP {

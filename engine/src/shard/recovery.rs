@@ -98,7 +98,7 @@ impl Shard {
         taken.map_err(|_| EntryError::Record("a partition's state in the snapshot"))
     }
 
-    fn finish_restoring(&mut self) {
+    pub(super) fn finish_restoring(&mut self) {
         let now_us = self.last_time_us;
         let restoring = self.found.iter_mut().filter_map(|(&group, found)| Some((group, found.restore.take()?)));
         for (group, mut restore) in restoring.collect::<Vec<_>>() {
@@ -151,12 +151,7 @@ impl Shard {
 
     /// Whether a group's replica can be on this shard.
     fn check_place(&self, group: u16) -> Result<(), EntryError> {
-        let shards = u16::try_from(self.config.node.shards()).unwrap_or(1).max(1);
-        let is_here = match group {
-            META_GROUP => self.config.number == 0,
-            group => usize::from(group) < self.partitions.len() && group % shards == self.config.number,
-        };
-        if is_here { Ok(()) } else { Err(EntryError::Elsewhere(PartitionId(group))) }
+        if self.is_home_of(group) { Ok(()) } else { Err(EntryError::Elsewhere(PartitionId(group))) }
     }
 
     fn found_mut(&mut self, group: u16) -> Result<&mut Found, EntryError> {
@@ -174,6 +169,9 @@ impl Shard {
     }
 
     fn replay_entry(&mut self, view: &EntryView<'_>) -> Result<(), EntryError> {
+        if self.is_beyond(view) {
+            return Ok(());
+        }
         let found = self.found_mut(view.group)?;
         let entry = view.entry(aligned(view.data));
         let missing = found.log.last().index + 1;
@@ -183,8 +181,19 @@ impl Shard {
         Err(EntryError::Missing { group: view.group, index: view.index, missing })
     }
 
+    /// The last entry of a group that was read back, if one node alone votes in it: all of them are committed.
+    pub(super) fn found_alone(&self, group: u16) -> Option<u64> {
+        let log = &self.found.get(&group)?.log;
+        (log.conf.voters.len() == 1 && log.conf.voters_outgoing.is_empty()).then(|| log.last().index)
+    }
+
+    /// The last entry of a group that is in the state that was read back.
+    pub(super) fn found_index(&self, group: u16) -> Option<u64> {
+        self.found.get(&group).map(|found| found.applied.index)
+    }
+
     /// Applies entries that are known to be committed.
-    fn apply_found(&mut self, group: u16, commit: u64) -> Result<(), EntryError> {
+    pub(super) fn apply_found(&mut self, group: u16, commit: u64) -> Result<(), EntryError> {
         let Some(mut found) = self.found.remove(&group) else { return Ok(()) };
         found.log.hard.commit = found.log.hard.commit.max(commit);
         let until = found.log.hard.commit.min(found.log.last().index);
@@ -208,6 +217,9 @@ impl Shard {
     fn replay_install(&mut self, bytes: &[u8]) -> Result<(), EntryError> {
         let unreadable = EntryError::Record("a log record of an installed snapshot");
         let (group, at, to) = record::read_install(bytes).ok_or(unreadable)?;
+        if self.is_beyond_state(group, at.index) {
+            return Ok(());
+        }
         let found = self.found_mut(group)?;
         if found.applied.index >= at.index {
             // The snapshot that recovery began with has it.

@@ -2,7 +2,7 @@
 
 use taskmaster_protocol::body::{
     self, ArchivedAwaitTask, ArchivedCredit, ArchivedGetTask, ArchivedGetWorkflow, ArchivedLeases, ArchivedListTasks,
-    ArchivedListWorkflows, ArchivedProgress, ArchivedSubscribe, Empty, LeaseRow, Leases,
+    ArchivedListWorkflows, ArchivedProgress, ArchivedReadState, ArchivedSubscribe, Empty, LeaseRow, Leases,
 };
 use taskmaster_protocol::frame::{self, Header};
 use taskmaster_protocol::{Code, FrameBuffer, Operation, PartitionId, TaskId, limits};
@@ -40,6 +40,9 @@ impl Shard {
             Operation::Submit => self.submit(conn, header, bytes),
             Operation::Complete => self.complete(conn, header, bytes, effects),
             Operation::Fail => self.fail(conn, header, bytes, effects),
+            Operation::SaveState => self.save_state(conn, header, bytes, effects),
+            Operation::ChangeState => self.change_state(conn, header, bytes),
+            Operation::ForkWorkflow => self.fork_workflow(conn, header, bytes),
             Operation::Credit => self.credit(conn, bytes),
             Operation::Subscribe => self.subscribe(conn, header, bytes, effects),
             Operation::Extend | Operation::Release => self.leases_of(conn, operation, header, bytes, effects),
@@ -53,7 +56,9 @@ impl Shard {
             | Operation::ListTasks
             | Operation::ListQueues
             | Operation::GetWorkflow
-            | Operation::ListWorkflows => self.confirm_read(conn, header, bytes, effects),
+            | Operation::ListWorkflows
+            | Operation::StateLog
+            | Operation::ReadState => self.confirm_read(conn, header, bytes, effects),
             Operation::ClusterMap => {
                 effects.reply(conn, &header, &self.cluster_map());
                 Ok(())
@@ -120,6 +125,21 @@ impl Shard {
             Some(Operation::ListQueues) => {
                 let page = query::queues::list(self.partition(&header)?);
                 effects.reply(conn, &header, &page);
+                Ok(())
+            }
+            Some(Operation::StateLog) => {
+                let id = TaskId::from(&body::access::<ArchivedGetTask>(bytes)?.id);
+                let partition = self.partition(&header)?;
+                let slot = partition.find(id, NONE).ok_or_else(|| unknown_task(id))?;
+                effects.reply(conn, &header, &query::versions::history(partition, slot));
+                Ok(())
+            }
+            Some(Operation::ReadState) => {
+                let body = body::access::<ArchivedReadState>(bytes)?;
+                let partition = self.partition(&header)?;
+                let id = TaskId::from(&body.id);
+                let slot = partition.find(id, NONE).ok_or_else(|| unknown_task(id))?;
+                effects.reply(conn, &header, &query::versions::read(partition, slot, body, &self.arena)?);
                 Ok(())
             }
             Some(operation) => self.workflows(conn, operation, &header, bytes, effects),

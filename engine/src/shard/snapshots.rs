@@ -179,7 +179,7 @@ impl Shard {
             && part != Part::Head
             && let Some(partition) = self.partitions.get_mut(place).and_then(Option::as_deref_mut)
         {
-            snapshot::abandon(partition);
+            snapshot::abandon(partition, &mut self.arena);
         }
     }
 
@@ -211,7 +211,7 @@ impl Shard {
             Part::Head => {
                 let head = self.head(number)?;
                 // Later ones are behind the snapshot in the log; without it the snapshot must not know them.
-                let last = self.group(number)?.replica.durable_index();
+                let last = self.group(number)?.replica.durable_index(self.durable_sequence);
                 head.write(out);
                 if let Some(partition) = self.partitions.get_mut(usize::from(number)).and_then(Option::as_deref_mut) {
                     snapshot::begin(partition, &self.arena);
@@ -233,7 +233,7 @@ impl Shard {
             Part::End => None,
             Part::State => {
                 let partition = self.partitions.get_mut(usize::from(number)).and_then(Option::as_deref_mut)?;
-                snapshot::next(partition, &self.arena, out).then_some((tag::STATE, Part::State))
+                snapshot::next(partition, &mut self.arena, out).then_some((tag::STATE, Part::State))
             }
         }
     }

@@ -140,6 +140,8 @@ impl Shard {
 
     pub(super) fn drain(&mut self, effects: &mut Effects) {
         self.draining = true;
+        // Groups that rest are handed over, too.
+        self.elections.within(self.last_time_us, 0);
         for worker in self.dispatch.workers.iter().filter(|worker| worker.connected) {
             let header = Header::request(Operation::GoAway, 0, None);
             let body = taskmaster_protocol::body::Empty::default();

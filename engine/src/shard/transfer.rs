@@ -34,6 +34,8 @@ const SENDING_MAX: usize = 4;
 const RESEND_US: u64 = 1_000_000;
 /// A transfer without any progress for so long is given up, in microseconds.
 const GIVE_UP_US: u64 = 10_000_000;
+/// Time whose share of the rate may be sent at once, in microseconds.
+const BURST_US: u64 = 200_000;
 
 /// A snapshot that is being sent.
 struct Sending {
@@ -80,9 +82,26 @@ pub(super) struct Transfers {
     /// Answers that wait for the log: sequence, to whom, group, transfer, next chunk.
     answers: VecDeque<(u64, PeerAddr, u16, u64, u32)>,
     last_id: u64,
+    /// Bytes that may be sent now, and since when they are counted. One chunk may be more than is left.
+    allowed: i64,
+    allowed_us: u64,
+    turn: usize,
 }
 
 impl Transfers {
+    /// Time passed: more may be sent.
+    fn allow(&mut self, now_us: u64, bytes_per_s: u64) {
+        let of = |us: u64| i64::try_from(u128::from(bytes_per_s) * u128::from(us) / 1_000_000).unwrap_or(i64::MAX);
+        let passed_us = now_us.saturating_sub(self.allowed_us).min(BURST_US);
+        self.allowed = self.allowed.saturating_add(of(passed_us)).min(of(BURST_US));
+        self.allowed_us = now_us;
+    }
+
+    /// Whether nothing is on its way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.sending.is_empty() && self.wanted.is_empty() && self.receiving.is_empty()
+    }
+
     pub(super) fn is_receiving(&self) -> bool {
         !self.receiving.is_empty()
     }
@@ -123,8 +142,12 @@ impl Shard {
     /// Begins transfers, writes and sends chunks, gives up what does not move.
     pub(super) fn beat_transfers(&mut self, effects: &mut Effects) {
         let now_us = self.last_time_us;
+        self.transfers.allow(now_us, self.config.transfer_bytes_per_s);
         self.begin_transfers();
-        for index in 0..self.transfers.sending.len() {
+        // Each has its turn to be first, so that all of them go on when the rate is used up.
+        self.transfers.turn = self.transfers.turn.wrapping_add(1);
+        let count = self.transfers.sending.len();
+        for index in (0..count).map(|index| (index + self.transfers.turn) % count).collect::<Vec<_>>() {
             let sending = &mut self.transfers.sending[index];
             if now_us.saturating_sub(sending.progress_us.max(sending.resent_us)) > RESEND_US {
                 (sending.sent, sending.resent_us) = (0, now_us);
@@ -195,7 +218,7 @@ impl Shard {
             let (tag, bytes) = &sending.under_way[sending.sent];
             let is_last = sending.is_written && sending.sent + 1 == sending.under_way.len();
             // The last chunk is known as such only when no other follows.
-            if !sending.is_written && sending.sent + 1 == sending.under_way.len() {
+            if self.transfers.allowed <= 0 || (!sending.is_written && sending.sent + 1 == sending.under_way.len()) {
                 return;
             }
             let number = sending.taken + u32::try_from(sending.sent).expect("the window is small");
@@ -209,6 +232,7 @@ impl Shard {
             out.extend_from_slice(bytes);
             peer::finish(out, begun);
             sending.sent += 1;
+            self.transfers.allowed -= i64::from(len);
         }
     }
 
@@ -250,7 +274,7 @@ impl Shard {
             && sending.part != Part::Head
             && let Some(partition) = self.partitions.get_mut(usize::from(sending.group)).and_then(Option::as_deref_mut)
         {
-            crate::snapshot::abandon(partition);
+            crate::snapshot::abandon(partition, &mut self.arena);
         }
     }
 
@@ -467,5 +491,26 @@ impl Shard {
     /// Nothing of a replica's state is logged but this.
     pub(super) fn log_founded(&mut self, header: &[u8], configuration: Vec<u8>) {
         self.unlogged.push(kind::INSTALL, header, Bytes::from(configuration));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_allowed_than_the_rate_and_a_burst() {
+        let mut transfers = Transfers::default();
+        let mut sent = 0;
+        for now_us in (1_000_000..11_000_000).step_by(25_000) {
+            transfers.allow(now_us, 1_000_000);
+            while transfers.allowed > 0 {
+                transfers.allowed -= 100_000;
+                sent += 100_000;
+            }
+        }
+        assert!((9_800_000..=10_300_000).contains(&sent), "{sent} bytes in ten seconds");
+        transfers.allow(3_600_000_000, 1_000_000);
+        assert!(transfers.allowed <= 200_000, "a pause does not add up");
     }
 }

@@ -4,6 +4,7 @@ use raft::eraftpb::{ConfState, Entry, HardState};
 use rkyv::Archived;
 use taskmaster_protocol::{FrameBuffer, Operation};
 
+use super::histories::{HistoryRecord, NameRecord, VersionRecord};
 use super::{Chunk, ContractRecord, QueueRecord, TaskRecord, WorkflowRecord};
 use crate::entry::{self, Settings, Verb};
 use crate::replica::log::Position;
@@ -57,8 +58,16 @@ fn tables_of_snapshot_records_are_their_layouts() {
         workflows,
         edges,
         tasks,
-        bytes
+        states,
+        histories,
+        versions,
+        pieces,
+        names,
+        bytes,
     });
+    check!(HistoryRecord { versions, names, current, made });
+    check!(VersionRecord { time_us, new_bytes, number, parent, attempt, label, pieces });
+    check!(NameRecord { name, version, kind });
     check!(QueueRecord {
         rate_milli_per_s,
         depth_max,
@@ -93,7 +102,8 @@ fn tables_of_snapshot_records_are_their_layouts() {
         state,
         marks,
         retention_ms,
-        reserved,
+        history,
+        input,
     });
 }
 

@@ -50,7 +50,17 @@ pub(crate) struct Net {
     /// Pairs of nodes between which nothing passes, by direction.
     cut: BTreeSet<(u64, u64)>,
     correlation: u64,
+    /// What nodes warned of: only of what was expected.
+    warnings: Vec<(u64, String)>,
+    /// Words of warnings that are expected.
+    pub(crate) expected: Option<&'static str>,
+    /// Batches that nodes sent each other, and their bytes.
+    pub(crate) batches: u64,
+    pub(crate) batch_bytes: u64,
 }
+
+/// How long a node is waited for before it is replaced.
+pub(crate) const REPLACE_AFTER_US: u64 = 10_000_000;
 
 fn aligned(bytes: &[u8]) -> FrameBuffer {
     let mut buffer = FrameBuffer::with_capacity(bytes.len());
@@ -63,6 +73,7 @@ fn config(id: u64, founds: bool, partitions: u16) -> Config {
     config.seed = 7 * id;
     config.log_bytes_kept = 256 << 10;
     config.found = if founds { 99 } else { 0 };
+    config.limits.replace_after_us = REPLACE_AFTER_US;
     config.node.name = format!("n{id}");
     config.node.host = format!("10.0.0.{id}");
     config
@@ -77,6 +88,10 @@ impl Net {
             on_the_way: VecDeque::new(),
             cut: BTreeSet::new(),
             correlation: 0,
+            warnings: Vec::new(),
+            expected: None,
+            batches: 0,
+            batch_bytes: 0,
         };
         for id in 1..=count {
             net.add(id, id == 1, partitions);
@@ -87,10 +102,21 @@ impl Net {
 
     /// A node with an empty disk.
     pub(crate) fn add(&mut self, id: u64, founds: bool, partitions: u16) {
+        self.add_as(id, config(id, founds, partitions));
+    }
+
+    /// A node with an empty disk where another one was, and with its name.
+    pub(crate) fn add_in_place_of(&mut self, id: u64, old: u64, partitions: u16) {
+        let mut config = config(old, false, partitions);
+        config.node.id = NodeId(id);
+        self.add_as(id, config);
+    }
+
+    fn add_as(&mut self, id: u64, config: Config) {
         let node = Node {
             shard: None,
             effects: Effects::default(),
-            config: config(id, founds, partitions),
+            config,
             log: Vec::new(),
             durable: 0,
             snapshot: None,
@@ -189,6 +215,12 @@ impl Net {
         }
     }
 
+    /// Whether a node warned of something with these words.
+    pub(crate) fn has_warned(&self, id: u64, words: &[&str]) -> bool {
+        let is_it = |(by, warning): &(u64, String)| *by == id && words.iter().all(|word| warning.contains(word));
+        self.warnings.iter().any(is_it)
+    }
+
     /// A millisecond.
     pub(crate) fn step(&mut self) {
         self.now_us += STEP_US;
@@ -224,10 +256,15 @@ impl Net {
                 rest = &rest[used..];
             }
         });
-        let on_the_way = &mut self.on_the_way;
-        node.effects.drain_peers(|to, bytes| on_the_way.push_back((id, to.node.0, std::mem::take(bytes))));
+        node.effects.drain_peers(|to, bytes| {
+            self.batches += 1;
+            self.batch_bytes += bytes.len() as u64;
+            self.on_the_way.push_back((id, to.node.0, std::mem::take(bytes)));
+        });
         let warnings = shard.take_warnings();
-        assert!(warnings.is_empty(), "{warnings:?}");
+        let is_expected = |warning: &String| self.expected.is_some_and(|words| warning.contains(words));
+        assert!(warnings.iter().all(is_expected), "{warnings:?}");
+        self.warnings.extend(warnings.into_iter().map(|warning| (id, warning)));
         node.effects.take_map();
     }
 

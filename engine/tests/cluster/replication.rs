@@ -7,9 +7,9 @@ use taskmaster_protocol::body::{
 };
 use taskmaster_protocol::{Code, Operation, PartitionId, TaskId};
 
-use super::net::{Net, START_US};
+use super::net::{Net, REPLACE_AFTER_US, START_US};
 
-fn id(partition: u16, number: u32) -> TaskId {
+pub(super) fn id(partition: u16, number: u32) -> TaskId {
     TaskId::new(START_US / 1_000, PartitionId(partition), 5, number)
 }
 
@@ -25,7 +25,7 @@ fn submit(partition: u16, numbers: core::ops::Range<u32>) -> Submit {
     submit
 }
 
-fn accepted(net: &mut Net, partition: u16, numbers: core::ops::Range<u32>) -> u32 {
+pub(super) fn accepted(net: &mut Net, partition: u16, numbers: core::ops::Range<u32>) -> u32 {
     let message = net.call(partition, &submit(partition, numbers));
     assert_eq!(message.code(), Code::Ok);
     let reply = rkyv::from_bytes::<BatchReply, rkyv::rancor::Error>(&message.body).unwrap();
@@ -33,7 +33,7 @@ fn accepted(net: &mut Net, partition: u16, numbers: core::ops::Range<u32>) -> u3
     reply.accepted + u32::try_from(duplicates).unwrap()
 }
 
-fn state_of(net: &mut Net, partition: u16, number: u32) -> State {
+pub(super) fn state_of(net: &mut Net, partition: u16, number: u32) -> State {
     let message = net.call(partition, &GetTask { id: id(partition, number) });
     assert_eq!(message.code(), Code::Ok, "task {number}");
     let page = rkyv::from_bytes::<TaskPage, rkyv::rancor::Error>(&message.body).unwrap();
@@ -42,7 +42,7 @@ fn state_of(net: &mut Net, partition: u16, number: u32) -> State {
 }
 
 /// Three nodes, each with a replica of every partition.
-fn three(partitions: u16) -> Net {
+pub(super) fn three(partitions: u16) -> Net {
     let mut net = Net::new(3, partitions);
     for partition in 0..partitions {
         net.until("three replicas", |net| net.has_voters(partition, &[1, 2, 3]));
@@ -226,6 +226,21 @@ fn a_fourth_node_takes_its_share_and_a_drained_one_ends_without_replicas() {
         }
         net.assert_equal(partition);
     }
+}
+
+#[test]
+fn a_node_that_lost_its_disk_hears_why_it_waits_and_takes_its_old_place_when_that_is_overdue() {
+    let mut net = three(4);
+    assert_eq!(accepted(&mut net, 0, 0..20), 20);
+    net.kill(3);
+    net.expected = Some("remove it first");
+    net.add_in_place_of(4, 3, 4);
+    let began_us = net.now_us;
+    net.until("it hears why", |net| net.has_warned(4, &["does not let this node in", "\"n3\"", "remove it first"]));
+    net.until("it has a replica of everything", |net| (0..4).all(|partition| net.has_voters(partition, &[1, 2, 4])));
+    assert!(net.now_us - began_us > REPLACE_AFTER_US, "it was too early to give the old node up");
+    assert_eq!(accepted(&mut net, 0, 20..40), 20);
+    net.assert_equal(0);
 }
 
 #[test]

@@ -83,6 +83,8 @@ pub(crate) struct Lease {
     pub(crate) queue: String,
     pub(crate) kind: String,
     pub(crate) ready_us: u64,
+    /// The version of its state to resume from.
+    pub(crate) version: u32,
 }
 
 impl Lease {
@@ -634,6 +636,7 @@ pub(crate) fn leases_in(message: &Message) -> Vec<Lease> {
             queue: text(&body.bytes, spec.queue),
             kind: text(&body.bytes, spec.kind),
             ready_us: row.ready_us,
+            version: row.version,
         }
     };
     body.rows.iter().map(lease).collect()

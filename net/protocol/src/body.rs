@@ -17,6 +17,7 @@ mod admin;
 mod cluster;
 mod hello;
 mod read;
+mod state;
 mod submit;
 mod work;
 
@@ -24,6 +25,7 @@ pub use admin::*;
 pub use cluster::*;
 pub use hello::*;
 pub use read::*;
+pub use state::*;
 pub use submit::*;
 pub use work::*;
 
@@ -70,6 +72,8 @@ bodies! {
     Subscribe: Subscribe, Credit: Credit, Assign: Assign, Complete: Complete, Fail: Fail,
     Leases: Extend, Progress: Progress,
     Cancel: Cancel, Retry: Retry, ConfigureQueue: ConfigureQueue, Expire: Expire,
+    SaveState: SaveState, StateReply: SaveState, ChangeState: ChangeState, ForkWorkflow: ForkWorkflow,
+    StateHistory: StateLog, ReadState: ReadState, StatePage: ReadState,
     GetTask: GetTask, AwaitTask: AwaitTask, ListTasks: ListTasks, TaskPage: ListTasks,
     Explanation: Why, ListQueues: ListQueues, QueuePage: ListQueues,
     GetWorkflow: GetWorkflow, WorkflowPage: GetWorkflow, ListWorkflows: ListWorkflows,

@@ -89,6 +89,10 @@ codes! {
     OutcomeForgotten = 31, "outcome_forgotten";
     /// The wait ended before the task was final.
     TimedOut = 32, "timed_out";
+    /// No such version, branch or tag of the task's state (any more).
+    UnknownVersion = 33, "unknown_version";
+    /// The pieces of a state do not make what its digest says.
+    DigestMismatch = 34, "digest_mismatch";
     /// A defect of the server; the sentence says what to report.
     Internal = 99, "internal";
 }

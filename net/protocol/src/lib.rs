@@ -16,6 +16,7 @@ pub mod id;
 pub mod limits;
 pub mod operation;
 pub mod peer;
+pub mod state;
 
 pub use body::{Body, access};
 pub use code::Code;

@@ -32,10 +32,32 @@ pub const SUBSCRIPTIONS_MAX: usize = 256;
 pub const CREDIT_MAX: u32 = 1 << 20;
 /// Largest number of partitions in a cluster.
 pub const PARTITIONS_MAX: u16 = 4_096;
+/// Largest state of one task, in bytes: a save of it fits a frame even if nothing of it is known to the server.
+pub const STATE_BYTES_MAX: usize = 8 << 20;
+/// Largest chunk of a state, in bytes.
+pub const STATE_CHUNK_BYTES_MAX: usize = 8 << 10;
+/// Largest number of chunks of one state.
+pub const STATE_CHUNKS_MAX: usize = 16 << 10;
+/// Versions kept of one task's state; beyond it the oldest that is neither a head nor tagged goes.
+pub const STATE_VERSIONS_MAX: usize = 1_024;
+/// Chunks that the versions kept of one task's state may refer to in all; beyond it versions go likewise.
+pub const STATE_REFERENCES_MAX: usize = 1 << 20;
+/// Largest number of branches of one task's state.
+pub const STATE_BRANCHES_MAX: usize = 64;
+/// Largest number of tags of one task's state.
+pub const STATE_TAGS_MAX: usize = 256;
+/// Longest label of a version, in bytes.
+pub const LABEL_BYTES_MAX: usize = 256;
+/// Largest number of bytes in one answer about a state.
+pub const STATE_PAGE_BYTES_MAX: usize = 4 << 20;
 /// Delays and deadlines reach at most this far ahead, in milliseconds (ten years).
 pub const HORIZON_MS_MAX: u64 = 10 * 365 * 86_400_000;
 
 const _: () = assert!(PAYLOAD_BYTES_MAX < BODY_BYTES_MAX);
 const _: () = assert!(RESULT_BYTES_MAX < BODY_BYTES_MAX);
+// Beside its bytes a save has 16 bytes for each chunk.
+const _: () = assert!(STATE_BYTES_MAX + 16 * STATE_CHUNKS_MAX + 4_096 < BODY_BYTES_MAX);
+const _: () = assert!(STATE_CHUNK_BYTES_MAX <= STATE_PAGE_BYTES_MAX && STATE_PAGE_BYTES_MAX < BODY_BYTES_MAX);
+const _: () = assert!(STATE_CHUNKS_MAX <= STATE_REFERENCES_MAX);
 const _: () = assert!(ROWS_MAX * 64 < BODY_BYTES_MAX);
 const _: () = assert!(LEASE_MS_MIN < LEASE_MS_MAX);

@@ -47,6 +47,8 @@ operations! {
     Progress = 16,
     /// Leases given back without an attempt being counted.
     Release = 17,
+    /// Versions of running tasks' state, under leases. Answered when durable.
+    SaveState = 18,
     /// Cancels tasks or a workflow.
     Cancel = 20,
     /// Makes failed, expired or cancelled tasks ready again.
@@ -55,6 +57,10 @@ operations! {
     ConfigureQueue = 22,
     /// The engine's own record that attempts or deadlines ran out. Refused from outside.
     Expire = 23,
+    /// Branches, tags, rollback, pruning and forks of a task's state.
+    ChangeState = 24,
+    /// A new workflow from an old one: what need not run again is taken over.
+    ForkWorkflow = 25,
     /// One task's state.
     GetTask = 30,
     /// One task's outcome, as soon as it is final.
@@ -75,6 +81,10 @@ operations! {
     ClusterMap = 38,
     /// An operator's request about nodes and replicas.
     ClusterAdmin = 39,
+    /// The versions of a task's state, with branches and tags.
+    StateLog = 40,
+    /// A piece of one version of a task's state.
+    ReadState = 41,
     /// Server to worker: leased tasks.
     Assign = 50,
     /// Server to worker: a lease is revoked (the task was cancelled or expired).

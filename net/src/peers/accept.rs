@@ -14,10 +14,11 @@ use taskmaster_protocol::peer::{Kind, PeerError, PeerHello, PeerRefusal, Reason}
 
 use super::Peers;
 use super::greeting::{judge, trust};
-use super::link::{Ending, Link, Pace};
+use super::link::{Ending, Link};
 use super::refusals::Refused;
 use crate::input::Input;
 use crate::listener::Listener;
+use crate::pace::Pace;
 
 /// Connections of peers that a shard keeps.
 const INCOMING_MAX: usize = 1_024;

@@ -16,10 +16,11 @@ use taskmaster_protocol::peer::{Kind, PeerError, PeerHello, PeerRefusal, Reason}
 use taskmaster_protocol::{FrameBuffer, NodeId};
 
 use super::greeting::{judge, trust};
-use super::link::{Ending, Link, Pace};
+use super::link::{Ending, Link};
 use super::refusals::Refused;
 use super::{PeerLink, Peers, Sent, taken};
 use crate::input::Input;
+use crate::pace::Pace;
 use crate::wake::Bell;
 
 /// Bytes of batches that may wait for the end of a dial.

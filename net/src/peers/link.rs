@@ -6,7 +6,7 @@
 //! - At most [`UNSENT_BYTES_MAX`] wait for the peer.
 //! - Frames of a link are numbered on both sides; a gap ends it.
 //! - Before the greeting is over, nothing larger than a greeting is read.
-//! - A reading task suspends after [`TURN_BYTES_MAX`], however fast the peer sends.
+//! - A reading task suspends now and then (`pace.rs`), however fast the peer sends.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -19,11 +19,11 @@ use std::time::{Duration, Instant};
 
 use futures_lite::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
-use glommio::timer::sleep;
 use taskmaster_protocol::peer::{self, Frame, Kind, PEER_BODY_BYTES_MAX, PEER_VERSION_MAX, PeerError, PeerRefusal};
 
 use super::tls::{Failed, Session, Tls};
 use crate::input::Input;
+use crate::pace::Pace;
 use crate::socket::{dial, send_now, send_pieces_now, shutdown};
 use crate::wake::Bell;
 
@@ -34,19 +34,15 @@ pub const UNSENT_BYTES_MAX: usize = peer::stream_bytes(PEER_BODY_BYTES_MAX);
 const OUT_BYTES_KEPT: usize = 1 << 20;
 /// Sent bytes at the front of the queue beyond which it is moved together.
 const SENT_BYTES_KEPT: usize = 4 << 20;
-/// Bytes that a link reads at most before other tasks of the shard have their turn.
-const TURN_BYTES_MAX: usize = 1 << 20;
 /// What is read of a socket at once under TLS.
 const SEALED_BYTES: usize = 64 << 10;
-/// How long the others' turn is at least. Only a timer suspends a task for certain.
-const BREATH: Duration = Duration::from_micros(20);
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
 /// How long a connected peer may take for its part of the greeting.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
 /// Ticks of silence after which a ping is due, and after which the link is given up.
 const PING_TICKS: u32 = 2;
-const SILENT_TICKS_MAX: u32 = 10;
+const SILENT_TICKS_MAX: u32 = 5;
 
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -356,10 +352,7 @@ impl Link {
         pace: &mut Pace,
         mut frame: impl FnMut(Frame<'_>) -> Result<(), Ending>,
     ) -> Result<(), Ending> {
-        if pace.full_bytes >= TURN_BYTES_MAX {
-            pace.full_bytes = 0;
-            sleep(BREATH).await;
-        }
+        pace.breathe().await;
         self.read_some(input, pace).await?;
         self.silent_ticks.set(0);
         let mut at = 0;
@@ -435,8 +428,7 @@ impl Link {
             let reason = self.reason.get().unwrap_or("the peer closed the connection");
             return Err(Ending::Gone(reason.to_owned()));
         }
-        // A read that leaves room suspends the next one until the ring was looked at; a full one does not.
-        pace.full_bytes = if count == room_bytes { pace.full_bytes + count } else { 0 };
+        pace.took(count, room_bytes);
         Ok(count)
     }
 }
@@ -445,10 +437,4 @@ impl Link {
 struct Secure {
     session: Session,
     sealed: Vec<u8>,
-}
-
-/// How much a reading task has read without suspending.
-#[derive(Default)]
-pub(super) struct Pace {
-    full_bytes: usize,
 }

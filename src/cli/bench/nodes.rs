@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use taskmaster_bench::NodeInfo;
+use taskmaster_bench::networks::Networks;
 use taskmaster_client::{ClusterView, NodeId};
 use tempfile::TempDir;
 
@@ -27,6 +28,8 @@ pub(super) struct Nodes {
     pub(super) members: Members,
     /// Replicas that a partition has in this cluster.
     replicas: usize,
+    /// Their networks, where they have some of their own.
+    pub(super) networks: Option<Networks>,
     _root: TempDir,
 }
 
@@ -35,7 +38,12 @@ impl Nodes {
     ///
     /// # Errors
     /// What keeps a node from starting, or the cluster from becoming whole.
-    pub(super) async fn start(base: &Config, count: u16, verbose: u8) -> Result<Self, Failure> {
+    pub(super) async fn start(
+        base: &Config,
+        count: u16,
+        networks: Option<Networks>,
+        verbose: u8,
+    ) -> Result<Self, Failure> {
         let mut base = base.clone();
         base.listen.address.set_port(0);
         let defaults = Config::default();
@@ -48,9 +56,13 @@ impl Nodes {
         if count == 1 {
             configs[0].clustered = false;
         }
-        let members = Members::start(&configs, root.path(), verbose).await?;
+        let namespaces = networks.as_ref().map_or(&[][..], Networks::nodes);
+        if networks.is_some() {
+            spread(&mut configs);
+        }
+        let members = Members::start(&configs, namespaces, root.path(), verbose).await?;
         let replicas = if count == 1 { 1 } else { usize::from(base.cluster.replication.min(count)) };
-        let nodes = Self { members, replicas, _root: root };
+        let nodes = Self { members, replicas, networks, _root: root };
         if count > 1 {
             cluster::found(&nodes.members.all[0].address).await?;
         }
@@ -81,17 +93,45 @@ impl Nodes {
     /// # Errors
     /// What is missing after a while.
     pub(super) async fn whole(&self) -> Result<ClusterView, Failure> {
+        self.whole_within(LAG_MAX).await
+    }
+
+    /// The same, and no replica lags by more than these entries.
+    ///
+    /// # Errors
+    /// As [`Self::whole`].
+    pub(super) async fn whole_within(&self, lag_max: u32) -> Result<ClusterView, Failure> {
+        self.seen("the cluster is not whole", |view| self.missing(view, lag_max)).await
+    }
+
+    /// Waits until others lead what a member led that is gone.
+    ///
+    /// # Errors
+    /// When they do not after a while.
+    pub(super) async fn led_by_others(&self, gone: usize) -> Result<ClusterView, Failure> {
+        let name = &self.members.all[gone].name;
+        let count = |view: &ClusterView| {
+            let node = view.nodes.iter().find(|node| node.name == *name);
+            node.map_or(0, |node| led(view, node.id).len())
+                + view.partitions.iter().filter(|group| group.leader.is_none()).count()
+        };
+        let missing = |view: &ClusterView| Some(count(view)).filter(|&count| count > 0);
+        self.seen("partitions have no leader", |view| missing(view).map(|count| format!("{count} of them"))).await
+    }
+
+    /// Looks at the map until nothing is missing in it.
+    async fn seen(&self, what: &str, missing: impl Fn(&ClusterView) -> Option<String>) -> Result<ClusterView, Failure> {
         let give_up = Instant::now() + WHOLE_MAX;
         loop {
             let missing = match self.look().await {
-                Ok(view) => match self.missing(&view) {
+                Ok(view) => match missing(&view) {
                     None => return Ok(view),
                     Some(missing) => missing,
                 },
                 Err(failure) => failure.to_string(),
             };
             if Instant::now() >= give_up {
-                let message = format!("the cluster is not whole after {WHOLE_MAX:?}: {missing}");
+                let message = format!("{what} after {WHOLE_MAX:?}: {missing}");
                 return Err(Failure::new(Exit::Failed, message));
             }
             tokio::time::sleep(POLL).await;
@@ -106,7 +146,7 @@ impl Nodes {
         }
     }
 
-    fn missing(&self, view: &ClusterView) -> Option<String> {
+    fn missing(&self, view: &ClusterView, lag_max: u32) -> Option<String> {
         let count = self.members.all.len();
         let takers = cluster::takers(view);
         if takers < count {
@@ -118,7 +158,7 @@ impl Nodes {
         for (number, group) in view.partitions.iter().enumerate() {
             let (voters, settled, lag) = (group.voters.len(), group.is_settled, group.lag);
             let is_complete = count == 1 || (voters == self.replicas && settled && group.learners.is_empty());
-            if group.leader.is_none() || !is_complete || lag > LAG_MAX {
+            if group.leader.is_none() || !is_complete || lag > lag_max {
                 return Some(format!(
                     "partition {number} has leader {:?}, {voters} voters, settled {settled}, lag {lag}",
                     group.leader
@@ -129,6 +169,16 @@ impl Nodes {
         let busiest = view.nodes.iter().map(|node| led(view, node.id).len()).max().unwrap_or(0);
         (busiest > most).then(|| format!("one node leads {busiest} partitions"))
     }
+}
+
+/// Gives each node the address of its own network.
+fn spread(configs: &mut [Config]) {
+    for (number, config) in configs.iter_mut().enumerate() {
+        config.listen.address.set_ip(Networks::host(number));
+        config.cluster.listen.set_ip(Networks::host(number));
+    }
+    let seeds: Vec<String> = configs.iter().map(|config| config.cluster.listen.to_string()).collect();
+    configs.iter_mut().for_each(|config| config.cluster.seeds.clone_from(&seeds));
 }
 
 /// The partitions that a node leads.

@@ -3,14 +3,16 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use taskmaster_bench::failover::{self, FailoverOptions, Faults, Strike};
+use taskmaster_bench::networks::{self, Networks};
 use taskmaster_bench::{Options, Report, idle};
 use tokio::time::Instant;
 
 use super::nodes::{Nodes, led};
-use super::{Arguments, Fault, show};
+use super::{Arguments, Fault, rejoin, show};
 use crate::cli::connect::block_on;
 use crate::cli::dev::layout::shards_each;
 use crate::cli::signal::Stop;
@@ -25,7 +27,7 @@ const FAILOVER_BATCH: u32 = 16;
 const FAILOVER_CLIENTS: u32 = 4;
 /// Load on a whole cluster before each strike.
 const CALM: Duration = Duration::from_millis(1_500);
-/// From a kill to the next start, and the length of a stop.
+/// From a kill to the next start, and the length of a stop or of a partition.
 const KILLED: Duration = Duration::from_secs(2);
 const STOPPED: Duration = Duration::from_secs(3);
 /// Longest standstill at the end with tasks undone.
@@ -35,10 +37,14 @@ const COOL: Duration = Duration::from_secs(5);
 
 /// Carries `bench --nodes` out.
 pub(super) fn run(global: &Global, arguments: &Arguments, config: &Config) -> Result<Exit, Failure> {
+    let networks = match arguments.failover {
+        Some(Fault::Partition) => Some(networks_for(arguments.nodes)?),
+        _ => None,
+    };
     block_on(async {
         let mut stop = Stop::listen()?;
         tokio::select! {
-            measured = measure(global, arguments, config) => {
+            measured = measure(global, arguments, config, networks) => {
                 let (json, text, good) = measured?;
                 show(global, json, &text, good)
             }
@@ -48,7 +54,19 @@ pub(super) fn run(global: &Global, arguments: &Arguments, config: &Config) -> Re
     })
 }
 
-async fn measure(global: &Global, arguments: &Arguments, config: &Config) -> Result<(Value, String, bool), Failure> {
+/// Networks for the nodes; from here on this process is among the clients in their hub.
+fn networks_for(nodes: u16) -> Result<Networks, Failure> {
+    let networks = Networks::new(u8::try_from(nodes).unwrap_or(u8::MAX))?;
+    networks::enter(networks.hub())?;
+    Ok(networks)
+}
+
+async fn measure(
+    global: &Global,
+    arguments: &Arguments,
+    config: &Config,
+    networks: Option<Networks>,
+) -> Result<(Value, String, bool), Failure> {
     let mut config = config.clone();
     if config.node.shards == 0 {
         // Those of the single node beside it, too.
@@ -58,8 +76,11 @@ async fn measure(global: &Global, arguments: &Arguments, config: &Config) -> Res
     if let Some(time) = arguments.idle {
         return rest(global, arguments, config, time.0).await;
     }
+    if let Some(tasks) = arguments.rejoin {
+        return rejoin::run(global, arguments, config, tasks).await;
+    }
     if let Some(fault) = arguments.failover {
-        return strike(global, arguments, config, fault).await;
+        return strike(global, arguments, config, fault, networks).await;
     }
     let options = arguments.options(global.output().is_json())?;
     let single = match arguments.baseline {
@@ -95,7 +116,7 @@ fn ratios(cluster: &Report, single: &Report) -> Vec<(&'static str, f64)> {
 }
 
 async fn load(global: &Global, config: &Config, count: u16, options: Options) -> Result<Report, Failure> {
-    let nodes = Nodes::start(config, count, global.verbose).await?;
+    let nodes = Nodes::start(config, count, None, global.verbose).await?;
     let infos = nodes.infos();
     let measuring = tokio::task::spawn_blocking(move || taskmaster_bench::run_nodes(&options, &infos));
     let measured = measuring.await.map_err(anyhow::Error::from)?;
@@ -109,7 +130,7 @@ async fn rest(
     config: &Config,
     time: Duration,
 ) -> Result<(Value, String, bool), Failure> {
-    let nodes = Nodes::start(config, arguments.nodes, global.verbose).await?;
+    let nodes = Nodes::start(config, arguments.nodes, None, global.verbose).await?;
     tokio::time::sleep(COOL).await;
     let pids: Vec<u32> = nodes.members.all.iter().map(|member| member.pid).collect();
     let replicas = u64::from(config.node.partitions) + 1;
@@ -130,8 +151,9 @@ async fn strike(
     arguments: &Arguments,
     config: &Config,
     fault: Fault,
+    networks: Option<Networks>,
 ) -> Result<(Value, String, bool), Failure> {
-    let nodes = Nodes::start(config, arguments.nodes, global.verbose).await?;
+    let nodes = Nodes::start(config, arguments.nodes, networks, global.verbose).await?;
     let options = FailoverOptions {
         rounds: arguments.rounds,
         rate_per_s: arguments.rate.unwrap_or(RATE_DEFAULT),
@@ -157,6 +179,12 @@ struct Striker {
     struck: usize,
 }
 
+impl Striker {
+    fn networks(&self) -> anyhow::Result<&Networks> {
+        self.nodes.networks.as_ref().context("the nodes have no networks of their own")
+    }
+}
+
 impl Faults for Striker {
     async fn strike(&mut self) -> anyhow::Result<Strike> {
         let view = self.nodes.whole().await?;
@@ -168,9 +196,13 @@ impl Faults for Striker {
             anyhow::bail!("{} is no node of this run", node.name);
         };
         let strike = Strike { node: node.id, name: node.name.clone(), led: led(&view, node.id), at: Instant::now() };
-        members.signal_one(number, if self.fault == Fault::Kill { Signal::KILL } else { Signal::STOP });
-        if self.fault == Fault::Kill {
-            self.nodes.members.next_end().await;
+        match self.fault {
+            Fault::Kill => {
+                members.signal_one(number, Signal::KILL);
+                self.nodes.members.next_end().await;
+            }
+            Fault::Stop => members.signal_one(number, Signal::STOP),
+            Fault::Partition => self.networks()?.cut(number)?,
         }
         self.struck = number;
         Ok(strike)
@@ -181,7 +213,9 @@ impl Faults for Striker {
         match self.fault {
             Fault::Kill => members.restart(self.struck).await?,
             Fault::Stop => members.signal_one(self.struck, Signal::CONT),
+            Fault::Partition => self.networks()?.heal(self.struck)?,
         }
+        let members = &self.nodes.members;
         let ended = members.all.iter().filter(|member| member.ended.is_some()).count();
         anyhow::ensure!(ended == 0, "{ended} nodes ended by themselves");
         Ok(())

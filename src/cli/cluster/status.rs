@@ -81,6 +81,7 @@ fn nodes(view: &ClusterView, now_ms: u64, output: Output) -> String {
         ("state", Side::Left),
         ("leads", Side::Right),
         ("replicas", Side::Right),
+        ("disk used", Side::Right),
         ("disk free", Side::Right),
         ("heard", Side::Left),
         ("version", Side::Right),
@@ -100,6 +101,7 @@ fn nodes(view: &ClusterView, now_ms: u64, output: Output) -> String {
             output.tint(tint, state(node)),
             human_count(node.leaders.into()),
             human_count(node.replicas.into()),
+            node.disk_bytes.map_or_else(String::new, |(all, free)| human_bytes(all.saturating_sub(free))),
             node.disk_bytes.map_or_else(String::new, |(_, free)| human_bytes(free)),
             heard(view, node, now_ms),
             node.version.to_string(),
@@ -123,6 +125,7 @@ fn partitions(view: &ClusterView) -> String {
         ("leader", Side::Left),
         ("term", Side::Right),
         ("applied", Side::Right),
+        ("committed", Side::Right),
         ("lag", Side::Right),
         ("voters", Side::Left),
         ("learners", Side::Left),
@@ -134,6 +137,7 @@ fn partitions(view: &ClusterView) -> String {
             leader(view, group.leader),
             group.term.to_string(),
             group.applied.to_string(),
+            group.committed.to_string(),
             group.lag.to_string(),
             names(view, &group.voters),
             names(view, &group.learners),
@@ -228,7 +232,7 @@ mod tests {
         assert_eq!(lines.next(), Some("cluster 00000000000000000000000000000007, map version 12, 3 replica(s) wanted"));
         assert!(
             text.contains(
-                "n1    0000000000001  a     alive      1         8   40.0 GiB  answered        1  10.0.0.1:7701"
+                "n1    0000000000001  a     alive      1         8   60.0 GiB   40.0 GiB  answered        1  10.0.0.1:7701"
             ),
             "{text}"
         );
@@ -248,8 +252,11 @@ mod tests {
         view.partitions[1].leader = None;
         view.partitions[1].is_settled = false;
         let text = plain(&view, true);
-        assert!(text.contains("        0  n1         3       90    0  n1, n2, n3\n"), "{text}");
-        assert!(text.contains("        1  nobody     3       90    0  n1, n2, n3            n1, n2, n3\n"), "{text}");
+        assert!(text.contains("        0  n1         3       90         90    0  n1, n2, n3\n"), "{text}");
+        assert!(
+            text.contains("        1  nobody     3       90         90    0  n1, n2, n3            n1, n2, n3\n"),
+            "{text}"
+        );
         assert!(text.contains("FAIL  No leader is known for partition 1"), "{text}");
     }
 

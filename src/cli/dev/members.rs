@@ -27,6 +27,8 @@ pub(in crate::cli) struct Member {
     /// Its configuration, to start it again by hand.
     pub(in crate::cli) file: PathBuf,
     pub(in crate::cli) pid: u32,
+    /// The network namespace that it lives in, if not in this process's.
+    namespace: Option<String>,
     /// How it ended.
     pub(in crate::cli) ended: Option<ExitStatus>,
 }
@@ -40,26 +42,34 @@ pub(in crate::cli) struct Members {
 }
 
 impl Members {
-    /// Starts a node for each configuration and returns when all take connections.
+    /// Starts a node for each configuration, in the network namespace of the same place if there is one, and returns when all take
+    /// connections.
     ///
     /// # Errors
     /// A node that ended or did not start in time.
-    pub(in crate::cli) async fn start(configs: &[Config], root: &Path, verbose: u8) -> Result<Self, Failure> {
+    pub(in crate::cli) async fn start(
+        configs: &[Config],
+        namespaces: &[String],
+        root: &Path,
+        verbose: u8,
+    ) -> Result<Self, Failure> {
         std::fs::create_dir_all(root)?;
         let mut started = Vec::new();
-        for config in configs {
+        for (number, config) in configs.iter().enumerate() {
+            let namespace = namespaces.get(number).cloned();
             let file = root.join(format!("{}.toml", config.node.name));
             std::fs::write(&file, config.to_toml(|_| Origin::Default))?;
-            let child = spawn(&file, &config.node.name, verbose)?;
-            started.push((config, file, child));
+            let child = spawn(&file, &config.node.name, namespace.as_deref(), verbose)?;
+            started.push((config, file, namespace, child));
         }
         let (end, ends) = mpsc::unbounded_channel();
         let mut all = Vec::new();
-        for (number, (config, file, mut child)) in started.into_iter().enumerate() {
+        for (number, (config, file, namespace, mut child)) in started.into_iter().enumerate() {
             let name = config.node.name.clone();
             let address = wait_for(&name, &mut child).await?;
             let pid = child.id().unwrap_or_default();
-            all.push(Member { name, address, data_dir: config.node.data_dir.clone(), file, pid, ended: None });
+            let data_dir = config.node.data_dir.clone();
+            all.push(Member { name, address, data_dir, file, pid, namespace, ended: None });
             tell_end(child, number, end.clone());
         }
         Ok(Self { all, ends, end, verbose })
@@ -71,7 +81,7 @@ impl Members {
     /// As [`Members::start`].
     pub(in crate::cli) async fn restart(&mut self, number: usize) -> Result<(), Failure> {
         let member = &mut self.all[number];
-        let mut child = spawn(&member.file, &member.name, self.verbose)?;
+        let mut child = spawn(&member.file, &member.name, member.namespace.as_deref(), self.verbose)?;
         member.address = wait_for(&member.name, &mut child).await?;
         member.pid = child.id().unwrap_or_default();
         member.ended = None;
@@ -133,8 +143,13 @@ fn tell_end(mut child: Child, number: usize, end: mpsc::UnboundedSender<(usize, 
     });
 }
 
-fn spawn(file: &Path, name: &str, verbose: u8) -> Result<Child, Failure> {
-    let mut command = Command::new(std::env::current_exe()?);
+fn spawn(file: &Path, name: &str, namespace: Option<&str>, verbose: u8) -> Result<Child, Failure> {
+    let program = std::env::current_exe()?;
+    let mut command = Command::new(if namespace.is_some() { Path::new("ip") } else { &program });
+    if let Some(namespace) = namespace {
+        // It becomes the program that it starts, under the same process id.
+        command.args(["netns", "exec", namespace]).arg(&program);
+    }
     command.arg("serve").arg("--config").arg(file).args(["--output", "json", "--companion"]);
     command.args((0..verbose).map(|_| "-v"));
     // What overrides the configuration of one node would override it for all.

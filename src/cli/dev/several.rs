@@ -41,7 +41,7 @@ pub(super) fn run(global: &Global, arguments: &Arguments, mut base: Config) -> R
     let exit = block_on(async {
         let mut stop = Stop::listen()?;
         let mut members = tokio::select! {
-            started = Members::start(&configs, &root, global.verbose) => started?,
+            started = Members::start(&configs, &[], &root, global.verbose) => started?,
             () = stop.asked() => return Ok(Exit::Interrupted),
         };
         let worker = tokio::select! {
@@ -103,7 +103,8 @@ async fn form(global: &Global, members: &Members, offer: Option<&Offer>) -> Resu
     match offer {
         Some(offer) => {
             let client = connect_to(&members.addresses(), global).await?;
-            Ok(Some(workers::start(&client, offer, None).await?))
+            let offer = Offer { address: members.addresses(), ..offer.clone() };
+            Ok(Some(workers::start(&client, &offer, None).await?))
         }
         None => Ok(None),
     }

@@ -8,7 +8,7 @@ use serde_json::json;
 use taskmaster_connect::postgres::{self, Source};
 use tokio::sync::mpsc;
 
-use super::{Database, failed};
+use super::database::{Database, failed};
 use crate::cli::connect::block_on;
 use crate::cli::{Exit, Failure};
 use crate::config::Config;

@@ -25,6 +25,8 @@ pub(crate) struct Cx<'a> {
     pub(crate) calm: bool,
     /// Workers may misbehave.
     pub(crate) unruly: bool,
+    /// Workers save states.
+    pub(crate) saves: bool,
     /// All producers are done.
     pub(crate) produced: bool,
     /// Connections that are there.

@@ -148,6 +148,7 @@ impl Place {
                 seed: dice.roll(),
                 memory_bytes_max: 1 << 30,
                 log_bytes_kept: scenario.log_bytes_kept,
+                transfer_bytes_per_s: scenario.transfer_bytes_per_s,
                 kept_max: u32::MAX,
                 retention_ms: 600_000,
                 auto_create_queues: true,

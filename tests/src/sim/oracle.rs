@@ -9,9 +9,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use taskmaster_protocol::body::{
     self, ArchivedCancel, ArchivedComplete, ArchivedConfigureQueue, ArchivedFail, ArchivedGetTask, ArchivedLeases,
-    ArchivedRetry, ArchivedSubmit, queue_field,
+    ArchivedReadState, ArchivedRetry, ArchivedSubmit, queue_field,
 };
 use taskmaster_protocol::frame::Header;
+use taskmaster_protocol::state::Address;
 use taskmaster_protocol::{FrameBuffer, Operation, TaskId, access};
 
 pub(crate) use taskmaster_engine::State;
@@ -22,6 +23,7 @@ mod answers;
 mod assigns;
 mod reads;
 mod replicas;
+mod states;
 
 /// What was promised about a task when it was made.
 #[derive(Clone, Debug, Default)]
@@ -89,6 +91,7 @@ struct Task {
     retries: u32,
     /// Retries received: it may start at once, whatever its delay.
     retried: u32,
+    states: states::States,
     /// Seen to be final, or never accepted, after everything was submitted.
     over: bool,
 }
@@ -118,6 +121,8 @@ struct Request {
     rows: Vec<Row>,
     /// `ConfigureQueue`: partition, queue, paused, concurrency.
     setting: Option<(u16, u32, Option<bool>, Option<u32>)>,
+    /// Of saves and reads of states.
+    asked: states::Asked,
 }
 
 struct Row {
@@ -190,6 +195,10 @@ pub(crate) struct Oracle {
     pub(crate) completions_acknowledged: u64,
     pub(crate) assigned: u64,
     pub(crate) reads: u64,
+    pub(crate) saves_acknowledged: u64,
+    pub(crate) states_read: u64,
+    /// States that workers saved, by digest.
+    states: HashMap<Address, Vec<u8>>,
 }
 
 type Verdict = Result<(), String>;
@@ -272,6 +281,7 @@ impl Oracle {
             received_us: now_us,
             rows: Vec::new(),
             setting: None,
+            asked: states::Asked::default(),
         };
         match operation {
             Operation::Submit => self.submit_received(body, now_us, &mut request),
@@ -280,6 +290,18 @@ impl Oracle {
             }
             Operation::Cancel | Operation::Retry => self.change_received(body, &mut request),
             Operation::ConfigureQueue => self.setting_received(header.partition, body, &mut request),
+            Operation::SaveState => self.save_received(life, body, &mut request),
+            Operation::StateLog => {
+                let id = TaskId::from(&access::<ArchivedGetTask>(body).expect("clients send whole bodies").id);
+                request.asked = self.state_asked(id, None);
+                request.rows.push(Row::of(id));
+            }
+            Operation::ReadState => {
+                let body = access::<ArchivedReadState>(body).expect("clients send whole bodies");
+                let id = TaskId::from(&body.id);
+                request.asked = self.state_asked(id, Some(body.version.to_native()));
+                request.rows.push(Row::of(id));
+            }
             Operation::GetTask => {
                 let body = access::<ArchivedGetTask>(body).expect("clients send whole bodies");
                 let id = TaskId::from(&body.id);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use taskmaster_protocol::body::GetTask;
+use taskmaster_protocol::body::{GetTask, ReadState};
 use taskmaster_protocol::frame::Header;
 use taskmaster_protocol::{Code, Operation, TaskId};
 
@@ -22,12 +22,14 @@ pub(crate) struct Reader {
     left: Option<BTreeSet<TaskId>>,
     /// Those of them that were read in this round.
     read: BTreeSet<TaskId>,
+    /// Tasks whose states are still to be read; once everything was submitted.
+    states: Option<Vec<TaskId>>,
     next_us: u64,
 }
 
 impl Reader {
     pub(crate) fn new(client: Client) -> Self {
-        Self { client, asked: BTreeMap::new(), left: None, read: BTreeSet::new(), next_us: 0 }
+        Self { client, asked: BTreeMap::new(), left: None, read: BTreeSet::new(), states: None, next_us: 0 }
     }
 
     fn read(&mut self, id: TaskId) {
@@ -35,7 +37,26 @@ impl Reader {
         self.asked.insert(number, id);
     }
 
+    /// Reads a task's history, and the newest version that was acknowledged.
+    fn read_states(&mut self, id: TaskId, version: u32) {
+        for number in [
+            self.client.push(Operation::StateLog, id.partition(), &GetTask { id }),
+            self.client.push(Operation::ReadState, id.partition(), &ReadState { id, version, from: 0 }),
+        ] {
+            self.asked.insert(number, id);
+        }
+    }
+
     fn read_all(&mut self, cx: &mut Cx<'_>) {
+        if cx.saves && self.asked.len() < READS_MAX {
+            let states = self.states.get_or_insert_with(|| cx.oracle.ids().collect());
+            let taken = states.split_off(states.len().saturating_sub(READS_MAX / 4));
+            for id in taken {
+                if let Some(version) = cx.oracle.newest_version(id) {
+                    self.read_states(id, version);
+                }
+            }
+        }
         let left = self.left.get_or_insert_with(|| cx.oracle.ids().collect());
         left.retain(|id| !cx.oracle.is_over(*id));
         let room = READS_MAX.saturating_sub(self.asked.len());
@@ -60,7 +81,7 @@ impl Actor for Reader {
 
     fn frame(&mut self, _target: Target, header: Header, body: &[u8], cx: &mut Cx<'_>) {
         let Some(number) = self.client.answered(&header, body, cx) else { return };
-        if matches!(Code::from_number(header.code), Code::Ok | Code::UnknownTask) {
+        if matches!(Code::from_number(header.code), Code::Ok | Code::UnknownTask | Code::UnknownVersion) {
             self.client.done(number);
             self.asked.remove(&number);
         } else {
@@ -95,6 +116,8 @@ impl Actor for Reader {
     }
 
     fn is_done(&self) -> bool {
-        self.asked.is_empty() && self.left.as_ref().is_some_and(BTreeSet::is_empty)
+        self.asked.is_empty()
+            && self.left.as_ref().is_some_and(BTreeSet::is_empty)
+            && self.states.as_ref().is_none_or(Vec::is_empty)
     }
 }

@@ -102,6 +102,7 @@ pub fn run(seed: u64) -> Result<u64, Failure> {
             seed,
             memory_bytes_max: 1 << 30,
             log_bytes_kept: 1 << 20,
+            transfer_bytes_per_s: 1 << 30,
             kept_max: u32::MAX,
             retention_ms: 600_000,
             auto_create_queues: true,

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use taskmaster_protocol::body::{
-    self, ArchivedAssign, Complete, CompleteRow, Credit, Fail, FailRow, LeaseRow, Leases, Subscribe,
+    self, ArchivedAssign, ArchivedStateReply, Complete, CompleteRow, Credit, Fail, FailRow, LeaseRow, Leases, SaveRow,
+    SaveState, Segment, Span, Subscribe,
 };
 use taskmaster_protocol::frame::Header;
-use taskmaster_protocol::{Operation, PartitionId, TaskId, access};
+use taskmaster_protocol::state::{address_of, digest_of};
+use taskmaster_protocol::{Code, Operation, PartitionId, TaskId, access};
 
 use super::actor::{Actor, Cx, Target};
 use super::client::Client;
@@ -23,6 +25,7 @@ enum Act {
     FailForGood,
     Release,
     Extend,
+    Save,
 }
 
 struct Planned {
@@ -42,11 +45,35 @@ pub(crate) struct Worker {
     /// Leases held per subscription.
     held: BTreeMap<Target, u32>,
     look_us: u64,
+    /// By token: the version to save on top of, and its chunks if they are known.
+    chains: BTreeMap<u64, Chain>,
+    /// Saves under way: by request, the token and the chunks of each row.
+    saving: BTreeMap<u64, Vec<Saving>>,
+}
+
+/// The token of an attempt, and the chunks of the state that it saves.
+type Saving = (u64, Vec<Vec<u8>>);
+
+/// The states that an attempt saves.
+#[derive(Clone, Debug, Default)]
+struct Chain {
+    version: u32,
+    chunks: Vec<Vec<u8>>,
+    made: u64,
 }
 
 impl Worker {
     pub(crate) fn new(number: u64, credit_max: u32, client: Client) -> Self {
-        Self { number, client, planned: Vec::new(), credit_max, held: BTreeMap::new(), look_us: 0 }
+        Self {
+            number,
+            client,
+            planned: Vec::new(),
+            credit_max,
+            held: BTreeMap::new(),
+            look_us: 0,
+            chains: BTreeMap::new(),
+            saving: BTreeMap::new(),
+        }
     }
 
     fn plan(&mut self, target: Target, row: LeaseRow, lease_us: u64, cx: &mut Cx<'_>) {
@@ -54,6 +81,11 @@ impl Worker {
         let soon_us = cx.now_us + work_us;
         let late_us = cx.now_us + lease_us + cx.dice.range(0, lease_us);
         let mut add = |act, at_us| self.planned.push(Planned { at_us, act, row, target });
+        if cx.saves && cx.dice.chance(50) {
+            for _ in 0..cx.dice.range(1, 4) {
+                add(Act::Save, if cx.calm { cx.now_us } else { cx.now_us + cx.dice.range(0, 2 * work_us) });
+            }
+        }
         if cx.calm {
             add(Act::Complete, cx.now_us + 100);
             return;
@@ -139,6 +171,10 @@ impl Worker {
                 }
                 self.client.push(Operation::Fail, partition, &fail);
             }
+            Act::Save => {
+                self.save(partition, rows, cx);
+                return;
+            }
             Act::Release => {
                 self.client.push(Operation::Release, partition, &Leases { rows: rows.to_vec() });
             }
@@ -152,6 +188,57 @@ impl Worker {
         *held -= ended;
         if cx.is_open(target) && ended > 0 {
             cx.send(target, Header::request(Operation::Credit, 0, None), &Credit { credit: ended });
+        }
+    }
+
+    /// Saves a state for each lease: a run of the chunks saved before where they are known, and a new one.
+    fn save(&mut self, partition: PartitionId, rows: &[LeaseRow], cx: &mut Cx<'_>) {
+        let (mut body, mut saving) = (SaveState::default(), Vec::new());
+        for row in rows {
+            let chain = self.chains.entry(row.token).or_default();
+            chain.made += 1;
+            let fresh = [row.id.lo, row.token, chain.made].map(u64::to_le_bytes).concat();
+            let at = u32::try_from(body.segments.len()).expect("few");
+            let mut chunks = Vec::new();
+            if chain.chunks.is_empty() {
+                // All attempts of a task begin with the same chunk.
+                chunks.push(row.id.lo.to_le_bytes().repeat(3));
+                body.segments.push(Segment { data: body::put(&mut body.bytes, &chunks[0]), ..Segment::default() });
+            } else {
+                let count = cx.dice.range(1, chain.chunks.len() as u64);
+                let count = u32::try_from(count).expect("few").min(4);
+                chunks.extend_from_slice(&chain.chunks[..count as usize]);
+                body.segments.push(Segment { from: 0, count, data: Span::default() });
+            }
+            body.segments.push(Segment { data: body::put(&mut body.bytes, &fresh), ..Segment::default() });
+            chunks.push(fresh);
+            let addresses: Vec<_> = chunks.iter().map(|chunk| address_of(chunk)).collect();
+            let digest = digest_of(&addresses);
+            cx.oracle.register_state(digest, chunks.concat());
+            body.rows.push(SaveRow {
+                id: row.id,
+                token: row.token,
+                locator: row.locator,
+                attempt: row.attempt,
+                parent: chain.version,
+                digest,
+                segments: Span { at, len: 2 },
+                ..SaveRow::default()
+            });
+            saving.push((row.token, chunks));
+        }
+        let number = self.client.push(Operation::SaveState, partition, &body);
+        self.saving.insert(number, saving);
+    }
+
+    /// Goes on from what was saved.
+    fn saved(&mut self, number: u64, code: u16, body: &[u8]) {
+        let Some(saving) = self.saving.remove(&number).filter(|_| code == Code::Ok.number()) else { return };
+        let reply = access::<ArchivedStateReply>(body).expect("the oracle has read it");
+        for ((token, chunks), version) in saving.into_iter().zip(reply.versions.iter()) {
+            if let Some(chain) = self.chains.get_mut(&token).filter(|_| version.to_native() > 0) {
+                (chain.version, chain.chunks) = (version.to_native(), chunks);
+            }
         }
     }
 
@@ -190,6 +277,7 @@ impl Actor for Worker {
             let assign = access::<ArchivedAssign>(body).expect("the oracle has read it");
             for row in assign.rows.iter() {
                 let lease_us = u64::from(assign.specs[row.spec.to_native() as usize].lease_ms.to_native()) * 1_000;
+                let version = row.version.to_native();
                 let row = LeaseRow {
                     id: TaskId::from(&row.id),
                     token: row.token.to_native(),
@@ -197,6 +285,9 @@ impl Actor for Worker {
                     attempt: row.attempt.to_native(),
                 };
                 *self.held.entry(target).or_default() += 1;
+                if cx.saves {
+                    self.chains.insert(row.token, Chain { version, ..Chain::default() });
+                }
                 self.plan(target, row, lease_us, cx);
             }
             return;
@@ -204,6 +295,7 @@ impl Actor for Worker {
         if header.is_response()
             && let Some(number) = self.client.answered(&header, body, cx)
         {
+            self.saved(number, header.code, body);
             self.client.done(number);
         }
     }

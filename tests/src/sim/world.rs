@@ -316,6 +316,8 @@ impl World {
             tasks: self.oracle.len() as u64,
             assigned: self.oracle.assigned,
             reads: self.oracle.reads,
+            saves_acknowledged: self.oracle.saves_acknowledged,
+            states_read: self.oracle.states_read,
             leaderships: self.oracle.leaderships(),
             replicas_compared: self.oracle.compared(),
             submits_acknowledged: self.oracle.submits_acknowledged,

@@ -3,7 +3,7 @@
 //! The node is known to the others by the address of a proxy. Its own messages take the straight way, so the link is slow in
 //! one direction, and every round trip over it is.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -31,7 +31,7 @@ struct Proxy {
 }
 
 impl Proxy {
-    async fn start(from: Ipv4Addr, to: SocketAddr) -> Self {
+    async fn start(from: IpAddr, to: SocketAddr) -> Self {
         let delay_ms = Arc::new(AtomicU64::new(0));
         let (resets, reset) = watch::channel(0);
         let mut tasks = JoinSet::new();
@@ -123,7 +123,7 @@ async fn a_slow_link_that_breaks_now_and_then_costs_nothing_but_time() {
     let mut cluster = Cluster::planned(Place::loopback()).await;
     let (own, known) = (cluster.place.host(2), cluster.place.host(102));
     // Clients take the straight way to the address by which all know the node.
-    cluster.nodes[2].setup.address.set_ip(known.into());
+    cluster.nodes[2].setup.address.set_ip(known);
     cluster.nodes[2].setup.more.push_str(&format!("advertise = \"{known}\"\n"));
     let proxy = Proxy::start(known, SocketAddr::from((own, PEER_PORT))).await;
     cluster.form().await;

@@ -2,18 +2,18 @@
 //! or in a network namespace each.
 
 use std::future::Future;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use taskmaster_bench::networks::Networks;
 use taskmaster_client::{Client, ClusterChange, ClusterView, GroupView, NodeId, PartitionId};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard};
 
-use super::networks::Networks;
 use super::probe::Probe;
 use crate::process::{Running, Setup, command_within, directory};
 
@@ -50,10 +50,10 @@ impl Place {
         Self::Loopback([high | 1, low])
     }
 
-    pub(crate) fn host(&self, number: usize) -> Ipv4Addr {
+    pub(crate) fn host(&self, number: usize) -> IpAddr {
         let last = u8::try_from(number + 1).unwrap();
         match self {
-            Self::Loopback([a, b]) => Ipv4Addr::new(127, *a, *b, last),
+            Self::Loopback([a, b]) => Ipv4Addr::new(127, *a, *b, last).into(),
             Self::Networks(_) => Networks::host(number),
         }
     }
@@ -61,7 +61,7 @@ impl Place {
     fn namespace(&self, number: usize) -> Option<String> {
         match self {
             Self::Loopback(_) => None,
-            Self::Networks(networks) => Some(networks.node(number).to_owned()),
+            Self::Networks(networks) => networks.nodes().get(number).cloned(),
         }
     }
 
@@ -100,6 +100,12 @@ impl Node {
         setup.variables.push(("TASKMASTER_NODE__PARTITIONS", PARTITIONS.to_string()));
         setup.namespace = place.namespace(number);
         Self { name, setup, process: None, log_before: String::new() }
+    }
+
+    /// Replaces one line of its `[cluster]`.
+    pub(crate) fn set(&mut self, key: &str, value: &str) {
+        let set = |line: &str| if line.starts_with(key) { format!("{key} = {value}\n") } else { format!("{line}\n") };
+        self.setup.more = self.setup.more.lines().map(set).collect();
     }
 
     pub(crate) fn start(&mut self) {
@@ -241,14 +247,14 @@ impl Cluster {
         running.max_by_key(|&number| led(&self.nodes[number])).unwrap()
     }
 
-    /// Waits until all replicas of all partitions have come to the same index. A node tells of its shard 0 only.
+    /// Waits until all replicas of all partitions have come to the same index.
     pub(crate) async fn agreed(&self) {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             let mut seen: Vec<Vec<(usize, u64)>> = vec![Vec::new(); usize::from(PARTITIONS)];
             for (number, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.process.is_some()) {
                 let view = node.view().await.unwrap_or_default();
-                let told = view.partitions.iter().enumerate().step_by(usize::from(node.setup.shards));
+                let told = view.partitions.iter().enumerate();
                 told.for_each(|(partition, group)| seen[partition].push((number, group.applied)));
             }
             let do_agree =

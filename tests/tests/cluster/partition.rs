@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use taskmaster_bench::networks::Networks;
 use taskmaster_client::{Code, PartitionId, State, Task};
 
 use super::ledger::Load;
-use super::networks::{Networks, inside};
+use super::networks::inside;
 use super::nodes::{Cluster, Place};
 use super::probe::{Probe, id_in};
 
@@ -15,7 +16,7 @@ const REFUSES_WITHIN: Duration = Duration::from_secs(2);
 
 #[test]
 fn a_leader_that_is_cut_off_refuses_while_the_others_go_on() {
-    let networks = Networks::new(3);
+    let networks = Arc::new(Networks::new(3).unwrap());
     inside(networks.hub(), || cut_and_heal(Arc::clone(&networks)));
 }
 
@@ -31,10 +32,10 @@ async fn cut_and_heal(networks: Arc<Networks>) {
     let known = client.submit(Task::new("probe").queue("probe").id(id_in(&client, partition))).await.unwrap().id;
     let (new, address) = (id_in(&client, partition), cluster.nodes[victim].address());
 
-    networks.cut(victim);
+    networks.cut(victim).unwrap();
     // From within the node's own namespace, where nothing but the node is reached.
     let refused_after = tokio::task::block_in_place(|| {
-        inside(networks.node(victim), || async {
+        inside(&networks.nodes()[victim], || async {
             let cut = Instant::now();
             let probe = Probe::connect(&address).await.unwrap();
             let error = probe.submit(new, REFUSES_WITHIN).await.expect_err("no quorum can have it");
@@ -52,7 +53,7 @@ async fn cut_and_heal(networks: Arc<Networks>) {
     let name = cluster.nodes[victim].name.clone();
     cluster.problem(others, &[&format!("Node {name} is down")]).await;
 
-    networks.heal(victim);
+    networks.heal(victim).unwrap();
     cluster.whole().await;
     load.goes_on("after the cable was put in").await;
     assert_eq!(load.failed(), Vec::<String>::new());

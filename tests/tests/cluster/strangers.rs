@@ -7,17 +7,11 @@ use std::time::Duration;
 
 use taskmaster_client::{ClusterChange, Task};
 
-use super::nodes::{Cluster, Node, PEER_PORT, Place, until};
+use super::nodes::{Cluster, PEER_PORT, Place, until};
 use super::probe::Probe;
 
-/// Replaces one line of a node's `[cluster]`.
-fn set(node: &mut Node, key: &str, value: &str) {
-    let set = |line: &str| if line.starts_with(key) { format!("{key} = {value}\n") } else { format!("{line}\n") };
-    node.setup.more = node.setup.more.lines().map(set).collect();
-}
-
 impl Cluster {
-    async fn is_kept_out(&self, stranger: usize) {
+    pub(crate) async fn is_kept_out(&self, stranger: usize) {
         assert_eq!(self.view().await.nodes.len(), 3, "{} was let in", self.nodes[stranger].name);
         let client = self.client().await;
         client.submit(Task::new("probe").queue("probe")).await.unwrap();
@@ -35,7 +29,7 @@ async fn strangers_are_kept_out_with_a_sentence() {
 
 async fn a_node_of_a_cluster_with_another_name(cluster: &mut Cluster) {
     let stranger = cluster.add();
-    set(&mut cluster.nodes[stranger], "name", "\"elsewhere\"");
+    cluster.nodes[stranger].set("name", "\"elsewhere\"");
     cluster.nodes[stranger].start();
     let words = ["a cluster with another name", "check its seeds"];
     cluster.logged(0, &words).await;
@@ -51,7 +45,7 @@ async fn a_node_of_a_cluster_with_another_name(cluster: &mut Cluster) {
 async fn a_node_of_another_cluster(cluster: &mut Cluster) {
     let stranger = cluster.add();
     let seeds = cluster.nodes[stranger].setup.more.clone();
-    set(&mut cluster.nodes[stranger], "seeds", "[]");
+    cluster.nodes[stranger].set("seeds", "[]");
     cluster.nodes[stranger].start();
     let probe = Probe::connect(cluster.nodes[stranger].address()).await.unwrap();
     probe.change(&ClusterChange::Bootstrap).await.unwrap();
@@ -78,7 +72,7 @@ async fn a_node_of_another_cluster(cluster: &mut Cluster) {
 
 async fn a_node_whose_name_is_taken(cluster: &mut Cluster) {
     let stranger = cluster.add();
-    set(&mut cluster.nodes[stranger], "node_name", "\"n2\"");
+    cluster.nodes[stranger].set("node_name", "\"n2\"");
     cluster.nodes[stranger].start();
     for number in [0, stranger] {
         let sentence = cluster.problem(number, &["n2", "name"]).await;

@@ -1,11 +1,11 @@
 //! The in-memory server's requests and their answers.
 
 use taskmaster_protocol::body::{
-    self, ArchivedAwaitTask, ArchivedCancel, ArchivedComplete, ArchivedConfigureQueue, ArchivedCredit, ArchivedFail,
-    ArchivedGetTask, ArchivedGetWorkflow, ArchivedLeases, ArchivedListTasks, ArchivedListWorkflows, ArchivedProgress,
-    ArchivedRetry, ArchivedSpan, ArchivedSubmit, ArchivedSubscribe, BatchReply, Empty, ExceptionRow, Explanation,
-    NodeStats, QueueInfo, QueuePage, TaskInfo, TaskPage, WorkflowInfo, WorkflowPage, WorkflowTask, access, put,
-    queue_field, slice, text,
+    self, ArchivedAwaitTask, ArchivedCancel, ArchivedChangeState, ArchivedComplete, ArchivedConfigureQueue,
+    ArchivedCredit, ArchivedFail, ArchivedGetTask, ArchivedGetWorkflow, ArchivedLeases, ArchivedListTasks,
+    ArchivedListWorkflows, ArchivedProgress, ArchivedReadState, ArchivedRetry, ArchivedSaveState, ArchivedSpan,
+    ArchivedSubmit, ArchivedSubscribe, BatchReply, Empty, ExceptionRow, Explanation, NodeStats, QueueInfo, QueuePage,
+    TaskInfo, TaskPage, WorkflowInfo, WorkflowPage, WorkflowTask, access, put, queue_field, slice, text,
 };
 use taskmaster_protocol::{Body, Code, Frame, Operation, PartitionId, TaskId};
 
@@ -74,6 +74,14 @@ impl Engine {
             }
             Operation::Complete => self.complete(asked, access::<ArchivedComplete>(bytes)?)?,
             Operation::Fail => self.fail(asked, access::<ArchivedFail>(bytes)?)?,
+            Operation::SaveState => {
+                let reply = self.save_states(access::<ArchivedSaveState>(bytes)?)?;
+                self.reply(asked, Code::Ok, &reply);
+            }
+            Operation::ChangeState => {
+                let reply = self.change_state(access::<ArchivedChangeState>(bytes)?)?;
+                self.reply(asked, Code::Ok, &reply);
+            }
             Operation::Extend => self.extend(asked, access::<ArchivedLeases>(bytes)?),
             Operation::Release => self.release(asked, access::<ArchivedLeases>(bytes)?),
             Operation::Progress => self.progress(access::<ArchivedProgress>(bytes)?)?,
@@ -94,6 +102,18 @@ impl Engine {
                 let id = TaskId::from(&access::<ArchivedGetTask>(bytes)?.id);
                 self.known(id)?;
                 self.reply(asked, Code::Ok, &self.task_page(&[id], true, 0));
+            }
+            Operation::StateLog => {
+                let id = TaskId::from(&access::<ArchivedGetTask>(bytes)?.id);
+                self.known(id)?;
+                self.reply(asked, Code::Ok, &self.state_history(id));
+            }
+            Operation::ReadState => {
+                let asks = access::<ArchivedReadState>(bytes)?;
+                let id = TaskId::from(&asks.id);
+                self.known(id)?;
+                let page = self.state_page(id, asks.version.to_native(), asks.from.to_native())?;
+                self.reply(asked, Code::Ok, &page);
             }
             Operation::ListTasks => self.list(asked, partition, access::<ArchivedListTasks>(bytes)?)?,
             Operation::Why => {
@@ -165,7 +185,7 @@ impl Engine {
     }
 
     /// Whether the lease is held under this token.
-    fn check_lease(&self, id: TaskId, token: u64) -> Result<(), Code> {
+    pub(super) fn check_lease(&self, id: TaskId, token: u64) -> Result<(), Code> {
         match self.tasks.get(&id) {
             None => Err(Code::UnknownTask),
             Some(task) if task.state.is_final() => Err(Code::AlreadyFinal),

@@ -102,7 +102,7 @@ impl Engine {
                 locator: 0,
                 spec,
                 attempt: task.attempt,
-                reserved: 0,
+                version: self.head_of(*id),
             });
         }
         send(&peer.out, Header::request(Operation::Assign, 0, Some(partition)), &assign);

@@ -100,9 +100,9 @@ pub struct GroupView {
     pub leader: Option<NodeId>,
     /// Raft term of that leader.
     pub term: u64,
-    /// Entries applied.
+    /// Entries applied by the replica of the node that answered; 0 if it has none.
     pub applied: u64,
-    /// Entries committed.
+    /// Entries committed, likewise.
     pub committed: u64,
     /// Nodes that should have it.
     pub replicas: Vec<NodeId>,

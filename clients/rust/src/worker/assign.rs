@@ -47,6 +47,8 @@ pub(super) fn lease(
         contract: Arc::clone(contract),
         frame: Arc::clone(frame),
         payload: place(slice(&assign.bytes, row.payload)?, frame),
+        version: row.version.to_native(),
+        saved: tokio::sync::Mutex::new(None),
         slot: 0,
         phase: AtomicU8::default(),
         is_cancelled: AtomicBool::new(false),

@@ -14,7 +14,11 @@ use taskmaster_protocol::body::{LeaseRow, ProgressRow};
 use taskmaster_protocol::{FrameBuffer, TaskId};
 use tokio::sync::{Notify, mpsc};
 
+use crate::client::state;
+use crate::cluster::Cluster;
+use crate::error::Error;
 use crate::task::Payload;
+use crate::versions::{Holder, Known, Version};
 
 /// A failed attempt, as a handler reports it.
 ///
@@ -95,6 +99,10 @@ pub(super) struct Lease {
     pub(super) frame: Arc<FrameBuffer>,
     /// Where the payload lies in it.
     pub(super) payload: Range<usize>,
+    /// The version of its state to resume from; 0: none.
+    pub(super) version: u32,
+    /// What was saved or loaded last.
+    pub(super) saved: tokio::sync::Mutex<Option<Box<Known>>>,
     /// The session's slot.
     pub(super) slot: usize,
     pub(super) phase: AtomicU8,
@@ -156,6 +164,7 @@ pub(super) enum Event {
 /// A running task, as its handler sees it. Clones share the task.
 #[derive(Clone)]
 pub struct Context {
+    pub(super) cluster: Arc<Cluster>,
     pub(super) lease: Arc<Lease>,
     pub(super) events: mpsc::UnboundedSender<Event>,
 }
@@ -265,6 +274,61 @@ impl Context {
                 cancellation.await;
             }
         }
+    }
+
+    /// Token of the lease: it only grows from attempt to attempt, so that a store can refuse what an attempt that is over writes.
+    #[must_use]
+    pub fn token(&self) -> u64 {
+        self.lease.token
+    }
+
+    /// Whether there is a state to resume from.
+    #[must_use]
+    pub fn has_state(&self) -> bool {
+        self.lease.version > 0
+    }
+
+    /// The version of the task's state to resume from, as of when the attempt began; 0: none was saved.
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        self.lease.version
+    }
+
+    /// Saves the task's state, of up to 8 MiB; returns when it is durable. Another attempt goes on from the latest version. Only
+    /// what changed since the last save or load is sent.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `stale_lease` or `already_final` when the attempt is over: stop then. Transport errors when no
+    /// node answered in time; the save may be repeated.
+    pub async fn save(&self, state: &[u8]) -> Result<Version, Error> {
+        self.save_as(state, "").await
+    }
+
+    /// As [`Context::save`], with a word or two for people who look at the history.
+    ///
+    /// # Errors
+    /// As [`Context::save`].
+    pub async fn save_as(&self, state: &[u8], label: &str) -> Result<Version, Error> {
+        let Lease { id, token, locator, attempt, .. } = *self.lease;
+        let mut saved = self.lease.saved.lock().await;
+        let known = saved.get_or_insert_with(|| Box::new(Known::number(self.lease.version)));
+        state::save(&self.cluster, &Holder { id, token, locator, attempt }, known, label, state).await
+    }
+
+    /// The task's state to resume from: what this attempt saved last, or what an earlier one left; `None` if there is none.
+    ///
+    /// # Errors
+    /// Refusals and transport errors.
+    pub async fn load(&self) -> Result<Option<(Version, Vec<u8>)>, Error> {
+        let mut saved = self.lease.saved.lock().await;
+        let number = saved.as_ref().map_or(self.lease.version, |known| known.number);
+        if number == 0 {
+            return Ok(None);
+        }
+        let read = state::read(&self.cluster, self.lease.id, number).await?;
+        let (version, bytes) = (read.named(), read.bytes.clone());
+        *saved = Some(Box::new(Known::of(read)));
+        Ok(Some((version, bytes)))
     }
 
     /// Reports progress, in parts per thousand, with a note. Only the latest is sent when several are reported at once.

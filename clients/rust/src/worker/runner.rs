@@ -17,6 +17,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::context::{Context, Event, Lease, TaskError};
 use super::credit::Credits;
+use crate::cluster::Cluster;
 use crate::task::Payload;
 
 /// Work held ready locally when the prefetch is not set: about this much run time.
@@ -80,6 +81,7 @@ pub(super) struct Counters {
 
 /// The worker's slots, shared by its sessions.
 pub(super) struct Runner {
+    cluster: Arc<Cluster>,
     concurrency: u32,
     prefetch: Option<u32>,
     handlers: HashMap<String, Handler>,
@@ -94,6 +96,7 @@ pub(super) struct Runner {
 
 impl Runner {
     pub(super) fn new(
+        cluster: Arc<Cluster>,
         concurrency: u32,
         prefetch: Option<u32>,
         handlers: HashMap<String, Handler>,
@@ -101,6 +104,7 @@ impl Runner {
     ) -> Self {
         let load = Load { running: 0, queue: VecDeque::new(), credits: Credits::new(concurrency), run_ns: 0 };
         Self {
+            cluster,
             concurrency,
             prefetch,
             handlers,
@@ -290,7 +294,8 @@ async fn run(runner: Arc<Runner>, first: Job) {
     let mut in_a_row = 0;
     while let Some(Job { lease, events, .. }) = job {
         let start = Instant::now();
-        let context = Context { lease: Arc::clone(&lease), events: events.clone() };
+        let cluster = Arc::clone(&runner.cluster);
+        let context = Context { cluster, lease: Arc::clone(&lease), events: events.clone() };
         let answer = runner.answer(context).await;
         let ran = start.elapsed();
         // The slot is given on before the session hears, so that the credit it sends counts this task as gone.

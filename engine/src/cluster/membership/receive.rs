@@ -46,6 +46,9 @@ impl Places {
     }
 }
 
+/// A sender, and what foca gets to see of its packet.
+type Heard = (Identity, Vec<u8>);
+
 /// An address as a number, for remembering what was said of it.
 fn source_of(from: SocketAddr) -> u128 {
     match from.ip() {
@@ -56,13 +59,19 @@ fn source_of(from: SocketAddr) -> u128 {
 
 impl Membership {
     pub(super) fn receive(&mut self, from: SocketAddr, packet: &[u8], out: &mut Out) {
-        let body = match packet::open(packet, self.name_hash) {
+        let heard = match packet::open(packet, self.name_hash) {
             Ok((PacketKind::Gossip, body)) => self.admit_gossip(body, out),
             Ok((PacketKind::Hello, body)) => self.admit_hello(body, out),
             Err(stranger) => return self.warn_of_stranger(stranger, from, out),
         };
-        let is_sound = match body {
-            Ok(Some(body)) => self.foca.handle_data(&body, &mut self.asked).is_ok(),
+        let is_sound = match heard {
+            Ok(Some((sender, body))) => {
+                let is_sound = self.foca.handle_data(&body, &mut self.asked).is_ok();
+                if is_sound {
+                    self.bury_others_at(sender.id, sender.peer, out);
+                }
+                is_sound
+            }
             Ok(None) => true,
             Err(_) => false,
         };
@@ -72,7 +81,7 @@ impl Membership {
     }
 
     /// A hello becomes an announcement to this very node.
-    fn admit_hello(&mut self, body: &[u8], out: &mut Out) -> Result<Option<Vec<u8>>, packet::BodyError> {
+    fn admit_hello(&mut self, body: &[u8], out: &mut Out) -> Result<Option<Heard>, packet::BodyError> {
         let mut reader = Reader(body);
         let sender = reader.identity()?;
         if !reader.0.is_empty() {
@@ -83,12 +92,13 @@ impl Membership {
         }
         let mut body = Vec::new();
         let dst = self.foca.identity().clone();
-        packet::put_header(&mut body, &Header { src: sender, src_incarnation: 0, dst, message: Message::Announce });
-        Ok(Some(body))
+        let (src, message) = (sender.clone(), Message::Announce);
+        packet::put_header(&mut body, &Header { src, src_incarnation: 0, dst, message });
+        Ok(Some((sender, body)))
     }
 
     /// Gossip without those members that are no business of this node.
-    fn admit_gossip(&mut self, body: &[u8], out: &mut Out) -> Result<Option<Vec<u8>>, packet::BodyError> {
+    fn admit_gossip(&mut self, body: &[u8], out: &mut Out) -> Result<Option<Heard>, packet::BodyError> {
         let mut reader = Reader(body);
         let header = reader.header()?;
         let mut members = reader.members()?;
@@ -98,7 +108,7 @@ impl Membership {
         let count = members.len();
         members.retain(|member| self.may_be_known(member.id()));
         if members.len() == count {
-            return Ok(Some(body.to_vec()));
+            return Ok(Some((header.src, body.to_vec())));
         }
         let mut body = Vec::new();
         packet::put_header(&mut body, &header);
@@ -107,7 +117,7 @@ impl Membership {
             body.extend_from_slice(&count.to_be_bytes());
             members.iter().for_each(|member| packet::put_member(&mut body, member));
         }
-        Ok(Some(body))
+        Ok(Some((header.src, body)))
     }
 
     /// Whether foca may learn of a node that somebody else told of.

@@ -271,6 +271,52 @@ fn restarted_node_is_the_same_at_its_new_address() {
 }
 
 #[test]
+fn node_whose_address_another_one_took_is_gone_at_once() {
+    for pause_us in [0, 10 * SECOND_US] {
+        let mut world = World::new(4);
+        world.start(3);
+        world.run_until(SECOND_US, World::all_see_all);
+        world.nodes.remove(&address(3));
+        world.run(pause_us);
+        let heir = Member { name: "n3".to_owned(), ..member(4, 3, 1, 5) };
+        world.start_with(heir, "test", &[1]);
+        // Well before a probe could fail.
+        world.run_until(100_000, World::all_see_all);
+        world.run(60 * SECOND_US);
+        assert!(world.all_see_all());
+        for host in 1..=2 {
+            let changes = world.node(host).changes.iter().filter(|(_, change)| change.id == NodeId(3));
+            let is_alive: Vec<bool> = changes.map(|(_, change)| change.is_alive).collect();
+            assert_eq!(is_alive, [true, false]);
+        }
+        assert!(world.node(3).changes.iter().all(|(_, change)| change.id != NodeId(3)));
+        let is_said = world.node(1).warnings.iter().any(|warning| warning.contains("cluster remove"));
+        assert_eq!(is_said, pause_us == 0, "{:?}", world.node(1).warnings);
+    }
+}
+
+#[test]
+fn nodes_that_say_that_they_are_at_one_address_take_turns_slowly() {
+    let mut world = World::new(4);
+    world.start(3);
+    // Its packets come from elsewhere.
+    world.start_with(member(4, 4, 1, 5), "test", &[1]);
+    world.run_until(SECOND_US, World::all_see_all);
+    world.node(4).membership.own.peer = address(3);
+    world.node(4).membership.set_cluster(0);
+    world.node(4).membership.set_cluster(5);
+    let sent_before = world.sent;
+    world.run(60 * SECOND_US);
+    assert!(world.sent - sent_before < 60 * 5 * 60, "{} packets in a minute", world.sent - sent_before);
+    for host in [1, 2] {
+        let node = world.node(host);
+        assert!(node.warnings.iter().any(|warning| warning.contains("at its address")), "{:?}", node.warnings);
+        let others = node.changes.iter().filter(|(_, change)| change.id.0 <= 2);
+        assert!(others.into_iter().all(|(_, change)| change.is_alive));
+    }
+}
+
+#[test]
 fn node_whose_start_count_was_set_back_is_let_in_after_a_while() {
     let mut world = World::new(4);
     world.start(2);

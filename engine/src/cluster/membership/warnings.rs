@@ -17,6 +17,7 @@ pub(super) enum Reason {
     TooManyMembers,
     TwoPlaces,
     SameName,
+    AddressTaken,
     TwoClusters,
 }
 

@@ -73,7 +73,7 @@ pub struct PartitionRow {
     pub leader: u64,
     /// Raft term of that leader, as far as known.
     pub term: u64,
-    /// Entries applied by the leader, or by the answering node's own replica; 0 if neither is known.
+    /// Entries applied by the answering node's own replica; 0 if it has none.
     pub applied: u64,
     /// Entries committed, likewise.
     pub committed: u64,

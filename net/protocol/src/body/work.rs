@@ -84,8 +84,8 @@ pub struct AssignRow {
     pub spec: u32,
     /// This attempt's number, from 1.
     pub attempt: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// The version of its state to resume from; 0: none was saved.
+    pub version: u32,
 }
 
 /// Successful completions, all of the frame's partition.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use taskmaster_protocol::body::{cluster_verb, queue_field};
+use taskmaster_protocol::body::{cluster_verb, queue_field, state_verb};
 use taskmaster_protocol::frame::{FLAG_RESEND, FLAG_RESPONSE, HEADER_BYTES, Header, MAGIC, NO_PARTITION};
 use taskmaster_protocol::{Code, FrameBuffer, Operation, TaskId, frame, limits};
 
@@ -105,6 +105,15 @@ fn limit_table_is_complete() {
         ("subscriptions", wide(limits::SUBSCRIPTIONS_MAX)),
         ("credit", limits::CREDIT_MAX.into()),
         ("partitions", limits::PARTITIONS_MAX.into()),
+        ("state_bytes", wide(limits::STATE_BYTES_MAX)),
+        ("state_chunk_bytes", wide(limits::STATE_CHUNK_BYTES_MAX)),
+        ("state_chunks", wide(limits::STATE_CHUNKS_MAX)),
+        ("state_versions", wide(limits::STATE_VERSIONS_MAX)),
+        ("state_references", wide(limits::STATE_REFERENCES_MAX)),
+        ("state_branches", wide(limits::STATE_BRANCHES_MAX)),
+        ("state_tags", wide(limits::STATE_TAGS_MAX)),
+        ("state_page_bytes", wide(limits::STATE_PAGE_BYTES_MAX)),
+        ("label_bytes", wide(limits::LABEL_BYTES_MAX)),
         ("horizon_ms", limits::HORIZON_MS_MAX),
     ];
     let rows = table(&document(), "## Limits");
@@ -143,6 +152,25 @@ fn cluster_verbs_are_the_ones_in_the_page() {
         (cluster_verb::TRANSFER_LEADER, "transfer_leader"),
         (cluster_verb::REPLICATION, "replication"),
         (cluster_verb::JOIN, "join"),
+    ];
+    assert_eq!(written, known.map(|(verb, name)| (verb, name.to_owned())));
+}
+
+#[test]
+fn state_verbs_are_the_ones_in_the_page() {
+    let rows = table(&document(), "#### Values of `ChangeState.verb`");
+    let written: Vec<(u32, String)> =
+        rows.iter().map(|row| (row[0].parse().expect("a number"), row[1].clone())).collect();
+    let known = [
+        (state_verb::BRANCH, "branch"),
+        (state_verb::SWITCH, "switch"),
+        (state_verb::DELETE_BRANCH, "delete_branch"),
+        (state_verb::ROLLBACK, "rollback"),
+        (state_verb::TAG, "tag"),
+        (state_verb::UNTAG, "untag"),
+        (state_verb::PRUNE, "prune"),
+        (state_verb::RESUME, "resume"),
+        (state_verb::FORK, "fork"),
     ];
     assert_eq!(written, known.map(|(verb, name)| (verb, name.to_owned())));
 }

@@ -284,7 +284,7 @@ records! {
         memory_bytes: u64, cpu_milli: u32, gpu_milli: u32, queue: Span, kind: Span, lease_ms: u32, attempts_max: u32
     }
     AssignRow {
-        id: TaskId, token: u64, ready_us: u64, payload: Span, locator: u32, spec: u32, attempt: u32, reserved: u32
+        id: TaskId, token: u64, ready_us: u64, payload: Span, locator: u32, spec: u32, attempt: u32, version: u32
     }
     Complete { rows: Vec<CompleteRow>, bytes: Vec<u8> }
     CompleteRow { id: TaskId, token: u64, locator: u32, attempt: u32, result: Span }
@@ -304,6 +304,27 @@ records! {
         concurrency: u32, retention_ms: u32, paused: u32, draining: u32, deadline_action: u32, reserved: u32,
         bytes: Vec<u8>
     }
+    SaveState { rows: Vec<SaveRow>, segments: Vec<Segment>, bytes: Vec<u8> }
+    SaveRow {
+        id: TaskId, token: u64, locator: u32, attempt: u32, parent: u32, reserved: u32, digest: [u8; 32], label: Span,
+        segments: Span
+    }
+    Segment { from: u32, count: u32, data: Span }
+    StateReply { versions: Vec<u32>, exceptions: Vec<ExceptionRow> }
+    ChangeState {
+        id: TaskId, to: TaskId, verb: u32, version: u32, keep: u32, reserved: u32, name: Span, bytes: Vec<u8>
+    }
+    ForkWorkflow { id: TaskId, to: TaskId, tasks: Vec<TaskId>, at: u32, reserved: u32 }
+    StateHistory {
+        versions: Vec<VersionRow>, names: Vec<VersionName>, current: Span, head: u32, made: u32, bytes: Vec<u8>
+    }
+    VersionRow {
+        digest: [u8; 32], time_us: u64, size: u64, new_bytes: u64, number: u32, parent: u32, attempt: u32, chunks: u32,
+        label: Span
+    }
+    VersionName { name: Span, version: u32, kind: u32 }
+    ReadState { id: TaskId, version: u32, from: u32 }
+    StatePage { version: VersionRow, from: u32, reserved: u32, lengths: Vec<u32>, bytes: Vec<u8> }
     GetTask { id: TaskId }
     AwaitTask { id: TaskId, timeout_ms: u32, workflow: u32 }
     ListTasks {
@@ -380,7 +401,8 @@ macro_rules! shapes {
 shapes! {
     Hello HelloReply Empty Refusal Submit BatchReply Subscribe Credit Assign Complete Fail Leases Progress Cancel Retry
     ConfigureQueue Expire GetTask AwaitTask ListTasks TaskPage Explanation ListQueues QueuePage GetWorkflow WorkflowPage
-    ListWorkflows NodeStats ClusterMapReply ClusterAdmin
+    ListWorkflows NodeStats ClusterMapReply ClusterAdmin SaveState StateReply ChangeState ForkWorkflow StateHistory
+    ReadState StatePage
 }
 
 /// The body with this name.
@@ -414,6 +436,11 @@ pub(crate) const fn bodies(operation: Operation) -> (&'static str, &'static [&'s
         Operation::NodeStats => ("Empty", &["NodeStats"]),
         Operation::ClusterMap => ("Empty", &["ClusterMapReply"]),
         Operation::ClusterAdmin => ("ClusterAdmin", &["Empty"]),
+        Operation::SaveState => ("SaveState", &["StateReply"]),
+        Operation::ChangeState => ("ChangeState", &["StateReply"]),
+        Operation::ForkWorkflow => ("ForkWorkflow", &["BatchReply"]),
+        Operation::StateLog => ("GetTask", &["StateHistory"]),
+        Operation::ReadState => ("ReadState", &["StatePage"]),
         Operation::Assign => ("Assign", &[]),
         Operation::Revoke => ("Leases", &[]),
         Operation::GoAway => ("Empty", &[]),

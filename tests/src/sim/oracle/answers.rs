@@ -32,6 +32,9 @@ impl Oracle {
         let code = Code::from_number(sent.header.code);
         match request.operation {
             Operation::GetTask => return self.read_answered(request, sent),
+            Operation::SaveState | Operation::StateLog | Operation::ReadState => {
+                return self.states_answered(request, sent);
+            }
             // A leader that was deposed cannot know what becomes of the retry: it stays open.
             Operation::Retry if code != Code::NotLeader => {
                 request.rows.iter().for_each(|row| self.unsettle(row.id, -1));

@@ -115,7 +115,7 @@ impl World {
         let mut replicas: BTreeMap<u16, Vec<(u64, u64, u64)>> = BTreeMap::new();
         for node in self.places.iter().filter_map(|place| place.node.as_ref()) {
             for own in &node.loops {
-                for group in 0..self.scenario.partitions {
+                for group in (0..self.scenario.partitions).chain([META_GROUP]) {
                     if let Some((index, hash)) = own.shard.digest(PartitionId(group)) {
                         replicas.entry(group).or_default().push((node.life, index, hash));
                     }

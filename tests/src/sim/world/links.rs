@@ -196,6 +196,7 @@ impl World {
             now_us: self.now_us,
             calm,
             unruly,
+            saves: self.options.saves,
             produced: !matches!(self.phase, Phase::Faults | Phase::Calm),
             dice: &mut self.dice,
             oracle: &mut self.oracle,

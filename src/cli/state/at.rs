@@ -1,0 +1,350 @@
+//! `taskmaster state at`: a partition as it was, from the snapshots and the log of a data directory. Nothing is changed there; the
+//! node must be stopped, or the directory a copy.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::{Value, json};
+use taskmaster_client::{State, TaskId};
+use taskmaster_engine::{Config, Horizon, Moment, Shard};
+use taskmaster_protocol::body::{ListTasks, ReadState, Span, StateHistory, TaskInfo, TaskPage};
+use taskmaster_protocol::{FrameBuffer, NodeId, PartitionId};
+use taskmaster_storage::datadir::DataDir;
+use taskmaster_storage::recovery::Sink;
+use taskmaster_storage::snapshot::{self, ChunkTag, Info};
+use taskmaster_storage::wal::driver::recover_dir;
+use taskmaster_storage::wal::{ApplyError, Record, ScanParams};
+
+use crate::cli::outcome::bytes_json;
+use crate::cli::{Exit, Failure};
+use crate::output::{Output, Side, Table, human_bytes, iso_time, pairs};
+use crate::workers::now_us;
+
+/// When, where and what.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("when").required(true).args(["position", "time"]))]
+pub(crate) struct Arguments {
+    /// After this entry of the partition's log
+    #[arg(long, value_name = "N")]
+    position: Option<u64>,
+    /// At this time, in UTC (2026-01-31T12:00:00Z)
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    time: Option<u64>,
+    /// Data directory of a node that is stopped, or a copy of one
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// The partition; of a task its id says it
+    #[arg(long, value_name = "N", required_unless_present = "id")]
+    partition: Option<u16>,
+    /// A task; without one, all are listed
+    id: Option<TaskId>,
+    /// Version of the task's state to write to --file
+    #[arg(long, value_name = "VERSION", requires = "file", requires = "id")]
+    state: Option<u32>,
+    /// Write the bytes of the task's state here
+    #[arg(long, value_name = "FILE", requires = "id")]
+    file: Option<PathBuf>,
+}
+
+/// `2026-01-31T12:00:00Z`, with a fraction of a second if wanted, in microseconds since 1970.
+fn parse_time(text: &str) -> Result<u64, String> {
+    let refuse = || format!("'{text}' is no time; write it in UTC like 2026-01-31T12:00:00Z");
+    let (date, time) = text.strip_suffix('Z').and_then(|text| text.split_once('T')).ok_or_else(refuse)?;
+    let numbers = |text: &str, mark: char| -> Option<[u64; 3]> {
+        let parts: Vec<u64> = text.split(mark).map(str::parse).collect::<Result<_, _>>().ok()?;
+        parts.try_into().ok()
+    };
+    let (time, fraction) = time.split_once('.').unwrap_or((time, ""));
+    let [year, month, day] = numbers(date, '-').ok_or_else(refuse)?;
+    let [hour, minute, second] = numbers(time, ':').ok_or_else(refuse)?;
+    let fits = (1970..10_000).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
+    if !fits || hour > 23 || minute > 59 || second > 60 || fraction.len() > 6 {
+        return Err(refuse());
+    }
+    let micros: u64 = if fraction.is_empty() { 0 } else { format!("{fraction:0<6}").parse().map_err(|_| refuse())? };
+    // Days since 1970-01-01 of a date in the Gregorian calendar, whose years here begin in March.
+    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1;
+    let seconds = (days - 719_468) * 86_400 + hour * 3_600 + minute * 60 + second;
+    Ok(seconds * 1_000_000 + micros)
+}
+
+/// Builds a shard up to the horizon.
+struct Past {
+    config: Config,
+    partition: PartitionId,
+    horizon: Horizon,
+    shard: Shard,
+}
+
+impl Past {
+    fn fresh(&self) -> Shard {
+        let mut shard = Shard::new(self.config.clone(), now_us());
+        shard.stop_at(self.partition, self.horizon);
+        shard
+    }
+}
+
+impl snapshot::Sink for Past {
+    fn begin(&mut self, _info: &Info) -> Result<(), ApplyError> {
+        self.shard = self.fresh();
+        Ok(())
+    }
+
+    fn chunk(&mut self, tag: ChunkTag, bytes: &[u8]) -> Result<(), ApplyError> {
+        Ok(self.shard.restore_chunk(tag.0, bytes)?)
+    }
+}
+
+impl Sink for Past {
+    fn record(&mut self, record: Record<'_>) -> Result<(), ApplyError> {
+        Ok(self.shard.replay(record.stamp, record.kind, record.bytes)?)
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> Failure {
+    Failure::new(Exit::Failed, error.to_string())
+}
+
+/// Goes back: the shard as it was, and where its partition stands.
+fn go_back(dir: &Path, partition: PartitionId, horizon: Horizon) -> Result<(Shard, Moment), Failure> {
+    let dir = DataDir::open_as_it_is(dir).map_err(failed)?;
+    let (shards, partitions) = (dir.meta().shards, dir.meta().partitions);
+    if u32::from(partition.0) >= partitions {
+        return Err(Failure::new(Exit::NotFound, format!("the directory has {partitions} partitions, from 0")));
+    }
+    let number = u32::from(partition.0) % shards.max(1);
+    let count = u16::try_from(partitions).map_err(failed)?;
+    let mut config = Config { number: u16::try_from(number).map_err(failed)?, ..Config::standalone(NodeId(1), count) };
+    config.node.client_ports = (0..shards).map(|shard| u16::try_from(shard).unwrap_or(u16::MAX)).collect();
+    let shard = Shard::new(config.clone(), now_us());
+    let mut past = Past { config, partition, horizon, shard };
+    let (shard_dir, identity) = (dir.shard_dir(number), dir.identity(number));
+    let mut earliest = None;
+    for seq in snapshot::list(&shard_dir).map_err(failed)?.into_iter().map(Some).chain([None]) {
+        let after_seq = match seq {
+            None => {
+                past.shard = past.fresh();
+                0
+            }
+            Some(seq) => match snapshot::read(&snapshot::snapshot_path(&shard_dir, seq), identity, &mut past) {
+                Ok(info) => info.seq,
+                Err(snapshot::Error::Damaged { .. }) => continue,
+                Err(error) => return Err(failed(error)),
+            },
+        };
+        let begins = past.shard.moment(partition).unwrap_or_default();
+        let is_later = match horizon {
+            Horizon::Index(index) => begins.index > index,
+            Horizon::TimeUs(time_us) => begins.time_us > time_us,
+        };
+        if is_later {
+            earliest = Some(begins);
+            continue;
+        }
+        let params = ScanParams { identity, after_seq, reach_seq: 0 };
+        match recover_dir(&dir.wal_dir(number), params, |record| past.record(record)) {
+            Ok(_) => {}
+            // The log does not reach back to its beginning any more.
+            Err(_) if seq.is_none() && earliest.is_some() => break,
+            Err(error) => return Err(failed(error)),
+        }
+        let Some(moment) = past.shard.moment(partition) else {
+            return Err(Failure::new(Exit::NotFound, format!("partition {partition} is not in this directory")));
+        };
+        return Ok((past.shard, moment));
+    }
+    let earliest = earliest.unwrap_or_default();
+    let (index, time) = (earliest.index, iso_time(earliest.time_us));
+    let message = format!(
+        "the directory reaches back to position {index} of partition {partition}, {time}: what was before is gone"
+    );
+    Err(Failure::new(Exit::NotFound, message))
+}
+
+fn bytes_of<B: taskmaster_protocol::Body>(body: &B) -> FrameBuffer {
+    let mut bytes = FrameBuffer::new();
+    body.append_to(&mut bytes);
+    bytes
+}
+
+fn text(area: &[u8], span: Span) -> String {
+    String::from_utf8_lossy(slice(area, span)).into_owned()
+}
+
+fn slice(area: &[u8], span: Span) -> &[u8] {
+    area.get(span.at as usize..).and_then(|rest| rest.get(..span.len as usize)).unwrap_or_default()
+}
+
+fn state_of(info: &TaskInfo) -> &'static str {
+    State::from_number(info.state).map_or("unknown", State::name)
+}
+
+fn task_json(page: &TaskPage, info: &TaskInfo) -> Value {
+    json!({
+        "id": info.id.to_string(),
+        "state": state_of(info),
+        "queue": text(&page.bytes, info.queue),
+        "kind": text(&page.bytes, info.kind),
+        "name": text(&page.bytes, info.name),
+        "attempt": info.attempt,
+        "payload": bytes_json(slice(&page.bytes, info.payload)),
+        "result": bytes_json(slice(&page.bytes, info.result)),
+        "error": text(&page.bytes, info.error),
+    })
+}
+
+fn moment_json(moment: &Moment) -> Value {
+    json!({
+        "position": moment.index,
+        "time": iso_time(moment.time_us),
+        "last_position": moment.last_index,
+        "last_time": iso_time(moment.last_time_us),
+    })
+}
+
+/// Carries `state at` out.
+pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure> {
+    let partition = arguments.id.map_or_else(|| arguments.partition.unwrap_or(0), |id| id.partition().0);
+    let horizon = match (arguments.position, arguments.time) {
+        (Some(index), _) => Horizon::Index(index),
+        (None, time_us) => Horizon::TimeUs(time_us.unwrap_or(0)),
+    };
+    let (shard, moment) = go_back(&arguments.data_dir, PartitionId(partition), horizon)?;
+    if let Horizon::Index(index) = horizon
+        && index > moment.last_index
+    {
+        let message =
+            format!("partition {partition} ends at position {}, {}", moment.last_index, iso_time(moment.last_time_us));
+        return Err(Failure::new(Exit::NotFound, message));
+    }
+    match arguments.id {
+        Some(id) => one(&shard, id, &moment, arguments, output),
+        None => list(&shard, PartitionId(partition), &moment, output),
+    }
+}
+
+fn head(moment: &Moment) -> String {
+    pairs(&[
+        ("position", format!("{} of {}", moment.index, moment.last_index)),
+        ("time", format!("{} of {}", iso_time(moment.time_us), iso_time(moment.last_time_us))),
+    ])
+}
+
+fn list(shard: &Shard, partition: PartitionId, moment: &Moment, output: Output) -> Result<Exit, Failure> {
+    let (mut pages, mut cursor) = (Vec::new(), 0);
+    loop {
+        let body = bytes_of(&ListTasks { cursor, limit: 1_000, ..ListTasks::default() });
+        let page = shard.past_tasks(partition, &body).map_err(failed)?;
+        cursor = page.cursor;
+        pages.push(page);
+        if cursor == 0 {
+            break;
+        }
+    }
+    let tasks = pages.iter().flat_map(|page| page.rows.iter().map(move |info| (page, info)));
+    if output.is_json() {
+        let tasks: Vec<Value> = tasks.map(|(page, info)| task_json(page, info)).collect();
+        output.json(&json!({"at": moment_json(moment), "tasks": tasks}))?;
+        return Ok(Exit::Success);
+    }
+    let mut table = Table::new(&["id", "state", "queue", "kind", "name", "attempt"].map(|name| (name, Side::Left)));
+    for (page, info) in tasks {
+        table.row(vec![
+            info.id.to_string(),
+            state_of(info).to_owned(),
+            text(&page.bytes, info.queue),
+            text(&page.bytes, info.kind),
+            text(&page.bytes, info.name),
+            info.attempt.to_string(),
+        ]);
+    }
+    let listed = if table.is_empty() { "no tasks\n".to_owned() } else { table.render() };
+    output.text(&format!("{}\n{listed}", head(moment)))?;
+    Ok(Exit::Success)
+}
+
+fn one(shard: &Shard, id: TaskId, moment: &Moment, arguments: &Arguments, output: Output) -> Result<Exit, Failure> {
+    let Some((page, history)) = shard.past_task(id) else {
+        let message = format!("at position {} there is no task {id}", moment.index);
+        return Err(Failure::new(Exit::NotFound, message));
+    };
+    if let Some(file) = &arguments.file {
+        std::fs::write(file, state_bytes(shard, id, arguments.state.unwrap_or(0))?)?;
+    }
+    let info = page.rows.first().ok_or_else(|| failed("a page without its task"))?;
+    if output.is_json() {
+        output.json(&json!({
+            "at": moment_json(moment),
+            "task": task_json(&page, info),
+            "head": (history.head > 0).then_some(history.head),
+            "versions": history.versions.iter().map(|row| json!({
+                "version": row.number,
+                "parent": (row.parent > 0).then_some(row.parent),
+                "bytes": row.size,
+                "saved_at": iso_time(row.time_us),
+                "label": text(&history.bytes, row.label),
+            })).collect::<Vec<Value>>(),
+        }))?;
+        return Ok(Exit::Success);
+    }
+    let facts = pairs(&[
+        ("id", info.id.to_string()),
+        ("state", state_of(info).to_owned()),
+        ("queue", text(&page.bytes, info.queue)),
+        ("kind", text(&page.bytes, info.kind)),
+        ("attempt", info.attempt.to_string()),
+        ("payload", human_bytes(info.payload.len.into())),
+        ("result", human_bytes(info.result.len.into())),
+    ]);
+    output.text(&format!("{}\n{facts}{}", head(moment), versions_text(&history)))?;
+    Ok(Exit::Success)
+}
+
+fn versions_text(history: &StateHistory) -> String {
+    if history.versions.is_empty() {
+        return "no state was saved\n".to_owned();
+    }
+    let mut table = Table::new(&[
+        ("version", Side::Right),
+        ("parent", Side::Right),
+        ("size", Side::Right),
+        ("saved", Side::Left),
+        ("label", Side::Left),
+    ]);
+    for row in history.versions.iter().rev() {
+        table.row(vec![
+            row.number.to_string(),
+            row.parent.to_string(),
+            human_bytes(row.size),
+            iso_time(row.time_us),
+            text(&history.bytes, row.label),
+        ]);
+    }
+    format!("\n{}", table.render())
+}
+
+fn state_bytes(shard: &Shard, id: TaskId, version: u32) -> Result<Vec<u8>, Failure> {
+    let (mut bytes, mut from) = (Vec::new(), 0);
+    loop {
+        let page = shard.past_state(&bytes_of(&ReadState { id, version, from })).map_err(failed)?;
+        bytes.extend_from_slice(&page.bytes);
+        from += u32::try_from(page.lengths.len()).unwrap_or(u32::MAX);
+        if from >= page.version.chunks || page.lengths.is_empty() {
+            return Ok(bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_they_are_written() {
+        for us in [0, 951_782_400_000_000, 1_767_225_599_999_000, 1_790_000_000_123_000] {
+            assert_eq!(parse_time(&if us == 0 { "1970-01-01T00:00:00Z".to_owned() } else { iso_time(us) }), Ok(us));
+        }
+        assert!(parse_time("2026-01-31").is_err() && parse_time("yesterday").is_err());
+    }
+}
