@@ -17,6 +17,8 @@ pub struct Waiting {
     pub width: u32,
     /// Its declared limit.
     pub limit: Millis,
+    /// Slots that must stay free beside it when it starts, for tasks that are shorter.
+    pub keep: u32,
 }
 
 /// A task that runs.
@@ -123,16 +125,17 @@ impl Machine {
             if task.width > self.width {
                 continue;
             }
+            let needed = task.width.saturating_add(task.keep).min(self.width);
             let Some(reservation) = &mut held else {
-                if task.width <= self.free {
+                if needed <= self.free {
                     self.start(now, *task);
                     started.push(place);
                 } else {
-                    held = Some(self.reserve(now, task.width));
+                    held = Some(self.reserve(now, needed));
                 }
                 continue;
             };
-            if task.width > self.free {
+            if needed > self.free {
                 continue;
             }
             if now.saturating_add(task.limit) <= reservation.start {

@@ -48,6 +48,8 @@ pub struct Job {
     pub width: u32,
     /// Who submitted it: the tenant.
     pub user: u32,
+    /// How much it has to do, as far as the trace says so beforehand; 0 where it does not.
+    pub size: u32,
     /// Further labels, the most telling first as the trace's reader sees it: group, executable, queue, partition.
     pub keys: [u32; 4],
 }

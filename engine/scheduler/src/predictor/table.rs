@@ -1,0 +1,82 @@
+//! A flat hashed table of cells: fixed size, linear probing over one short run, and no allocation after it was made.
+//!
+//! A key has `PROBES` places. Where all are taken by others, the one with the least weight makes room, after its weight
+//! was halved a few times: hostile keys can displace what is seldom used, never grow the table.
+
+/// Places of a key.
+const PROBES: usize = 8;
+
+/// What is known of one key.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cell {
+    /// Its key; 0 for an empty cell.
+    pub key: u64,
+    /// Weight of its samples, forgetting.
+    pub weight: f32,
+    /// Samples, up to a bound.
+    pub count: f32,
+    /// Mean of the logarithm of the run time.
+    pub log_mean: f32,
+    /// Mean distance of the logarithms from their mean.
+    pub spread: f32,
+    /// Mean of the inverse run time.
+    pub inverse: f32,
+    /// Logarithm of the median.
+    pub q50: f32,
+    /// Logarithm of the 0.9 quantile.
+    pub q90: f32,
+    /// Part that failed.
+    pub failed: f32,
+}
+
+/// The table.
+#[derive(Clone, Debug)]
+pub struct Table {
+    cells: Box<[Cell]>,
+    mask: usize,
+}
+
+impl Table {
+    /// A table of at least `cells` cells.
+    #[must_use]
+    pub fn new(cells: usize) -> Self {
+        let size = cells.clamp(PROBES, 1 << 28).next_power_of_two();
+        Self { cells: vec![Cell::default(); size].into_boxed_slice(), mask: size - 1 }
+    }
+
+    fn home(&self, key: u64) -> usize {
+        // The low bits are mixed well; the first of a run is aligned to it.
+        #[expect(clippy::cast_possible_truncation, reason = "masked")]
+        let home = (key >> 8) as usize;
+        home & self.mask & !(PROBES - 1)
+    }
+
+    /// The cell of `key`.
+    #[must_use]
+    pub fn get(&self, key: u64) -> Option<&Cell> {
+        let home = self.home(key);
+        self.cells[home..home + PROBES].iter().find(|cell| cell.key == key)
+    }
+
+    /// The cell of `key`, which has no weight when it is new.
+    pub fn entry(&mut self, key: u64) -> &mut Cell {
+        let home = self.home(key);
+        let run = &mut self.cells[home..home + PROBES];
+        let place = run.iter().position(|cell| cell.key == key || cell.key == 0).unwrap_or_else(|| {
+            let mut least = 0;
+            for place in 0..PROBES {
+                run[place].weight *= 0.75;
+                if run[place].weight < run[least].weight {
+                    least = place;
+                }
+            }
+            run[least] = Cell::default();
+            least
+        });
+        let cell = &mut run[place];
+        if cell.key == 0 {
+            cell.key = key;
+        }
+        cell
+    }
+}
