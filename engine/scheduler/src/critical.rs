@@ -130,12 +130,14 @@ impl Graph {
 
     /// No schedule on `slots` slots is shorter: the longest path; and for tasks that start no sooner than a head and
     /// leave no less than a tail, the head, their work over the slots (or what the longest of them need one after the
-    /// other), and the tail.
+    /// other), and the tail; nor shorter than that work with the least heads and tails that as many tasks as slots have, shared
+    /// by the slots, as no slot begins before its first task may.
     #[must_use]
     pub fn bound(&self, slots: usize) -> Millis {
-        let (heads, ranks) = (self.heads(), self.ranks());
-        let tails: Vec<Millis> = ranks.iter().zip(&self.durations).map(|(rank, duration)| rank - duration).collect();
-        let mut best = ranks.iter().zip(&heads).map(|(rank, head)| rank + head).max().unwrap_or(0);
+        let heads = self.reached(slots, false);
+        let tails = self.reached(slots, true);
+        let path = |task: usize| heads[task] + self.durations[task] + tails[task];
+        let mut best = (0..self.len()).map(path).max().unwrap_or(0);
         let steps = |values: &[Millis]| {
             let mut sorted = values.to_vec();
             sorted.sort_unstable();
@@ -143,19 +145,63 @@ impl Graph {
             let stride = sorted.len().div_ceil(STEPS_MAX).max(1);
             sorted.into_iter().step_by(stride).collect::<Vec<_>>()
         };
+        let mut inside: Vec<usize> = Vec::new();
         let mut durations: Vec<Millis> = Vec::new();
         for head in steps(&heads) {
             for tail in steps(&tails) {
-                durations.clear();
-                let inside = (0..self.len()).filter(|task| heads[*task] >= head && tails[*task] >= tail);
-                durations.extend(inside.map(|task| self.durations[task]));
-                if durations.is_empty() {
+                inside.clear();
+                inside.extend((0..self.len()).filter(|task| heads[*task] >= head && tails[*task] >= tail));
+                if inside.is_empty() {
                     break;
                 }
+                durations.clear();
+                durations.extend(inside.iter().map(|task| self.durations[*task]));
+                let work: Millis = durations.iter().sum();
                 best = best.max(head + tail + packed(&mut durations, slots.max(1)));
+                let first = least(inside.iter().map(|task| heads[*task]), slots);
+                let last = least(inside.iter().map(|task| tails[*task]), slots);
+                if let (Some(first), Some(last), Ok(width)) = (first, last, Millis::try_from(slots)) {
+                    best = best.max((first + work + last + width - 1) / width);
+                }
             }
         }
         best
+    }
+
+    /// For each task a time before which it cannot start on `slots` slots, or cannot be followed to the end if
+    /// `backward`: what it needs must have ended, so from any of their own such times on all that work is to be done.
+    fn reached(&self, slots: usize, backward: bool) -> Vec<Millis> {
+        let needs = if backward { &self.needed_by } else { &self.needs };
+        let width = Millis::try_from(slots.max(1)).unwrap_or(Millis::MAX);
+        let words = if self.len() <= CLOSURE_MAX { self.len().div_ceil(64) } else { 0 };
+        let mut closure = vec![0u64; words * self.len()];
+        let mut times = vec![0; self.len()];
+        let mut before: Vec<(Millis, Millis)> = Vec::new();
+        for step in 0..self.len() {
+            let task = if backward { self.len() - 1 - step } else { step };
+            let ends = needs[task].iter().map(|other| times[*other as usize] + self.durations[*other as usize]);
+            let mut time: Millis = ends.max().unwrap_or(0);
+            if words > 0 {
+                for other in &needs[task] {
+                    for word in 0..words {
+                        closure[task * words + word] |= closure[*other as usize * words + word];
+                    }
+                    closure[task * words + *other as usize / 64] |= 1 << (other % 64);
+                }
+                let of = &closure[task * words..(task + 1) * words];
+                before.clear();
+                let all = (0..self.len()).filter(|other| of[other / 64] >> (other % 64) & 1 == 1);
+                before.extend(all.map(|other| (times[other], self.durations[other])));
+                before.sort_unstable_by_key(|(start, _)| -start);
+                let mut work = 0;
+                for (start, duration) in &before {
+                    work += duration;
+                    time = time.max(start + (work + width - 1) / width);
+                }
+            }
+            times[task] = time;
+        }
+        times
     }
 
     /// A schedule on `slots` slots by ranks, improved by building at most `schedules` more: backward and forward in turn
@@ -208,8 +254,20 @@ impl Graph {
     }
 }
 
+/// Graphs of more tasks are bounded without all that each task needs, which takes a bit for each pair.
+const CLOSURE_MAX: usize = 4096;
 /// Heads and tails that are tried for the bound.
 const STEPS_MAX: usize = 64;
+
+/// The sum of the `slots` least, if there are so many.
+fn least(values: impl Iterator<Item = Millis>, slots: usize) -> Option<Millis> {
+    let mut values: Vec<Millis> = values.collect();
+    if slots == 0 || values.len() < slots {
+        return None;
+    }
+    values.select_nth_unstable(slots - 1);
+    Some(values[..slots].iter().sum())
+}
 
 /// No schedule of independent tasks on `slots` slots is shorter.
 fn packed(durations: &mut [Millis], slots: usize) -> Millis {

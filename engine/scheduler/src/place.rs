@@ -14,9 +14,9 @@ pub const DEVICES_MAX: usize = 8;
 /// A whole device.
 pub const DEVICE: u32 = 1000;
 /// Shapes of tasks that are weighed.
-const SHAPES: usize = 24;
+const SHAPES: usize = 96;
 /// After so many tasks the shapes are chosen anew.
-const SHAPES_EVERY: u32 = 256;
+const SHAPES_EVERY: u32 = 512;
 
 /// What a task asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,6 +1,6 @@
 //! Predicts run times from what ended before: nested key levels with shrinkage, and conformal quantiles.
 //!
-//! Six levels, from everything down to tenant, kind, limit, width and labels, each one cell of a flat table of bounded
+//! Up to seven levels, from everything down to tenant, kind, limit, width and labels, each one cell of a flat table of bounded
 //! size ([`table`]). A prediction walks from the coarsest to the finest and moves towards each by `n / (n + SHRINKAGE)`,
 //! so that a key with few samples borrows from the wider one. A cell forgets: its weight is multiplied by `MEMORY` at
 //! each sample. Quantiles are corrected by what they missed before ([`conformal`]), as raw ones cover too little.
@@ -17,7 +17,7 @@ use table::{Cell, Table};
 use crate::Millis;
 
 /// Key levels.
-pub const LEVELS: usize = 6;
+pub const LEVELS: usize = 7;
 /// Weight of the wider key, in samples.
 const SHRINKAGE: f32 = 3.0;
 /// What a sample keeps of its weight at each later one of the same key.
@@ -67,13 +67,21 @@ impl Keys {
         let (tenant, kind) = (u64::from(facts.tenant), u64::from(facts.kind));
         let (labels, width, size) = (u64::from(facts.labels), u64::from(facts.width), u64::from(facts.size));
         let of = |level: u64, parts: &[u64]| parts.iter().fold(level + 1, |key, part| mix(key, *part)) | 1;
+        let shape = [magnitude(limit), magnitude(width)];
+        // Where a size is known it says more than the tenant, so it comes after it; else the limit's magnitude comes first.
+        let middle = if size == 0 {
+            [of(1, &[kind, shape[0], shape[1]]), of(2, &[tenant]), 0]
+        } else {
+            [of(2, &[tenant]), of(3, &[shape[0], shape[1], size]), of(4, &[kind, shape[0], shape[1], size])]
+        };
         Self([
             of(0, &[]),
-            of(1, &[kind, magnitude(limit), magnitude(width), size]),
-            of(2, &[tenant]),
-            of(3, &[tenant, kind, magnitude(limit), size]),
-            of(4, &[tenant, kind, limit, size]),
-            of(5, &[tenant, kind, limit, width, size, labels]),
+            middle[0],
+            middle[1],
+            middle[2],
+            of(5, &[tenant, kind, magnitude(limit), size]),
+            of(6, &[tenant, kind, limit, size]),
+            of(7, &[tenant, kind, limit, width, size, labels]),
         ])
     }
 }
@@ -151,6 +159,7 @@ impl Predictor {
     fn raw(&self, keys: &Keys, limit: Millis) -> Prediction {
         let mut found = self.prior(limit);
         for (level, key) in (0u8..).zip(keys.0) {
+            // A level that does not apply has no key.
             let Some(cell) = self.table.get(key) else { continue };
             let part = cell.weight / (cell.weight + SHRINKAGE);
             found.log_mean += part * (cell.log_mean - found.log_mean);
@@ -190,10 +199,10 @@ impl Predictor {
         self.correction.learn(&before, log);
         let inverse = 1.0 / run.max(self.floor);
         let failed = f32::from(u8::from(failed));
-        for key in keys.0 {
+        for key in keys.0.into_iter().filter(|key| *key != 0) {
             let cell = self.table.entry(key);
             if cell.weight == 0.0 {
-                *cell = Cell { key, q50: before.q50, q90: before.q90.max(log), ..Cell::default() };
+                *cell = Cell { q50: before.q50, q90: before.q90.max(log), ..Cell::default() };
             }
             cell.weight = cell.weight * MEMORY + 1.0;
             cell.count = (cell.count + 1.0).min(QUANTILE_SAMPLES_MAX);

@@ -386,5 +386,5 @@ fn exact(run: Millis, floor: Millis) -> Prediction {
     let (run, floor) = (run.max(1) as f32, floor as f32);
     let log = run.ln();
     let inverse = 1.0 / run.max(floor);
-    Prediction { log_mean: log, inverse, q50: log, q90: log, failed: 0.0, level: 5, samples: f32::MAX }
+    Prediction { log_mean: log, inverse, q50: log, q90: log, failed: 0.0, level: 6, samples: f32::MAX }
 }

@@ -10,7 +10,7 @@ const MISS: f32 = 0.1;
 /// The largest step, for a class with few samples.
 const STEP_MAX: f32 = 0.5;
 /// The least step, so that it follows drift.
-const STEP_MIN: f32 = 0.02;
+const STEP_MIN: f32 = 0.05;
 /// Corrections are no larger, as a factor of e to this.
 const CORRECTION_MAX: f32 = 6.0;
 

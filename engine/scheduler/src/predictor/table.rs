@@ -9,8 +9,6 @@ const PROBES: usize = 8;
 /// What is known of one key.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cell {
-    /// Its key; 0 for an empty cell.
-    pub key: u64,
     /// Weight of its samples, forgetting.
     pub weight: f32,
     /// Samples, up to a bound.
@@ -29,9 +27,10 @@ pub struct Cell {
     pub failed: f32,
 }
 
-/// The table.
+/// The table. Keys lie apart from the cells: the places of a key are one line of the cache.
 #[derive(Clone, Debug)]
 pub struct Table {
+    keys: Box<[u64]>,
     cells: Box<[Cell]>,
     mask: usize,
 }
@@ -41,28 +40,41 @@ impl Table {
     #[must_use]
     pub fn new(cells: usize) -> Self {
         let size = cells.clamp(PROBES, 1 << 28).next_power_of_two();
-        Self { cells: vec![Cell::default(); size].into_boxed_slice(), mask: size - 1 }
+        let cells = vec![Cell::default(); size].into_boxed_slice();
+        Self { keys: vec![0; size].into_boxed_slice(), cells, mask: size - 1 }
     }
 
     fn home(&self, key: u64) -> usize {
-        // The low bits are mixed well; the first of a run is aligned to it.
+        // The first of a run is aligned to it.
         #[expect(clippy::cast_possible_truncation, reason = "masked")]
         let home = (key >> 8) as usize;
         home & self.mask & !(PROBES - 1)
     }
 
-    /// The cell of `key`.
+    fn find(&self, home: usize, key: u64) -> Option<usize> {
+        self.keys[home..home + PROBES].iter().position(|other| *other == key)
+    }
+
+    /// The cell of `key`; there is none for 0.
     #[must_use]
     pub fn get(&self, key: u64) -> Option<&Cell> {
         let home = self.home(key);
-        self.cells[home..home + PROBES].iter().find(|cell| cell.key == key)
+        let place = self.find(home, key).filter(|_| key != 0)?;
+        Some(&self.cells[home + place])
     }
 
     /// The cell of `key`, which has no weight when it is new.
+    ///
+    /// # Panics
+    /// For key 0.
     pub fn entry(&mut self, key: u64) -> &mut Cell {
+        assert_ne!(key, 0, "0 is no key");
         let home = self.home(key);
-        let run = &mut self.cells[home..home + PROBES];
-        let place = run.iter().position(|cell| cell.key == key || cell.key == 0).unwrap_or_else(|| {
+        if let Some(place) = self.find(home, key) {
+            return &mut self.cells[home + place];
+        }
+        let place = self.find(home, 0).unwrap_or_else(|| {
+            let run = &mut self.cells[home..home + PROBES];
             let mut least = 0;
             for place in 0..PROBES {
                 run[place].weight *= 0.75;
@@ -70,13 +82,11 @@ impl Table {
                     least = place;
                 }
             }
-            run[least] = Cell::default();
             least
         });
-        let cell = &mut run[place];
-        if cell.key == 0 {
-            cell.key = key;
-        }
+        self.keys[home + place] = key;
+        let cell = &mut self.cells[home + place];
+        *cell = Cell::default();
         cell
     }
 }

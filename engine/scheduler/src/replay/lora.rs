@@ -48,11 +48,11 @@ fn label(text: &str) -> u32 {
     text.bytes().fold(0x811C_9DC5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
-/// A quantity, rounded to a label of few values: quarters of powers of two.
+/// A quantity, rounded to a label of few values: eighths of powers of two.
 fn quantity(text: &str) -> u32 {
     let value = text.parse::<f64>().ok().filter(|value| value.is_finite()).unwrap_or(0.0).clamp(0.0, 1e9);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
-    let steps = ((value + 1.0).log2() * 4.0).round() as u32;
+    let steps = ((value + 1.0).log2() * 8.0).round() as u32;
     steps
 }
 
