@@ -205,12 +205,11 @@ impl Graph {
     }
 
     /// A schedule on `slots` slots by ranks, improved by building at most `schedules` more: backward and forward in turn
-    /// from ranks that are disturbed a little, keeping the best.
+    /// from ranks that are disturbed a little, keeping the best, until it is as short as `bound` (0 if none is known).
     #[must_use]
-    pub fn improve(&self, slots: usize, schedules: usize, seed: u64) -> Vec<Millis> {
+    pub fn improve(&self, slots: usize, schedules: usize, seed: u64, bound: Millis) -> Vec<Millis> {
         #[expect(clippy::cast_precision_loss, reason = "a priority")]
         let ranks: Vec<f64> = self.ranks().iter().map(|rank| *rank as f64).collect();
-        let bound = self.bound(slots);
         let mut best = self.list(slots, &ranks, false);
         let mut span = self.makespan(&best);
         let mut kept = ranks.clone();

@@ -2,8 +2,7 @@
 //! ended and waits for its turn as before. Where run times are of two kinds (a job that fails at once, or runs for
 //! hours), this finds the short ones that no prediction can.
 //!
-//! The waste is bounded: what attempts that did not end have used never exceeds `waste_max` of all that was used, plus
-//! nothing. One attempt per task. The budget is learned: the [`Attempts::QUANTILE`] of run times seen, so that it fits
+//! The waste is bounded: what attempts that did not end have used never exceeds `waste_max` of all that was used. The budget is learned: the [`Attempts::QUANTILE`] of run times seen, so that it fits
 //! traces of hours and tasks of milliseconds alike.
 
 use crate::Millis;
@@ -24,8 +23,10 @@ pub struct Attempts {
 impl Attempts {
     /// The part of tasks that an attempt shall find.
     pub const QUANTILE: f64 = 0.35;
-    /// Logarithm of the 0.9 quantile over the median from which a run time counts as uncertain: a factor of 4.
-    const SPREAD_MIN: f32 = 1.386;
+    /// A later attempt may run for so many times the one before.
+    const GROWTH: Millis = 4;
+    /// A task whose median is over the budget by a factor of e to this is known to be long.
+    const HOPE: f32 = 5.0;
     /// Samples before the first attempt.
     const SAMPLES_MIN: f64 = 20.0;
 
@@ -36,7 +37,13 @@ impl Attempts {
         Self { waste_max, used: 0.0, wasted: 0.0, planned: 0.0, quantile: 0.0, samples: 0.0 }
     }
 
-    /// How long an attempt may run; `None` while too little is known.
+    /// How long the attempt after one of `tried` may run.
+    #[must_use]
+    pub fn next_budget(&self, tried: Millis) -> Option<Millis> {
+        if tried > 0 { self.budget().map(|_| tried.saturating_mul(Self::GROWTH)) } else { self.budget() }
+    }
+
+    /// How long a first attempt may run; `None` while too little is known.
     #[must_use]
     pub fn budget(&self) -> Option<Millis> {
         #[expect(clippy::cast_possible_truncation, reason = "clamped")]
@@ -44,13 +51,23 @@ impl Attempts {
         (self.waste_max > 0.0 && self.samples >= Self::SAMPLES_MIN).then_some(budget)
     }
 
-    /// Whether a first attempt of `budget` is worth its waste: the run time is uncertain, and likely over the budget
-    /// if it is not short.
+    /// Whether an attempt of `budget` is worth its waste: the task may well be longer, and is not known to be.
     #[must_use]
     pub fn is_worth(prediction: &Prediction, budget: Millis) -> bool {
         #[expect(clippy::cast_precision_loss, reason = "a comparison")]
         let log = (budget.max(1) as f32).ln();
-        prediction.q90 > log && prediction.q90 - prediction.q50 >= Self::SPREAD_MIN
+        prediction.q90 > log && prediction.q50 < log + Self::HOPE
+    }
+
+    /// What an attempt of `budget` is expected to be: it takes no longer, and has some hope whatever is predicted, as it
+    /// is for what no prediction finds.
+    #[must_use]
+    pub fn expected(mut prediction: Prediction, budget: Millis) -> Prediction {
+        #[expect(clippy::cast_precision_loss, reason = "a prediction")]
+        let budget = budget.max(1) as f32;
+        prediction.log_mean = prediction.log_mean.min(budget.ln());
+        prediction.inverse = prediction.inverse.max(0.2 / budget);
+        prediction
     }
 
     /// Whether an attempt of `budget` on `width` slots keeps the bound even if it does not end; it is then accounted.

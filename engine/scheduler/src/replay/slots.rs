@@ -75,13 +75,11 @@ impl Replay<'_> {
         let tried = self.tried[task as usize];
         if tried > 0 {
             found = found.outlived(tried);
-        } else if let Some(budget) = self.attempts.budget()
+        }
+        if let Some(budget) = self.attempts.next_budget(tried)
             && Attempts::is_worth(&found, budget)
         {
-            // An attempt takes no longer than its budget.
-            #[expect(clippy::cast_precision_loss, reason = "a rank")]
-            let log = (budget as f32).ln();
-            found.log_mean = found.log_mean.min(log);
+            found = Attempts::expected(found, budget);
         }
         found.rank(1)
     }
@@ -120,9 +118,11 @@ impl Replay<'_> {
             self.decisions += 1;
             self.free -= 1;
             let run = self.jobs[task as usize].run;
-            let budget = self.attempts.budget().filter(|budget| {
-                let found = self.predictor.predict(&self.keys[task as usize], self.limit(task));
-                self.tried[task as usize] == 0 && Attempts::is_worth(&found, *budget) && self.attempts.admit(*budget, 1)
+            let tried = self.tried[task as usize];
+            let found = self.predictor.predict(&self.keys[task as usize], self.limit(task));
+            let found = if tried > 0 { found.outlived(tried) } else { found };
+            let budget = self.attempts.next_budget(tried).filter(|budget| {
+                Attempts::is_worth(&found, *budget) && self.attempts.admit(*budget, 1)
             });
             let ran = budget.map_or(run, |budget| run.min(budget));
             self.starts[task as usize] = now;
