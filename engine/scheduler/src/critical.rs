@@ -86,11 +86,11 @@ impl Graph {
     /// `backward` runs the graph from its end, and gives times from there.
     #[must_use]
     pub fn list(&self, slots: usize, priority: &[f64], backward: bool) -> Vec<Millis> {
-        let (needs, needed_by) =
-            if backward { (&self.needed_by, &self.needs) } else { (&self.needs, &self.needed_by) };
+        let (needs, needed_by) = if backward { (&self.needed_by, &self.needs) } else { (&self.needs, &self.needed_by) };
         let mut missing: Vec<usize> = needs.iter().map(Vec::len).collect();
         let mut ready: BinaryHeap<(Priority, Reverse<u32>)> = BinaryHeap::new();
-        let enter = |ready: &mut BinaryHeap<_>, task: u32| ready.push((Priority(priority[task as usize]), Reverse(task)));
+        let enter =
+            |ready: &mut BinaryHeap<_>, task: u32| ready.push((Priority(priority[task as usize]), Reverse(task)));
         for (task, missing) in (0u32..).zip(&missing) {
             if *missing == 0 {
                 enter(&mut ready, task);

@@ -209,7 +209,7 @@ impl Predictor {
             let part = 1.0 / cell.weight;
             let gap = log - cell.log_mean;
             cell.log_mean += part * gap;
-            cell.spread += part * (gap.abs() - cell.spread);
+            cell.spread += part * ((log - cell.q50).abs() - cell.spread);
             cell.inverse += part * (inverse - cell.inverse);
             cell.failed += part * (failed - cell.failed);
             // Quantiles by stochastic steps, as large as the spread of the logarithms.

@@ -159,6 +159,12 @@ impl Queue {
         }
     }
 
+    /// Whether a task waits.
+    #[must_use]
+    pub fn waits(&self, task: u32) -> bool {
+        self.records.get(task as usize).is_some_and(|record| record.waits)
+    }
+
     /// Gives a task that waits another rank.
     pub fn rank_again(&mut self, task: u32, rank: f32) {
         let Some(record) = self.records.get_mut(task as usize).filter(|record| record.waits) else { return };

@@ -67,7 +67,8 @@ pub fn run(trace: &Trace, options: &ReplayOptions) -> Report {
     let is_wide = trace.jobs.iter().any(|job| job.width != 1);
     let waste_max = if options.policy == Policy::Auto && options.restartable { 0.05 } else { 0.0 };
     let (starts, waste) = if is_wide {
-        let config = Config { aging: options.aging, waste_max, floor: options.floor, ..Config::new(slots, options.policy) };
+        let config =
+            Config { aging: options.aging, waste_max, floor: options.floor, ..Config::new(slots, options.policy) };
         let told = wide::Told {
             clairvoyant: options.clairvoyant,
             restartable: options.restartable,

@@ -59,14 +59,12 @@ impl Attempts {
         prediction.q90 > log && prediction.q50 < log + Self::HOPE
     }
 
-    /// What an attempt of `budget` is expected to be: it takes no longer, and has some hope whatever is predicted, as it
-    /// is for what no prediction finds.
+    /// What an attempt of `budget` is expected to be: it takes no longer.
     #[must_use]
     pub fn expected(mut prediction: Prediction, budget: Millis) -> Prediction {
         #[expect(clippy::cast_precision_loss, reason = "a prediction")]
         let budget = budget.max(1) as f32;
         prediction.log_mean = prediction.log_mean.min(budget.ln());
-        prediction.inverse = prediction.inverse.max(0.2 / budget);
         prediction
     }
 

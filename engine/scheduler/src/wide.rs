@@ -196,7 +196,8 @@ impl Scheduler {
             _ => f64::from(prediction.rank(width)),
         };
         let tries = self.config.waste_max > 0.0 && record.task.restartable;
-        let keep = if tries { (self.config.slots / KEEP_ONE_OF).min(self.config.slots.saturating_sub(width)) } else { 0 };
+        let keep =
+            if tries { (self.config.slots / KEEP_ONE_OF).min(self.config.slots.saturating_sub(width)) } else { 0 };
         let worth = f64::from(width) / f64::from(prediction.inverse);
         let waiting = Waiting { keep, ..fifo.waiting };
         Entry { rank, worth, can_try: tries && record.tried.is_none(), waiting, ..fifo }
@@ -283,7 +284,10 @@ impl Scheduler {
     /// Tasks that are due by their age, in the order of submission, into `due`.
     fn collect_due(&mut self, now: Millis) {
         self.due.clear();
-        while self.submitted.front().is_some_and(|task| matches!(self.state(*task), State::Running { .. } | State::Gone))
+        while self
+            .submitted
+            .front()
+            .is_some_and(|task| matches!(self.state(*task), State::Running { .. } | State::Gone))
         {
             self.submitted.pop_front();
         }
@@ -308,7 +312,9 @@ impl Scheduler {
             return;
         }
         if self.dirty {
-            let by_rank = |a: &Entry, b: &Entry| -> Ordering { a.rank.total_cmp(&b.rank).then(a.waiting.task.cmp(&b.waiting.task)) };
+            let by_rank = |a: &Entry, b: &Entry| -> Ordering {
+                a.rank.total_cmp(&b.rank).then(a.waiting.task.cmp(&b.waiting.task))
+            };
             self.waiting.sort_by(by_rank);
             self.dirty = false;
         }

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 use taskmaster_scheduler::order::Policy;
 use taskmaster_scheduler::replay::{self, ReplayOptions, lora, lucid, openb, psplib, swf, wfformat};
 
-const GOOD: &str = "; MaxProcs: 8\n1 0 -1 10 4 -1 -1 4 60 -1 1 3 1 -1 1 -1 -1 -1\n2 5 -1 20 8 -1 -1 8 60 -1 1 3 1 -1 1 -1 -1 -1\n";
+const GOOD: &str =
+    "; MaxProcs: 8\n1 0 -1 10 4 -1 -1 4 60 -1 1 3 1 -1 1 -1 -1 -1\n2 5 -1 20 8 -1 -1 8 60 -1 1 3 1 -1 1 -1 -1 -1\n";
 
 #[test]
 fn a_trace_is_read_and_replayed() {
@@ -54,7 +55,8 @@ fn other_formats_are_refused_with_their_line() {
     assert_eq!(psplib::read("j", "1 1\n4\nx 0 0\n").unwrap_err().line, 3);
     let error = wfformat::read("w", "{\n\"workflow\":\n}").unwrap_err();
     assert_eq!(error.line, 3);
-    let ring = r#"{"workflow": {"specification": {"tasks": [{"id": "a", "parents": ["a"]}]}, "execution": {"tasks": []}}}"#;
+    let ring =
+        r#"{"workflow": {"specification": {"tasks": [{"id": "a", "parents": ["a"]}]}, "execution": {"tasks": []}}}"#;
     assert!(wfformat::read("w", ring).unwrap_err().what.contains("ring"));
     let alone = "model,dataset,batchsize,amp,speed,gpu_util,gmem_util,gmem\nA,B,1,0,1,50,20,100\n";
     let pair = "\n0,A,B,1,1,0,1.0,A,B,1,1,0,-2\n";

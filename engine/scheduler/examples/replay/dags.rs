@@ -26,7 +26,7 @@ fn geometric(ratios: impl Iterator<Item = f64>) -> f64 {
 }
 
 /// Makespans of recorded workflows over the lower bound.
-pub fn workflows(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
+pub(crate) fn workflows(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
     let mut graphs: Vec<Graph> = Vec::new();
     for (name, text) in traces.archive("workflows/wfinstances-dev.tar.xz", ".json")? {
         graphs.push(wfformat::read(&name, &text)?);
@@ -35,7 +35,8 @@ pub fn workflows(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Error
     for (slots, good, reach) in [(4, "1.015", "1.010"), (16, "1.048", "1.035"), (64, "1.071", "1.045")] {
         let bounds: Vec<i64> = graphs.iter().map(|graph| graph.bound(slots).max(1)).collect();
         let over = |schedule: &dyn Fn(&Graph, i64) -> Vec<i64>| {
-            let ratio = |(graph, bound): (&Graph, &i64)| graph.makespan(&schedule(graph, *bound)) as f64 / *bound as f64;
+            let ratio =
+                |(graph, bound): (&Graph, &i64)| graph.makespan(&schedule(graph, *bound)) as f64 / *bound as f64;
             geometric(graphs.iter().zip(&bounds).filter(|(graph, _)| !graph.is_empty()).map(ratio))
         };
         let plain = over(&|graph, _| {
@@ -57,7 +58,7 @@ pub fn workflows(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Error
 }
 
 /// Projects of 90 tasks: the makespan over the shortest known.
-pub fn psplib(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
+pub(crate) fn psplib(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
     let archive = "scheduling/psplib/psplib-j30-j90.tar.gz";
     let known = traces.archive(archive, "j90hrs.sm")?;
     let known = projects::known(&known.first().ok_or("no list of known lengths")?.1);

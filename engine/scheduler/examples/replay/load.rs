@@ -7,7 +7,7 @@ use std::process::Command;
 use taskmaster_scheduler::replay::{Trace, swf};
 
 /// A directory of traces.
-pub struct Traces {
+pub(crate) struct Traces {
     root: PathBuf,
 }
 
@@ -21,12 +21,12 @@ fn output(command: &mut Command) -> Result<String, Box<dyn Error>> {
 
 impl Traces {
     /// The traces under `root`.
-    pub fn new(root: PathBuf) -> Self {
+    pub(crate) fn new(root: PathBuf) -> Self {
         Self { root }
     }
 
     /// The text of a file, unpacked if its name ends in `.gz`.
-    pub fn text(&self, file: &str) -> Result<String, Box<dyn Error>> {
+    pub(crate) fn text(&self, file: &str) -> Result<String, Box<dyn Error>> {
         let path = self.root.join(file);
         if path.extension().is_some_and(|extension| extension == "gz") {
             return output(Command::new("gzip").arg("-dc").arg(&path));
@@ -35,12 +35,12 @@ impl Traces {
     }
 
     /// A trace in the Standard Workload Format.
-    pub fn swf(&self, name: &str) -> Result<Trace, Box<dyn Error>> {
+    pub(crate) fn swf(&self, name: &str) -> Result<Trace, Box<dyn Error>> {
         Ok(swf::read(name, &self.text(&format!("scheduling/swf/{name}.swf.gz"))?)?)
     }
 
     /// All files of an archive whose names end in `ending`, in the order of their names.
-    pub fn archive(&self, file: &str, ending: &str) -> Result<Vec<(String, String)>, Box<dyn Error>> {
+    pub(crate) fn archive(&self, file: &str, ending: &str) -> Result<Vec<(String, String)>, Box<dyn Error>> {
         let folder = std::env::temp_dir().join(format!("taskmaster-replay-{}", std::process::id()));
         std::fs::create_dir_all(&folder)?;
         let unpacked = output(Command::new("tar").arg("xf").arg(self.root.join(file)).arg("-C").arg(&folder));

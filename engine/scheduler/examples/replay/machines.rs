@@ -23,7 +23,7 @@ const MACHINES: [(&str, f64, f64, &str, f64); 3] = [
 ];
 
 /// The replay is checked against published figures.
-pub fn published(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
+pub(crate) fn published(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
     let known = [
         (Order::Fcfs, [7273.77, 7842.47]),
         (Order::Sjf, [277.35, 787.89]),
@@ -67,7 +67,7 @@ fn worse(ours: &[Report], plain: &[Report]) -> f64 {
 }
 
 /// Bounded slowdown on parallel machines.
-pub fn wide(traces: &Traces, options: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
+pub(crate) fn wide(traces: &Traces, options: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
     let mut rows = Vec::new();
     for (file, easy, best, good, part) in MACHINES {
         let trace = traces.swf(file)?;
@@ -102,7 +102,7 @@ fn single(trace: &Trace, options: ReplayOptions) -> String {
 }
 
 /// One-slot grid jobs at a load of 0.9.
-pub fn lcg(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
+pub(crate) fn lcg(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
     let mut trace = traces.swf("LCG-week1")?;
     let mut rows = Vec::new();
     // The machine is not told: as many slots as the work fills to 0.9, or fewer with the arrivals stretched.
@@ -130,7 +130,7 @@ pub fn lcg(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
 }
 
 /// Requests for images on one device.
-pub fn lora(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
+pub(crate) fn lora(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
     let trace = requests::read("lora_first70", &traces.text("scheduling/alibaba/lora_first70.csv.gz")?)?;
     let base = |policy| ReplayOptions { floor: 1000, slots: Some(1), ..ReplayOptions::new(policy) };
     let plain = single(&trace, base(Policy::Fifo));
@@ -143,7 +143,7 @@ pub fn lora(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
 }
 
 /// Tasks that end after their submission and declared limit.
-pub fn deadlines(traces: &Traces, options: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
+pub(crate) fn deadlines(traces: &Traces, options: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
     let figures = [("0.234", 0.215), ("0.184", 0.173), ("0.180", 0.170)];
     let mut rows = Vec::new();
     for ((file, ..), (good, best)) in MACHINES.into_iter().zip(figures) {
@@ -161,7 +161,7 @@ pub fn deadlines(traces: &Traces, options: &Options) -> Result<Vec<Row>, Box<dyn
 }
 
 /// How often run times stay within their predicted 0.9 quantile, predicted at submission and learned at the end.
-pub fn coverage(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
+pub(crate) fn coverage(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
     let mut rows = Vec::new();
     for file in ["KTH-SP2-1996-2.1-cln", "CTC-SP2.sc15-easy", "theta_argonne", "LCG-week1"] {
         let trace = traces.swf(file)?;
@@ -179,7 +179,10 @@ pub fn coverage(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Error>
             let limit = if job.has_limit { job.limit } else { 0 };
             if is_submission {
                 let q90 = f64::from(predictor.predict(&keys[place], limit).q90);
-                covered += usize::from((job.run.max(1) as f64).ln() <= q90 + 1e-6 || job.run >= limit && limit > 0 && (limit as f64).ln() <= q90 + 1e-6);
+                covered += usize::from(
+                    (job.run.max(1) as f64).ln() <= q90 + 1e-6
+                        || job.run >= limit && limit > 0 && (limit as f64).ln() <= q90 + 1e-6,
+                );
             } else {
                 predictor.learn(&keys[place], limit, job.run as f64, false);
             }
@@ -191,7 +194,7 @@ pub fn coverage(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Error>
 }
 
 /// The time of a decision: predict, push, pop, and learn, each call timed alone and all together.
-pub fn decision(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
+pub(crate) fn decision(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
     let trace = traces.swf("LCG-week1")?;
     let mut predictor = Predictor::new(1 << 16, 1000);
     let keys: Vec<Keys> = trace.jobs.iter().map(|job| Keys::new(&replay_wide::facts(job))).collect();

@@ -17,9 +17,9 @@ use load::Traces;
 use table::Row;
 
 /// What is asked for.
-pub struct Options {
+pub(crate) struct Options {
     /// Jittered replicas of a replay.
-    pub seeds: u64,
+    pub(crate) seeds: u64,
 }
 
 type Bars = fn(&Traces, &Options) -> Result<Vec<Row>, Box<dyn Error>>;

@@ -46,11 +46,13 @@ fn shuffle<T>(random: &mut Random, values: &mut [T]) {
 }
 
 /// Partners for jobs that share a device, of whose pairs a tenth was seen.
-pub fn colocation(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
+pub(crate) fn colocation(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
     let (alone, pairs) = ("scheduling/lucid/single_dev.csv", "scheduling/lucid/colocate_dev.csv");
     let data = lucid::read((alone, &traces.text(alone)?), (pairs, &traces.text(pairs)?))?;
     let measured = |a: usize, b: usize| {
-        data.samples.iter().find(|pair| pair[0].task.min(pair[0].other) == a.min(b) && pair[0].task.max(pair[0].other) == a.max(b))
+        data.samples
+            .iter()
+            .find(|pair| pair[0].task.min(pair[0].other) == a.min(b) && pair[0].task.max(pair[0].other) == a.max(b))
     };
     let (mut plain, mut chosen, mut ours) = (Tally::default(), Tally::default(), Tally::default());
     for seed in 1..=TRIALS {
@@ -78,7 +80,9 @@ pub fn colocation(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Erro
         let mut candidates: Vec<(f32, usize, usize)> = Vec::new();
         for a in 0..POOL {
             for b in a + 1..POOL {
-                if measured(waiting[a], waiting[b]).is_some() && let Some(speed) = model.pair(waiting[a], waiting[b]) {
+                if measured(waiting[a], waiting[b]).is_some()
+                    && let Some(speed) = model.pair(waiting[a], waiting[b])
+                {
                     candidates.push((speed, a, b));
                 }
             }
@@ -110,7 +114,7 @@ fn allocated(workers: &[Worker], asks: &[Ask], fit: Fit) -> f64 {
 }
 
 /// Device share in use when as much was asked for as there is.
-pub fn placement(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
+pub(crate) fn placement(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
     let nodes = "scheduling/alibaba/openb_node_list_all_node.csv.gz";
     let pods = "scheduling/alibaba/openb_pod_list_default.csv.gz";
     let workers = openb::nodes(nodes, &traces.text(nodes)?)?;

@@ -160,7 +160,8 @@ impl Project {
                 }
             }
         }
-        let within = |slot: &[u64; 4]| (0..RESOURCES_MAX).all(|lane| slot[lane] <= self.capacity >> (16 * lane) & 0xFFFF);
+        let within =
+            |slot: &[u64; 4]| (0..RESOURCES_MAX).all(|lane| slot[lane] <= self.capacity >> (16 * lane) & 0xFFFF);
         ordered && used.iter().all(within)
     }
 }
@@ -213,7 +214,8 @@ impl<'a> Search<'a> {
         starts.resize(project.len(), 0);
         for task in list {
             let task = *task as usize;
-            let earliest = before[task].iter().map(|other| starts[*other as usize] + project.durations[*other as usize]);
+            let earliest =
+                before[task].iter().map(|other| starts[*other as usize] + project.durations[*other as usize]);
             let mut start = earliest.max().unwrap_or(0) as usize;
             let (duration, demand) = (project.durations[task] as usize, project.demands[task]);
             if demand != 0 && duration > 0 {
@@ -295,7 +297,8 @@ impl<'a> Search<'a> {
     fn sampled(&mut self, tails: &[u32], plain: bool) -> Vec<u32> {
         let project = self.project;
         let mut missing: Vec<usize> = project.before.iter().map(Vec::len).collect();
-        let mut ready: Vec<u32> = (0u32..).zip(&missing).filter(|(_, left)| **left == 0).map(|(task, _)| task).collect();
+        let mut ready: Vec<u32> =
+            (0u32..).zip(&missing).filter(|(_, left)| **left == 0).map(|(task, _)| task).collect();
         let mut list = Vec::with_capacity(project.len());
         while !ready.is_empty() {
             let mut chosen = 0;

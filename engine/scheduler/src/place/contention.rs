@@ -13,7 +13,7 @@ const RANK: usize = 2;
 /// Pull of the line to zero, in samples.
 const LINE_PULL: f64 = 0.3;
 /// Pull of the factors to zero, in samples.
-const FACTOR_PULL: f64 = 1.0;
+const FACTOR_PULL: f64 = 0.2;
 const ROUNDS: usize = 12;
 
 /// What a task uses alone.
@@ -109,15 +109,18 @@ impl Contention {
             suffers: (0..profiles.len()).map(start).collect(),
             disturbs: (0..profiles.len()).map(start).collect(),
         };
-        let left: Vec<f64> = samples.iter().map(|sample| loss(sample) - model.on_line(sample.task, sample.other)).collect();
+        let left: Vec<f64> =
+            samples.iter().map(|sample| loss(sample) - model.on_line(sample.task, sample.other)).collect();
         for _ in 0..ROUNDS {
             for place in 0..profiles.len() {
                 let rows = samples.iter().zip(&left).filter(|(sample, _)| sample.task == place);
-                model.suffers[place] = fit(rows.map(|(sample, left)| (model.disturbs[sample.other], *left)), FACTOR_PULL);
+                model.suffers[place] =
+                    fit(rows.map(|(sample, left)| (model.disturbs[sample.other], *left)), FACTOR_PULL);
             }
             for place in 0..profiles.len() {
                 let rows = samples.iter().zip(&left).filter(|(sample, _)| sample.other == place);
-                model.disturbs[place] = fit(rows.map(|(sample, left)| (model.suffers[sample.task], *left)), FACTOR_PULL);
+                model.disturbs[place] =
+                    fit(rows.map(|(sample, left)| (model.suffers[sample.task], *left)), FACTOR_PULL);
             }
         }
         model

@@ -15,7 +15,7 @@ pub struct Cell {
     pub count: f32,
     /// Mean of the logarithm of the run time.
     pub log_mean: f32,
-    /// Mean distance of the logarithms from their mean.
+    /// Mean distance of the logarithms from the median as it stood.
     pub spread: f32,
     /// Mean of the inverse run time.
     pub inverse: f32,

@@ -1,7 +1,7 @@
 //! Replays tasks that need one slot each through [`crate::queue`] in virtual time.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 
 use crate::Millis;
 use crate::order::Policy;
@@ -55,7 +55,14 @@ struct Replay<'a> {
     ends: BinaryHeap<Reverse<(Millis, u32, Millis, bool)>>,
     free: u32,
     decisions: usize,
+    /// Tenants by dense numbers, and for each the tasks that wait (or did), and what is owed to ranking them again.
+    tenants: Vec<u32>,
+    waiting: Vec<Vec<u32>>,
+    owed: Vec<usize>,
 }
+
+/// A tenant's waiting tasks are ranked again once it has had a completion for each so many of them.
+const WAITING_PER_RANKING: usize = 8;
 
 impl Replay<'_> {
     fn limit(&self, task: u32) -> Millis {
@@ -85,7 +92,24 @@ impl Replay<'_> {
     }
 
     fn push(&mut self, task: u32, now: Millis) {
-        self.queue.push(task, self.jobs[task as usize].user, self.rank(task), now);
+        let tenant = self.tenants[task as usize];
+        self.queue.push(task, tenant, self.rank(task), now);
+        self.waiting[tenant as usize].push(task);
+    }
+
+    /// What a tenant's tasks are expected to take has changed; the cost per completion is bounded.
+    fn rank_again(&mut self, tenant: usize) {
+        self.owed[tenant] += WAITING_PER_RANKING;
+        if self.owed[tenant] < self.waiting[tenant].len() || self.options.policy == Policy::Fifo {
+            return;
+        }
+        self.owed[tenant] = 0;
+        let mut waiting = std::mem::take(&mut self.waiting[tenant]);
+        waiting.retain(|task| self.queue.waits(*task));
+        for task in &waiting {
+            self.queue.rank_again(*task, self.rank(*task));
+        }
+        self.waiting[tenant] = waiting;
     }
 
     fn end(&mut self, task: u32, budget: Millis, ended: bool, now: Millis) {
@@ -104,6 +128,7 @@ impl Replay<'_> {
         let ran = run as f64;
         let limit = self.limit(task);
         self.predictor.learn(&self.keys[task as usize], limit, ran, false);
+        self.rank_again(self.tenants[task as usize] as usize);
     }
 
     fn start(&mut self, now: Millis) {
@@ -121,9 +146,10 @@ impl Replay<'_> {
             let tried = self.tried[task as usize];
             let found = self.predictor.predict(&self.keys[task as usize], self.limit(task));
             let found = if tried > 0 { found.outlived(tried) } else { found };
-            let budget = self.attempts.next_budget(tried).filter(|budget| {
-                Attempts::is_worth(&found, *budget) && self.attempts.admit(*budget, 1)
-            });
+            let budget = self
+                .attempts
+                .next_budget(tried)
+                .filter(|budget| Attempts::is_worth(&found, *budget) && self.attempts.admit(*budget, 1));
             let ran = budget.map_or(run, |budget| run.min(budget));
             self.starts[task as usize] = now;
             self.ends.push(Reverse((now + ran, task, budget.unwrap_or(0), ran == run)));
@@ -136,7 +162,16 @@ impl Replay<'_> {
 pub fn run(trace: &Trace, submits: &[Millis], options: Options) -> Outcome {
     let mut order: Vec<u32> = (0..).take(trace.jobs.len()).collect();
     order.sort_by_key(|task| submits[*task as usize]);
+    let mut numbers = BTreeMap::new();
+    let mut number = |user: u32| {
+        let next = u32::try_from(numbers.len()).unwrap_or(u32::MAX);
+        *numbers.entry(user).or_insert(next)
+    };
+    let tenants: Vec<u32> = trace.jobs.iter().map(|job| number(job.user)).collect();
     let mut replay = Replay {
+        tenants,
+        waiting: vec![Vec::new(); numbers.len()],
+        owed: vec![0; numbers.len()],
         options,
         jobs: &trace.jobs,
         keys: trace.jobs.iter().map(|job| Keys::new(&wide::facts(job))).collect(),

@@ -34,8 +34,16 @@ pub struct Outcome {
 #[must_use]
 pub fn facts(job: &Job) -> Facts {
     let [group, kind, queue, partition] = job.keys;
-    let labels = group.wrapping_mul(0x9E37_79B1) ^ queue.wrapping_mul(0x85EB_CA77) ^ partition.wrapping_mul(0xC2B2_AE3D);
-    Facts { tenant: job.user, kind, labels, limit: if job.has_limit { job.limit } else { 0 }, width: job.width, size: job.size }
+    let labels =
+        group.wrapping_mul(0x9E37_79B1) ^ queue.wrapping_mul(0x85EB_CA77) ^ partition.wrapping_mul(0xC2B2_AE3D);
+    Facts {
+        tenant: job.user,
+        kind,
+        labels,
+        limit: if job.has_limit { job.limit } else { 0 },
+        width: job.width,
+        size: job.size,
+    }
 }
 
 /// Replays `trace`, whose tasks are submitted at `submits`.
