@@ -218,7 +218,7 @@ impl Graph {
         let mut round = 0u32;
         while built + 2 <= schedules && span > bound {
             let noise = 0.05 * f64::from(round % 8);
-            let base = if round % 2 == 0 { &kept } else { &ranks };
+            let base = if round.is_multiple_of(2) { &kept } else { &ranks };
             let priority: Vec<f64> = base.iter().map(|rank| rank * (1.0 + noise * (random.unit() - 0.5))).collect();
             let mut starts = self.list(slots, &priority, false);
             built += 1;

@@ -79,7 +79,7 @@ proptest! {
         let numbers: Vec<String> = rows.iter().map(|row| row.iter().map(f64::to_string).collect::<Vec<_>>().join(" ")).collect();
         for text in [text, numbers.join("\n")] {
             if let Ok(trace) = swf::read("t", &text) {
-                replay::run(&trace, &ReplayOptions::new(Policy::Auto));
+                prop_assert_eq!(replay::run(&trace, &ReplayOptions::new(Policy::Auto)).tasks, trace.jobs.len());
             }
             let _ = (lora::read("t", &text), psplib::read("t", &text).is_ok(), wfformat::read("t", &text));
             let _ = (openb::nodes("t", &text), openb::pods("t", &text), lucid::read(("t", &text), ("t", &text)));

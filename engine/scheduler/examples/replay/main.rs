@@ -4,6 +4,8 @@
 //! [--output json]`. The traces are read from the directory given, else from the one that TASKMASTER_TRACES names, else
 //! from `../shared/data` beside the repository. Without one, the bars that need it are left out.
 
+#![expect(clippy::cast_possible_truncation, reason = "figures for people")]
+
 mod dags;
 mod load;
 mod machines;

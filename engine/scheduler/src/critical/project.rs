@@ -26,7 +26,7 @@ impl Random {
     }
 
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -36,14 +36,14 @@ impl Random {
     /// A number in 0..1.
     pub fn unit(&mut self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "53 bits")]
-        let unit = (self.next() >> 11) as f64 / (1u64 << 53) as f64;
+        let unit = (self.bits() >> 11) as f64 / (1u64 << 53) as f64;
         unit
     }
 
     /// A number under `limit`.
     pub fn below(&mut self, limit: usize) -> usize {
         #[expect(clippy::cast_possible_truncation, reason = "under the limit")]
-        let below = (u128::from(self.next()) * limit as u128 >> 64) as usize;
+        let below = ((u128::from(self.bits()) * limit as u128) >> 64) as usize;
         below
     }
 }

@@ -102,7 +102,7 @@ impl Contention {
         let loss = |sample: &Sample| 1.0 - f64::from(sample.speed.clamp(0.0, 1.2));
         let row = |sample: &Sample| (terms(&profiles[sample.task], &profiles[sample.other]), loss(sample));
         let line = fit(samples.iter().map(row), LINE_PULL);
-        let start = |place: usize| if place % 2 == 0 { [0.3, 0.1] } else { [0.1, 0.3] };
+        let start = |place: usize| if place.is_multiple_of(2) { [0.3, 0.1] } else { [0.1, 0.3] };
         let mut model = Self {
             profiles: profiles.to_vec(),
             line,

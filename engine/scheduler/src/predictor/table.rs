@@ -46,7 +46,6 @@ impl Table {
 
     fn home(&self, key: u64) -> usize {
         // The first of a run is aligned to it.
-        #[expect(clippy::cast_possible_truncation, reason = "masked")]
         let home = (key >> 8) as usize;
         home & self.mask & !(PROBES - 1)
     }
