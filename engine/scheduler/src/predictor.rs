@@ -187,8 +187,9 @@ impl Predictor {
         found
     }
 
-    /// Learns that a task ran for `run` (milliseconds) and whether it failed. What is no time is dropped.
-    pub fn learn(&mut self, keys: &Keys, limit: Millis, run: f64, failed: bool) {
+    /// Learns that a task ran for `run` (milliseconds) and whether it failed. What is no time is dropped. `made` is what
+    /// was predicted when it was submitted, by which the quantile is corrected: by then others of its kind had not ended.
+    pub fn learn(&mut self, keys: &Keys, limit: Millis, run: f64, failed: bool, made: Option<&Prediction>) {
         if !run.is_finite() || run < 0.0 {
             return;
         }
@@ -196,7 +197,8 @@ impl Predictor {
         let run = (run as f32).clamp(RUN_MS_MIN, RUN_MS_MAX);
         let log = run.ln();
         let before = self.raw(keys, limit);
-        self.correction.learn(&before, log);
+        let made = made.copied().unwrap_or_else(|| self.predict(keys, limit));
+        self.correction.learn(&made, log);
         let inverse = 1.0 / run.max(self.floor);
         let failed = f32::from(u8::from(failed));
         for key in keys.0.into_iter().filter(|key| *key != 0) {

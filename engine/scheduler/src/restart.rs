@@ -2,8 +2,8 @@
 //! ended and waits for its turn as before. Where run times are of two kinds (a job that fails at once, or runs for
 //! hours), this finds the short ones that no prediction can.
 //!
-//! The waste is bounded: what attempts that did not end have used never exceeds `waste_max` of all that was used. The budget is learned: the [`Attempts::QUANTILE`] of run times seen, so that it fits
-//! traces of hours and tasks of milliseconds alike.
+//! The waste is bounded: what attempts that did not end have used never exceeds `waste_max` of all that was used. The
+//! budget is learned: the [`Attempts::QUANTILE`] of run times seen, so that it fits hours and milliseconds alike.
 
 use crate::Millis;
 use crate::predictor::Prediction;

@@ -88,6 +88,8 @@ struct Record {
     submitted: Millis,
     state: State,
     tried: Option<Millis>,
+    /// As it was predicted when it was submitted.
+    made: Prediction,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -209,7 +211,8 @@ impl Scheduler {
             return false;
         }
         let keys = Keys::new(&task.facts);
-        let record = Record { task, keys, submitted: now, state: State::Waiting, tried: None };
+        let made = self.predictor.predict(&keys, task.facts.limit);
+        let record = Record { task, keys, submitted: now, state: State::Waiting, tried: None, made };
         self.waiting.push(self.entry(&record, now));
         self.dirty = true;
         let place = task.id as usize;
@@ -237,11 +240,11 @@ impl Scheduler {
             State::Waiting | State::Gone => return false,
         };
         record.state = State::Gone;
-        let keys = record.keys;
+        let (keys, made) = (record.keys, record.made);
         self.machine.finish(end, task);
         self.attempts.ended(run, facts.width);
         #[expect(clippy::cast_precision_loss, reason = "a sample")]
-        self.predictor.learn(&keys, facts.limit, run as f64, failed);
+        self.predictor.learn(&keys, facts.limit, run as f64, failed, Some(&made));
         self.rank_again(facts.tenant, now);
         true
     }

@@ -119,10 +119,10 @@ proptest! {
         let mut predictor = Predictor::new(64, 10_000);
         for (tenant, kind, limit, run, failed) in lessons {
             let facts = Facts { tenant, kind, limit, width: kind % 7, ..Facts::default() };
-            predictor.learn(&Keys::new(&facts), limit, run, failed);
+            predictor.learn(&Keys::new(&facts), limit, run, failed, None);
         }
         for run in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 0.0, -0.0, f64::MAX, f64::MIN_POSITIVE] {
-            predictor.learn(&Keys::new(&Facts::default()), 0, run, true);
+            predictor.learn(&Keys::new(&Facts::default()), 0, run, true, None);
         }
         let (tenant, limit) = asked;
         let found = predictor.predict(&Keys::new(&Facts { tenant, limit, ..Facts::default() }), limit);

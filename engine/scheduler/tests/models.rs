@@ -29,7 +29,7 @@ fn nine_of_ten_run_times_stay_within_the_corrected_quantile_also_after_a_shift()
                 covered += f64::from(u8::from(run.ln() <= f64::from(predictor.predict(&keys, 0).q90)));
                 counted += 1.0;
             }
-            predictor.learn(&keys, 0, run, false);
+            predictor.learn(&keys, 0, run, false, None);
         }
         let part = covered / counted;
         assert!((0.885..=0.915).contains(&part), "spread {spread}: {part}");
@@ -41,8 +41,8 @@ fn a_key_with_few_samples_borrows_and_one_with_many_does_not() {
     let mut predictor = Predictor::new(1 << 12, 1000);
     let keys = |tenant, kind| Keys::new(&Facts { tenant, kind, width: 1, ..Facts::default() });
     for _ in 0..200 {
-        predictor.learn(&keys(1, 1), 0, 100_000.0, false);
-        predictor.learn(&keys(2, 2), 0, 10.0, true);
+        predictor.learn(&keys(1, 1), 0, 100_000.0, false, None);
+        predictor.learn(&keys(2, 2), 0, 10.0, true, None);
     }
     let long = predictor.predict(&keys(1, 1), 0);
     let short = predictor.predict(&keys(2, 2), 0);

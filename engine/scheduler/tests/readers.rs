@@ -75,7 +75,10 @@ fn the_same_trace_and_seed_give_the_same_report() {
 
 proptest! {
     #[test]
-    fn no_text_makes_a_reader_panic(text in "[0-9a-z.,:; \\-\\n]{0,300}", rows in prop::collection::vec(prop::collection::vec(any::<f64>(), 18), 0..4)) {
+    fn no_text_makes_a_reader_panic(
+        text in "[0-9a-z.,:; \\-\\n]{0,300}",
+        rows in prop::collection::vec(prop::collection::vec(any::<f64>(), 18), 0..4),
+    ) {
         let numbers: Vec<String> = rows.iter().map(|row| row.iter().map(f64::to_string).collect::<Vec<_>>().join(" ")).collect();
         for text in [text, numbers.join("\n")] {
             if let Ok(trace) = swf::read("t", &text) {

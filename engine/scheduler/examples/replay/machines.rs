@@ -173,18 +173,20 @@ pub(crate) fn coverage(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn
         }
         events.sort_unstable();
         let keys: Vec<Keys> = trace.jobs.iter().map(|job| Keys::new(&replay_wide::facts(job))).collect();
+        let mut made = vec![None; trace.jobs.len()];
         let mut covered = 0usize;
         for (_, is_submission, place) in events {
             let job = &trace.jobs[place];
             let limit = if job.has_limit { job.limit } else { 0 };
             if is_submission {
-                let q90 = f64::from(predictor.predict(&keys[place], limit).q90);
-                covered += usize::from(
-                    (job.run.max(1) as f64).ln() <= q90 + 1e-6
-                        || job.run >= limit && limit > 0 && (limit as f64).ln() <= q90 + 1e-6,
-                );
+                let prediction = predictor.predict(&keys[place], limit);
+                // What runs to its limit or over it is ended there.
+                let run = if limit > 0 { job.run.min(limit) } else { job.run };
+                covered += usize::from((run.max(1) as f32).ln() <= prediction.q90 + 1e-6);
+                made[place] = Some(prediction);
             } else {
-                predictor.learn(&keys[place], limit, job.run as f64, false);
+                let run = if limit > 0 { job.run.min(limit) } else { job.run };
+                predictor.learn(&keys[place], limit, run as f64, false, made[place].as_ref());
             }
         }
         let part = format!("{:.1}%", 100.0 * covered as f64 / trace.jobs.len() as f64);
@@ -199,7 +201,7 @@ pub(crate) fn decision(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn
     let mut predictor = Predictor::new(1 << 16, 1000);
     let keys: Vec<Keys> = trace.jobs.iter().map(|job| Keys::new(&replay_wide::facts(job))).collect();
     for (job, keys) in trace.jobs.iter().zip(&keys) {
-        predictor.learn(keys, 0, job.run as f64, false);
+        predictor.learn(keys, 0, job.run as f64, false, None);
     }
     let count = trace.jobs.len();
     // The best of a few rounds: the machine has other work, which is not the scheduler's.
@@ -211,7 +213,7 @@ pub(crate) fn decision(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn
         predict = predict.min(each(start));
         let start = Instant::now();
         for (job, keys) in trace.jobs.iter().zip(&keys) {
-            predictor.learn(keys, 0, job.run as f64, false);
+            predictor.learn(keys, 0, job.run as f64, false, None);
         }
         learn = learn.min(each(start));
         let start = Instant::now();

@@ -33,13 +33,13 @@ impl Correction {
         self.shift[class(prediction)]
     }
 
-    /// Learns from a run time whose prediction, uncorrected, was `before`.
-    pub fn learn(&mut self, before: &Prediction, log: f32) {
-        let class = class(before);
+    /// Learns from a run time whose prediction, corrected, was `made`.
+    pub fn learn(&mut self, made: &Prediction, log: f32) {
+        let class = class(made);
         let (shift, count) = (&mut self.shift[class], &mut self.count[class]);
         let step = (STEP_MAX / count.sqrt().max(1.0)).max(STEP_MIN);
         *count = (*count + 1.0).min(1e6);
-        let missed = log > before.q90 + *shift;
+        let missed = log > made.q90 + 1e-6;
         *shift += if missed { step * (1.0 - MISS) } else { -step * MISS };
         *shift = shift.clamp(-CORRECTION_MAX, CORRECTION_MAX);
     }

@@ -127,7 +127,7 @@ impl Replay<'_> {
         #[expect(clippy::cast_precision_loss, reason = "a sample")]
         let ran = run as f64;
         let limit = self.limit(task);
-        self.predictor.learn(&self.keys[task as usize], limit, ran, false);
+        self.predictor.learn(&self.keys[task as usize], limit, ran, false, None);
         self.rank_again(self.tenants[task as usize] as usize);
     }
 
