@@ -177,7 +177,9 @@ impl Predictor {
     #[must_use]
     pub fn predict(&self, keys: &Keys, limit: Millis) -> Prediction {
         let mut found = self.raw(keys, limit);
-        found.q90 = (found.q90 + self.correction.of(&found)).max(found.q50);
+        let longest = RUN_MS_MAX.ln();
+        found.q50 = found.q50.min(longest);
+        found.q90 = (found.q90 + self.correction.of(&found)).clamp(found.q50, longest);
         if limit > 0 {
             #[expect(clippy::cast_precision_loss, reason = "a prediction")]
             let most = (limit as f32).max(RUN_MS_MIN).ln();

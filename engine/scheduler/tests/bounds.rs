@@ -126,9 +126,9 @@ proptest! {
         }
         let (tenant, limit) = asked;
         let found = predictor.predict(&Keys::new(&Facts { tenant, limit, ..Facts::default() }), limit);
-        let year = 3.2e10_f32.ln() + 6.1;
+        let year = 3.2e10_f32.ln();
         for value in [found.log_mean, found.q50, found.q90] {
-            prop_assert!(value.is_finite() && value <= year, "{found:?}");
+            prop_assert!(value.is_finite() && value <= year + 1e-3, "{found:?}");
         }
         prop_assert!(found.inverse > 0.0 && found.inverse <= 1e-4, "{found:?}");
         prop_assert!(found.rank(0).is_finite() && found.outlived(limit).rank(u32::MAX).is_finite());

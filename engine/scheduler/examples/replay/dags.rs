@@ -14,7 +14,7 @@ use crate::table::Row;
 /// Schedules that the search may build per workflow.
 const SCHEDULES: usize = 200;
 /// Schedules that the search may build per project: about 10 ms.
-const PROJECT_SCHEDULES: usize = 900;
+const PROJECT_SCHEDULES: usize = 3000;
 
 fn geometric(ratios: impl Iterator<Item = f64>) -> f64 {
     let (mut sum, mut count) = (0.0, 0.0);
