@@ -1,0 +1,96 @@
+//! Orders a queue: the policies, and what bounds them.
+//!
+//! A policy gives each task that waits a rank, the lowest first. Aging bounds what a rank may do: a task that has
+//! waited for the cap goes ahead in the order of submission, within a bound on the slots that such tasks may hold, as
+//! a naive cap turns an overloaded queue into a slow FIFO.
+
+use crate::Millis;
+use crate::predictor::Prediction;
+
+/// How a queue is ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// In the order of submission.
+    Fifo,
+    /// The shortest first, by prediction.
+    Shortest,
+    /// The earliest deadline first among those that can still be met.
+    Deadline,
+    /// [`Policy::Shortest`], with first attempts for restartable tasks, while the guard finds it better than FIFO.
+    #[default]
+    Auto,
+}
+
+impl Policy {
+    /// The policy of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "fifo" => Self::Fifo,
+            "shortest" => Self::Shortest,
+            "deadline" => Self::Deadline,
+            "auto" => Self::Auto,
+            _ => return None,
+        })
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fifo => "fifo",
+            Self::Shortest => "shortest",
+            Self::Deadline => "deadline",
+            Self::Auto => "auto",
+        }
+    }
+}
+
+/// When a task that waits goes ahead of all ranks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Aging {
+    /// After this wait.
+    pub cap: Millis,
+    /// Tasks that went ahead hold at most this part of the slots, or one such task more.
+    pub share_max: f64,
+}
+
+impl Default for Aging {
+    /// 96 hours, half the slots.
+    fn default() -> Self {
+        Self { cap: 96 * 3_600_000, share_max: 0.5 }
+    }
+}
+
+impl Aging {
+    /// Without aging.
+    pub const NONE: Self = Self { cap: Millis::MAX, share_max: 0.0 };
+
+    /// Whether a task that has waited for `waited` and needs `width` of `slots` may go ahead, when those before it hold
+    /// `held` slots.
+    #[must_use]
+    pub fn is_due(&self, waited: Millis, width: u32, held: u32, slots: u32) -> bool {
+        let bound = f64::from(slots) * self.share_max;
+        waited >= self.cap && (held == 0 || f64::from(held) + f64::from(width) <= bound)
+    }
+}
+
+/// x
+pub static DV: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+/// The rank of a task with a deadline: of those that can be met, the one that takes the least work and has the least
+/// time to spare; those that cannot be met come last, the shortest first, as they are late whatever is done.
+#[must_use]
+pub fn deadline_rank(prediction: &Prediction, now: Millis, deadline: Millis, width: u32) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a rank")]
+    let left = deadline.saturating_sub(now) as f64;
+    let needed = f64::from(prediction.log_mean).exp();
+    if needed > left {
+        return HOPELESS + f64::from(prediction.rank(width));
+    }
+    needed.ln() + f64::from(width.max(1)).ln() + (left - needed + SPARE_MIN).ln()
+}
+
+/// What a task that cannot meet its deadline adds to its rank: more than any rank is.
+pub const HOPELESS: f64 = 1e6;
+/// Time to spare under this counts as this, in milliseconds.
+const SPARE_MIN: f64 = 60_000.0;

@@ -1,0 +1,225 @@
+//! Predicts run times from what ended before: nested key levels with shrinkage, and conformal quantiles.
+//!
+//! Up to seven levels, from everything down to tenant, kind, limit, width and labels, each one cell of a flat table of bounded
+//! size ([`table`]). A prediction walks from the coarsest to the finest and moves towards each by `n / (n + SHRINKAGE)`,
+//! so that a key with few samples borrows from the wider one. A cell forgets: its weight is multiplied by `MEMORY` at
+//! each sample. Quantiles are corrected by what they missed before ([`conformal`]), as raw ones cover too little.
+//!
+//! Whatever it is told, it stays finite: times are clamped to `RUN_MS_MIN..=RUN_MS_MAX`, samples that are no numbers
+//! are dropped. It is a model, not state: losing it costs quality only.
+
+pub mod conformal;
+pub mod table;
+
+use conformal::Correction;
+use table::{Cell, Table};
+
+use crate::Millis;
+
+/// Key levels.
+pub const LEVELS: usize = 7;
+/// Weight of the wider key, in samples.
+const SHRINKAGE: f32 = 3.0;
+/// What a sample keeps of its weight at each later one of the same key.
+const MEMORY: f32 = 0.9;
+/// The longest memory of a cell's quantiles: the step of their updates is never less than one in so many samples.
+const QUANTILE_SAMPLES_MAX: f32 = 64.0;
+/// The shortest run time that matters to a slowdown: shorter ones count as this.
+const RUN_MS_MIN: f32 = 1.0;
+/// The longest run time taken for one: a year.
+const RUN_MS_MAX: f32 = 3.2e10;
+
+/// What is known of a task before it runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Who submitted it.
+    pub tenant: u32,
+    /// What it is: the kind, the executable.
+    pub kind: u32,
+    /// The queue and further labels, mixed into one.
+    pub labels: u32,
+    /// Its declared limit, 0 if there is none.
+    pub limit: Millis,
+    /// Its resources in slots.
+    pub width: u32,
+    /// How much it has to do, as far as that shows beforehand (payload, steps), in any scale; 0 if unknown.
+    pub size: u32,
+}
+
+/// The keys of a task in the tables, the coarsest first. Made once per task and kept with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keys([u64; LEVELS]);
+
+fn mix(a: u64, b: u64) -> u64 {
+    let mixed = (a ^ b.wrapping_mul(0x9E37_79B9_7F4A_7C15)).wrapping_mul(0xD6E8_FEB8_6659_FD93);
+    mixed ^ (mixed >> 32)
+}
+
+fn magnitude(value: u64) -> u64 {
+    u64::from(64 - value.leading_zeros())
+}
+
+impl Keys {
+    /// The keys of a task of which `facts` are known.
+    #[must_use]
+    pub fn new(facts: &Facts) -> Self {
+        let limit = u64::try_from(facts.limit).unwrap_or(0);
+        let (tenant, kind) = (u64::from(facts.tenant), u64::from(facts.kind));
+        let (labels, width, size) = (u64::from(facts.labels), u64::from(facts.width), u64::from(facts.size));
+        let of = |level: u64, parts: &[u64]| parts.iter().fold(level + 1, |key, part| mix(key, *part)) | 1;
+        let shape = [magnitude(limit), magnitude(width)];
+        // Where a size is known it says more than the tenant, so it comes after it; else the limit's magnitude comes first.
+        let middle = if size == 0 {
+            [of(1, &[kind, shape[0], shape[1]]), of(2, &[tenant]), 0]
+        } else {
+            [of(2, &[tenant]), of(3, &[shape[0], shape[1], size]), of(4, &[kind, shape[0], shape[1], size])]
+        };
+        Self([
+            of(0, &[]),
+            middle[0],
+            middle[1],
+            middle[2],
+            of(5, &[tenant, kind, magnitude(limit), size]),
+            of(6, &[tenant, kind, limit, size]),
+            of(7, &[tenant, kind, limit, width, size, labels]),
+        ])
+    }
+}
+
+/// What is predicted. Logarithms are natural, of milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Prediction {
+    /// Mean of the logarithm of the run time.
+    pub log_mean: f32,
+    /// Mean of `1 / max(run time, floor)` per millisecond, floor being the threshold of the bounded slowdown: what one
+    /// millisecond of wait costs.
+    pub inverse: f32,
+    /// Logarithm of the median.
+    pub q50: f32,
+    /// Logarithm of the 0.9 quantile, corrected.
+    pub q90: f32,
+    /// Part of the attempts that failed.
+    pub failed: f32,
+    /// The finest level with samples, from 0.
+    pub level: u8,
+    /// Weight of the samples at that level.
+    pub samples: f32,
+}
+
+impl Prediction {
+    /// The rank of a task of `width` slots, the lowest first: `ln(run time / E[1 / run time] * sqrt(width))`, which is
+    /// predicted-time-squared times root of resources when the run time is certain, and less when it may be short.
+    #[must_use]
+    pub fn rank(&self, width: u32) -> f32 {
+        #[expect(clippy::cast_precision_loss, reason = "a rank")]
+        let width = width.max(1) as f32;
+        self.log_mean - self.inverse.ln() + 0.5 * width.ln()
+    }
+
+    /// What is left to predict of a task that has run for `ran` and did not end: it is no shorter, and by the heavy
+    /// tails of run times about e times as long.
+    #[must_use]
+    pub fn outlived(mut self, ran: Millis) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "a prediction")]
+        let floor = (ran.max(1) as f32).ln();
+        self.log_mean = self.log_mean.max(floor + 1.0);
+        self.q50 = self.q50.max(floor + 0.7);
+        self.q90 = self.q90.max(floor + 2.0);
+        self.inverse = self.inverse.min(1.5 * (-self.log_mean).exp());
+        self
+    }
+}
+
+/// The tables.
+#[derive(Clone, Debug)]
+pub struct Predictor {
+    table: Table,
+    correction: Correction,
+    floor: f32,
+}
+
+impl Predictor {
+    /// A predictor of `cells` cells (a power of two is taken), with slowdowns bounded at run times of `floor`.
+    #[must_use]
+    pub fn new(cells: usize, floor: Millis) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "a threshold")]
+        let floor = (floor.max(1)) as f32;
+        Self { table: Table::new(cells), correction: Correction::default(), floor }
+    }
+
+    /// What is expected where nothing is known: a part of the declared limit.
+    fn prior(&self, limit: Millis) -> Prediction {
+        #[expect(clippy::cast_precision_loss, reason = "a guess")]
+        let limit = if limit > 0 { (limit as f32).clamp(RUN_MS_MIN, RUN_MS_MAX) } else { 10.0 * self.floor };
+        let log_mean = (0.3 * limit).max(RUN_MS_MIN).ln();
+        let inverse = 1.0 / (0.1 * limit).max(self.floor);
+        Prediction { log_mean, inverse, q50: log_mean, q90: limit.ln(), failed: 0.0, level: 0, samples: 0.0 }
+    }
+
+    fn raw(&self, keys: &Keys, limit: Millis) -> Prediction {
+        let mut found = self.prior(limit);
+        for (level, key) in (0u8..).zip(keys.0) {
+            // A level that does not apply has no key.
+            let Some(cell) = self.table.get(key) else { continue };
+            let part = cell.weight / (cell.weight + SHRINKAGE);
+            found.log_mean += part * (cell.log_mean - found.log_mean);
+            found.inverse += part * (cell.inverse - found.inverse);
+            found.q50 += part * (cell.q50 - found.q50);
+            found.q90 += part * (cell.q90 - found.q90);
+            found.failed += part * (cell.failed - found.failed);
+            found.level = level;
+            found.samples = cell.weight;
+        }
+        found
+    }
+
+    /// Predicts the run time of a task with these keys and this declared limit.
+    #[must_use]
+    pub fn predict(&self, keys: &Keys, limit: Millis) -> Prediction {
+        let mut found = self.raw(keys, limit);
+        let longest = RUN_MS_MAX.ln();
+        found.q50 = found.q50.min(longest);
+        found.q90 = (found.q90 + self.correction.of(&found)).clamp(found.q50, longest);
+        if limit > 0 {
+            #[expect(clippy::cast_precision_loss, reason = "a prediction")]
+            let most = (limit as f32).max(RUN_MS_MIN).ln();
+            // What is killed at its limit does not take longer.
+            found.q90 = found.q90.min(most);
+        }
+        found
+    }
+
+    /// Learns that a task ran for `run` (milliseconds) and whether it failed. What is no time is dropped. `made` is what
+    /// was predicted when it was submitted, by which the quantile is corrected: by then others of its kind had not ended.
+    pub fn learn(&mut self, keys: &Keys, limit: Millis, run: f64, failed: bool, made: Option<&Prediction>) {
+        if !run.is_finite() || run < 0.0 {
+            return;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "clamped at once")]
+        let run = (run as f32).clamp(RUN_MS_MIN, RUN_MS_MAX);
+        let log = run.ln();
+        let before = self.raw(keys, limit);
+        let made = made.copied().unwrap_or_else(|| self.predict(keys, limit));
+        self.correction.learn(&made, log);
+        let inverse = 1.0 / run.max(self.floor);
+        let failed = f32::from(u8::from(failed));
+        for key in keys.0.into_iter().filter(|key| *key != 0) {
+            let cell = self.table.entry(key);
+            if cell.weight == 0.0 {
+                *cell = Cell { q50: before.q50, q90: before.q90.max(log), ..Cell::default() };
+            }
+            cell.weight = cell.weight * MEMORY + 1.0;
+            cell.count = (cell.count + 1.0).min(QUANTILE_SAMPLES_MAX);
+            let part = 1.0 / cell.weight;
+            let gap = log - cell.log_mean;
+            cell.log_mean += part * gap;
+            cell.spread += part * ((log - cell.q50).abs() - cell.spread);
+            cell.inverse += part * (inverse - cell.inverse);
+            cell.failed += part * (failed - cell.failed);
+            // Quantiles by stochastic steps, as large as the spread of the logarithms.
+            let step = (cell.spread + 0.05) * 2.0 / (cell.count + 1.0).sqrt();
+            cell.q50 += if log > cell.q50 { 0.5 * step } else { -0.5 * step };
+            cell.q90 += if log > cell.q90 { 0.9 * step } else { -0.1 * step };
+        }
+    }
+}

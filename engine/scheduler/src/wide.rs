@@ -1,0 +1,399 @@
+//! Schedules tasks that need several slots at once on one machine: order, first attempts, backfilling.
+//!
+//! Sans-I/O: the caller says what was submitted and what ended, and asks what starts at a time. Invariants: the slots
+//! in use never exceed the machine's; a task that waited for [`Aging::cap`] is reserved for by declared limits before
+//! any other; what attempts waste stays within [`Config::waste_max`].
+
+use std::cmp::Ordering;
+use std::collections::VecDeque;
+
+use crate::Millis;
+use crate::backfill::{Machine, Waiting};
+use crate::order::{Aging, Policy, deadline_rank};
+use crate::predictor::{Facts, Keys, Prediction, Predictor};
+use crate::restart::Attempts;
+
+/// Slots that are kept free for first attempts and short tasks: one of so many.
+const KEEP_ONE_OF: u32 = 64;
+
+/// How it schedules.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Config {
+    /// Slots of the machine.
+    pub slots: u32,
+    /// The order.
+    pub policy: Policy,
+    /// The bound on what the order may do.
+    pub aging: Aging,
+    /// Part of the work that first attempts of restartable tasks may waste; 0 makes none.
+    pub waste_max: f64,
+    /// Run times under this count as this in a slowdown.
+    pub floor: Millis,
+    /// Cells of the predictor.
+    pub cells: usize,
+}
+
+impl Config {
+    /// The defaults for a machine of `slots`.
+    #[must_use]
+    pub fn new(slots: u32, policy: Policy) -> Self {
+        let waste_max = if policy == Policy::Auto { 0.05 } else { 0.0 };
+        Self { slots, policy, aging: Aging::default(), waste_max, floor: 10_000, cells: 1 << 16 }
+    }
+}
+
+/// A task as it is submitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// The caller's name for it; dense, as there is a record for each.
+    pub id: u32,
+    /// What is known of it.
+    pub facts: Facts,
+    /// When it shall have ended.
+    pub deadline: Option<Millis>,
+    /// Whether it may be ended and started again.
+    pub restartable: bool,
+    /// Its run time, where it is known: for comparisons with perfect foresight.
+    pub known: Option<Millis>,
+}
+
+/// A task to be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// Which.
+    pub task: u32,
+    /// After this time it is to be ended and handed back, if this is a first attempt.
+    pub budget: Option<Millis>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Waiting,
+    /// Runs, and ends by its limit at this time.
+    Running {
+        end: Millis,
+        ahead: bool,
+    },
+    Trying {
+        end: Millis,
+        budget: Millis,
+    },
+    Gone,
+}
+
+#[derive(Clone, Debug)]
+struct Record {
+    task: Task,
+    keys: Keys,
+    submitted: Millis,
+    state: State,
+    tried: Option<Millis>,
+    /// As it was predicted when it was submitted.
+    made: Prediction,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    rank: f64,
+    worth: f64,
+    tenant: u32,
+    can_try: bool,
+    waiting: Waiting,
+}
+
+/// The scheduler of one machine.
+#[derive(Clone, Debug)]
+pub struct Scheduler {
+    config: Config,
+    machine: Machine,
+    predictor: Predictor,
+    attempts: Attempts,
+    records: Vec<Option<Record>>,
+    /// In the order of ranks, when not `dirty`.
+    waiting: Vec<Entry>,
+    dirty: bool,
+    /// Tasks in the order of submission; those that wait no more are dropped from the front.
+    submitted: VecDeque<u32>,
+    /// Slots held by tasks that went ahead by their age.
+    ahead: u32,
+    queue: Vec<Waiting>,
+    due: Vec<u32>,
+    chosen: Vec<usize>,
+}
+
+impl Scheduler {
+    /// A scheduler with nothing to do.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self {
+            machine: Machine::new(config.slots),
+            predictor: Predictor::new(config.cells, config.floor),
+            attempts: Attempts::new(config.waste_max),
+            records: Vec::new(),
+            waiting: Vec::new(),
+            dirty: false,
+            submitted: VecDeque::new(),
+            ahead: 0,
+            queue: Vec::new(),
+            due: Vec::new(),
+            chosen: Vec::new(),
+            config,
+        }
+    }
+
+    /// Tasks that wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether none waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Slots that are free.
+    #[must_use]
+    pub fn free(&self) -> u32 {
+        self.machine.free()
+    }
+
+    /// The part of the work that first attempts have wasted.
+    #[must_use]
+    pub fn waste(&self) -> f64 {
+        self.attempts.waste()
+    }
+
+    fn predict(&self, record: &Record) -> Prediction {
+        let prediction = match record.task.known {
+            Some(run) => exact(run, self.config.floor),
+            None => self.predictor.predict(&record.keys, record.task.facts.limit),
+        };
+        record.tried.map_or(prediction, |budget| prediction.outlived(budget))
+    }
+
+    /// What is predicted of a task, while it is here.
+    #[must_use]
+    pub fn prediction(&self, task: u32) -> Option<Prediction> {
+        self.records.get(task as usize)?.as_ref().map(|record| self.predict(record))
+    }
+
+    fn entry(&self, record: &Record, now: Millis) -> Entry {
+        let Facts { tenant, width, limit, .. } = record.task.facts;
+        let fifo = Entry {
+            #[expect(clippy::cast_precision_loss, reason = "a rank: times are far below 2^53")]
+            rank: record.submitted as f64,
+            worth: 0.0,
+            tenant,
+            can_try: false,
+            waiting: Waiting { task: record.task.id, width, limit, keep: 0 },
+        };
+        if self.config.policy == Policy::Fifo {
+            return fifo;
+        }
+        let prediction = self.predict(record);
+        let rank = match (self.config.policy, record.task.deadline) {
+            (Policy::Deadline, Some(deadline)) => deadline_rank(&prediction, now, deadline, width),
+            _ => f64::from(prediction.rank(width)),
+        };
+        let tries = self.config.waste_max > 0.0 && record.task.restartable;
+        let keep =
+            if tries { (self.config.slots / KEEP_ONE_OF).min(self.config.slots.saturating_sub(width)) } else { 0 };
+        let worth = f64::from(width) / f64::from(prediction.inverse);
+        let waiting = Waiting { keep, ..fifo.waiting };
+        Entry { rank, worth, can_try: tries && record.tried.is_none(), waiting, ..fifo }
+    }
+
+    /// A task was submitted. Tasks wider than the machine are refused.
+    pub fn submit(&mut self, task: Task, now: Millis) -> bool {
+        if task.facts.width > self.config.slots || task.facts.width == 0 {
+            return false;
+        }
+        let keys = Keys::new(&task.facts);
+        let made = self.predictor.predict(&keys, task.facts.limit);
+        let record = Record { task, keys, submitted: now, state: State::Waiting, tried: None, made };
+        self.waiting.push(self.entry(&record, now));
+        self.dirty = true;
+        let place = task.id as usize;
+        if self.records.len() <= place {
+            self.records.resize_with(place + 1, || None);
+        }
+        self.records[place] = Some(record);
+        self.submitted.push_back(task.id);
+        true
+    }
+
+    /// A task that ran has ended after `run`, by itself. `false` when it does not run.
+    pub fn ended(&mut self, task: u32, run: Millis, failed: bool, now: Millis) -> bool {
+        let Some(record) = self.records.get_mut(task as usize).and_then(Option::as_mut) else { return false };
+        let facts = record.task.facts;
+        let end = match record.state {
+            State::Running { end, ahead } => {
+                self.ahead -= if ahead { facts.width } else { 0 };
+                end
+            }
+            State::Trying { end, budget } => {
+                self.attempts.over(budget, facts.width, true);
+                end
+            }
+            State::Waiting | State::Gone => return false,
+        };
+        record.state = State::Gone;
+        let (keys, made) = (record.keys, record.made);
+        self.machine.finish(end, task);
+        self.attempts.ended(run, facts.width);
+        #[expect(clippy::cast_precision_loss, reason = "a sample")]
+        self.predictor.learn(&keys, facts.limit, run as f64, failed, Some(&made));
+        self.rank_again(facts.tenant, now);
+        true
+    }
+
+    /// A first attempt was ended at its budget: the task waits again. `false` when none runs.
+    pub fn outlived(&mut self, task: u32, now: Millis) -> bool {
+        let Some(record) = self.records.get_mut(task as usize).and_then(Option::as_mut) else { return false };
+        let State::Trying { end, budget } = record.state else { return false };
+        record.state = State::Waiting;
+        record.tried = Some(budget);
+        self.machine.finish(end, task);
+        self.attempts.over(budget, record.task.facts.width, false);
+        let record = record.clone();
+        self.waiting.push(self.entry(&record, now));
+        self.dirty = true;
+        true
+    }
+
+    /// What the tenant's tasks are expected to take has changed; with deadlines everything has, as time went on.
+    fn rank_again(&mut self, tenant: u32, now: Millis) {
+        if self.config.policy == Policy::Fifo {
+            return;
+        }
+        let mut waiting = std::mem::take(&mut self.waiting);
+        for entry in &mut waiting {
+            if (entry.tenant == tenant || self.config.policy == Policy::Deadline)
+                && let Some(record) = &self.records[entry.waiting.task as usize]
+            {
+                *entry = self.entry(record, now);
+                self.dirty = true;
+            }
+        }
+        self.waiting = waiting;
+    }
+
+    fn state(&self, task: u32) -> State {
+        self.records[task as usize].as_ref().map_or(State::Gone, |record| record.state)
+    }
+
+    /// Tasks that are due by their age, in the order of submission, into `due`.
+    fn collect_due(&mut self, now: Millis) {
+        self.due.clear();
+        while self
+            .submitted
+            .front()
+            .is_some_and(|task| matches!(self.state(*task), State::Running { .. } | State::Gone))
+        {
+            self.submitted.pop_front();
+        }
+        let mut held = self.ahead;
+        for task in &self.submitted {
+            let Some(record) = &self.records[*task as usize] else { continue };
+            if record.state != State::Waiting {
+                continue;
+            }
+            let width = record.task.facts.width;
+            if !self.config.aging.is_due(now - record.submitted, width, held, self.config.slots) {
+                break;
+            }
+            held += width;
+            self.due.push(*task);
+        }
+    }
+
+    /// What starts at `now`, appended to `starts`.
+    pub fn starts(&mut self, now: Millis, starts: &mut Vec<Start>) {
+        if self.machine.free() == 0 || self.waiting.is_empty() {
+            return;
+        }
+        if self.dirty {
+            let by_rank = |a: &Entry, b: &Entry| -> Ordering {
+                a.rank.total_cmp(&b.rank).then(a.waiting.task.cmp(&b.waiting.task))
+            };
+            self.waiting.sort_by(by_rank);
+            self.dirty = false;
+        }
+        self.collect_due(now);
+        self.queue.clear();
+        for task in &self.due {
+            let Some(record) = &self.records[*task as usize] else { continue };
+            let Facts { width, limit, .. } = record.task.facts;
+            self.queue.push(Waiting { task: *task, width, limit, keep: 0 });
+        }
+        let (due, queue) = (&self.due, &mut self.queue);
+        queue.extend(self.waiting.iter().map(|entry| entry.waiting).filter(|waiting| !due.contains(&waiting.task)));
+        self.chosen.clear();
+        self.machine.choose(now, &self.queue, &mut self.chosen);
+        for place in &self.chosen {
+            let Waiting { task, width, limit, .. } = self.queue[*place];
+            let ahead = *place < self.due.len();
+            self.ahead += if ahead { width } else { 0 };
+            if let Some(record) = &mut self.records[task as usize] {
+                record.state = State::Running { end: now.saturating_add(limit), ahead };
+            }
+            starts.push(Start { task, budget: None });
+        }
+        self.forget_started();
+        self.attempt(now, starts);
+    }
+
+    fn forget_started(&mut self) {
+        let records = &self.records;
+        self.waiting.retain(|entry| {
+            records[entry.waiting.task as usize].as_ref().is_some_and(|record| record.state == State::Waiting)
+        });
+    }
+
+    /// First attempts in what is left free, without delaying the first that waits.
+    fn attempt(&mut self, now: Millis, starts: &mut Vec<Start>) {
+        let Some(budget) = self.attempts.budget() else { return };
+        if self.machine.free() == 0 {
+            return;
+        }
+        let first = self.queue.iter().find(|waiting| self.state(waiting.task) == State::Waiting).copied();
+        let Some(first) = first else { return };
+        let mut tries: Vec<(f64, Waiting)> = Vec::new();
+        for entry in &self.waiting {
+            if entry.can_try && entry.waiting.width <= self.machine.free() {
+                let limit = budget.min(entry.waiting.limit);
+                tries.push((entry.worth, Waiting { limit, keep: 0, ..entry.waiting }));
+            }
+        }
+        tries.sort_by(|(a, x), (b, y)| a.total_cmp(b).then(x.task.cmp(&y.task)));
+        self.queue.clear();
+        // The first keeps its reservation: it is known not to fit.
+        self.queue.push(first);
+        self.queue.extend(tries.iter().map(|(_, waiting)| *waiting));
+        let (attempts, queue) = (&mut self.attempts, &mut self.queue);
+        let mut is_first = true;
+        queue.retain(|waiting| std::mem::take(&mut is_first) || attempts.admit(waiting.limit, waiting.width));
+        self.chosen.clear();
+        self.machine.choose(now, &self.queue, &mut self.chosen);
+        for (place, waiting) in self.queue.iter().enumerate().skip(1) {
+            if !self.chosen.contains(&place) {
+                self.attempts.withdraw(waiting.limit, waiting.width);
+            } else if let Some(record) = &mut self.records[waiting.task as usize] {
+                record.state = State::Trying { end: now + waiting.limit, budget: waiting.limit };
+                starts.push(Start { task: waiting.task, budget: Some(waiting.limit) });
+            }
+        }
+        self.forget_started();
+    }
+}
+
+/// The prediction of what is known.
+fn exact(run: Millis, floor: Millis) -> Prediction {
+    #[expect(clippy::cast_precision_loss, reason = "a prediction")]
+    let (run, floor) = (run.max(1) as f32, floor as f32);
+    let log = run.ln();
+    let inverse = 1.0 / run.max(floor);
+    Prediction { log_mean: log, inverse, q50: log, q90: log, failed: 0.0, level: 6, samples: f32::MAX }
+}

@@ -1,0 +1,203 @@
+//! What holds under every policy, checked against plain models over generated work.
+
+use proptest::prelude::*;
+use taskmaster_scheduler::Millis;
+use taskmaster_scheduler::backfill::{Machine, Waiting};
+use taskmaster_scheduler::order::{Aging, Policy};
+use taskmaster_scheduler::predictor::{Facts, Keys, Predictor};
+use taskmaster_scheduler::queue::Queue;
+use taskmaster_scheduler::replay::wide::{Told, run};
+use taskmaster_scheduler::replay::{Job, Trace};
+use taskmaster_scheduler::wide::Config;
+
+const SLOTS: u32 = 16;
+
+fn jobs() -> impl Strategy<Value = Vec<Job>> {
+    let one = (0i64..50_000, 0i64..20_000, 0i64..10_000, 1u32..=SLOTS, 0u32..4);
+    prop::collection::vec(one, 1..120).prop_map(|rows| {
+        let job = |(id, (submit, run, over, width, user)): (u64, (i64, i64, i64, u32, u32))| Job {
+            id,
+            line: 0,
+            submit,
+            run,
+            limit: run + over,
+            has_limit: true,
+            width,
+            user,
+            size: 0,
+            keys: [0; 4],
+        };
+        let mut jobs: Vec<Job> = (0..).zip(rows).map(job).collect();
+        jobs.sort_by_key(|job| job.submit);
+        jobs
+    })
+}
+
+fn policies() -> impl Strategy<Value = Policy> {
+    prop::sample::select(vec![Policy::Fifo, Policy::Shortest, Policy::Deadline, Policy::Auto])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn every_task_runs_once_and_never_on_more_slots_than_there_are(jobs in jobs(), policy in policies(), known: bool) {
+        let trace = Trace { name: String::new(), width: SLOTS, jobs, skipped: 0 };
+        let submits: Vec<Millis> = trace.jobs.iter().map(|job| job.submit).collect();
+        let told = Told { clairvoyant: known, restartable: true, deadlines: policy == Policy::Deadline };
+        let outcome = run(&trace, &submits, Config::new(SLOTS, policy), told);
+        let mut edges: Vec<(Millis, i64)> = Vec::new();
+        for (job, start) in trace.jobs.iter().zip(&outcome.starts) {
+            prop_assert!(*start != Millis::MAX && *start >= job.submit, "every task starts, after it was submitted");
+            edges.extend([(*start, i64::from(job.width)), (*start + job.run, -i64::from(job.width))]);
+        }
+        // At one time, what ends gives its slots back first.
+        edges.sort_unstable();
+        let mut used = 0;
+        for (_, change) in edges {
+            used += change;
+            prop_assert!(used <= i64::from(SLOTS));
+        }
+        prop_assert!(outcome.waste <= 0.05 + 1e-9, "{} of the work was wasted", outcome.waste);
+    }
+
+    #[test]
+    fn no_task_starves_beyond_the_cap_and_the_work_before_it(jobs in jobs(), policy in policies()) {
+        let cap = 5_000;
+        let trace = Trace { name: String::new(), width: SLOTS, jobs, skipped: 0 };
+        let submits: Vec<Millis> = trace.jobs.iter().map(|job| job.submit).collect();
+        let config = Config { aging: Aging { cap, share_max: 1.0 }, ..Config::new(SLOTS, policy) };
+        let told = Told { restartable: true, deadlines: policy == Policy::Deadline, ..Told::default() };
+        let outcome = run(&trace, &submits, config, told);
+        // Due tasks are reserved for one after the other, so a task waits for the cap, for what runs then, and for the
+        // due tasks before it, each at most its limit.
+        let longest = trace.jobs.iter().map(|job| job.limit).max().unwrap_or(0);
+        for (place, (job, start)) in trace.jobs.iter().zip(&outcome.starts).enumerate() {
+            let before: Millis = trace.jobs[..place].iter().map(|other| other.limit).sum();
+            prop_assert!(start - job.submit <= cap + 2 * longest + before + 1_000);
+        }
+    }
+
+    #[test]
+    fn backfilling_never_delays_the_first_that_waits(
+        running in prop::collection::vec((1u32..6, 1i64..1000), 0..6),
+        queue in prop::collection::vec((1u32..=SLOTS, 1i64..1000), 1..20),
+    ) {
+        let mut machine = Machine::new(SLOTS);
+        for (task, (width, limit)) in (100u32..).zip(running) {
+            if width <= machine.free() {
+                machine.start(0, Waiting { task, width, limit, keep: 0 });
+            }
+        }
+        let queue: Vec<Waiting> =
+            (0u32..).zip(queue).map(|(task, (width, limit))| Waiting { task, width, limit, keep: 0 }).collect();
+        // By the plain model: the first task that does not fit after those before it started, and when it could.
+        let mut alone = machine.clone();
+        let mut first = None;
+        for task in &queue {
+            if task.width > alone.free() {
+                first = Some((*task, alone.reserve(0, task.width).start));
+                break;
+            }
+            alone.start(0, *task);
+        }
+        let mut started = Vec::new();
+        machine.choose(0, &queue, &mut started);
+        if let Some((task, promised)) = first {
+            prop_assert!(!started.contains(&(task.task as usize)));
+            prop_assert!(machine.reserve(0, task.width).start <= promised);
+        } else {
+            prop_assert_eq!(started.len(), queue.len());
+        }
+    }
+
+    #[test]
+    fn predictions_stay_finite_whatever_is_learned(
+        lessons in prop::collection::vec((any::<u32>(), any::<u32>(), any::<i64>(), any::<f64>(), any::<bool>()), 0..300),
+        asked in (any::<u32>(), any::<i64>()),
+    ) {
+        let mut predictor = Predictor::new(64, 10_000);
+        for (tenant, kind, limit, run, failed) in lessons {
+            let facts = Facts { tenant, kind, limit, width: kind % 7, ..Facts::default() };
+            predictor.learn(&Keys::new(&facts), limit, run, failed, None);
+        }
+        for run in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 0.0, -0.0, f64::MAX, f64::MIN_POSITIVE] {
+            predictor.learn(&Keys::new(&Facts::default()), 0, run, true, None);
+        }
+        let (tenant, limit) = asked;
+        let found = predictor.predict(&Keys::new(&Facts { tenant, limit, ..Facts::default() }), limit);
+        let year = 3.2e10_f32.ln();
+        for value in [found.log_mean, found.q50, found.q90] {
+            prop_assert!(value.is_finite() && value <= year + 1e-3, "{found:?}");
+        }
+        prop_assert!(found.inverse > 0.0 && found.inverse <= 1e-4, "{found:?}");
+        prop_assert!(found.rank(0).is_finite() && found.outlived(limit).rank(u32::MAX).is_finite());
+    }
+
+    #[test]
+    fn a_tenant_is_never_ahead_of_another_that_waits_by_more_than_the_lead(
+        weights in prop::collection::vec(1u32..5, 3),
+        tasks in prop::collection::vec((0u32..3, -100f32..100.0, 1u32..50), 30..200),
+    ) {
+        let lead = 100.0;
+        let mut queue = Queue::new(Millis::MAX, lead);
+        for (tenant, weight) in (0u32..).zip(&weights) {
+            queue.set_weight(tenant, f64::from(*weight));
+        }
+        for (task, (tenant, rank, _)) in (0u32..).zip(&tasks) {
+            queue.push(task, *tenant, *rank, 0);
+        }
+        let mut left = [0usize; 3];
+        tasks.iter().for_each(|(tenant, ..)| left[*tenant as usize] += 1);
+        let mut service = [0.0; 3];
+        let mut popped = 0;
+        while let Some((task, _)) = queue.pop(0, |task| f64::from(tasks[task as usize].2)) {
+            let (tenant, _, cost) = tasks[task as usize];
+            left[tenant as usize] -= 1;
+            service[tenant as usize] += f64::from(cost) / f64::from(weights[tenant as usize]);
+            popped += 1;
+            let waiting = (0..3).filter(|other| left[*other] > 0).map(|other| service[other]);
+            let least = waiting.fold(f64::INFINITY, f64::min);
+            prop_assert!(service[tenant as usize] <= least + lead + 50.0);
+        }
+        prop_assert_eq!(popped, tasks.len());
+    }
+}
+
+#[test]
+fn the_oldest_of_a_queue_is_taken_within_twice_the_tasks_before_it() {
+    let cap = 1000;
+    let mut queue = Queue::new(cap, f64::INFINITY);
+    let old = 20;
+    for task in 0..old {
+        queue.push(task, 0, 1e9, 0);
+    }
+    let mut next = old;
+    let mut taken = Vec::new();
+    for now in cap..cap + 100 {
+        // Tasks that rank before the old ones come faster than they can be taken.
+        for _ in 0..2 {
+            queue.push(next, 1, 0.0, now);
+            next += 1;
+        }
+        let (task, _) = queue.pop(now, |_| 0.0).unwrap();
+        if task < old {
+            taken.push((now - cap, task));
+        }
+    }
+    let expected: Vec<(Millis, u32)> = (0..old).map(|task| (2 * Millis::from(task), task)).collect();
+    assert_eq!(taken, expected);
+}
+
+#[test]
+fn a_task_that_was_withdrawn_or_ranked_again_is_taken_once_or_never() {
+    let mut queue = Queue::new(Millis::MAX, f64::INFINITY);
+    for task in 0..3 {
+        queue.push(task, task, 5.0, 0);
+    }
+    queue.rank_again(2, 1.0);
+    assert!(queue.withdraw(0) && !queue.withdraw(0));
+    let order: Vec<u32> = std::iter::from_fn(|| queue.pop(0, |_| 0.0).map(|(task, _)| task)).collect();
+    assert_eq!(order, [2, 1]);
+    assert!(queue.is_empty());
+}

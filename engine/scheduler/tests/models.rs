@@ -1,0 +1,186 @@
+//! What the models learn, on data whose truth is known, and what the searches find.
+
+use taskmaster_scheduler::critical::Graph;
+use taskmaster_scheduler::critical::project::{Project, ProjectError, Random, Search};
+use taskmaster_scheduler::guard::{Guard, Verdict};
+use taskmaster_scheduler::place::contention::{Contention, Sample};
+use taskmaster_scheduler::place::{Ask, Fit, Placement, Worker};
+use taskmaster_scheduler::predictor::{Facts, Keys, Predictor};
+use taskmaster_scheduler::restart::Attempts;
+
+/// A number of the standard normal distribution, near enough: twelve uniform ones less six.
+fn normal(random: &mut Random) -> f64 {
+    (0..12).map(|_| random.unit()).sum::<f64>() - 6.0
+}
+
+#[test]
+fn nine_of_ten_run_times_stay_within_the_corrected_quantile_also_after_a_shift() {
+    for spread in [0.1, 1.0, 2.5] {
+        let mut predictor = Predictor::new(1 << 12, 1000);
+        let mut random = Random::new(7);
+        let (mut covered, mut counted) = (0.0, 0.0);
+        for sample in 0..30_000 {
+            let tenant = u32::try_from(random.below(50)).unwrap();
+            let facts = Facts { tenant, kind: tenant % 3, width: 1, ..Facts::default() };
+            let keys = Keys::new(&facts);
+            let shift = if sample < 15_000 { 0.0 } else { 2.0 };
+            let run = (9.0 + shift + 0.05 * f64::from(tenant) + spread * normal(&mut random)).exp();
+            if sample >= 2_000 {
+                covered += f64::from(u8::from(run.ln() <= f64::from(predictor.predict(&keys, 0).q90)));
+                counted += 1.0;
+            }
+            predictor.learn(&keys, 0, run, false, None);
+        }
+        let part = covered / counted;
+        assert!((0.885..=0.915).contains(&part), "spread {spread}: {part}");
+    }
+}
+
+#[test]
+fn a_key_with_few_samples_borrows_and_one_with_many_does_not() {
+    let mut predictor = Predictor::new(1 << 12, 1000);
+    let keys = |tenant, kind| Keys::new(&Facts { tenant, kind, width: 1, ..Facts::default() });
+    for _ in 0..200 {
+        predictor.learn(&keys(1, 1), 0, 100_000.0, false, None);
+        predictor.learn(&keys(2, 2), 0, 10.0, true, None);
+    }
+    let long = predictor.predict(&keys(1, 1), 0);
+    let short = predictor.predict(&keys(2, 2), 0);
+    assert!((long.q50 - 100_000f32.ln()).abs() < 0.3 && (short.q50 - 10f32.ln()).abs() < 0.5, "{long:?} {short:?}");
+    assert!(short.failed > 0.9 && long.failed < 0.1);
+    assert!(short.rank(1) < long.rank(1) && long.rank(1) < long.rank(64));
+    let unknown = predictor.predict(&keys(3, 1), 0);
+    assert!(unknown.log_mean > short.log_mean && unknown.level < long.level);
+}
+
+#[test]
+fn attempts_stay_within_the_waste_that_is_allowed() {
+    let mut attempts = Attempts::new(0.05);
+    assert_eq!(attempts.budget(), None, "nothing is known");
+    let mut random = Random::new(3);
+    let mut made = 0;
+    for _ in 0..5_000 {
+        let run = if random.unit() < 0.4 { 100 } else { 60_000 };
+        if let Some(budget) = attempts.budget()
+            && attempts.admit(budget, 2)
+        {
+            attempts.over(budget, 2, run <= budget);
+            made += 1;
+        }
+        attempts.ended(run, 2);
+        assert!(attempts.waste() <= 0.05);
+    }
+    assert!(made > 1_000, "{made} attempts");
+    assert_eq!(Attempts::new(f64::NAN).budget(), None);
+}
+
+#[test]
+fn the_guard_lets_a_candidate_in_only_while_it_is_better_and_drops_it_at_once() {
+    let mut guard = Guard::default();
+    assert_eq!(guard.verdict(1), Verdict::Plain);
+    for block in 0..20 {
+        guard.block(10.0, if block % 2 == 0 { 5.0 } else { 7.0 }, 100);
+    }
+    assert_eq!(guard.verdict(100), Verdict::Candidate);
+    assert_eq!(guard.verdict(401), Verdict::Grown);
+    let mut drifted = guard.clone();
+    (0..100).for_each(|_| drifted.completion(true));
+    assert_eq!(drifted.verdict(100), Verdict::Drifted);
+    for _ in 0..10 {
+        guard.block(10.0, f64::NAN, 100);
+    }
+    assert_eq!(guard.verdict(100), Verdict::Plain);
+    let mut noisy = Guard::default();
+    (0..32).for_each(|block| noisy.block(10.0, if block % 2 == 0 { 2.0 } else { 48.0 }, 1));
+    assert_eq!(noisy.verdict(1), Verdict::Plain, "a gain that is not certain is none");
+}
+
+#[test]
+fn workflows_are_scheduled_within_their_bounds() {
+    // Two levels of five tasks with a barrier between them, on two slots: the bound sees the barrier, which costs more than
+    // all work over the slots (50) and less than the schedule, whose levels leave a slot idle each.
+    let needs = (0..10u32).map(|task| if task < 5 { Vec::new() } else { (0..5).collect() }).collect();
+    let graph = Graph::new(vec![10; 10], needs).unwrap();
+    assert_eq!(graph.bound(2), 55);
+    let starts = graph.improve(2, 20, 1, 55);
+    assert_eq!(graph.makespan(&starts), 60);
+    assert!(Graph::new(vec![1, 1], vec![vec![1], vec![]]).is_err());
+    assert!(Graph::new(vec![-1], vec![vec![]]).is_err());
+    // Random graphs: no schedule beats the bound, and the search does not lose to the ranks alone.
+    let mut random = Random::new(11);
+    for _ in 0..50 {
+        let count = 2 + random.below(60);
+        let durations: Vec<i64> = (0..count).map(|_| i64::try_from(random.below(100)).unwrap()).collect();
+        let needs: Vec<Vec<u32>> = (0..count)
+            .map(|task| (0..task).filter(|_| random.below(8) == 0).map(|other| u32::try_from(other).unwrap()).collect())
+            .collect();
+        let graph = Graph::new(durations.clone(), needs.clone()).unwrap();
+        for slots in [1, 3, 9] {
+            let ranks: Vec<f64> = graph.ranks().iter().map(|rank| *rank as f64).collect();
+            let (ranked, found) = (graph.list(slots, &ranks, false), graph.improve(slots, 30, 5, 0));
+            for starts in [&ranked, &found] {
+                assert!(graph.makespan(starts) >= graph.bound(slots));
+                let ordered = |task: usize| {
+                    needs[task].iter().all(|other| starts[*other as usize] + durations[*other as usize] <= starts[task])
+                };
+                assert!((0..count).all(ordered));
+                let at = |time: i64| {
+                    (0..count).filter(|task| starts[*task] <= time && time < starts[*task] + durations[*task]).count()
+                };
+                assert!(starts.iter().all(|time| at(*time) <= slots));
+            }
+            assert!(graph.makespan(&found) <= graph.makespan(&ranked));
+        }
+    }
+}
+
+#[test]
+fn projects_are_valid_and_the_search_finds_the_shortest() {
+    // Two tasks of 3 that need all of the resource, and one of 6 that needs none: 6 is the shortest.
+    let after = vec![vec![], vec![], vec![]];
+    let project = Project::new(vec![3, 3, 6], &[vec![2], vec![2], vec![0]], &[2], after).unwrap();
+    let found = Search::new(&project, 1).run(50);
+    assert!(project.is_valid(&found) && project.makespan(&found) == 6);
+    assert!(!project.is_valid(&[0, 2, 0]), "two tasks that need all of it at once");
+    let ring = Project::new(vec![1, 1], &[vec![1], vec![1]], &[1], vec![vec![1], vec![0]]);
+    assert_eq!(ring.unwrap_err(), ProjectError::Order(0));
+    let wide = Project::new(vec![1], &[vec![2]], &[1], vec![vec![]]);
+    assert_eq!(wide.unwrap_err(), ProjectError::Demand(0));
+}
+
+#[test]
+fn placement_never_gives_more_than_a_worker_has_and_leaves_whole_devices_whole() {
+    let half = Ask { cpu: 1000, memory: 10, devices: 1, share: 500 };
+    let whole = Ask { cpu: 1000, memory: 10, devices: 1, share: 1000 };
+    for fit in [Fit::Best, Fit::Fragmentation] {
+        let mut placement = Placement::new(vec![Worker::new(8000, 100, 2), Worker::new(8000, 100, 2)], fit);
+        let places: Vec<Option<usize>> =
+            [half, whole, half, whole, whole].iter().map(|ask| placement.place(ask)).collect();
+        assert!(places[..4].iter().all(Option::is_some), "{fit:?}: {places:?}");
+        assert!(places[4].is_some(), "{fit:?} split a device that a whole task needed: {places:?}");
+        assert_eq!(placement.place(&half), None);
+    }
+    let mut placement = Placement::new(vec![Worker::new(1000, 100, 1)], Fit::Fragmentation);
+    assert_eq!(placement.place(&Ask { cpu: 1001, ..half }), None);
+    assert_eq!(placement.place(&half), Some(0));
+    placement.leave(0, &half, &[0]);
+    assert_eq!(placement.workers()[0], Worker::new(1000, 100, 1));
+}
+
+#[test]
+fn contention_learns_who_disturbs_whom_and_refuses_what_would_be_slow() {
+    // Task 0 disturbs all, more than its profile says; the others do not.
+    let profiles = [[0.5, 0.3, 0.1]; 6];
+    let mut samples = Vec::new();
+    for task in 0..6 {
+        for other in 0..6 {
+            samples.push(Sample { task, other, speed: if other == 0 { 0.6 } else { 0.98 } });
+        }
+    }
+    samples.push(Sample { task: 1, other: 2, speed: f32::NAN });
+    samples.push(Sample { task: 99, other: 2, speed: 0.1 });
+    let model = Contention::learn(&profiles, &samples);
+    assert!(model.speed(1, 0) < 0.8 && model.speed(1, 2) > 0.9, "{} {}", model.speed(1, 0), model.speed(1, 2));
+    assert_eq!(model.pair(1, 0), None);
+    assert!(model.pair(1, 2).is_some_and(|speed| speed > 0.9));
+}
