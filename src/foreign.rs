@@ -220,11 +220,11 @@ impl Restorer {
     }
 }
 
+/// A shard's end of its queue of answers, and what wakes it.
+type ShardEnd = (thread_queue::Receiver<ToShard>, UnixStream);
+
 /// The two ends of the shards' queues of answers.
-fn backs(
-    config: &Config,
-    shards: usize,
-) -> anyhow::Result<(Backs, Vec<(thread_queue::Receiver<ToShard>, UnixStream)>)> {
+fn backs(config: &Config, shards: usize) -> anyhow::Result<(Backs, Vec<ShardEnd>)> {
     // One request of each partition is under way at most, and one more of each earlier leadership.
     let bound = 2 * usize::from(config.node.partitions) + REQUESTS_MAX + QUESTIONS_MAX;
     let (mut theirs, mut own) = (Vec::new(), Vec::new());
@@ -280,10 +280,10 @@ impl Port {
     ///
     /// # Errors
     /// The request.
-    pub(crate) fn give(&self, given: Given) -> Result<(), Given> {
+    pub(crate) fn give(&self, given: Given) -> Result<(), Box<Given>> {
         let writer = usize::from(given.request.partition()) % self.writers.len();
         self.writers[writer].try_send(given).map_err(|full| match full {
-            mpsc::error::TrySendError::Full(given) | mpsc::error::TrySendError::Closed(given) => given,
+            mpsc::error::TrySendError::Full(given) | mpsc::error::TrySendError::Closed(given) => Box::new(given),
         })
     }
 

@@ -95,7 +95,7 @@ impl ShardLoop {
                 bytes += batch.bytes.len();
             }
             if let Err(given) = port.give(given) {
-                *held = Some(given);
+                *held = Some(*given);
                 return;
             }
             if tasks >= SLICE_TASKS || bytes >= SLICE_BYTES {
