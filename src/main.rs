@@ -3,7 +3,6 @@
 mod cli;
 mod config;
 mod doctor;
-mod foreign;
 mod node;
 mod output;
 mod placement;
