@@ -277,8 +277,9 @@ impl Partition {
         u32::try_from(position).expect("lengths are quantised")
     }
 
-    /// Adds a task in `state` to slab, index and counts, on no list yet.
-    pub(crate) fn insert(&mut self, task: Task) -> Slot {
+    /// Adds a task in `state` to slab, index and counts, on no list yet. It is younger than the snapshot in progress.
+    pub(crate) fn insert(&mut self, mut task: Task) -> Slot {
+        task.flags |= if self.snapshot.parity { flag::SNAPSHOT_PARITY } else { 0 };
         let (id, contract, state) = (task.id, task.contract, task.state);
         self.contracts[contract].tasks += 1;
         let queue = self.contracts[contract].queue;

@@ -82,6 +82,11 @@ impl Borrower {
         u64::from(self.need.used) + (self.granted - self.need.received.min(self.granted))
     }
 
+    /// What says how much was lent to it in all.
+    const fn grant(&self, session: u64) -> Note {
+        Note::Grant { session, start: self.need.start, total: self.granted }
+    }
+
     fn is_quiet(&self, now_us: u64) -> bool {
         self.lent() > 0 && now_us.saturating_sub(self.heard_us) > QUIET_US
     }
@@ -187,7 +192,7 @@ impl Permits {
         let borrower = self.borrowers.entry(to).or_default();
         borrower.granted += u64::from(count);
         borrower.need.wanted -= count.min(borrower.need.wanted);
-        Note::Grant { session, start: borrower.need.start, total: borrower.granted }
+        borrower.grant(session)
     }
 
     /// Owner: what was lent to a shard that still waits for it: the note may have been lost.
@@ -195,7 +200,7 @@ impl Permits {
         let (_, session) = self.owner.filter(|_| self.is_owner)?;
         let borrower = self.borrowers.get(&to)?;
         let is_lost = borrower.need.wanted > 0 && borrower.need.received < borrower.granted;
-        is_lost.then_some(Note::Grant { session, start: borrower.need.start, total: borrower.granted })
+        is_lost.then(|| borrower.grant(session))
     }
 
     /// Owner: whether somebody has been quiet for too long.
@@ -210,7 +215,7 @@ impl Permits {
         let quiet = self.borrowers.iter_mut().filter(|(_, borrower)| borrower.is_quiet(now_us));
         let ask = |(&to, borrower): (&PeerAddr, &mut Borrower)| {
             borrower.heard_us = now_us;
-            (to, Note::Grant { session, start: borrower.need.start, total: borrower.granted })
+            (to, borrower.grant(session))
         };
         quiet.map(ask).collect()
     }

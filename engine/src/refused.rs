@@ -1,7 +1,7 @@
 //! Refusals: what a client hears when a request is not carried out.
 
-use taskmaster_protocol::Code;
 use taskmaster_protocol::body::Malformed;
+use taskmaster_protocol::{Code, TaskId};
 
 /// A refusal: a code, a sentence, and when to try again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,4 +43,14 @@ impl From<Malformed> for Refused {
     fn from(malformed: Malformed) -> Self {
         Self::new(Code::Malformed, malformed.to_string())
     }
+}
+
+/// No such task.
+pub(crate) fn unknown_task(id: TaskId) -> Refused {
+    Refused::new(Code::UnknownTask, format!("no task {id}: it was never accepted, or its retention is over"))
+}
+
+/// No such workflow.
+pub(crate) fn unknown_workflow(id: TaskId) -> Refused {
+    Refused::new(Code::UnknownWorkflow, format!("no workflow {id}: it was never accepted, or its retention is over"))
 }

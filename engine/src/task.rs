@@ -58,6 +58,26 @@ pub(crate) struct Task {
     pub(crate) flags: u8,
 }
 
+impl Task {
+    /// A task that was never tried, on no list.
+    pub(crate) const fn new(id: TaskId, contract: u32, extra: u32, blob: Handle, state: State, at_us: u64) -> Self {
+        Self {
+            id,
+            at_us,
+            token: 0,
+            blob,
+            extra,
+            contract,
+            next: NONE,
+            prev: NONE,
+            worker: 0,
+            failures: 0,
+            state,
+            flags: 0,
+        }
+    }
+}
+
 const _: () = assert!(size_of::<Task>() == 64, "a task record is one cache line");
 
 impl Task {

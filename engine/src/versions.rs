@@ -117,7 +117,7 @@ impl Versions {
         }
         let mut found = Vec::new();
         let gathered = self.gather(index, save, pieces, &mut found, arena);
-        let checked = gathered.and_then(|sizes| self.check(index, save, &found).map(|()| sizes));
+        let checked = gathered.and_then(|sizes| self.check(index, save, &found, sizes.0).map(|()| sizes));
         let (size, new_bytes) = match checked {
             Ok(sizes) => sizes,
             Err(unsaved) => {
@@ -179,8 +179,7 @@ impl Versions {
         Ok((size, new_bytes))
     }
 
-    fn check(&self, index: u32, save: &Save<'_>, found: &[u32]) -> Result<(), Unsaved> {
-        let size: u64 = found.iter().map(|&chunk| u64::from(self.chunks.len_of(chunk))).sum();
+    fn check(&self, index: u32, save: &Save<'_>, found: &[u32], size: u64) -> Result<(), Unsaved> {
         let history = self.get(index).expect("made before the save");
         if found.len() > limits::STATE_CHUNKS_MAX
             || size > limits::STATE_BYTES_MAX as u64

@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 use taskmaster_protocol::body::{self, ArchivedChangeState, StateReply, state_verb};
 use taskmaster_protocol::{Code, TaskId, limits};
 
-use super::submit::{check_name, check_new, store};
+use super::submit::{check_name, check_new, copy};
 use super::{exception, retry};
 use crate::extra::Extra;
 use crate::partition::{Cx, Partition};
-use crate::refused::Refused;
+use crate::refused::{Refused, unknown_task};
 use crate::state::State;
-use crate::task::{NONE, Slot, Task, flag};
+use crate::task::{NONE, Slot, Task};
 use crate::versions::History;
 
 /// Names listed in a refusal.
@@ -122,7 +122,7 @@ fn explain(partition: &Partition, body: &ArchivedChangeState, code: Code, state:
     let slot = partition.find(id, NONE);
     let history = slot.and_then(|slot| partition.history(slot));
     let message = match (code, history) {
-        (Code::UnknownTask, _) => format!("no task {id}: it was never accepted, or its retention is over"),
+        (Code::UnknownTask, _) => return unknown_task(id),
         (Code::UnknownVersion, None) => format!("task {id} has saved no state"),
         (Code::UnknownVersion, Some(history)) => {
             unknown(id, body.verb.to_native(), body.version.to_native(), &name, history)
@@ -232,8 +232,7 @@ fn carry_out(
 /// A new task with the contract, payload and concurrency key of another, whose history begins with a version of that one's.
 fn fork(partition: &mut Partition, change: &Change<'_>, to: TaskId, cx: &mut Cx<'_>) {
     let history = partition.versions.fork(change.history, change.version).expect("checked");
-    let payload = partition.payload(change.slot);
-    let payload = cx.arena.get(payload).to_vec();
+    let payload = copy(cx.arena, partition.payload(change.slot));
     let source = &partition.tasks[change.slot];
     let (contract, key) = (source.contract, partition.extras[source.extra].key);
     let mut extra = Extra { history, ..Extra::default() };
@@ -243,20 +242,7 @@ fn fork(partition: &mut Partition, change: &Change<'_>, to: TaskId, cx: &mut Cx<
         extra.key = partition.key(bytes, limit, cx.dispatch);
     }
     let extra = partition.extras.insert(extra);
-    let slot = partition.insert(Task {
-        id: to,
-        at_us: cx.time_us,
-        token: 0,
-        blob: store(cx.arena, &payload),
-        extra,
-        contract,
-        next: NONE,
-        prev: NONE,
-        worker: 0,
-        failures: 0,
-        state: State::Ready,
-        flags: if partition.snapshot.parity { flag::SNAPSHOT_PARITY } else { 0 },
-    });
+    let slot = partition.insert(Task::new(to, contract, extra, payload, State::Ready, cx.time_us));
     partition.enter_ready(slot, cx);
 }
 

@@ -5,22 +5,19 @@ use taskmaster_protocol::body::{ArchivedForkWorkflow, BatchReply};
 use taskmaster_protocol::{Code, TaskId};
 
 use super::except;
-use super::submit::{check_new, store};
-use crate::arena::{Arena, Handle};
+use super::submit::{check_new, copy};
+use crate::arena::Arena;
 use crate::extra::Extra;
 use crate::partition::{Cx, Partition};
-use crate::refused::Refused;
+use crate::refused::{Refused, unknown_workflow};
 use crate::state::State;
-use crate::task::{NONE, Task, flag};
+use crate::task::{NONE, Task};
 use crate::workflow::{self, Workflow};
 
 /// Checks a fork; what it will add: tasks, and bytes of payloads and results.
 pub(crate) fn admit(partition: &Partition, body: &ArchivedForkWorkflow, arena: &Arena) -> Result<(u64, u64), Refused> {
     let (id, to) = (TaskId::from(&body.id), TaskId::from(&body.to));
-    let Some(index) = partition.workflows.find(id) else {
-        let message = format!("no workflow {id}: it was never accepted, or its retention is over");
-        return Err(Refused::new(Code::UnknownWorkflow, message));
-    };
+    let index = partition.workflows.find(id).ok_or_else(|| unknown_workflow(id))?;
     let is_here = |id: TaskId| id.partition() == partition.id && id.lo != 0;
     let mut ids: Vec<TaskId> = body.tasks.iter().map(TaskId::from).collect();
     if !is_here(to) || !ids.iter().all(|&id| is_here(id)) {
@@ -97,8 +94,7 @@ fn begins_anew(workflow: &Workflow, at: u32) -> Vec<bool> {
 fn fork(partition: &mut Partition, source: u32, at: u32, to: TaskId, ids: &[TaskId], cx: &mut Cx<'_>) {
     let from = &partition.workflows[source];
     let (rows, needs, anew) = (from.rows.clone(), from.needs(), begins_anew(from, at));
-    let name = cx.arena.get(from.name).to_vec();
-    let mut made = Workflow::new(to, store(cx.arena, &name), from.continues, &needs, cx.time_us);
+    let mut made = Workflow::new(to, copy(cx.arena, from.name), from.continues, &needs, cx.time_us);
     let is_taken: Vec<bool> = rows
         .iter()
         .zip(anew)
@@ -107,39 +103,23 @@ fn fork(partition: &mut Partition, source: u32, at: u32, to: TaskId, ids: &[Task
     made.unfinished = u32::try_from(is_taken.iter().filter(|is_taken| !**is_taken).count()).expect("rows are bounded");
     let index = partition.workflows.insert(made);
     for ((row, &slot), &id) in (0u32..).zip(&rows).zip(ids) {
-        let copy = |handle: Handle, arena: &mut Arena| {
-            let bytes = arena.get(handle).to_vec();
-            store(arena, &bytes)
-        };
         let taken = is_taken[row as usize];
         let open = needs[row as usize].iter().filter(|&&need| !is_taken[need as usize]).count();
         let task = &partition.tasks[slot];
         let (result, payload, contract, failures) = (task.blob, partition.payload(slot), task.contract, task.failures);
         let step = partition.extras[task.extra].name;
-        let mut extra = Extra { workflow: index, row, name: copy(step, cx.arena), ..Extra::default() };
+        let mut extra = Extra { workflow: index, row, name: copy(cx.arena, step), ..Extra::default() };
         extra.needs = u32::try_from(open).expect("rows are bounded");
-        let payload = copy(payload, cx.arena);
+        let payload = copy(cx.arena, payload);
         let (blob, state) = if taken {
             extra.input = payload;
-            (copy(result, cx.arena), State::Succeeded)
+            (copy(cx.arena, result), State::Succeeded)
         } else {
             (payload, State::Waiting)
         };
         let extra = partition.extras.insert(extra);
-        let slot = partition.insert(Task {
-            id,
-            at_us: cx.time_us,
-            token: 0,
-            blob,
-            extra,
-            contract,
-            next: NONE,
-            prev: NONE,
-            worker: 0,
-            failures: if taken { failures } else { 0 },
-            state,
-            flags: if partition.snapshot.parity { flag::SNAPSHOT_PARITY } else { 0 },
-        });
+        let task = Task::new(id, contract, extra, blob, state, cx.time_us);
+        let slot = partition.insert(Task { failures: if taken { failures } else { 0 }, ..task });
         partition.kept += u32::from(taken);
         partition.workflows[index].rows.push(slot);
     }

@@ -11,7 +11,7 @@ use crate::partition::{Cx, Partition};
 use crate::refused::Refused;
 use crate::resources::Resources;
 use crate::state::State;
-use crate::task::{NONE, Task, flag};
+use crate::task::{NONE, Task};
 use crate::timer::{Timer, TimerKind};
 use crate::workflow::{self, Workflow};
 
@@ -395,20 +395,7 @@ fn insert(
     let id = TaskId::from(&row.id);
     let payload = body::slice(&body.bytes, row.payload).unwrap_or_default();
     let blob = store(cx.arena, payload);
-    let slot = partition.insert(Task {
-        id,
-        at_us: cx.time_us,
-        token: 0,
-        blob,
-        extra,
-        contract,
-        next: NONE,
-        prev: NONE,
-        worker: 0,
-        failures: 0,
-        state,
-        flags: if partition.snapshot.parity { flag::SNAPSHOT_PARITY } else { 0 },
-    });
+    let slot = partition.insert(Task::new(id, contract, extra, blob, state, cx.time_us));
     if let Some(extra) = partition.extras.get(extra)
         && extra.deadline_us != 0
     {
@@ -423,6 +410,12 @@ pub(crate) fn store(arena: &mut Arena, bytes: &[u8]) -> Handle {
         return Handle::NONE;
     }
     arena.alloc(bytes).expect("room for admitted blobs is reserved")
+}
+
+/// Stores a blob once more.
+pub(crate) fn copy(arena: &mut Arena, blob: Handle) -> Handle {
+    let bytes = arena.get(blob).to_vec();
+    store(arena, &bytes)
 }
 
 /// Builds the extra of a plain task, and takes its keys unless the unique one is held.

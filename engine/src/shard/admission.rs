@@ -29,15 +29,7 @@ impl Shard {
         let partition = self.partition(&header)?;
         let size = command::submit::admit(partition, body, self.last_time_us, self.config.auto_create_queues)?;
         self.check_depth(partition, body, size.tasks)?;
-        self.check_room(size.blob_bytes + size.tasks * TASK_BYTES)?;
-        let request = Request {
-            origin: Some((conn, header)),
-            blob_bytes: size.blob_bytes,
-            tasks: size.tasks,
-            ..Request::default()
-        };
-        self.append(Operation::Submit, PartitionId(header.partition), request, bytes);
-        Ok(())
+        self.append_new(Operation::Submit, conn, header, bytes, (size.tasks, size.blob_bytes))
     }
 
     /// Refuses what adds tasks where no more are taken.
@@ -175,21 +167,14 @@ impl Shard {
         if is_fork {
             self.check_new_tasks()?;
         }
-        let tasks = u64::from(is_fork);
-        self.check_room(blob_bytes + tasks * TASK_BYTES)?;
-        let request = Request { origin: Some((conn, header)), blob_bytes, tasks, ..Request::default() };
-        self.append(Operation::ChangeState, PartitionId(header.partition), request, bytes);
-        Ok(())
+        self.append_new(Operation::ChangeState, conn, header, bytes, (u64::from(is_fork), blob_bytes))
     }
 
     pub(super) fn fork_workflow(&mut self, conn: ConnId, header: Header, bytes: &[u8]) -> Result<(), Refused> {
         self.check_new_tasks()?;
         let body = body::access::<ArchivedForkWorkflow>(bytes)?;
-        let (tasks, blob_bytes) = command::fork_workflow::admit(self.partition(&header)?, body, &self.arena)?;
-        self.check_room(blob_bytes + tasks * TASK_BYTES)?;
-        let request = Request { origin: Some((conn, header)), blob_bytes, tasks, ..Request::default() };
-        self.append(Operation::ForkWorkflow, PartitionId(header.partition), request, bytes);
-        Ok(())
+        let adds = command::fork_workflow::admit(self.partition(&header)?, body, &self.arena)?;
+        self.append_new(Operation::ForkWorkflow, conn, header, bytes, adds)
     }
 
     #[expect(clippy::too_many_arguments, reason = "a request and what admission made of it")]
@@ -253,6 +238,21 @@ impl Shard {
         let partition = self.partition(&header)?;
         command::configure_queue::admit(partition, body::access::<ArchivedConfigureQueue>(bytes)?)?;
         self.append_request(Operation::ConfigureQueue, conn, header, bytes)
+    }
+
+    /// Appends a request that adds tasks, and bytes to the arena, if there is room for them.
+    fn append_new(
+        &mut self,
+        operation: Operation,
+        conn: ConnId,
+        header: Header,
+        bytes: &[u8],
+        (tasks, blob_bytes): (u64, u64),
+    ) -> Result<(), Refused> {
+        self.check_room(blob_bytes + tasks * TASK_BYTES)?;
+        let request = Request { origin: Some((conn, header)), blob_bytes, tasks, ..Request::default() };
+        self.append(operation, PartitionId(header.partition), request, bytes);
+        Ok(())
     }
 
     fn append_request(

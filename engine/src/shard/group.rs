@@ -208,6 +208,11 @@ impl Group {
         self.heartbeats.insert(node, beat_us) != Some(beat_us)
     }
 
+    /// Whether it leads and has no other member: then nothing can happen to it between its own steps.
+    pub(super) fn leads_alone(&self) -> bool {
+        self.replica.is_alone() && self.replica.is_leader()
+    }
+
     /// Whether nobody waits for an entry or a read of it.
     pub(super) fn has_nothing_waiting(&self) -> bool {
         self.batch.is_empty() && self.proposed.is_empty() && self.reads.is_empty()

@@ -9,7 +9,7 @@ use taskmaster_protocol::{PartitionId, TaskId};
 use super::Shard;
 use crate::entry;
 use crate::query;
-use crate::refused::Refused;
+use crate::refused::{Refused, unknown_task};
 use crate::replica::record::EntryView;
 use crate::task::NONE;
 
@@ -129,7 +129,7 @@ impl Shard {
         let id = TaskId::from(&body.id);
         let place = self.partitions.get(usize::from(id.partition().0)).and_then(Option::as_deref);
         let found = place.and_then(|partition| Some((partition, partition.find(id, NONE)?)));
-        let (partition, slot) = found.ok_or_else(|| super::requests::unknown_task(id))?;
+        let (partition, slot) = found.ok_or_else(|| unknown_task(id))?;
         query::versions::read(partition, slot, body, &self.arena)
     }
 }

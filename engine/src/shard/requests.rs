@@ -14,7 +14,7 @@ use crate::contract::DEFAULT_NAMESPACE;
 use crate::effects::ConnId;
 use crate::partition::Awaited;
 use crate::query;
-use crate::refused::Refused;
+use crate::refused::{Refused, unknown_task, unknown_workflow};
 use crate::resources::Resources;
 use crate::task::NONE;
 
@@ -294,12 +294,4 @@ impl Shard {
         let body = Leases { rows: vec![LeaseRow { id, token, locator: NONE, attempt: 0 }] };
         frame::encode(effects.buffer(worker.conn), header, &body);
     }
-}
-
-pub(super) fn unknown_task(id: TaskId) -> Refused {
-    Refused::new(Code::UnknownTask, format!("no task {id}: it was never accepted, or its retention is over"))
-}
-
-pub(super) fn unknown_workflow(id: TaskId) -> Refused {
-    Refused::new(Code::UnknownWorkflow, format!("no workflow {id}: it was never accepted, or its retention is over"))
 }

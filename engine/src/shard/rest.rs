@@ -83,7 +83,7 @@ impl Rest {
 impl Shard {
     /// Something happened to a group: if it rests, it wakes. Nothing can happen to a leader that is alone.
     pub(super) fn wake(&mut self, group: &mut Group) {
-        if group.is_resting && !(group.replica.is_alone() && group.replica.is_leader()) {
+        if group.is_resting && !group.leads_alone() {
             (group.is_resting, group.still_ticks, group.offer) = (false, 0, None);
             group.replica.woke();
             self.rest.awake.insert(group.number);
@@ -130,7 +130,7 @@ impl Shard {
         let awake = core::mem::take(&mut self.rest.awake);
         for &number in &awake {
             let Some(group) = self.group_mut(number) else { continue };
-            if group.replica.is_alone() && group.replica.is_leader() {
+            if group.leads_alone() {
                 continue;
             }
             for _ in 0..ticks {
@@ -161,7 +161,7 @@ impl Shard {
     }
 
     fn may_rest(&self, group: &mut Group, ticks: u64) -> bool {
-        if group.replica.is_alone() && group.replica.is_leader() {
+        if group.leads_alone() {
             return true;
         }
         if group.dirty || group.campaign.is_some() || !group.replica.is_quiet() {
