@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use taskmaster_bench::NodeInfo;
 use taskmaster_bench::networks::Networks;
+use taskmaster_bench::{NodeInfo, Options, Report};
 use taskmaster_client::{ClusterView, NodeId};
 use tempfile::TempDir;
 
@@ -179,6 +179,16 @@ fn spread(configs: &mut [Config]) {
     }
     let seeds: Vec<String> = configs.iter().map(|config| config.cluster.listen.to_string()).collect();
     configs.iter_mut().for_each(|config| config.cluster.seeds.clone_from(&seeds));
+}
+
+/// Puts load on running nodes.
+///
+/// # Errors
+/// As [`taskmaster_bench::run_nodes`].
+pub(super) async fn put_load(infos: &[NodeInfo], options: &Options) -> Result<Report, Failure> {
+    let (infos, options) = (infos.to_vec(), options.clone());
+    let measuring = tokio::task::spawn_blocking(move || taskmaster_bench::run_nodes(&options, &infos));
+    Ok(measuring.await.map_err(anyhow::Error::from)??)
 }
 
 /// The partitions that a node leads.

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde::Serialize;
 use serde_json::Value;
-use taskmaster_bench::{NodeInfo, Options, Report};
+use taskmaster_bench::{Options, Report};
 
-use super::nodes::Nodes;
+use super::nodes::{Nodes, put_load};
 use super::{Arguments, Failure};
-use crate::cli::{Exit, Global};
+use crate::cli::Global;
 use crate::config::Config;
 
 /// Length of each measurement when none is given.
@@ -86,9 +86,9 @@ pub(super) async fn run(
         report.tasks_per_s
     };
     tell(&format!("{tasks} tasks for the cluster to hold"));
-    rate(&load(&nodes.infos(), &filling).await?);
+    rate(&put_load(&nodes.infos(), &filling).await?);
     tell("the whole cluster");
-    let before = rate(&load(&nodes.infos(), &timed).await?);
+    let before = rate(&put_load(&nodes.infos(), &timed).await?);
 
     let away = nodes.members.all.len() - 1;
     tell(&format!("{tasks} more without node {}", nodes.members.all[away].name));
@@ -96,7 +96,7 @@ pub(super) async fn run(
     nodes.members.next_end().await;
     nodes.led_by_others(away).await?;
     let infos = nodes.infos();
-    rate(&load(&infos[..away], &missing).await?);
+    rate(&put_load(&infos[..away], &missing).await?);
 
     tell("the node comes back");
     let began = Instant::now();
@@ -111,14 +111,14 @@ pub(super) async fn run(
     let loading = async {
         let mut reports = Vec::new();
         while whole_after.get().is_none() {
-            reports.push(load(&infos, &timed).await?);
+            reports.push(put_load(&infos, &timed).await?);
         }
         Ok(reports)
     };
     let ((), reports) = tokio::try_join!(catching_up, loading)?;
     let rejoining_tasks_per_s: Vec<f64> = reports.iter().map(&mut rate).collect();
     tell("the whole cluster again");
-    let after = rate(&load(&infos, &timed).await?);
+    let after = rate(&put_load(&infos, &timed).await?);
     nodes.end().await;
 
     let mean = rejoining_tasks_per_s.iter().sum::<f64>() / rejoining_tasks_per_s.len() as f64;
@@ -132,11 +132,4 @@ pub(super) async fn run(
         exact,
     };
     Ok((serde_json::to_value(&rejoin).map_err(anyhow::Error::from)?, rejoin.to_string(), exact))
-}
-
-async fn load(infos: &[NodeInfo], options: &Options) -> Result<Report, Failure> {
-    let (infos, options) = (infos.to_vec(), options.clone());
-    let measuring = tokio::task::spawn_blocking(move || taskmaster_bench::run_nodes(&options, &infos));
-    let measured = measuring.await.map_err(anyhow::Error::from)?;
-    measured.map_err(|error| Failure::new(Exit::Failed, format!("{error:#}")))
 }

@@ -11,7 +11,7 @@ use taskmaster_bench::networks::{self, Networks};
 use taskmaster_bench::{Options, Report, idle};
 use tokio::time::Instant;
 
-use super::nodes::{Nodes, led};
+use super::nodes::{Nodes, led, put_load};
 use super::{Arguments, Fault, rejoin, show};
 use crate::cli::connect::block_on;
 use crate::cli::dev::layout::shards_each;
@@ -117,11 +117,9 @@ fn ratios(cluster: &Report, single: &Report) -> Vec<(&'static str, f64)> {
 
 async fn load(global: &Global, config: &Config, count: u16, options: Options) -> Result<Report, Failure> {
     let nodes = Nodes::start(config, count, None, global.verbose).await?;
-    let infos = nodes.infos();
-    let measuring = tokio::task::spawn_blocking(move || taskmaster_bench::run_nodes(&options, &infos));
-    let measured = measuring.await.map_err(anyhow::Error::from)?;
+    let measured = put_load(&nodes.infos(), &options).await;
     nodes.end().await;
-    Ok(measured?)
+    measured
 }
 
 async fn rest(
