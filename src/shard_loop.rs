@@ -14,7 +14,7 @@ mod background;
 mod gossip;
 mod greeting;
 mod peers;
-mod recovery;
+pub(crate) mod recovery;
 mod snapshots;
 mod start;
 

@@ -8,14 +8,27 @@ use taskmaster_storage::wal::{ApplyError, LogEnd, Record};
 
 use super::now_us;
 
-struct Rebuild {
-    config: Config,
-    shard: Shard,
+/// Builds a shard from what it wrote.
+pub(crate) struct Rebuild<F> {
+    empty: F,
+    pub(crate) shard: Shard,
 }
 
-impl snapshot::Sink for Rebuild {
+impl<F: Fn() -> Shard> Rebuild<F> {
+    /// Begins with what `empty` makes; each snapshot does anew.
+    pub(crate) fn new(empty: F) -> Self {
+        Self { shard: empty(), empty }
+    }
+
+    /// Forgets what was read.
+    pub(crate) fn restart(&mut self) {
+        self.shard = (self.empty)();
+    }
+}
+
+impl<F: Fn() -> Shard> snapshot::Sink for Rebuild<F> {
     fn begin(&mut self, _info: &Info) -> Result<(), ApplyError> {
-        self.shard = Shard::new(self.config.clone(), now_us());
+        self.restart();
         Ok(())
     }
 
@@ -24,7 +37,7 @@ impl snapshot::Sink for Rebuild {
     }
 }
 
-impl Sink for Rebuild {
+impl<F: Fn() -> Shard> Sink for Rebuild<F> {
     fn record(&mut self, record: Record<'_>) -> Result<(), ApplyError> {
         Ok(self.shard.replay(record.stamp, record.kind, record.bytes)?)
     }
@@ -45,7 +58,7 @@ pub(super) struct Recovered {
 pub(super) fn recover(dir: &DataDir, config: Config) -> anyhow::Result<Recovered> {
     let began_us = now_us();
     let number = u32::from(config.number);
-    let mut rebuild = Rebuild { shard: Shard::new(config.clone(), now_us()), config };
+    let mut rebuild = Rebuild::new(|| Shard::new(config.clone(), now_us()));
     let found = recovery::recover(&dir.shard_dir(number), &dir.wal_dir(number), dir.identity(number), &mut rebuild)?;
     for damaged in &found.rejected {
         tracing::warn!(shard = number, "a damaged snapshot was passed over: {damaged}");

@@ -11,13 +11,14 @@ use taskmaster_protocol::body::{ListTasks, ReadState, Span, StateHistory, TaskIn
 use taskmaster_protocol::{FrameBuffer, NodeId, PartitionId};
 use taskmaster_storage::datadir::DataDir;
 use taskmaster_storage::recovery::Sink;
-use taskmaster_storage::snapshot::{self, ChunkTag, Info};
+use taskmaster_storage::snapshot;
+use taskmaster_storage::wal::ScanParams;
 use taskmaster_storage::wal::driver::recover_dir;
-use taskmaster_storage::wal::{ApplyError, Record, ScanParams};
 
 use crate::cli::outcome::bytes_json;
 use crate::cli::{Exit, Failure};
 use crate::output::{Output, Side, Table, human_bytes, iso_time, pairs};
+use crate::shard_loop::recovery::Rebuild;
 use crate::workers::now_us;
 
 /// When, where and what.
@@ -69,39 +70,6 @@ fn parse_time(text: &str) -> Result<u64, String> {
     Ok(seconds * 1_000_000 + micros)
 }
 
-/// Builds a shard up to the horizon.
-struct Past {
-    config: Config,
-    partition: PartitionId,
-    horizon: Horizon,
-    shard: Shard,
-}
-
-impl Past {
-    fn fresh(&self) -> Shard {
-        let mut shard = Shard::new(self.config.clone(), now_us());
-        shard.stop_at(self.partition, self.horizon);
-        shard
-    }
-}
-
-impl snapshot::Sink for Past {
-    fn begin(&mut self, _info: &Info) -> Result<(), ApplyError> {
-        self.shard = self.fresh();
-        Ok(())
-    }
-
-    fn chunk(&mut self, tag: ChunkTag, bytes: &[u8]) -> Result<(), ApplyError> {
-        Ok(self.shard.restore_chunk(tag.0, bytes)?)
-    }
-}
-
-impl Sink for Past {
-    fn record(&mut self, record: Record<'_>) -> Result<(), ApplyError> {
-        Ok(self.shard.replay(record.stamp, record.kind, record.bytes)?)
-    }
-}
-
 fn failed(error: impl std::fmt::Display) -> Failure {
     Failure::new(Exit::Failed, error.to_string())
 }
@@ -117,14 +85,17 @@ fn go_back(dir: &Path, partition: PartitionId, horizon: Horizon) -> Result<(Shar
     let count = u16::try_from(partitions).map_err(failed)?;
     let mut config = Config { number: u16::try_from(number).map_err(failed)?, ..Config::standalone(NodeId(1), count) };
     config.node.client_ports = (0..shards).map(|shard| u16::try_from(shard).unwrap_or(u16::MAX)).collect();
-    let shard = Shard::new(config.clone(), now_us());
-    let mut past = Past { config, partition, horizon, shard };
+    let mut past = Rebuild::new(|| {
+        let mut shard = Shard::new(config.clone(), now_us());
+        shard.stop_at(partition, horizon);
+        shard
+    });
     let (shard_dir, identity) = (dir.shard_dir(number), dir.identity(number));
     let mut earliest = None;
     for seq in snapshot::list(&shard_dir).map_err(failed)?.into_iter().map(Some).chain([None]) {
         let after_seq = match seq {
             None => {
-                past.shard = past.fresh();
+                past.restart();
                 0
             }
             Some(seq) => match snapshot::read(&snapshot::snapshot_path(&shard_dir, seq), identity, &mut past) {
