@@ -12,6 +12,7 @@
 mod histories;
 #[cfg(test)]
 mod layout;
+pub(crate) mod restored;
 
 use std::collections::VecDeque;
 
@@ -38,6 +39,8 @@ pub(crate) struct Chunk {
     first: u32,
     partition: u32,
     forgotten_ms: u64,
+    last_retained: u64,
+    checkpointed: u64,
     queues: Vec<QueueRecord>,
     contracts: Vec<ContractRecord>,
     workflows: Vec<WorkflowRecord>,
@@ -249,6 +252,8 @@ pub(crate) fn begin(partition: &mut Partition, arena: &Arena) {
         first: 1,
         partition: u32::from(partition.id.0),
         forgotten_ms: partition.forgotten_ms,
+        last_retained: partition.last_retained,
+        checkpointed: partition.checkpointed,
         ..Chunk::default()
     };
     for queue in &partition.queues {
@@ -357,6 +362,8 @@ impl Restore {
         (self.contracts, self.slots) = (HashMap::default(), Vec::new());
         partition.versions.chunks.release(&core::mem::take(&mut self.states), cx.arena);
         partition.forgotten_ms = chunk.forgotten_ms.to_native();
+        partition.last_retained = chunk.last_retained.to_native();
+        partition.checkpointed = chunk.checkpointed.to_native();
         for record in chunk.queues.iter() {
             let namespace = body::text(&chunk.bytes, record.namespace)?;
             let queue = partition.queue(namespace, body::text(&chunk.bytes, record.name)?, cx.dispatch);
@@ -509,8 +516,8 @@ impl Restore {
                 State::Succeeded | State::Failed | State::Cancelled | State::Expired => {
                     let extra = partition.extras.get(task.extra).filter(|extra| extra.workflow != NONE);
                     if extra.is_none_or(|extra| partition.workflows[extra.workflow].unfinished == 0) {
-                        let retention_ms = task.worker;
-                        partition.retain_for(slot, retention_ms);
+                        let (number, retention_ms) = (task.token, task.worker);
+                        partition.retain_as(slot, number, retention_ms, cx.arena);
                     }
                 }
             }

@@ -201,7 +201,7 @@ fn settle_row(partition: &mut Partition, index: u32, slot: Slot, cx: &mut Cx<'_>
         }
         for row in 0..partition.workflows[index].rows.len() {
             let slot = partition.workflows[index].rows[row];
-            partition.retain(slot);
+            partition.retain(slot, cx.arena);
         }
     }
 }
@@ -234,7 +234,7 @@ pub(crate) fn reopen(
         for row in 0..partition.workflows[index].rows.len() {
             let slot = partition.workflows[index].rows[row];
             crate::snapshot::touch(partition, slot, cx.arena);
-            partition.unretain(slot);
+            partition.unretain(slot, cx.arena);
         }
     }
     // Rows are opened in ascending order, each after all it needs.

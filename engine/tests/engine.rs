@@ -32,6 +32,9 @@ mod outcomes;
 #[path = "engine/workflows.rs"]
 mod workflows;
 
+#[path = "engine/checkpoints.rs"]
+mod checkpoints;
+
 #[path = "engine/recovery.rs"]
 mod recovery;
 
