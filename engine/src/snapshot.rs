@@ -97,7 +97,7 @@ struct TaskRecord {
     due_us: u64,
     deadline_us: u64,
     unique_until_us: u64,
-    /// Final: its number in order of retention.
+    /// Final: its number in order of retention; 0 if that has not begun.
     retained: u64,
     blob: Span,
     error: Span,
@@ -196,7 +196,9 @@ fn copy(partition: &mut Partition, slot: Slot, arena: &Arena) {
     let task = &partition.tasks[slot];
     // Of a lease its start is left: a ready time that no later task precedes.
     let lease_us = if task.state == State::Leased { partition.lease_us(task) } else { 0 };
-    let retention_ms = partition.retention_ms(task).unwrap_or(0);
+    // Without retention the token is that of the last lease, which the leader alone knows.
+    let retention = partition.retention_ms(task).map(|retention_ms| (task.token, retention_ms));
+    let (retained, retention_ms) = retention.unwrap_or_default();
     let unique = partition.extras.get(task.extra).map_or(Handle::NONE, |extra| extra.unique);
     let holds_unique = unique != Handle::NONE && partition.unique_holder(arena.get(unique), arena) == Some(slot);
     let staged = &mut partition.snapshot.staged;
@@ -207,7 +209,7 @@ fn copy(partition: &mut Partition, slot: Slot, arena: &Arena) {
         blob: put(task.blob),
         contract: task.contract,
         failures: u32::from(task.failures),
-        retained: if task.state.is_final() { task.token } else { 0 },
+        retained,
         state: u32::from(if task.state == State::Leased { State::Ready } else { task.state }.number()),
         marks: if task.has(flag::LATE) { MARK_LATE } else { 0 },
         retention_ms,

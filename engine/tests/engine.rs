@@ -38,6 +38,9 @@ mod checkpoints;
 #[path = "engine/recovery.rs"]
 mod recovery;
 
+#[path = "engine/moments.rs"]
+mod moments;
+
 #[path = "engine/states.rs"]
 mod states;
 

@@ -21,7 +21,7 @@ impl Partition {
         })
     }
 
-    /// Starts a final task's retention.
+    /// Starts a final task's retention. A snapshot in progress has copied it.
     pub(crate) fn retain(&mut self, slot: Slot, arena: &Arena) {
         let task = &self.tasks[slot];
         let contract = &self.contracts[task.contract];
@@ -59,8 +59,9 @@ impl Partition {
         has_begun.then(|| self.retention[task.worker as usize].retention_ms)
     }
 
-    /// Takes a final task off its retention list, for a retry.
+    /// Ends a final task's retention. A snapshot in progress has it with its number, by which replicas forget in the same order.
     pub(crate) fn unretain(&mut self, slot: Slot, arena: &Arena) {
+        crate::snapshot::touch(self, slot, arena);
         let list = self.tasks[slot].worker as usize;
         self.retention[list].list.unlink(&mut self.tasks, slot);
         self.retained -= 1;
@@ -71,8 +72,7 @@ impl Partition {
     }
 
     /// Forgets final tasks whose retention is over, and the oldest ones above `kept_max`; at most `work_max` of them. Where there are
-    /// checkpoints, a task waits for its own first.
-    /// Which ones follows from the log alone, so every replica forgets the same.
+    /// checkpoints, a task waits for its own first. Which ones follows from the log alone, so every replica forgets the same.
     pub(crate) fn evict(&mut self, work_max: usize, cx: &mut Cx<'_>) {
         for _ in 0..work_max {
             let is_over = self.retained > self.settings.kept_max;
@@ -118,9 +118,8 @@ impl Partition {
         self.retention_armed = false;
     }
 
-    /// Removes a final task that is on no list.
+    /// Removes a final task whose retention was ended.
     fn forget(&mut self, slot: Slot, cx: &mut Cx<'_>) {
-        crate::snapshot::touch(self, slot, cx.arena);
         let task = self.tasks[slot].clone();
         self.kept -= 1;
         // A client whose clock runs ahead must not make the ids of all others look old.

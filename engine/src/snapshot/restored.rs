@@ -12,7 +12,7 @@ use crate::contract::SpecView;
 use crate::extra::pack_error;
 use crate::partition::{Cx, Partition};
 use crate::state::State;
-use crate::task::{NONE, flag};
+use crate::task::NONE;
 
 /// Writes the tasks of a batch as the body of their command.
 pub(crate) fn write(batch: &Batch, out: &mut FrameBuffer) {
@@ -67,9 +67,6 @@ pub(crate) fn insert(bytes: &[u8], partition: &mut Partition, cx: &mut Cx<'_>) -
         }
     }
     for slot in core::mem::take(&mut restore.slots) {
-        if partition.snapshot.parity {
-            partition.tasks[slot].flags |= flag::SNAPSHOT_PARITY;
-        }
         let task = &partition.tasks[slot];
         let contract = &partition.contracts[task.contract];
         let queue = &partition.queues[contract.queue as usize];
