@@ -5,6 +5,7 @@ mod kills;
 mod outages;
 mod restore;
 mod start;
+mod tls;
 mod writer;
 
 use std::time::{Duration, Instant};
