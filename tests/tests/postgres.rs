@@ -4,6 +4,7 @@ mod history;
 mod kills;
 mod outages;
 mod restore;
+mod retention;
 mod start;
 mod tls;
 mod writer;
