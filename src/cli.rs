@@ -101,7 +101,7 @@ enum Command {
     /// Look at tasks, cancel and retry them
     #[command(subcommand)]
     Task(task::Command),
-    /// Look at the versions of a task's state, roll back, branch, tag, save
+    /// Versions of a task's state; finished tasks in a PostgreSQL database
     #[command(subcommand)]
     State(state::Command),
     /// Look at queues, pause, resume, drain and limit them

@@ -16,6 +16,8 @@
 mod cluster;
 mod error;
 mod machine;
+mod postgres;
+mod secret;
 mod sections;
 mod setting;
 mod value;
@@ -29,6 +31,7 @@ use toml::de::{DeTable, DeValue};
 
 pub(crate) use error::{Error, Problem, did_you_mean};
 pub(crate) use machine::{core_count, memory_limit_bytes};
+pub(crate) use secret::DatabaseUrl;
 pub(crate) use sections::Config;
 pub(crate) use setting::Raw;
 pub(crate) use value::{ByteSize, Format, Interval, Level, Memory, ShardPorts};

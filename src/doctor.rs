@@ -10,6 +10,7 @@
 mod disk;
 mod host;
 mod kernel;
+mod postgres;
 
 use serde::Serialize;
 
@@ -73,6 +74,7 @@ pub(crate) fn examine(config: &Config) -> Report {
     checks.extend([host::memory(config), host::processors(config), host::clock_source(), host::clock_sync()]);
     checks.extend([host::cgroup(), host::worker_limits(), host::port(config)]);
     checks.extend(host::peer_port(config));
+    checks.extend(postgres::check(config));
     let status = checks.iter().map(|check| check.status).max().unwrap_or(Status::Ok);
     Report { status, checks }
 }

@@ -3,6 +3,7 @@
 mod cli;
 mod config;
 mod doctor;
+mod foreign;
 mod node;
 mod output;
 mod placement;

@@ -19,6 +19,7 @@ use taskmaster_storage::datadir::{DataDir, Meta};
 use taskmaster_storage::wal;
 
 use crate::config::{Config, ShardPorts};
+use crate::foreign::{Foreign, Port, Restorer};
 use crate::placement;
 use crate::shard_loop::{NodeMap, Start, spawn};
 
@@ -37,6 +38,8 @@ pub(crate) struct Node;
 pub(crate) struct NodeHandle {
     address: SocketAddr,
     shards: Vec<(UnixStream, ExecutorJoinHandle<()>)>,
+    foreign: Option<Foreign>,
+    cluster: u128,
 }
 
 impl Node {
@@ -45,16 +48,35 @@ impl Node {
     /// # Errors
     /// What keeps it from starting, and what to do.
     pub(crate) fn start(config: NodeConfig) -> anyhow::Result<NodeHandle> {
-        let dir = Arc::new(open(&config)?);
-        let shards = usize::try_from(dir.meta().shards).expect("shards are few");
-        let (address, shard_ports) = ports(&config, shards)?;
+        let dir = open(&config)?;
+        let (foreign, ports) = Foreign::start(&config, shards_of(&dir))?.unzip();
+        let mut handle = Self::start_on(&config, dir, ports.unwrap_or_default())?;
+        handle.foreign = foreign;
+        Ok(handle)
+    }
+
+    /// Starts a node that takes final tasks from the store.
+    ///
+    /// # Errors
+    /// What keeps it from starting, and what to do.
+    pub(crate) fn start_restoring(config: NodeConfig) -> anyhow::Result<(NodeHandle, Restorer)> {
+        let dir = open(&config)?;
+        let (restorer, ports) = Restorer::new(&config, shards_of(&dir))?;
+        Ok((Self::start_on(&config, dir, ports)?, restorer))
+    }
+
+    fn start_on(config: &NodeConfig, dir: DataDir, store_ports: Vec<Port>) -> anyhow::Result<NodeHandle> {
+        let dir = Arc::new(dir);
+        let shards = shards_of(&dir);
+        let (address, shard_ports) = ports(config, shards)?;
         let partitions = config.node.partitions;
         let partition_shards: Vec<u16> =
             (0..partitions).map(|number| number % u16::try_from(shards).expect("shards are few")).collect();
-        let info = peers::describe(&config, dir.meta().id, &shard_ports)?;
-        let neighbours = peers::Neighbours::new(&config, &info)?;
+        let info = peers::describe(config, dir.meta().id, &shard_ports)?;
+        let neighbours = peers::Neighbours::new(config, &info)?;
         let map = Arc::new(NodeMap { node: dir.meta().id, shard_ports, partition_shards });
         let open_connections = Arc::new(AtomicU32::new(0));
+        let mut store_ports = store_ports.into_iter();
         let cpus = placement::cpus_for(shards);
         let (started, reports) = mpsc::channel();
         let mut running = Vec::new();
@@ -64,13 +86,14 @@ impl Node {
                 number,
                 cpu: cpus.get(number).copied(),
                 dir: Arc::clone(&dir),
-                engine: engine::shard_config(&config, &info, dir.meta().id, number),
+                engine: engine::shard_config(config, &info, dir.meta().id, number),
                 peers: neighbours.as_ref().map(|neighbours| neighbours.start(number)),
-                wal: log(&config),
+                wal: log(config),
                 snapshot_after_bytes: config.wal.snapshot_after.0,
                 connections_max: config.limits.max_connections,
                 open_connections: Arc::clone(&open_connections),
                 ends,
+                port: store_ports.next(),
                 map: Arc::clone(&map),
                 address,
                 stop: stopped,
@@ -82,7 +105,7 @@ impl Node {
         for _ in 0..shards {
             reports.recv().context("a shard ended before it had started")??;
         }
-        Ok(NodeHandle { address, shards: running })
+        Ok(NodeHandle { address, shards: running, foreign: None, cluster: dir.meta().id.max(1) })
     }
 }
 
@@ -90,6 +113,11 @@ impl NodeHandle {
     /// The address that clients connect to.
     pub(crate) fn addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The id of the cluster that a node which stands alone founded.
+    pub(crate) fn cluster(&self) -> u128 {
+        self.cluster
     }
 
     /// Drains and stops the node; returns when all is durable.
@@ -104,8 +132,15 @@ impl NodeHandle {
         for (_, thread) in self.shards {
             thread.join().map_err(|error| anyhow::anyhow!("a shard did not stop cleanly: {error}"))?;
         }
+        if let Some(foreign) = self.foreign {
+            foreign.end();
+        }
         Ok(())
     }
+}
+
+fn shards_of(dir: &DataDir) -> usize {
+    usize::try_from(dir.meta().shards).expect("shards are few")
 }
 
 /// The data directory; a directory made before decides how many shards there are unless the configuration names a number.

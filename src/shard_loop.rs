@@ -11,6 +11,7 @@
 //! - A failed write ends the process: acknowledged work is safe, nothing further is promised.
 
 mod background;
+mod checkpoints;
 mod gossip;
 mod greeting;
 mod peers;
@@ -97,6 +98,8 @@ pub(crate) struct ShardLoop {
     peers: Option<Rc<Peers>>,
     /// Who is there: on shard 0, where there may be others.
     gossip: Option<gossip::Gossiper>,
+    /// Where final tasks are checkpointed.
+    checkpoints: Option<Rc<checkpoints::Checkpoints>>,
     /// Log blocks that are not durable yet, each with the last record it holds.
     blocks: RefCell<VecDeque<(u64, u64)>>,
     connections: RefCell<HashMap<u64, Rc<Connection>>>,
@@ -154,6 +157,12 @@ impl ShardLoop {
         }
         let mut effects = self.effects.borrow_mut();
         self.log(&mut effects);
+        let questions = effects.take_questions();
+        if !questions.is_empty() {
+            drop(effects);
+            self.ask(questions);
+            effects = self.effects.borrow_mut();
+        }
         effects.drain(|conn, frames| self.send(conn, frames));
         effects.drain_peers(|to, messages| self.send_to_peer(to, messages));
         let map = effects.take_map();

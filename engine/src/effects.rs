@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
+use taskmaster_protocol::body::{Refusal, TaskPage};
 use taskmaster_protocol::frame::{self, Header};
-use taskmaster_protocol::{Body, Code, FrameBuffer, body::Refusal};
+use taskmaster_protocol::{Body, Code, FrameBuffer, TaskId};
 
 use crate::cluster::map::ClusterMap;
 use crate::hash::FixedState;
@@ -32,6 +33,19 @@ pub struct Effects {
     spare: Vec<FrameBuffer>,
     peers: BTreeMap<PeerAddr, FrameBuffer>,
     map: Option<Arc<ClusterMap>>,
+    questions: Vec<Question>,
+}
+
+/// A request about a task that is not here any more: the store outside may know it. It is answered with a `TaskPage` of the one task, or
+/// refused as `unknown_task`.
+#[derive(Clone, Copy, Debug)]
+pub struct Question {
+    /// Who asks.
+    pub conn: ConnId,
+    /// The request.
+    pub header: Header,
+    /// The task.
+    pub id: TaskId,
 }
 
 /// Emptied buffers kept for reuse, and the largest capacity worth keeping, in bytes.
@@ -75,6 +89,24 @@ impl Effects {
     /// The cluster map if it changed: shard 0's loop gives it to the node's other shards.
     pub fn take_map(&mut self) -> Option<Arc<ClusterMap>> {
         self.map.take()
+    }
+
+    /// Asks the store outside.
+    pub(crate) fn ask(&mut self, question: Question) {
+        self.questions.push(question);
+    }
+
+    /// What is to be asked of the store outside.
+    pub fn take_questions(&mut self) -> Vec<Question> {
+        core::mem::take(&mut self.questions)
+    }
+
+    /// Answers a question, or says why not.
+    pub fn answer(&mut self, question: &Question, answer: Result<&TaskPage, &crate::Refused>) {
+        match answer {
+            Ok(page) => self.reply(question.conn, &question.header, page),
+            Err(refused) => self.refuse(question.conn, &question.header, refused),
+        }
     }
 
     pub(crate) fn reply<B: Body>(&mut self, conn: ConnId, request: &Header, body: &B) {

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! offset size field
-//!      0    2 operation   as in the protocol; 0x100: settings of the partition
+//!      0    2 operation   as in the protocol; 0x100: settings of the partition; 0x101: how far it is checkpointed;
+//!                        0x102: final tasks from the store
 //!      2    2 flags       bit 0: the request was a resend
 //!      4    4 body_len    bytes
 //!      8    8 time_us     when it was admitted, microseconds since 1970; never decreasing within a partition
@@ -16,6 +17,10 @@ use taskmaster_protocol::{FrameBuffer, Operation, PartitionId};
 pub const COMMAND_HEADER_BYTES: usize = 16;
 /// The number of settings among the operations.
 const SETTINGS: u16 = 0x100;
+/// The number of checkpointed among the operations.
+const CHECKPOINTED: u16 = 0x101;
+/// The number of restored among the operations.
+const RESTORED: u16 = 0x102;
 
 /// What a command does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +29,10 @@ pub(crate) enum Verb {
     Operation(Operation),
     /// The leader's settings, so that all replicas have the same: body [`Settings`].
     Settings,
+    /// All final tasks up to a number are in the store outside: body [`checkpointed_bytes`].
+    Checkpointed,
+    /// Final tasks come back from the store: body a chunk of a snapshot.
+    Restored,
 }
 
 /// What a partition's replicas must agree on and nodes are configured with.
@@ -33,20 +42,50 @@ pub(crate) struct Settings {
     pub(crate) retention_ms: u32,
     /// Final tasks kept at most.
     pub(crate) kept_max: u32,
+    /// Final tasks that wait for their checkpoint at most, beyond which they are forgotten without; 0: there are no checkpoints.
+    pub(crate) waiting_max: u32,
+    /// The same in KiB.
+    pub(crate) waiting_kib_max: u32,
+    /// How long a checkpointed task is kept at most, in milliseconds.
+    pub(crate) checkpointed_kept_ms: u32,
 }
 
+/// Bytes of [`Settings`].
+pub(crate) const SETTINGS_BYTES: usize = 24;
+
 impl Settings {
-    pub(crate) fn bytes(self) -> [u8; 8] {
-        let mut bytes = [0; 8];
-        bytes[..4].copy_from_slice(&self.retention_ms.to_le_bytes());
-        bytes[4..].copy_from_slice(&self.kept_max.to_le_bytes());
+    pub(crate) fn bytes(self) -> [u8; SETTINGS_BYTES] {
+        let mut bytes = [0; SETTINGS_BYTES];
+        let fields =
+            [self.retention_ms, self.kept_max, self.waiting_max, self.waiting_kib_max, self.checkpointed_kept_ms];
+        for (place, field) in bytes.chunks_exact_mut(4).zip(fields) {
+            place.copy_from_slice(&field.to_le_bytes());
+        }
         bytes
     }
 
     pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
-        let [a, b, c, d, e, f, g, h] = *bytes.first_chunk::<8>()?;
-        Some(Self { retention_ms: u32::from_le_bytes([a, b, c, d]), kept_max: u32::from_le_bytes([e, f, g, h]) })
+        let bytes = bytes.first_chunk::<SETTINGS_BYTES>()?;
+        let mut fields =
+            bytes.chunks_exact(4).map(|field| u32::from_le_bytes([field[0], field[1], field[2], field[3]]));
+        Some(Self {
+            retention_ms: fields.next()?,
+            kept_max: fields.next()?,
+            waiting_max: fields.next()?,
+            waiting_kib_max: fields.next()?,
+            checkpointed_kept_ms: fields.next()?,
+        })
     }
+}
+
+/// The body of [`Verb::Checkpointed`].
+pub(crate) fn checkpointed_bytes(upto: u64) -> [u8; 8] {
+    upto.to_le_bytes()
+}
+
+/// Reads it.
+pub(crate) fn read_checkpointed(bytes: &[u8]) -> Option<u64> {
+    bytes.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
 }
 
 /// A decoded command.
@@ -132,6 +171,8 @@ pub(crate) fn append(
     let number = match verb {
         Verb::Operation(operation) => operation.number(),
         Verb::Settings => SETTINGS,
+        Verb::Checkpointed => CHECKPOINTED,
+        Verb::Restored => RESTORED,
     };
     out.extend_from_slice(&number.to_le_bytes());
     out.extend_from_slice(&u16::from(resend).to_le_bytes());
@@ -159,6 +200,8 @@ pub(crate) fn next<'a>(rest: &mut &'a [u8], group: u16, index: u64) -> Result<Co
     let verb = match Operation::from_number(number) {
         Some(operation) => Verb::Operation(operation),
         None if number == SETTINGS => Verb::Settings,
+        None if number == CHECKPOINTED => Verb::Checkpointed,
+        None if number == RESTORED => Verb::Restored,
         None => return Err(EntryError::Operation { operation: number, group, index }),
     };
     *rest = behind;
@@ -173,7 +216,8 @@ mod tests {
     fn commands_lie_one_behind_the_other() {
         let mut out = FrameBuffer::new();
         append(&mut out, Verb::Operation(Operation::Submit), true, 77, |out| out.extend_from_slice(b"body"));
-        let settings = Settings { retention_ms: 5, kept_max: 6 };
+        let settings =
+            Settings { retention_ms: 5, kept_max: 6, waiting_max: 7, waiting_kib_max: 8, checkpointed_kept_ms: 9 };
         append(&mut out, Verb::Settings, false, 78, |out| out.extend_from_slice(&settings.bytes()));
         let mut rest = &out[..];
         let first = next(&mut rest, 1, 2).unwrap();
@@ -181,6 +225,10 @@ mod tests {
         assert_eq!(first.body, b"body");
         let second = next(&mut rest, 1, 2).unwrap();
         assert_eq!((second.verb, Settings::read(second.body)), (Verb::Settings, Some(settings)));
+        append(&mut out, Verb::Checkpointed, false, 79, |out| out.extend_from_slice(&checkpointed_bytes(1 << 40)));
+        let mut rest = &out[out.len() - 32..];
+        let third = next(&mut rest, 1, 2).unwrap();
+        assert_eq!((third.verb, read_checkpointed(third.body)), (Verb::Checkpointed, Some(1 << 40)));
         assert!(rest.is_empty());
         for cut in 1..out.len() {
             let mut rest = &out[..cut];

@@ -8,6 +8,7 @@
 //! majority of replicas, which commits it → applied → answered. Nothing is applied, and nothing answered, before that.
 
 pub mod arena;
+pub mod checkpoint;
 pub mod cluster;
 pub mod wheel;
 
@@ -37,7 +38,7 @@ mod workflow;
 
 pub use cluster::{ClusterMap, META_GROUP, Member, Membership, NodeInfo, NodeStatus, Placement};
 pub use contract::DEFAULT_NAMESPACE;
-pub use effects::{ConnId, Effects, Outgoing};
+pub use effects::{ConnId, Effects, Outgoing, Question};
 pub use entry::{COMMAND_HEADER_BYTES, EntryError};
 pub use peer::PeerAddr;
 pub use refused::Refused;

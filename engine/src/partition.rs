@@ -25,8 +25,12 @@ use crate::timer::{Timer, TimerKind, Timers};
 use crate::versions::{History, Versions};
 use crate::workflow::Workflows;
 
+mod checkpoint;
 mod leadership;
 mod retention;
+
+pub(crate) use checkpoint::Sending;
+use checkpoint::Waiting;
 
 /// Ready tasks of one queue, priority and resource need, in order of readiness.
 #[derive(Debug, Default)]
@@ -116,8 +120,14 @@ pub(crate) struct Partition {
     /// Final tasks on retention lists: all but those of unfinished workflows.
     retained: u32,
     /// Number of the latest retention.
-    last_retained: u64,
+    pub(crate) last_retained: u64,
     retention_armed: bool,
+    /// All final tasks up to this number are in the store outside.
+    pub(crate) checkpointed: u64,
+    /// Final tasks behind it.
+    waiting: Waiting,
+    /// What the leader sends to the store. Volatile.
+    pub(crate) sending: Sending,
     /// Highest creation time of an id whose outcome was forgotten, in milliseconds since 1970.
     pub(crate) forgotten_ms: u64,
     /// Fencing tokens given out, with the leader's term in the upper 24 bits.
@@ -160,11 +170,18 @@ impl Partition {
             retained: 0,
             last_retained: 0,
             retention_armed: false,
+            checkpointed: 0,
+            waiting: Waiting::default(),
+            sending: Sending::default(),
             forgotten_ms: 0,
             last_token: 0,
             snapshot: crate::snapshot::Progress::default(),
             leading: false,
-            settings: Settings { retention_ms: QueueSettings::default().retention_ms, kept_max: u32::MAX },
+            settings: Settings {
+                retention_ms: QueueSettings::default().retention_ms,
+                kept_max: u32::MAX,
+                ..Settings::default()
+            },
             command_us: 0,
             admitted_us: 0,
             scratch: Vec::new(),
@@ -499,7 +516,7 @@ impl Partition {
         self.kept += 1;
         let workflow = self.extras.get(extra).map_or(NONE, |extra| extra.workflow);
         if workflow == NONE {
-            self.retain(slot);
+            self.retain(slot, cx.arena);
         } else {
             crate::workflow::task_finished(self, workflow, slot, cx);
         }
@@ -633,8 +650,9 @@ impl Partition {
         let keys = self.keys.capacity() * size_of::<Key>() + self.key_by_bytes.allocation_size() + self.key_bytes;
         let queues = self.queues.capacity() * size_of::<Queue>();
         let shared = self.contracts.reserved_bytes() + self.workflows.reserved_bytes() + keys + queues;
+        let lists = self.waiting.reserved_bytes();
         let records = self.tasks.reserved_bytes() + self.extras.reserved_bytes() + self.versions.reserved_bytes();
-        records + tables + shared
+        records + tables + shared + lists
     }
 }
 

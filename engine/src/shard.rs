@@ -8,6 +8,7 @@
 
 mod admission;
 mod apply;
+mod checkpoints;
 mod clock;
 pub(crate) mod cluster;
 mod elections;
@@ -37,6 +38,7 @@ use taskmaster_protocol::{Code, NodeId, PartitionId, TaskId};
 
 use crate::arena::Arena;
 use crate::assign::{Assigner, Scratch};
+use crate::checkpoint::{Batch, Checkpoints, Stored};
 use crate::cluster::controller::Limits;
 use crate::cluster::map::{ClusterMap, NodeInfo};
 use crate::cluster::membership::Member;
@@ -80,6 +82,8 @@ pub struct Config {
     pub retention_ms: u32,
     /// Whether a submission creates its queue.
     pub auto_create_queues: bool,
+    /// Whether final tasks are copied to a store outside, and how.
+    pub checkpoints: Option<Checkpoints>,
 }
 
 impl Config {
@@ -109,6 +113,7 @@ impl Config {
             kept_max: 1_000_000,
             retention_ms: crate::queue::RETENTION_MS_DEFAULT,
             auto_create_queues: true,
+            checkpoints: None,
         }
     }
 }
@@ -166,6 +171,17 @@ pub enum Input<'a> {
     Member(&'a Member),
     /// The cluster map as shard 0 of this node knows it. For other shards.
     Map(Arc<ClusterMap>),
+    /// The store's answer to what [`Shard::next_for_store`] gave.
+    Stored {
+        /// The partition.
+        partition: PartitionId,
+        /// The term that it was given in.
+        term: u64,
+        /// The answer.
+        stored: Stored,
+    },
+    /// Final tasks from the store, for a partition that is led here: [`Shard::last_number`] tells how many it has.
+    Restore(&'a Batch),
 }
 
 /// Counters since start, and present sizes.
@@ -197,6 +213,12 @@ pub struct Stats {
     pub leaders: u64,
     /// Bytes of the groups' logs in memory.
     pub log_bytes: u64,
+    /// Final tasks of partitions led from here that wait for their checkpoint.
+    pub checkpoint_waiting: u64,
+    /// Their payloads and results, in bytes, with what they count for besides.
+    pub checkpoint_waiting_bytes: u64,
+    /// Final tasks that were forgotten without a checkpoint, since too many waited.
+    pub checkpoint_lost: u64,
 }
 
 /// One shard.
@@ -248,6 +270,8 @@ pub struct Shard {
     siblings: BTreeMap<u16, Standing>,
     draining: bool,
     local: snapshots::Local,
+    /// The partition whose turn it is to send to the store.
+    store_place: usize,
     /// What recovery found so far, until the start.
     found: BTreeMap<u16, recovery::Found>,
     /// The record that was replayed last.
@@ -299,6 +323,7 @@ impl Shard {
             siblings: BTreeMap::new(),
             draining: false,
             local: snapshots::Local::default(),
+            store_place: 0,
             found: BTreeMap::new(),
             replayed: 0,
             past: None,
@@ -332,6 +357,8 @@ impl Shard {
             Input::PeerLost { node } => self.peer_lost(node),
             Input::Member(member) => self.member(member),
             Input::Map(map) => self.take_map(map),
+            Input::Stored { partition, term, stored } => self.stored(partition, term, stored),
+            Input::Restore(batch) => self.restore(batch),
         }
     }
 
@@ -368,6 +395,12 @@ impl Shard {
         for partition in self.partitions.iter().flatten() {
             stats.tasks += partition.tasks.len() as u64;
             stats.unfinished += partition.tasks.len() as u64 - u64::from(partition.kept);
+            if partition.is_leading() {
+                let waiting = partition.waiting();
+                stats.checkpoint_waiting += u64::from(waiting.tasks);
+                stats.checkpoint_waiting_bytes += waiting.bytes;
+                stats.checkpoint_lost += waiting.lost;
+            }
         }
         for group in self.groups.iter().flatten() {
             stats.replicas += 1;

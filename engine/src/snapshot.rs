@@ -12,6 +12,7 @@
 mod histories;
 #[cfg(test)]
 mod layout;
+pub(crate) mod restored;
 
 use std::collections::VecDeque;
 
@@ -38,6 +39,8 @@ pub(crate) struct Chunk {
     first: u32,
     partition: u32,
     forgotten_ms: u64,
+    last_retained: u64,
+    checkpointed: u64,
     queues: Vec<QueueRecord>,
     contracts: Vec<ContractRecord>,
     workflows: Vec<WorkflowRecord>,
@@ -94,7 +97,7 @@ struct TaskRecord {
     due_us: u64,
     deadline_us: u64,
     unique_until_us: u64,
-    /// Final: its number in order of retention.
+    /// Final: its number in order of retention; 0 if that has not begun.
     retained: u64,
     blob: Span,
     error: Span,
@@ -193,7 +196,9 @@ fn copy(partition: &mut Partition, slot: Slot, arena: &Arena) {
     let task = &partition.tasks[slot];
     // Of a lease its start is left: a ready time that no later task precedes.
     let lease_us = if task.state == State::Leased { partition.lease_us(task) } else { 0 };
-    let retention_ms = partition.retention_ms(task).unwrap_or(0);
+    // Without retention the token is that of the last lease, which the leader alone knows.
+    let retention = partition.retention_ms(task).map(|retention_ms| (task.token, retention_ms));
+    let (retained, retention_ms) = retention.unwrap_or_default();
     let unique = partition.extras.get(task.extra).map_or(Handle::NONE, |extra| extra.unique);
     let holds_unique = unique != Handle::NONE && partition.unique_holder(arena.get(unique), arena) == Some(slot);
     let staged = &mut partition.snapshot.staged;
@@ -204,7 +209,7 @@ fn copy(partition: &mut Partition, slot: Slot, arena: &Arena) {
         blob: put(task.blob),
         contract: task.contract,
         failures: u32::from(task.failures),
-        retained: if task.state.is_final() { task.token } else { 0 },
+        retained,
         state: u32::from(if task.state == State::Leased { State::Ready } else { task.state }.number()),
         marks: if task.has(flag::LATE) { MARK_LATE } else { 0 },
         retention_ms,
@@ -249,6 +254,8 @@ pub(crate) fn begin(partition: &mut Partition, arena: &Arena) {
         first: 1,
         partition: u32::from(partition.id.0),
         forgotten_ms: partition.forgotten_ms,
+        last_retained: partition.last_retained,
+        checkpointed: partition.checkpointed,
         ..Chunk::default()
     };
     for queue in &partition.queues {
@@ -357,6 +364,8 @@ impl Restore {
         (self.contracts, self.slots) = (HashMap::default(), Vec::new());
         partition.versions.chunks.release(&core::mem::take(&mut self.states), cx.arena);
         partition.forgotten_ms = chunk.forgotten_ms.to_native();
+        partition.last_retained = chunk.last_retained.to_native();
+        partition.checkpointed = chunk.checkpointed.to_native();
         for record in chunk.queues.iter() {
             let namespace = body::text(&chunk.bytes, record.namespace)?;
             let queue = partition.queue(namespace, body::text(&chunk.bytes, record.name)?, cx.dispatch);
@@ -509,8 +518,8 @@ impl Restore {
                 State::Succeeded | State::Failed | State::Cancelled | State::Expired => {
                     let extra = partition.extras.get(task.extra).filter(|extra| extra.workflow != NONE);
                     if extra.is_none_or(|extra| partition.workflows[extra.workflow].unfinished == 0) {
-                        let retention_ms = task.worker;
-                        partition.retain_for(slot, retention_ms);
+                        let (number, retention_ms) = (task.token, task.worker);
+                        partition.retain_as(slot, number, retention_ms, cx.arena);
                     }
                 }
             }

@@ -195,14 +195,16 @@ fn settle_row(partition: &mut Partition, index: u32, slot: Slot, cx: &mut Cx<'_>
     }
     let workflow = &mut partition.workflows[index];
     if workflow.unfinished == 0 {
-        workflow.finished_us = cx.time_us;
         if core::mem::take(&mut workflow.awaited) {
             cx.settled.push(Awaited::Workflow(workflow.id));
         }
         for row in 0..partition.workflows[index].rows.len() {
             let slot = partition.workflows[index].rows[row];
-            partition.retain(slot);
+            crate::snapshot::touch(partition, slot, cx.arena);
+            partition.retain(slot, cx.arena);
         }
+        // From here on rows have retention: those of a snapshot in progress were copied before.
+        partition.workflows[index].finished_us = cx.time_us;
     }
 }
 
@@ -233,8 +235,7 @@ pub(crate) fn reopen(
     if workflow.unfinished == 0 {
         for row in 0..partition.workflows[index].rows.len() {
             let slot = partition.workflows[index].rows[row];
-            crate::snapshot::touch(partition, slot, cx.arena);
-            partition.unretain(slot);
+            partition.unretain(slot, cx.arena);
         }
     }
     // Rows are opened in ascending order, each after all it needs.

@@ -32,8 +32,14 @@ mod outcomes;
 #[path = "engine/workflows.rs"]
 mod workflows;
 
+#[path = "engine/checkpoints.rs"]
+mod checkpoints;
+
 #[path = "engine/recovery.rs"]
 mod recovery;
+
+#[path = "engine/moments.rs"]
+mod moments;
 
 #[path = "engine/states.rs"]
 mod states;

@@ -1,6 +1,7 @@
 //! `taskmaster bench`: load on a node, and what came of it. Without an address it starts a node of its own on a real disk, or
 //! several as a cluster ([`several`]).
 
+mod checkpoint;
 mod nodes;
 mod rejoin;
 mod several;
@@ -85,6 +86,9 @@ pub(crate) struct Arguments {
     /// Measure nodes without load for this long
     #[arg(long, value_name = "TIME", value_parser = seconds, conflicts_with_all = ["suite", "baseline", "failover", "rejoin"])]
     idle: Option<Interval>,
+    /// Measure with finished tasks going to this PostgreSQL database, and without
+    #[arg(long, value_name = "URL", conflicts_with_all = ["suite", "baseline", "failover", "idle"])]
+    checkpoint: Option<String>,
     /// Measure saves of tasks' state: 64 KiB each, of which one percent changes; --connections tasks at once
     #[arg(long, conflicts_with_all = ["suite", "baseline", "failover", "idle", "rate"])]
     states: bool,
@@ -187,6 +191,9 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
     }
     if is_several {
         return several::run(global, arguments, &config);
+    }
+    if let Some(url) = &arguments.checkpoint {
+        return checkpoint::run(global, arguments, url, &config);
     }
     let node = Embedded::start_private(config, arguments.data_dir.as_deref())?;
     let info = NodeInfo {

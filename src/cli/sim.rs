@@ -32,6 +32,9 @@ pub(crate) struct Arguments {
     /// What may go wrong: all, none, or of crash, pause, clock, network, disk, membership, clients
     #[arg(long, default_value = "all", value_name = "KINDS")]
     faults: FaultSet,
+    /// Final tasks are checkpointed to a store that fails now and then
+    #[arg(long)]
+    checkpoints: bool,
     /// Workers save versions of their tasks' state, and these are checked too
     #[arg(long)]
     saves: bool,
@@ -52,6 +55,7 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
             faults: arguments.faults,
             saves: arguments.saves,
             defect: None,
+            checkpoints: arguments.checkpoints,
         };
         eprintln!("taskmaster {commit} sim {options}");
         let began = Instant::now();
@@ -91,6 +95,8 @@ fn print(output: Output, report: &Report, took_s: f64) -> Result<(), Failure> {
         ("assigned", report.assigned),
         ("reads", report.reads),
         ("replicas_compared", report.replicas_compared),
+        ("stored", report.stored),
+        ("refused", report.refused),
     ];
     let virtual_s = std::time::Duration::from_micros(report.virtual_us).as_secs_f64();
     if output.is_json() {

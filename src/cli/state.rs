@@ -1,4 +1,5 @@
-//! `taskmaster state log|show|diff|branch|rollback|tag|gc|save|at`: the versions of a task's state.
+//! `taskmaster state log|show|diff|branch|rollback|tag|gc|save|at`: the versions of a task's state; and
+//! `state migrate|status|restore`: finished tasks in a database.
 //!
 //! A version is named by its number, a tag, a branch (its head) or the beginning of its hash.
 
@@ -15,7 +16,9 @@ use super::{Exit, Failure, Global, log};
 use crate::output::{Output, Side, Table, human_bytes, iso_time};
 
 mod at;
+mod database;
 mod diff;
+mod restore;
 
 /// What to do with a task's state.
 #[derive(Debug, Subcommand)]
@@ -80,6 +83,12 @@ pub(crate) enum Command {
     At(at::Arguments),
     /// Save a state from within a running task's process
     Save(SaveArguments),
+    /// Create or update Taskmaster's schema in a PostgreSQL database
+    Migrate(database::Database),
+    /// Show how far finished tasks are checkpointed to the database, over all nodes
+    Status,
+    /// Bring finished tasks back from the database, into a new data directory
+    Restore(restore::Arguments),
 }
 
 /// A branch, and what to do with it.
@@ -127,13 +136,19 @@ pub(crate) struct SaveArguments {
 pub(crate) fn run(global: &Global, command: Command) -> Result<Exit, Failure> {
     log::start_quiet(global.verbose);
     let output = global.output();
-    if let Command::At(arguments) = &command {
-        return at::run(arguments, output);
+    match &command {
+        Command::At(arguments) => return at::run(arguments, output),
+        Command::Migrate(database) => return database::migrate_schema(database, output),
+        Command::Restore(arguments) => return restore::run(arguments, output),
+        Command::Status => return block_on(database::status(global, output)),
+        _ => {}
     }
     block_on(async {
         let client = connect(global).await?;
         match command {
-            Command::At(_) => unreachable!("carried out without a node"),
+            Command::At(_) | Command::Migrate(_) | Command::Restore(_) | Command::Status => {
+                unreachable!("carried out without a node, or asking all")
+            }
             Command::Log { id } => show_log(&client, id, output).await,
             Command::Show { id, at, file } => show(&client, id, at.as_deref(), file, output).await,
             Command::Diff { id, from, to } => diff::run(&client, id, &from, to.as_deref(), output).await,

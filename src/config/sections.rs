@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::cluster::{address_list, host, host_and_port, odd, short_name};
+use super::secret::{DatabaseUrl, Secret};
 use super::setting::{Raw, Setting};
-use super::value::{ByteSize, Format, Interval, Level, Memory, ShardPorts};
+use super::value::{ByteSize, DatabaseTls, Format, Interval, Level, Memory, ShardPorts};
 use super::{Origin, Problem};
 
 /// Most shards of one node.
@@ -188,6 +189,37 @@ sections! {
         inflight_writes: u16 = 3, |&value| between(value, 1, 64);
         /// Log written since the last snapshot after which a new one is taken, per shard.
         snapshot_after: ByteSize = ByteSize::gib(1), |&value| size_between(value, ByteSize::mib(64), ByteSize::gib(1 << 10));
+    }
+    /// The database to which finished tasks are checkpointed; only where a URL is given. The same on all nodes.
+    postgres: Postgres {
+        /// Where it is; empty for none.
+        url: DatabaseUrl = DatabaseUrl::default(), any;
+        /// A file with the password.
+        password_file: Option<PathBuf> = None, any;
+        /// The password, from the environment.
+        password: Secret = Secret::default(), any;
+        /// Encryption.
+        tls: DatabaseTls = DatabaseTls::Disable, any;
+        /// Authorities that are trusted; empty for those of the system.
+        tls_ca: Option<PathBuf> = None, any;
+        /// Connections of the node.
+        connections: u16 = 2, |&value| between(value, 1, 64);
+        /// Longest wait for a connection.
+        connect_timeout: Interval = Interval::ms(5_000), |&value| interval_between(value, Interval::ms(100), Interval::ms(60_000));
+        /// Longest time of a statement.
+        statement_timeout: Interval = Interval::ms(30_000), |&value| interval_between(value, Interval::ms(1_000), Interval::ms(3_600_000));
+        /// How often finished tasks are sent, unless many wait.
+        interval: Interval = Interval::ms(100), |&value| interval_between(value, Interval::ms(1), Interval::ms(60_000));
+        /// Most tasks of one batch of one partition.
+        batch_tasks: u32 = 4_096, |&value| between(value, 1, 65_536);
+        /// Bytes of payloads and results at which a batch is full.
+        batch_size: ByteSize = ByteSize::mib(1), |&value| size_between(value, ByteSize(1), ByteSize::mib(64));
+        /// Finished tasks that wait for their checkpoint at most, over all partitions.
+        waiting_max: u64 = 4_000_000, |&value| between(value, 1, 1_000_000_000);
+        /// The same by size.
+        waiting_size: ByteSize = ByteSize::mib(512), |&value| size_between(value, ByteSize::mib(1), ByteSize::gib(1 << 10));
+        /// How long checkpointed tasks stay in memory at most.
+        kept: Interval = RETENTION_MAX, |&value| interval_between(value, Interval::ms(0), RETENTION_MAX);
     }
     /// Workers inside the node's process (`dev` and `run`).
     workers: Workers {

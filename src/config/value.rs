@@ -201,6 +201,16 @@ choice! {
 }
 
 choice! {
+    /// Whether connections to a database are encrypted.
+    DatabaseTls {
+        /// They are not.
+        Disable = "disable",
+        /// They are, and the server's certificate must be valid for its name.
+        Verify = "verify",
+    }
+}
+
+choice! {
     /// The least urgent lines that are logged.
     Level {
         /// What stopped or broke.

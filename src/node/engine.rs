@@ -1,6 +1,7 @@
 //! What the engine of a shard is told, from the configuration.
 
 use taskmaster_engine::Config as ShardConfig;
+use taskmaster_engine::checkpoint::Checkpoints;
 use taskmaster_engine::cluster::{Limits, NodeInfo};
 
 use crate::config::Config;
@@ -33,5 +34,18 @@ pub(super) fn shard_config(config: &Config, info: &NodeInfo, dir: u128, number: 
         kept_max: u32::try_from(kept).unwrap_or(u32::MAX),
         retention_ms: u32::try_from(config.queues.retention.as_ms()).unwrap_or(u32::MAX),
         auto_create_queues: config.queues.auto_create,
+        checkpoints: config.postgres.is_configured().then(|| checkpoints(config)),
+    }
+}
+
+/// The cluster's bounds, shared out among its partitions.
+fn checkpoints(config: &Config) -> Checkpoints {
+    let partitions = u64::from(config.node.partitions);
+    let waiting_bytes = config.postgres.waiting_size.0.min(config.memory_bytes() / 2);
+    let bounded = |value: u64| u32::try_from(value).unwrap_or(u32::MAX).max(1);
+    Checkpoints {
+        waiting_max: bounded(config.postgres.waiting_max / partitions),
+        waiting_kib_max: bounded((waiting_bytes >> 10) / partitions),
+        kept_ms: u32::try_from(config.postgres.kept.as_ms()).unwrap_or(u32::MAX),
     }
 }

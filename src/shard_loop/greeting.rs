@@ -99,6 +99,17 @@ impl ShardLoop {
                 ("peer_losses", peers.losses),
             ]);
         }
+        if let Some(checkpoints) = &self.checkpoints {
+            pairs.extend([
+                ("checkpoint_waiting", engine.checkpoint_waiting),
+                ("checkpoint_waiting_bytes", engine.checkpoint_waiting_bytes),
+                ("checkpoint_lost", engine.checkpoint_lost),
+            ]);
+            if self.number == 0 {
+                let status = &checkpoints.port.status;
+                pairs.extend(status.counters());
+            }
+        }
         if self.number == 0 {
             pairs.push(("rss_bytes", rss_bytes().unwrap_or(0)));
         }

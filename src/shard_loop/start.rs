@@ -25,9 +25,11 @@ use taskmaster_storage::datadir::DataDir;
 use taskmaster_storage::wal;
 use taskmaster_storage::wal::driver::Wal;
 
+use super::checkpoints::Checkpoints;
 use super::gossip::Gossiper;
 use super::recovery::Recovered;
 use super::{GossipSetting, Message, NodeMap, ShardLoop, fatal, now_us};
+use crate::foreign::Port;
 
 /// Memory registered with each of an executor's three rings, in bytes: it counts against the memlock limit.
 const RING_BYTES: usize = 1 << 20;
@@ -57,6 +59,8 @@ pub(crate) struct Start {
     pub(crate) connections_max: u32,
     pub(crate) open_connections: Arc<AtomicU32>,
     pub(crate) ends: Ends<Message>,
+    /// The way to the foreign thread, where there is one.
+    pub(crate) port: Option<Port>,
     pub(crate) map: Arc<NodeMap>,
     /// Shared by all shards.
     pub(crate) address: SocketAddr,
@@ -102,7 +106,7 @@ pub(crate) fn spawn(start: Start) -> anyhow::Result<ExecutorJoinHandle<()>> {
         .map_err(|error| anyhow::anyhow!("{name} cannot start: {error}"))
 }
 
-async fn run(start: Start) -> anyhow::Result<()> {
+async fn run(mut start: Start) -> anyhow::Result<()> {
     let number = u32::try_from(start.number).expect("shards are few");
     let own = PeerAddr { node: start.engine.node.id, shard: start.engine.number };
     let (stands_alone, seed) = (start.engine.found != 0, start.engine.seed);
@@ -112,6 +116,7 @@ async fn run(start: Start) -> anyhow::Result<()> {
     let wal = Wal::open(&start.dir.wal_dir(number), start.wal, identity, term, end).await?;
     let (mesh, rings) = start.ends.connect().await;
     let gossip = start.peers.as_ref().and_then(|peers| peers.gossip.as_ref());
+    let wake = start.port.as_mut().and_then(|port| port.wake.take());
     let shard_loop = Rc::new(ShardLoop {
         number: start.number,
         own,
@@ -120,6 +125,7 @@ async fn run(start: Start) -> anyhow::Result<()> {
         wal,
         peers: start.peers.as_ref().map(|peers| Peers::new(peers.identity.clone(), peers.tls.clone())),
         gossip: gossip.map(|setting| Gossiper::new(setting, term, seed)).transpose()?,
+        checkpoints: start.port.take().map(|port| Rc::new(Checkpoints::new(port))),
         blocks: RefCell::new(VecDeque::new()),
         connections: RefCell::new(HashMap::new()),
         last_connection: Cell::new(0),
@@ -149,6 +155,7 @@ async fn run(start: Start) -> anyhow::Result<()> {
     if let Some(peers) = start.peers {
         meet_peers(&shard_loop, peers)?;
     }
+    shard_loop.start_checkpoints(wake);
     shard_loop.perform();
     // A node that stands alone elects itself, which takes a write.
     while stands_alone && !shard_loop.shard.borrow().is_serving() {

@@ -24,6 +24,7 @@ mod reader;
 mod scenario;
 mod shard_loop;
 pub mod shards;
+mod store;
 mod workers;
 mod workload;
 mod world;
@@ -84,19 +85,25 @@ pub struct Options {
     pub saves: bool,
     /// A planted bug.
     pub defect: Option<Defect>,
+    /// Final tasks are checkpointed to a store.
+    pub checkpoints: bool,
 }
 
 impl Options {
     /// A short run in which the seed chooses everything.
     #[must_use]
     pub const fn of_seed(seed: u64) -> Self {
-        Self { seed, nodes: 0, minutes: 0, faults: FaultSet::ALL, saves: false, defect: None }
+        let faults = FaultSet::ALL;
+        Self { seed, nodes: 0, minutes: 0, faults, saves: false, defect: None, checkpoints: false }
     }
 }
 
 impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "--seed {} --nodes {} --minutes {} --faults {}", self.seed, self.nodes, self.minutes, self.faults)?;
+        if self.checkpoints {
+            f.write_str(" --checkpoints")?;
+        }
         if self.saves {
             f.write_str(" --saves")?;
         }
@@ -148,6 +155,10 @@ pub struct Report {
     pub snapshots: u64,
     /// Comparisons of two replicas at the same index.
     pub replicas_compared: u64,
+    /// Ends of tasks taken by the store.
+    pub stored: u64,
+    /// Batches that it refused: late, or taken before.
+    pub refused: u64,
     /// Peer messages and gossip packets delivered.
     pub messages: u64,
 }

@@ -90,7 +90,7 @@ impl Setup {
         self
     }
 
-    fn config(&self) -> String {
+    pub(crate) fn config(&self) -> String {
         let (data_dir, address, shards) = (self.data_dir.display(), self.address, self.shards);
         format!(
             "[node]\ndata_dir = \"{data_dir}\"\nshards = {shards}\n[listen]\naddress = \"{address}\"\n\
@@ -160,8 +160,21 @@ impl Running {
 
     /// `kill -9`.
     pub(crate) fn kill(mut self) {
+        self.strike();
+    }
+
+    /// `kill -9`, and what it has logged stays to be looked at.
+    pub(crate) fn strike(&mut self) {
         kill_process(self.pid(), Signal::KILL).unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Names of its threads.
+    pub(crate) fn threads(&self) -> Vec<String> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        tasks
+            .map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap().trim().to_owned())
+            .collect()
     }
 
     /// SIGTERM, then waits for the end.

@@ -81,6 +81,7 @@ fn crates_depend_only_in_the_agreed_direction() {
         ("engine/scheduler/Cargo.toml", &[]),
         ("net/Cargo.toml", &["taskmaster-protocol"]),
         ("storage/Cargo.toml", &[]),
+        ("connect/Cargo.toml", &[]),
         ("clients/rust/Cargo.toml", &["taskmaster-protocol"]),
         ("workers/Cargo.toml", &[]),
         ("workflow/Cargo.toml", &[]),

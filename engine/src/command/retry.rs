@@ -71,7 +71,7 @@ fn again(partition: &mut Partition, slot: Slot, needs_of: &mut Needs, cx: &mut C
         return false;
     }
     if index == NONE {
-        partition.unretain(slot);
+        partition.unretain(slot, cx.arena);
     } else if workflow::reopen(partition, index, row, needs_of.of(partition, index), cx).is_none() {
         return false;
     }

@@ -26,6 +26,7 @@ impl Partition {
         if !core::mem::take(&mut self.leading) {
             return;
         }
+        self.sending = super::Sending::Closed;
         for queue in &self.queues {
             cx.dispatch.leave_line(queue.dispatch, self.id);
         }
@@ -80,6 +81,7 @@ impl Partition {
     pub(crate) fn digest(&self, arena: &crate::arena::Arena) -> u64 {
         use core::hash::{BuildHasher, Hash, Hasher};
         let mut sum = crate::hash::mix64(self.forgotten_ms ^ self.command_us.rotate_left(32) ^ u64::from(self.kept));
+        sum = sum.wrapping_add(crate::hash::mix64(self.last_retained ^ self.checkpointed.rotate_left(32)));
         for slot in 0..self.tasks.slots() {
             let Some(task) = self.tasks.get(slot) else { continue };
             let mut hasher = crate::hash::FixedState.build_hasher();
@@ -91,7 +93,7 @@ impl Partition {
             hasher.write(arena.get(task.blob));
             hasher.write(&self.contracts[task.contract].canonical);
             if task.state.is_final() {
-                (task.at_us, self.retention_ms(task)).hash(&mut hasher);
+                (task.at_us, self.retention_ms(task).map(|kept_ms| (kept_ms, task.token))).hash(&mut hasher);
             }
             if let Some(extra) = self.extras.get(task.extra) {
                 (extra.due_us, extra.deadline_us, extra.unique_until_us).hash(&mut hasher);

@@ -2,6 +2,7 @@
 //! replica forgets the same.
 
 use super::{Cx, Partition, RetentionList, hash_of_id, quantised};
+use crate::arena::Arena;
 use crate::task::{List, NONE, Slot, Task};
 use crate::timer::{Timer, TimerKind, Timers};
 
@@ -20,8 +21,8 @@ impl Partition {
         })
     }
 
-    /// Starts a final task's retention.
-    pub(crate) fn retain(&mut self, slot: Slot) {
+    /// Starts a final task's retention. A snapshot in progress has copied it.
+    pub(crate) fn retain(&mut self, slot: Slot, arena: &Arena) {
         let task = &self.tasks[slot];
         let contract = &self.contracts[task.contract];
         let queue = &self.queues[contract.queue as usize];
@@ -33,18 +34,21 @@ impl Partition {
             let window_ms = (extra.unique_until_us - task.at_us).div_ceil(1_000);
             retention_ms = retention_ms.max(u32::try_from(window_ms).unwrap_or(u32::MAX));
         }
-        self.retain_for(slot, retention_ms);
+        self.last_retained += 1;
+        self.retain_as(slot, self.last_retained, retention_ms, arena);
     }
 
-    /// Starts a final task's retention of this length.
-    pub(crate) fn retain_for(&mut self, slot: Slot, retention_ms: u32) {
+    /// Starts a final task's retention of this length, under this number: the highest so far.
+    pub(crate) fn retain_as(&mut self, slot: Slot, number: u64, retention_ms: u32, arena: &Arena) {
         let list = self.retention_list(retention_ms);
         self.retained += 1;
-        self.last_retained += 1;
         let task = &mut self.tasks[slot];
-        task.token = self.last_retained;
+        task.token = number;
         task.worker = u32::try_from(list).expect("lengths are quantised");
         self.retention[list].list.push_back(&mut self.tasks, slot);
+        if self.has_checkpoints() {
+            self.wait_for_checkpoint(slot, arena);
+        }
     }
 
     /// How long a final task is kept, if its retention has begun: with a workflow's `finished_us`, which comes after its
@@ -55,24 +59,30 @@ impl Partition {
         has_begun.then(|| self.retention[task.worker as usize].retention_ms)
     }
 
-    /// Takes a final task off its retention list, for a retry.
-    pub(crate) fn unretain(&mut self, slot: Slot) {
+    /// Ends a final task's retention. A snapshot in progress has it with its number, by which replicas forget in the same order.
+    pub(crate) fn unretain(&mut self, slot: Slot, arena: &Arena) {
+        crate::snapshot::touch(self, slot, arena);
         let list = self.tasks[slot].worker as usize;
         self.retention[list].list.unlink(&mut self.tasks, slot);
         self.retained -= 1;
+        if self.has_checkpoints() {
+            self.wait_no_longer(slot, arena);
+        }
+        self.tasks[slot].token = 0;
     }
 
-    /// Forgets final tasks whose retention is over, and the oldest ones above `kept_max`; at most `work_max` of them.
-    /// Which ones follows from the log alone, so every replica forgets the same.
+    /// Forgets final tasks whose retention is over, and the oldest ones above `kept_max`; at most `work_max` of them. Where there are
+    /// checkpoints, a task waits for its own first. Which ones follows from the log alone, so every replica forgets the same.
     pub(crate) fn evict(&mut self, work_max: usize, cx: &mut Cx<'_>) {
         for _ in 0..work_max {
             let is_over = self.retained > self.settings.kept_max;
-            let heads = self.retention.iter().filter(|list| list.list.head != NONE);
+            let heads = self.retention.iter().filter(|list| self.may_be_forgotten(list.list.head));
             let going = heads.filter(|list| is_over || self.retained_until_us(list) <= cx.time_us);
             let Some(slot) = going.map(|list| list.list.head).min_by_key(|&head| self.tasks[head].token) else {
                 return;
             };
-            self.unretain(slot);
+            self.note_loss(slot);
+            self.unretain(slot, cx.arena);
             self.forget(slot, cx);
         }
     }
@@ -82,12 +92,13 @@ impl Partition {
         let task = &self.tasks[list.list.head];
         let workflow = self.extras.get(task.extra).map_or(NONE, |extra| extra.workflow);
         let since_us = if workflow == NONE { task.at_us } else { self.workflows[workflow].finished_us };
-        since_us + u64::from(list.retention_ms) * 1_000
+        let until_us = since_us + u64::from(list.retention_ms) * 1_000;
+        until_us.min(self.checkpointed_until_us(task, since_us))
     }
 
     /// When the next task is to be forgotten.
     pub(crate) fn next_eviction_us(&self) -> Option<u64> {
-        let lists = self.retention.iter().filter(|list| list.list.head != NONE);
+        let lists = self.retention.iter().filter(|list| self.may_be_forgotten(list.list.head));
         lists.map(|list| self.retained_until_us(list)).min()
     }
 
@@ -107,9 +118,8 @@ impl Partition {
         self.retention_armed = false;
     }
 
-    /// Removes a final task that is on no list.
+    /// Removes a final task whose retention was ended.
     fn forget(&mut self, slot: Slot, cx: &mut Cx<'_>) {
-        crate::snapshot::touch(self, slot, cx.arena);
         let task = self.tasks[slot].clone();
         self.kept -= 1;
         // A client whose clock runs ahead must not make the ids of all others look old.

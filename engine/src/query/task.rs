@@ -100,7 +100,7 @@ fn describe(partition: &Partition, slot: Slot, arena: &Arena, dispatch: &Dispatc
     page.rows.push(info);
 }
 
-fn workflow_id(partition: &Partition, index: u32) -> TaskId {
+pub(crate) fn workflow_id(partition: &Partition, index: u32) -> TaskId {
     if index == NONE { TaskId::default() } else { partition.workflows[index].id }
 }
 

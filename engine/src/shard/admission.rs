@@ -290,7 +290,7 @@ impl Shard {
     }
 
     /// Adds a command to what its partition's leader, which is here, proposes at the end of the turn.
-    fn push(
+    pub(super) fn push(
         &mut self,
         verb: Verb,
         partition: PartitionId,

@@ -10,7 +10,7 @@ use taskmaster_protocol::{Operation, PartitionId};
 use super::group::{Group, Request};
 use super::{Effects, Shard};
 use crate::command;
-use crate::entry::{self, Command, EntryError, Settings, Verb};
+use crate::entry::{self, Command, EntryError, Settings, Verb, read_checkpointed};
 use crate::partition::{Cx, Partition};
 use crate::peer::META_GROUP;
 use crate::replica::log::Position;
@@ -115,18 +115,34 @@ impl Shard {
         Ok(())
     }
 
+    /// Applies a command that no client asks for.
+    fn apply_own(&mut self, id: PartitionId, command: &Command<'_>) -> Result<Reply, EntryError> {
+        let Some((partition, mut cx)) = self.split(id, command.time_us) else { return Ok(Reply::Done) };
+        partition.command_us = command.time_us;
+        match command.verb {
+            Verb::Settings => {
+                let settings = Settings::read(command.body).ok_or(EntryError::Record("a setting"))?;
+                partition.set(settings, cx.arena);
+            }
+            Verb::Checkpointed => {
+                let upto = read_checkpointed(command.body).ok_or(EntryError::Record("a checkpoint's number"))?;
+                partition.checkpoint(upto, cx.arena);
+            }
+            Verb::Restored => {
+                let inserted = crate::snapshot::restored::insert(command.body, partition, &mut cx);
+                inserted.map_err(|_| EntryError::Record("a chunk of restored tasks"))?;
+            }
+            Verb::Operation(_) => unreachable!("clients ask for operations"),
+        }
+        Ok(Reply::Done)
+    }
+
     /// Applies one command.
     fn apply(&mut self, group: u16, command: &Command<'_>) -> Result<Reply, EntryError> {
         let id = PartitionId(group);
         let operation = match command.verb {
             Verb::Operation(operation) => operation,
-            Verb::Settings => {
-                if let Some((partition, _)) = self.split(id, command.time_us) {
-                    partition.command_us = command.time_us;
-                    partition.settings = Settings::read(command.body).ok_or(EntryError::Record("a setting"))?;
-                }
-                return Ok(Reply::Done);
-            }
+            Verb::Settings | Verb::Checkpointed | Verb::Restored => return self.apply_own(id, command),
         };
         let wrong =
             |malformed: Malformed| EntryError::Body { operation, partition: id, message: malformed.to_string() };

@@ -181,7 +181,7 @@ impl Shard {
             self.lead_meta(group);
             return;
         }
-        let wanted = Settings { retention_ms: self.config.retention_ms.max(1), kept_max: self.config.kept_max };
+        let wanted = self.settings();
         let now_us = self.last_time_us;
         let Some((partition, mut cx)) = self.split(PartitionId(group.number), now_us) else { return };
         partition.lead(group.serving, &mut cx);
@@ -194,6 +194,18 @@ impl Shard {
             });
             self.backlog.bytes += bytes;
             group.propose();
+        }
+    }
+
+    /// What this node is configured with.
+    fn settings(&self) -> Settings {
+        let checkpoints = self.config.checkpoints;
+        Settings {
+            retention_ms: self.config.retention_ms.max(1),
+            kept_max: self.config.kept_max,
+            waiting_max: checkpoints.map_or(0, |checkpoints| checkpoints.waiting_max.max(1)),
+            waiting_kib_max: checkpoints.map_or(0, |checkpoints| checkpoints.waiting_kib_max),
+            checkpointed_kept_ms: checkpoints.map_or(0, |checkpoints| checkpoints.kept_ms),
         }
     }
 

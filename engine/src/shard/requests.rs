@@ -11,7 +11,7 @@ use super::reads::{READS_MAX, Read};
 use super::{Effects, Shard};
 use crate::command;
 use crate::contract::DEFAULT_NAMESPACE;
-use crate::effects::ConnId;
+use crate::effects::{ConnId, Question};
 use crate::partition::Awaited;
 use crate::query;
 use crate::refused::{Refused, unknown_task, unknown_workflow};
@@ -237,7 +237,13 @@ impl Shard {
     ) -> Result<(), Refused> {
         let id = TaskId::from(&body::access::<ArchivedGetTask>(bytes)?.id);
         let partition = self.partition(header)?;
-        let slot = partition.find(id, NONE).ok_or_else(|| unknown_task(id))?;
+        let slot = match partition.find(id, NONE) {
+            None if partition.has_checkpoints() && operation == Operation::GetTask => {
+                effects.ask(Question { conn, header: *header, id });
+                return Ok(());
+            }
+            slot => slot.ok_or_else(|| unknown_task(id))?,
+        };
         if operation == Operation::Why {
             let answer = query::why::explain(partition, slot, &self.arena, &self.dispatch, self.last_time_us);
             effects.reply(conn, header, &answer);
@@ -255,7 +261,13 @@ impl Shard {
             let index = partition.workflows.find(id).ok_or_else(|| unknown_workflow(id))?;
             (Awaited::Workflow(id), partition.workflows[index].unfinished == 0)
         } else {
-            let slot = partition.find(id, NONE).ok_or_else(|| unknown_task(id))?;
+            let slot = match partition.find(id, NONE) {
+                None if partition.has_checkpoints() => {
+                    effects.ask(Question { conn, header, id });
+                    return Ok(());
+                }
+                slot => slot.ok_or_else(|| unknown_task(id))?,
+            };
             (Awaited::Task(id), partition.tasks[slot].state.is_final())
         };
         if is_settled {

@@ -10,7 +10,7 @@ use raft::eraftpb::{ConfState, HardState};
 use taskmaster_protocol::FrameBuffer;
 
 use super::Shard;
-use crate::entry::Settings;
+use crate::entry::{SETTINGS_BYTES, Settings};
 use crate::peer::META_GROUP;
 use crate::replica::conf;
 use crate::replica::log::Position;
@@ -34,7 +34,7 @@ pub mod tag {
 /// Bytes of entries per chunk.
 const ENTRIES_BYTES: usize = 256 << 10;
 /// Bytes of a head before its configuration.
-pub(crate) const HEAD_BYTES: usize = 72;
+pub(crate) const HEAD_BYTES: usize = 88;
 
 /// A group's head.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -71,7 +71,7 @@ impl Head {
         let at = Position { index: fields.u64()?, term: fields.u64()? };
         let (term, vote, commit) = (fields.u64()?, fields.u64()?, fields.u64()?);
         let command_us = fields.u64()?;
-        let settings = Settings::read(fields.bytes(8)?)?;
+        let settings = Settings::read(fields.bytes(SETTINGS_BYTES)?)?;
         let len = usize::try_from(fields.u32()?).ok()?;
         fields.bytes(4)?;
         // A replica that never got its first state has no configuration.
@@ -88,7 +88,7 @@ impl Head {
     }
 }
 
-const _: () = assert!(HEAD_BYTES == 8 + 6 * 8 + 8 + 8);
+const _: () = assert!(HEAD_BYTES == 8 + 6 * 8 + SETTINGS_BYTES + 8);
 
 /// What comes next of a group that is being written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -294,7 +294,7 @@ mod tests {
             at: Position { term: 4, index: 17 },
             hard: HardState { term: 5, vote: 9, commit: 18, ..HardState::default() },
             command_us: 77,
-            settings: Settings { retention_ms: 1, kept_max: 2 },
+            settings: Settings { retention_ms: 1, kept_max: 2, waiting_max: 3, ..Settings::default() },
             conf: conf::alone(9),
         };
         let mut out = FrameBuffer::new();

@@ -51,6 +51,8 @@ fn tables_of_snapshot_records_are_their_layouts() {
         first,
         partition,
         forgotten_ms,
+        last_retained,
+        checkpointed,
         queues,
         contracts,
         workflows,
@@ -147,12 +149,30 @@ fn tables_of_commands_place_every_field() {
     let values = [("operation", operation), ("flags", 1), ("body_len", 17), ("time_us", FIRST)];
     check_bytes("#### Command header: 16 bytes\n", &out[..entry::COMMAND_HEADER_BYTES], &values);
     assert_eq!(out.len(), 16 + 32, "bodies are padded to 16");
-    let settings = Settings { retention_ms: 0x0403_0201, kept_max: 0x1413_1211 };
-    let values = [("retention_ms", 0x0403_0201), ("kept_max", 0x1413_1211)];
-    check_bytes("#### Settings: 8 bytes\n", &settings.bytes(), &values);
+    let settings = Settings {
+        retention_ms: 0x0403_0201,
+        kept_max: 0x1413_1211,
+        waiting_max: 0x2423_2221,
+        waiting_kib_max: 0x3433_3231,
+        checkpointed_kept_ms: 0x4443_4241,
+    };
+    let values = [
+        ("retention_ms", 0x0403_0201),
+        ("kept_max", 0x1413_1211),
+        ("waiting_max", 0x2423_2221),
+        ("waiting_kib_max", 0x3433_3231),
+        ("checkpointed_kept_ms", 0x4443_4241),
+    ];
+    check_bytes("#### Settings: 24 bytes\n", &settings.bytes(), &values);
     out.clear();
     entry::append(&mut out, Verb::Settings, false, FIRST, |out| out.extend_from_slice(&settings.bytes()));
-    let values = [("operation", 256), ("flags", 0), ("body_len", 8), ("time_us", FIRST)];
+    let values = [("operation", 256), ("flags", 0), ("body_len", 24), ("time_us", FIRST)];
+    check_bytes("#### Command header: 16 bytes\n", &out[..16], &values);
+    out.clear();
+    entry::append(&mut out, Verb::Checkpointed, false, FIRST, |out| {
+        out.extend_from_slice(&entry::checkpointed_bytes(SECOND));
+    });
+    let values = [("operation", 257), ("flags", 0), ("body_len", 8), ("time_us", FIRST)];
     check_bytes("#### Command header: 16 bytes\n", &out[..16], &values);
 }
 
@@ -196,7 +216,13 @@ fn table_of_a_head_places_every_field() {
         at: Position { index: FIRST, term: SECOND },
         hard: HardState { term: THIRD, vote: 5, commit: 6, ..HardState::default() },
         command_us: 7,
-        settings: Settings { retention_ms: 8, kept_max: 9 },
+        settings: Settings {
+            retention_ms: 8,
+            kept_max: 9,
+            waiting_max: 10,
+            waiting_kib_max: 11,
+            checkpointed_kept_ms: 12,
+        },
         conf: members(),
     };
     let mut out = FrameBuffer::new();
@@ -211,9 +237,12 @@ fn table_of_a_head_places_every_field() {
         ("command_us", 7),
         ("retention_ms", 8),
         ("kept_max", 9),
+        ("waiting_max", 10),
+        ("waiting_kib_max", 11),
+        ("checkpointed_kept_ms", 12),
         ("configuration_len", 64),
     ];
-    check_bytes("#### HEAD: 72 bytes, then the configuration\n", &out[..HEAD_BYTES], &values);
+    check_bytes("#### HEAD: 88 bytes, then the configuration\n", &out[..HEAD_BYTES], &values);
     assert_eq!(out.len(), HEAD_BYTES + 64);
 }
 

@@ -11,7 +11,7 @@ use rkyv::bytecheck::CheckBytes;
 use rkyv::rancor::Error;
 use rkyv::{Archive, Deserialize};
 use taskmaster_engine::cluster::map::ClusterMap;
-use taskmaster_engine::{Config, ConnId, Effects, Input, PeerAddr, Shard, SnapshotStep, State};
+use taskmaster_engine::{Config, ConnId, Effects, Input, PeerAddr, Refused, Shard, SnapshotStep, State};
 use taskmaster_protocol::body::{
     self, Assign, AwaitTask, BatchReply, Cancel, Complete, CompleteRow, ConfigureQueue, Credit, Empty, Explanation,
     Fail, FailRow, GetTask, GetWorkflow, LeaseRow, Leases, ListQueues, ListTasks, QueueInfo, QueuePage, Refusal, Retry,
@@ -243,6 +243,11 @@ impl World {
             parts.iter().for_each(|part| bytes.extend_from_slice(part));
             log.push(Record { kind, bytes });
         });
+        // Nobody answers from the store here.
+        for question in self.effects.take_questions() {
+            let unknown = Refused::new(Code::UnknownTask, "it is not kept here");
+            self.effects.answer(&question, Err(&unknown));
+        }
         self.effects.drain(|conn, frames| {
             let mut rest: &[u8] = frames;
             while !rest.is_empty() {

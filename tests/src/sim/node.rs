@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use taskmaster_engine::checkpoint::Checkpoints;
 use taskmaster_engine::cluster::controller::Limits;
 use taskmaster_engine::cluster::{ClusterMap, Member, Membership, NodeInfo, SOFTWARE_VERSION};
 use taskmaster_engine::{Config, ConnId};
@@ -151,6 +152,7 @@ impl Place {
                 kept_max: u32::MAX,
                 retention_ms: 600_000,
                 auto_create_queues: true,
+                checkpoints: scenario.checkpoints.then_some(CHECKPOINTS),
             };
             loops.push(ShardLoop::start(config, disk, now_us, dice, defect)?);
         }
@@ -171,6 +173,9 @@ impl Place {
         Ok(())
     }
 }
+
+/// Nothing is forgotten early, so that it can be read.
+const CHECKPOINTS: Checkpoints = Checkpoints { waiting_max: 1 << 20, waiting_kib_max: 1 << 20, kept_ms: u32::MAX };
 
 /// A controller in a hurry: runs are short.
 pub(crate) fn hurried() -> Limits {

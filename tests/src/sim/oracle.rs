@@ -17,6 +17,8 @@ use taskmaster_protocol::{FrameBuffer, Operation, TaskId, access};
 
 pub(crate) use taskmaster_engine::State;
 
+use super::store::Store;
+
 mod answers;
 mod assigns;
 mod reads;
@@ -182,6 +184,8 @@ pub(crate) struct Oracle {
     /// Order of the latest resume received.
     resumed: BTreeMap<(u16, u32), u64>,
     replicas: replicas::Replicas,
+    /// Where final tasks are checkpointed, if they are.
+    pub(crate) store: Option<Store>,
     /// End of the id of a task to report on.
     watched: Option<String>,
     /// Says who leads.
@@ -209,9 +213,10 @@ const fn term_of(token: u64) -> u64 {
 }
 
 impl Oracle {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(checkpoints: bool) -> Self {
         let is_loud = std::env::var_os("TASKMASTER_SIM_LOG").is_some();
-        Self { watched: std::env::var("TASKMASTER_SIM_WATCH").ok(), is_loud, ..Self::default() }
+        let store = checkpoints.then(Store::default);
+        Self { store, watched: std::env::var("TASKMASTER_SIM_WATCH").ok(), is_loud, ..Self::default() }
     }
 
     /// For hunting: what happens to the task whose id ends with TASKMASTER_SIM_WATCH.
@@ -240,6 +245,11 @@ impl Oracle {
 
     pub(crate) fn ids(&self) -> impl Iterator<Item = TaskId> + '_ {
         self.tasks.keys().copied()
+    }
+
+    /// Tasks that are known to be final, and how.
+    pub(crate) fn ends(&self) -> impl Iterator<Item = (TaskId, State)> + '_ {
+        self.tasks.iter().filter_map(|(id, task)| Some((*id, task.settled?.state)))
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -31,6 +31,8 @@ pub(crate) struct Scenario {
     pub(crate) snapshot_every: u64,
     /// Bytes of a shard's groups' logs kept for followers that lag: few, so that snapshots are sent.
     pub(crate) log_bytes_kept: u64,
+    /// Final tasks are checkpointed.
+    pub(crate) checkpoints: bool,
     /// Bytes of snapshots that a shard sends per second.
     pub(crate) transfer_bytes_per_s: u64,
     pub(crate) faults: Vec<Planned>,
@@ -78,6 +80,7 @@ impl Scenario {
             calm_from_us,
             snapshot_every: dice.range(5, 120),
             log_bytes_kept: if dice.chance(60) { dice.range(1 << 10, 64 << 10) } else { 1 << 20 },
+            checkpoints: options.checkpoints,
             transfer_bytes_per_s: if dice.chance(20) { dice.range(16 << 10, 1 << 20) } else { 1 << 30 },
             faults,
             dice: Dice::new(dice.roll()),

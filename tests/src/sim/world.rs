@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 use taskmaster_engine::PeerAddr;
+use taskmaster_engine::checkpoint::Stored;
 use taskmaster_engine::cluster::ClusterMap;
-use taskmaster_protocol::{FrameBuffer, NodeId};
+use taskmaster_protocol::{FrameBuffer, NodeId, PartitionId};
 
 use super::actor::{Actor, Target};
 use super::client::Client;
@@ -29,6 +30,7 @@ mod links;
 mod mishaps;
 mod nodes;
 mod peers;
+mod stores;
 
 /// A right clock at virtual time zero, in microseconds since 1970.
 pub(crate) const START_US: u64 = 1_700_000_000_000_000;
@@ -102,6 +104,13 @@ enum What {
     Gossip {
         at_us: u64,
     },
+    /// The store's answer.
+    Stored {
+        shard: u16,
+        partition: PartitionId,
+        term: u64,
+        stored: Stored,
+    },
 }
 
 enum Event {
@@ -140,6 +149,8 @@ enum Event {
         at_us: u64,
     },
     Fault(Fault),
+    /// Something reaches the store.
+    Store(Box<stores::Asked>),
     Look,
 }
 
@@ -214,6 +225,7 @@ pub(crate) struct World {
     link_of: Vec<BTreeMap<Target, u64>>,
     wake_of: Vec<u64>,
     oracle: Oracle,
+    store_down_until_us: u64,
     phase: Phase,
     /// When replicas are compared next.
     compare_us: u64,
@@ -262,7 +274,8 @@ impl World {
             link_of: actors.iter().map(|_| BTreeMap::new()).collect(),
             wake_of: vec![u64::MAX; actors.len()],
             actors,
-            oracle: Oracle::new(),
+            oracle: Oracle::new(options.checkpoints),
+            store_down_until_us: 0,
             phase: Phase::Faults,
             compare_us: 0,
             defect: options.defect,
@@ -309,6 +322,8 @@ impl World {
             replicas_compared: self.oracle.compared(),
             submits_acknowledged: self.oracle.submits_acknowledged,
             completions_acknowledged: self.oracle.completions_acknowledged,
+            stored: self.oracle.store.as_ref().map_or(0, |store| store.rows),
+            refused: self.oracle.store.as_ref().map_or(0, |store| store.refused),
             ..self.report
         }
     }
@@ -421,6 +436,7 @@ impl World {
                 }
                 Ok(())
             }
+            Event::Store(asked) => self.store_asked(asked),
             Event::Look => self.look(),
         }
     }
@@ -444,6 +460,7 @@ impl World {
             What::PeerLost { shard, node } => self.peer_lost(place, shard, node),
             What::Packet { from, bytes } => self.packet_arrives(place, from, &bytes),
             What::Gossip { at_us } => self.gossip_due(place, at_us),
+            What::Stored { shard, partition, term, stored } => self.stored(place, shard, partition, term, stored),
         }
         Ok(())
     }

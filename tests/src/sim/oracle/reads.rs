@@ -41,6 +41,8 @@ impl Oracle {
             let task = self.tasks.get_mut(&id).expect("registered");
             task.over = true;
             let may_be_unknown = task.contract.may_be_forgotten;
+            let is_stored = self.store.as_ref().is_none_or(|store| store.end(id).is_some());
+            require(is_stored || !before.acknowledged, || format!("{id} was forgotten and not checkpointed"))?;
             require(may_be_unknown || !before.acknowledged, || format!("{id} was acknowledged and is lost"))?;
             return require(may_be_unknown || before.settled.is_none(), || {
                 format!("{id} was {:?} and is lost", before.settled)

@@ -25,6 +25,7 @@ impl World {
             self.compare_us = self.now_us + LOOK_US * (2 + self.oracle.len() as u64 / 150);
             self.compare_replicas()?;
         }
+        self.send_checkpoints();
         if self.is_calm() {
             self.activate_drained();
         }
@@ -38,7 +39,7 @@ impl World {
                 if since_us > 0 {
                     self.phase = Phase::Reading { since_us: 0 };
                     self.read_everything();
-                } else if self.is_all_read() && self.do_replicas_agree() {
+                } else if self.is_all_read() && self.is_all_stored() && self.do_replicas_agree() {
                     self.phase = Phase::ReadingAgain;
                     for place in 0..self.places.len() {
                         let number = self.places[place].number;
@@ -48,7 +49,10 @@ impl World {
                     self.read_everything();
                 }
             }
-            Phase::ReadingAgain if self.is_all_read() && self.do_replicas_agree() => self.phase = Phase::Over,
+            Phase::ReadingAgain if self.is_all_read() && self.is_all_stored() && self.do_replicas_agree() => {
+                self.compare_store()?;
+                self.phase = Phase::Over;
+            }
             Phase::Faults | Phase::Calm | Phase::Reading { .. } | Phase::ReadingAgain | Phase::Over => {}
         }
         if self.phase != before {

@@ -1,7 +1,7 @@
 //! Processes: starts and ends, turns, writes, snapshots, shutdowns.
 
-use taskmaster_engine::Input;
-use taskmaster_protocol::FrameBuffer;
+use taskmaster_engine::{Input, Refused};
+use taskmaster_protocol::{Code, FrameBuffer};
 
 use super::{Event, What, World, sum};
 use crate::sim::dice::mix;
@@ -107,6 +107,10 @@ impl World {
         while partition < self.scenario.partitions {
             oracle.leads(life, partition, own.shard.serving(partition))?;
             partition += at.site.shards;
+        }
+        for question in own.effects.take_questions() {
+            let unknown = Refused::new(Code::UnknownTask, "it may be in the store, which nobody asks here");
+            own.effects.answer(&question, Err(&unknown));
         }
         let (mut frames, mut outgoing) = (Vec::new(), Vec::new());
         own.effects.drain(|conn, buffer| {

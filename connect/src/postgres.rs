@@ -1,0 +1,30 @@
+//! PostgreSQL: final tasks of a cluster, checkpointed in batches and exactly once; a schema with versions.
+
+mod backoff;
+mod batch;
+mod copy;
+mod day;
+mod error;
+mod floor;
+mod leaves;
+mod reader;
+mod restore;
+mod schema;
+mod session;
+mod settings;
+mod standing;
+mod status;
+mod tls;
+mod writer;
+
+pub use batch::{Batch, Contract, FinalTask, Place, Request, Stored};
+pub use error::Error;
+pub use floor::floor;
+pub use reader::{Found, Question, StoredTask, read};
+pub use restore::{Source, adopt, history, sources};
+pub use schema::{SCHEMA_VERSION, check, migrate, version};
+pub use session::{Session, connect};
+pub use settings::{Settings, TlsMode};
+pub use standing::{Standing, standing};
+pub use status::Status;
+pub use writer::{Answers, Given, write};

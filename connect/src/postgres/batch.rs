@@ -1,0 +1,137 @@
+//! What is checkpointed: final tasks of one partition, in the order of their numbers.
+
+/// A range of [`Batch::bytes`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Offset.
+    pub at: u32,
+    /// Length in bytes.
+    pub len: u32,
+}
+
+/// What a leader asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Where a partition stands; earlier terms write no more from here on.
+    Open {
+        /// The cluster.
+        cluster: u128,
+        /// The partition.
+        partition: u16,
+        /// The leader's term.
+        term: u64,
+    },
+    /// To store what follows.
+    Batch(Batch),
+}
+
+impl Request {
+    /// The partition it is about.
+    #[must_use]
+    pub const fn partition(&self) -> u16 {
+        match self {
+            Self::Open { partition, .. } => *partition,
+            Self::Batch(batch) => batch.partition,
+        }
+    }
+
+    pub(super) const fn cluster(&self) -> u128 {
+        match self {
+            Self::Open { cluster, .. } => *cluster,
+            Self::Batch(batch) => batch.cluster,
+        }
+    }
+
+    pub(super) const fn term(&self) -> u64 {
+        match self {
+            Self::Open { term, .. } => *term,
+            Self::Batch(batch) => batch.term,
+        }
+    }
+}
+
+/// Final tasks of one partition. Taken only when the partition stands at `from` and no later term has written; then it stands at `to`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// The cluster.
+    pub cluster: u128,
+    /// The partition.
+    pub partition: u16,
+    /// The leader's term.
+    pub term: u64,
+    /// Where the partition must stand.
+    pub from: u64,
+    /// Where it stands afterwards.
+    pub to: u64,
+    /// The tasks.
+    pub tasks: Vec<FinalTask>,
+    /// What the tasks have in common.
+    pub contracts: Vec<Contract>,
+    /// Texts and blobs.
+    pub bytes: Vec<u8>,
+}
+
+/// A contract: its canonical bytes are its identity, the rest makes them readable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contract {
+    /// Identity, and all that is needed to make the contract again.
+    pub canonical: Box<[u8]>,
+    /// Namespace of the queue.
+    pub namespace: String,
+    /// Queue.
+    pub queue: String,
+    /// Kind.
+    pub kind: String,
+    /// Priority class.
+    pub priority: u8,
+    /// Attempts in all.
+    pub attempts_max: u16,
+}
+
+/// A final task. Times are microseconds since 1970, 0 for none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FinalTask {
+    /// Id.
+    pub id: u128,
+    /// Workflow, or 0.
+    pub workflow: u128,
+    /// Number within the partition.
+    pub number: u64,
+    /// When the last attempt began, as far as known.
+    pub started_us: u64,
+    /// When it became final.
+    pub finished_us: u64,
+    /// Deadline.
+    pub deadline_us: u64,
+    /// Index in [`Batch::contracts`].
+    pub contract: u32,
+    /// Attempts begun.
+    pub attempts: u32,
+    /// Attempts that failed.
+    pub failures: u16,
+    /// How it ended: the protocol's number.
+    pub state: u8,
+    /// It ended with success: `blob` is its result, else its payload.
+    pub succeeded: bool,
+    /// It missed a deadline that only flags.
+    pub late: bool,
+    /// Step name.
+    pub name: Place,
+    /// Code of the last failure,
+    pub error_code: Place,
+    /// its message,
+    pub error: Place,
+    /// and the end of its log.
+    pub log_tail: Place,
+    /// Payload or result.
+    pub blob: Place,
+}
+
+/// The answer to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// All up to this number is stored, and nothing behind.
+    Upto(u64),
+    /// A later term writes.
+    Overtaken,
+}

@@ -1,0 +1,200 @@
+//! The way back: the history of a cluster whose disks are lost, read in the order in which it was written.
+//!
+//! A cluster that was restored from another goes on where that one ended: its history is both. What comes back is each task as it ended
+//! last, up to the position that its partition had reached when the last batch was stored.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use futures_util::{StreamExt, pin_mut};
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+
+use super::{Batch, Contract, Error, FinalTask, Place, Session};
+
+/// Tasks of a batch at most, and bytes at which it is full.
+const BATCH_TASKS: usize = 2_048;
+const BATCH_BYTES: usize = 512 << 10;
+
+/// A cluster that can be restored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The database's number of it.
+    pub number: i32,
+    /// Its id.
+    pub id: u128,
+    /// The position of each partition.
+    pub positions: BTreeMap<u16, u64>,
+    /// When its last batch was stored, in seconds since 1970.
+    pub last_s: u64,
+}
+
+/// Clusters in the database, the one that wrote last first.
+///
+/// # Errors
+/// When the database does not say.
+pub async fn sources(session: &Session) -> Result<Vec<Source>, Error> {
+    let rows = session
+        .client
+        .query(
+            "SELECT cluster, uuid_send(id), partition, position, coalesce(extract(epoch FROM max(at) OVER (PARTITION BY cluster)), 0)::int8
+             FROM taskmaster.cluster JOIN taskmaster.checkpoint USING (cluster) ORDER BY 5 DESC, cluster DESC, partition",
+            &[],
+        )
+        .await?;
+    let mut sources: Vec<Source> = Vec::new();
+    for row in rows {
+        let (number, position, last_s): (i32, i64, i64) = (row.try_get(0)?, row.try_get(3)?, row.try_get(4)?);
+        if sources.last().is_none_or(|last| last.number != number) {
+            let last_s = last_s.cast_unsigned();
+            sources.push(Source { number, id: id(&row, 1)?, positions: BTreeMap::new(), last_s });
+        }
+        let partition =
+            u16::try_from(row.try_get::<_, i32>(2)?).map_err(|_| Error::Vanished("a partition's number"))?;
+        if let Some(source) = sources.last_mut() {
+            source.positions.insert(partition, position.cast_unsigned());
+        }
+    }
+    Ok(sources)
+}
+
+const HISTORY: &str = "WITH RECURSIVE chain AS (
+        SELECT cluster, restored_from FROM taskmaster.cluster WHERE cluster = $1
+        UNION ALL SELECT older.cluster, older.restored_from
+        FROM taskmaster.cluster AS older JOIN chain ON older.cluster = chain.restored_from)
+    SELECT partition, uuid_send(id), contract, state, failures, late, finished_at, name, error_code, error, log_tail, payload, result
+    FROM taskmaster.final_task AS task
+    WHERE cluster IN (SELECT cluster FROM chain) AND NOT EXISTS (
+        SELECT FROM taskmaster.final_task AS later
+        WHERE later.id = task.id AND later.cluster IN (SELECT cluster FROM chain)
+          AND (later.cluster, later.number) > (task.cluster, task.number))
+    ORDER BY partition, cluster, number";
+
+/// Hands the history of a cluster to `take` in batches of one partition each, until it says `false`.
+///
+/// # Errors
+/// When the database fails; what was handed over by then is right.
+pub async fn history(
+    session: &Session,
+    source: &Source,
+    mut take: impl AsyncFnMut(Batch) -> bool,
+) -> Result<(), Error> {
+    session.client.batch_execute("SET statement_timeout = 0").await?;
+    let contracts = contracts(session).await?;
+    let parameters: [&(dyn ToSql + Sync); 1] = [&source.number];
+    let rows = session.client.query_raw(HISTORY, parameters).await?;
+    pin_mut!(rows);
+    let (mut batch, mut places) = (Batch::default(), HashMap::new());
+    while let Some(row) = rows.next().await {
+        let row = row?;
+        let partition =
+            u16::try_from(row.try_get::<_, i32>(0)?).map_err(|_| Error::Vanished("a partition's number"))?;
+        let is_full = batch.tasks.len() >= BATCH_TASKS || batch.bytes.len() >= BATCH_BYTES;
+        if (is_full || batch.partition != partition) && !batch.tasks.is_empty() {
+            places.clear();
+            if !take(core::mem::take(&mut batch)).await {
+                return Ok(());
+            }
+        }
+        batch.partition = partition;
+        let number: i32 = row.try_get(2)?;
+        let contract = *places.entry(number).or_insert(batch.contracts.len());
+        if contract == batch.contracts.len() {
+            batch.contracts.push(contracts.get(&number).ok_or(Error::Vanished("a contract"))?.clone());
+        }
+        let task = task(&row, u32::try_from(contract).unwrap_or(u32::MAX), &mut batch.bytes)?;
+        batch.tasks.push(task);
+    }
+    if !batch.tasks.is_empty() {
+        take(batch).await;
+    }
+    Ok(())
+}
+
+async fn contracts(session: &Session) -> Result<HashMap<i32, Contract>, Error> {
+    let sql = "SELECT contract, canonical, namespace, queue, kind, priority, attempts_max FROM taskmaster.contract";
+    let contract = |row: &Row| {
+        let (priority, attempts_max): (i16, i32) = (row.try_get(5)?, row.try_get(6)?);
+        let contract = Contract {
+            canonical: row.try_get::<_, Vec<u8>>(1)?.into(),
+            namespace: row.try_get(2)?,
+            queue: row.try_get(3)?,
+            kind: row.try_get(4)?,
+            priority: u8::try_from(priority).unwrap_or_default(),
+            attempts_max: u16::try_from(attempts_max).unwrap_or(u16::MAX),
+        };
+        Ok((row.try_get(0)?, contract))
+    };
+    session.client.query(sql, &[]).await?.iter().map(contract).collect()
+}
+
+fn id(row: &Row, column: usize) -> Result<u128, Error> {
+    let bytes: Vec<u8> = row.try_get(column)?;
+    bytes.first_chunk().map(|bytes| u128::from_be_bytes(*bytes)).ok_or(Error::Vanished("an id"))
+}
+
+fn task(row: &Row, contract: u32, area: &mut Vec<u8>) -> Result<FinalTask, Error> {
+    let mut put = |bytes: Option<Vec<u8>>| {
+        let bytes = bytes.unwrap_or_default();
+        let at = u32::try_from(area.len()).unwrap_or(u32::MAX);
+        area.extend_from_slice(&bytes);
+        Place { at, len: u32::try_from(bytes.len()).unwrap_or(u32::MAX) }
+    };
+    let text = |column| Ok::<_, Error>(row.try_get::<_, Option<String>>(column)?.map(String::into_bytes));
+    let finished: SystemTime = row.try_get(6)?;
+    let since = finished.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (state, failures): (i16, i32) = (row.try_get(3)?, row.try_get(4)?);
+    let (payload, result): (Option<Vec<u8>>, Option<Vec<u8>>) = (row.try_get(11)?, row.try_get(12)?);
+    let succeeded = result.is_some();
+    Ok(FinalTask {
+        id: id(row, 1)?,
+        workflow: 0,
+        number: 0,
+        started_us: 0,
+        finished_us: u64::try_from(since.as_micros()).unwrap_or(u64::MAX),
+        deadline_us: 0,
+        contract,
+        attempts: 0,
+        failures: u16::try_from(failures).unwrap_or(u16::MAX),
+        state: u8::try_from(state).unwrap_or_default(),
+        succeeded,
+        late: row.try_get(5)?,
+        name: put(text(7)?),
+        error_code: put(text(8)?),
+        error: put(text(9)?),
+        log_tail: put(row.try_get(10)?),
+        blob: put(if succeeded { result } else { payload }),
+    })
+}
+
+/// Notes that a new cluster goes on from another one, with so many tasks of each partition restored: it does not send those again.
+///
+/// # Errors
+/// When the database refuses; then nothing is noted.
+pub async fn adopt(
+    session: &mut Session,
+    source: &Source,
+    new: u128,
+    restored: &BTreeMap<u16, u64>,
+) -> Result<(), Error> {
+    let text = format!("{new:032x}");
+    let (partitions, positions): (Vec<i32>, Vec<i64>) =
+        restored.iter().map(|(&partition, &count)| (i32::from(partition), count.cast_signed())).unzip();
+    let transaction = session.client.transaction().await?;
+    let row = transaction
+        .query_one(
+            "INSERT INTO taskmaster.cluster (id, restored_from) VALUES ($1::text::uuid, $2) RETURNING cluster",
+            &[&text, &source.number],
+        )
+        .await?;
+    let cluster: i32 = row.try_get(0)?;
+    transaction
+        .execute(
+            "INSERT INTO taskmaster.checkpoint (cluster, partition, term, position)
+             SELECT $1, partition, 0, position FROM unnest($2::int4[], $3::int8[]) AS restored (partition, position)",
+            &[&cluster, &partitions, &positions],
+        )
+        .await?;
+    transaction.commit().await?;
+    Ok(())
+}

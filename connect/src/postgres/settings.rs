@@ -1,0 +1,119 @@
+//! Where the database is and how it is used.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use tokio_postgres::Config;
+use tokio_postgres::config::{Host, SslMode};
+
+use super::Error;
+
+/// Whether connections are encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsMode {
+    /// They are not.
+    Disable,
+    /// They are, and the server's certificate must be valid for its name.
+    Verify,
+}
+
+/// Where and how.
+#[derive(Clone)]
+pub struct Settings {
+    pub(super) config: Config,
+    pub(super) tls: TlsMode,
+    pub(super) tls_ca: Option<PathBuf>,
+    pub(super) statement_timeout: Duration,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings").field("place", &self.place()).field("tls", &self.tls).finish_non_exhaustive()
+    }
+}
+
+impl Settings {
+    /// From a URL (`postgres://user@host:5432/database`) or pairs (`host=... user=...`), with the password from elsewhere.
+    ///
+    /// # Errors
+    /// A sentence that does not repeat the URL.
+    pub fn new(url: &str, password: Option<&str>) -> Result<Self, Error> {
+        let mut config = Config::from_str(url).map_err(|error| {
+            let reason = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+            Error::Settings(format!("is no address of a database such as \"postgres://user@host:5432/name\": {reason}"))
+        })?;
+        if config.get_hosts().is_empty() {
+            return Err(Error::Settings("names no host".to_owned()));
+        }
+        if let Some(password) = password {
+            config.password(password);
+        }
+        config
+            .application_name("taskmaster")
+            .keepalives_idle(Duration::from_secs(30))
+            .connect_timeout(Duration::from_secs(5));
+        config.tcp_user_timeout(Duration::from_secs(30));
+        let mut settings =
+            Self { config, tls: TlsMode::Disable, tls_ca: None, statement_timeout: Duration::from_secs(30) };
+        settings.set_tls(TlsMode::Disable, None);
+        Ok(settings)
+    }
+
+    /// Whether a password is known.
+    #[must_use]
+    pub fn has_password(&self) -> bool {
+        self.config.get_password().is_some()
+    }
+
+    /// Encryption; without a file of certificates those of the system are trusted.
+    pub fn set_tls(&mut self, mode: TlsMode, ca: Option<PathBuf>) {
+        (self.tls, self.tls_ca) = (mode, ca);
+        self.config.ssl_mode(match mode {
+            TlsMode::Disable => SslMode::Disable,
+            TlsMode::Verify => SslMode::Require,
+        });
+    }
+
+    /// Longest time to connect, and for any statement.
+    pub fn set_timeouts(&mut self, connect: Duration, statement: Duration) {
+        self.config.connect_timeout(connect);
+        self.statement_timeout = statement;
+    }
+
+    /// Hosts, ports and the database's name: for people, without secrets.
+    #[must_use]
+    pub fn place(&self) -> String {
+        let ports = self.config.get_ports();
+        let host = |(index, host): (usize, &Host)| {
+            let port = ports.get(index).or(ports.first()).copied().unwrap_or(5432);
+            match host {
+                Host::Tcp(name) => format!("{name}:{port}"),
+                Host::Unix(path) => format!("{}:{port}", path.display()),
+            }
+        };
+        let hosts: Vec<String> = self.config.get_hosts().iter().enumerate().map(host).collect();
+        let name = self.config.get_dbname().or(self.config.get_user()).unwrap_or_default();
+        format!("{}/{name}", hosts.join(","))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_text_of_settings_holds_the_password() {
+        let settings = Settings::new("postgres://me:s3cret@db.example:5433/tasks", None).unwrap();
+        assert!(settings.has_password());
+        assert_eq!(settings.place(), "db.example:5433/tasks");
+        assert!(!format!("{settings:?}").contains("s3cret"));
+        for bad in
+            ["postgres://me:s3cret@db.example:port/tasks", "host=s3cret password", "postgres://", "dbname=s3cret"]
+        {
+            let error = Settings::new(bad, None).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("s3cret"), "{error}");
+        }
+    }
+}

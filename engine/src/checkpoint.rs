@@ -1,0 +1,128 @@
+//! What the leader of a partition hands to the store outside, and what it hears from there.
+//!
+//! A partition's final tasks are numbered in the order in which their retention began. Batches go out in that order, one at a time
+//! per partition, each from the number where the one before ended: the store takes a batch only from where it stands, so that none
+//! counts twice, and only from the latest term. Numbers may be missing: those of tasks that were retried since.
+
+use taskmaster_protocol::body::Span;
+use taskmaster_protocol::{PartitionId, TaskId};
+
+use crate::state::State;
+
+/// How final tasks are checkpointed: the same on all nodes of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checkpoints {
+    /// Final tasks of a partition that wait for their checkpoint at most; beyond it they are forgotten without one. Not 0.
+    pub waiting_max: u32,
+    /// Their payloads and results, in KiB.
+    pub waiting_kib_max: u32,
+    /// How long a checkpointed task is kept in memory, in milliseconds; shorter if its retention is.
+    pub kept_ms: u32,
+}
+
+/// Bounds of a batch: it ends with the first task that reaches one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchBounds {
+    /// Partitions of which fewer tasks wait send nothing.
+    pub tasks_min: u32,
+    /// Tasks.
+    pub tasks: usize,
+    /// Bytes of payloads, results and texts.
+    pub bytes: usize,
+}
+
+/// From a leader to the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ForStore {
+    /// A leadership begins: the store answers where the partition stands, and takes nothing of earlier terms from here on.
+    Open {
+        /// The cluster.
+        cluster: u128,
+        /// The partition.
+        partition: PartitionId,
+        /// The leader's term.
+        term: u64,
+    },
+    /// What follows the last answer.
+    Batch(Batch),
+}
+
+/// Final tasks of one partition, in the order of their numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// The cluster.
+    pub cluster: u128,
+    /// The partition.
+    pub partition: u16,
+    /// The leader's term.
+    pub term: u64,
+    /// The store has all up to this number,
+    pub from: u64,
+    /// and with this batch up to this one.
+    pub to: u64,
+    /// The tasks.
+    pub tasks: Vec<FinalTask>,
+    /// The contracts that the tasks refer to.
+    pub contracts: Vec<BatchContract>,
+    /// Byte area.
+    pub bytes: Vec<u8>,
+}
+
+/// What tasks have in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BatchContract {
+    /// Its canonical bytes: its identity, and all of it.
+    pub canonical: Box<[u8]>,
+    /// Namespace of its queue.
+    pub namespace: String,
+    /// Its queue.
+    pub queue: String,
+    /// Its kind.
+    pub kind: String,
+    /// Its priority class.
+    pub priority: u8,
+    /// Attempts in all.
+    pub attempts_max: u16,
+}
+
+/// A final task. Times are microseconds since 1970, 0 where they are not known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FinalTask {
+    /// Its id.
+    pub id: TaskId,
+    /// Its workflow's, or zero.
+    pub workflow: TaskId,
+    /// Its number.
+    pub number: u64,
+    /// When its last attempt began: known to the leader that assigned it, and of some tasks only.
+    pub started_us: u64,
+    /// When it became final.
+    pub finished_us: u64,
+    /// Its deadline.
+    pub deadline_us: u64,
+    /// Its contract in [`Batch::contracts`].
+    pub contract: u32,
+    /// Attempts begun.
+    pub attempts: u32,
+    /// Attempts that failed.
+    pub failures: u16,
+    /// How it ended.
+    pub state: State,
+    /// It missed a deadline that only flags.
+    pub is_late: bool,
+    /// Step name.
+    pub name: Span,
+    /// Last failure: code, message, end of the log.
+    pub error: [Span; 3],
+    /// Payload; of a succeeded task its result.
+    pub blob: Span,
+}
+
+/// What the store says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// It has all up to this number of the partition, and nothing behind.
+    Upto(u64),
+    /// A leader of a later term writes.
+    Overtaken,
+}

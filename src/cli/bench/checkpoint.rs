@@ -1,0 +1,128 @@
+//! `bench --checkpoint URL`: the same load without and with checkpoints to a database, and a bare binary COPY of like rows as the floor.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use taskmaster_bench::{NodeInfo, Options, Report};
+use taskmaster_client::Client;
+use taskmaster_connect::postgres;
+
+use super::{Arguments, show};
+use crate::cli::connect::block_on;
+use crate::cli::embedded::Embedded;
+use crate::cli::{Exit, Failure, Global};
+use crate::config::{ByteSize, Config, DatabaseUrl};
+
+/// Rows of the floor.
+const FLOOR_ROWS: u32 = 1_000_000;
+/// Longest wait for the last checkpoint.
+const CATCH_UP_MAX: Duration = Duration::from_secs(600);
+const POLL: Duration = Duration::from_millis(20);
+
+/// What checkpoints came to.
+struct Checkpointed {
+    report: Report,
+    /// Tasks stored while the load was on, and from its end to the last one.
+    stored: (u64, u64),
+    /// How long each took.
+    took: (Duration, Duration),
+    lost: u64,
+}
+
+/// Carries `bench --checkpoint` out.
+pub(super) fn run(global: &Global, arguments: &Arguments, url: &str, config: &Config) -> Result<Exit, Failure> {
+    let options = arguments.options(global.output().is_json())?;
+    let mut with = config.clone();
+    with.postgres.url = DatabaseUrl(url.to_owned());
+    with.postgres.waiting_max = 1_000_000_000;
+    with.postgres.waiting_size = ByteSize::gib(64);
+    let settings = with.postgres.settings().map_err(|error| Failure::new(Exit::Usage, format!("{error:#}")))?;
+    let database = |error: postgres::Error| Failure::new(Exit::Failed, error.to_string());
+    let payload = usize::try_from(arguments.payload.0).unwrap_or(usize::MAX);
+    let floor = block_on(async {
+        let mut session = postgres::connect(&settings).await.map_err(database)?;
+        postgres::migrate(&mut session).await.map_err(database)?;
+        postgres::floor(&mut session, FLOOR_ROWS, payload).await.map_err(database)
+    })?;
+    let without = load(config.clone(), options.clone())?;
+    let checkpointed = load_checkpointed(with, options)?;
+    let good = without.is_exact() && checkpointed.report.is_exact() && checkpointed.lost == 0;
+    let (json, text) = told(&without, &checkpointed, f64::from(FLOOR_ROWS) / floor.as_secs_f64())?;
+    show(global, json, &text, good)
+}
+
+fn info(node: &Embedded) -> NodeInfo {
+    NodeInfo {
+        addr: node.address().to_string(),
+        data_dir: Some(node.data_dir().to_owned()),
+        pid: Some(std::process::id()),
+    }
+}
+
+fn load(config: Config, options: Options) -> Result<Report, Failure> {
+    let node = Embedded::start_private(config, None)?;
+    let report = taskmaster_bench::run(&options, &info(&node))?;
+    node.stop()?;
+    Ok(report)
+}
+
+fn load_checkpointed(config: Config, options: Options) -> Result<Checkpointed, Failure> {
+    let node = Embedded::start_private(config, None)?;
+    let address = node.address().to_string();
+    let begun = Instant::now();
+    let report = taskmaster_bench::run(&options, &info(&node))?;
+    let loaded = begun.elapsed();
+    let checkpointed = block_on(async {
+        let client = Client::connect(address).await?;
+        let (_, during, _) = counters(&client).await?;
+        let ended = Instant::now();
+        loop {
+            let (waiting, stored, lost) = counters(&client).await?;
+            if waiting == 0 {
+                let (stored, took) = ((during, stored - during), (loaded, ended.elapsed()));
+                return Ok(Checkpointed { report, stored, took, lost });
+            }
+            if ended.elapsed() > CATCH_UP_MAX {
+                return Err(Failure::new(Exit::TimedOut, format!("{waiting} tasks still wait for their checkpoint")));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    })?;
+    node.stop()?;
+    Ok(checkpointed)
+}
+
+/// Waiting, stored and lost tasks.
+async fn counters(client: &Client) -> Result<(u64, u64, u64), Failure> {
+    let stats = client.stats().await?;
+    let sum = |wanted: &str| {
+        let counters = stats.iter().flat_map(|shard| &shard.counters).filter(|(name, _)| name == wanted);
+        counters.map(|(_, value)| value).sum()
+    };
+    Ok((sum("checkpoint_waiting"), sum("postgres_tasks"), sum("checkpoint_lost")))
+}
+
+fn told(without: &Report, with: &Checkpointed, floor: f64) -> Result<(Value, String), Failure> {
+    let rate = |count: u64, took: Duration| count as f64 / took.as_secs_f64().max(1e-9);
+    let share = with.report.tasks_per_s / without.tasks_per_s;
+    let total = with.stored.0 + with.stored.1;
+    let overall = rate(total, with.took.0 + with.took.1);
+    let catching_up = rate(with.stored.1, with.took.1);
+    let lines = [
+        ("without checkpoints", format!("{:>12.0} tasks/s", without.tasks_per_s)),
+        ("with checkpoints", format!("{:>12.0} tasks/s, {share:.2} of it (at least 0.60)", with.report.tasks_per_s)),
+        ("stored under load", format!("{:>12.0} tasks/s", rate(with.stored.0, with.took.0))),
+        ("stored afterwards", format!("{catching_up:>12.0} tasks/s, {:.2} of the floor", catching_up / floor)),
+        ("stored in all", format!("{overall:>12.0} tasks/s, {total} tasks, {} lost", with.lost)),
+        ("floor: bare COPY", format!("{floor:>12.0} rows/s")),
+    ];
+    let mut text = format!("without checkpoints\n\n{without}\n\nwith checkpoints\n\n{}\n\n", with.report);
+    lines.iter().for_each(|(name, line)| text.push_str(&format!("  {name:<22}{line}\n")));
+    let value = |report: &Report| serde_json::to_value(report).map_err(anyhow::Error::from);
+    let json = json!({
+        "without": value(without)?, "with": value(&with.report)?, "share": share, "stored": total, "lost": with.lost,
+        "stored_per_s_under_load": rate(with.stored.0, with.took.0), "stored_per_s_afterwards": catching_up,
+        "stored_per_s": overall, "floor_rows_per_s": floor,
+    });
+    Ok((json, text))
+}

@@ -1,0 +1,37 @@
+//! `[postgres]` raised into what the connection needs.
+
+use anyhow::Context;
+use taskmaster_connect::postgres::{Settings, TlsMode};
+
+use super::sections::Postgres;
+use super::value::DatabaseTls;
+
+impl Postgres {
+    /// Whether there is a database.
+    pub(crate) fn is_configured(&self) -> bool {
+        !self.url.0.is_empty()
+    }
+
+    /// Where it is, with the password read from its file if there is one.
+    ///
+    /// # Errors
+    /// What is wrong, without secrets.
+    pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
+        let password = match &self.password_file {
+            Some(file) => {
+                let text = std::fs::read_to_string(file)
+                    .with_context(|| format!("postgres.password_file {} cannot be read", file.display()))?;
+                Some(text.trim_end_matches(['\r', '\n']).to_owned())
+            }
+            None => Some(self.password.0.clone()).filter(|password| !password.is_empty()),
+        };
+        let mut settings = Settings::new(&self.url.0, password.as_deref()).context("postgres.url")?;
+        let mode = match self.tls {
+            DatabaseTls::Disable => TlsMode::Disable,
+            DatabaseTls::Verify => TlsMode::Verify,
+        };
+        settings.set_tls(mode, self.tls_ca.clone());
+        settings.set_timeouts(self.connect_timeout.0, self.statement_timeout.0);
+        Ok(settings)
+    }
+}

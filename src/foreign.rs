@@ -1,0 +1,386 @@
+//! The foreign thread: libraries that need tokio live on one thread beside the shards, which talk to it through bounded queues.
+//!
+//! It is started only where something is configured that needs it. Towards it a shard sends through a tokio queue, which wakes tasks of
+//! that thread only. Back come messages in a queue of the standard library with a byte on a socket pair that the shard reads, so
+//! that no other thread ever holds a waker of a shard. A queue that is full makes the foreign side late, never a shard wait.
+//!
+//! Here are the thread, the ports and what a port carries; what is done with it is `taskmaster-connect`'s.
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc as thread_queue;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use taskmaster_connect::postgres::{self, Answers, Error, Found, Given, Question, Request, Settings, Status};
+use taskmaster_engine::State;
+use taskmaster_engine::checkpoint::{self, BatchBounds, ForStore, Stored};
+use taskmaster_protocol::body::Span;
+use taskmaster_protocol::{PartitionId, TaskId};
+use tokio::runtime;
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+
+use crate::config::Config;
+
+/// Requests that wait for one connection at most, besides what it has taken.
+const REQUESTS_MAX: usize = 64;
+/// Questions about tasks that wait at most.
+const QUESTIONS_MAX: usize = 1_024;
+/// How long the thread may take to end after the shards.
+const END_MAX: Duration = Duration::from_secs(5);
+/// How long a start waits for the database; one that cannot be reached does not keep a node from starting.
+const CHECK_MAX: Duration = Duration::from_secs(3);
+
+/// The running thread.
+pub(crate) struct Foreign {
+    ended: thread_queue::Receiver<()>,
+}
+
+/// A shard's end of the queues.
+pub(crate) struct Port {
+    shard: usize,
+    /// Whether checkpoints are sent: not while tasks come back from the store.
+    pub(crate) sends: bool,
+    writers: Vec<mpsc::Sender<Given>>,
+    reader: mpsc::Sender<Question>,
+    /// Answers from the thread.
+    pub(crate) answers: thread_queue::Receiver<ToShard>,
+    /// Has something to read when there are answers.
+    pub(crate) wake: Option<UnixStream>,
+    /// How often checkpoints are sent.
+    pub(crate) interval: Duration,
+    /// Bounds of a batch.
+    pub(crate) bounds: BatchBounds,
+    /// How the connections are doing.
+    pub(crate) status: Arc<Status>,
+}
+
+/// What comes to a shard.
+pub(crate) enum ToShard {
+    /// Where the store stands with a partition, to the leader of a term.
+    Stored {
+        /// The partition.
+        partition: PartitionId,
+        /// The term in which it was asked.
+        term: u64,
+        /// Where the store stands.
+        stored: Stored,
+    },
+    /// What the store knows of a task: the number of the question, and the answer.
+    Found(u64, Found),
+    /// Final tasks that come back.
+    Restore(checkpoint::Batch),
+    /// How many final tasks has a partition? Nothing, if it is not led there.
+    Number(PartitionId, thread_queue::SyncSender<Option<u64>>),
+}
+
+impl Foreign {
+    /// Starts the thread if something is configured that needs it, and gives each shard its port.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration, or with the schema of a database that can be reached.
+    pub(crate) fn start(config: &Config, shards: usize) -> anyhow::Result<Option<(Self, Vec<Port>)>> {
+        if !config.postgres.is_configured() {
+            return Ok(None);
+        }
+        let settings = config.postgres.settings()?;
+        let status = Arc::new(Status::default());
+        let (backs, own) = backs(config, shards)?;
+        let (reader, questions) = mpsc::channel(QUESTIONS_MAX);
+        let (writers, queues): (Vec<_>, Vec<_>) =
+            (0..config.postgres.connections).map(|_| mpsc::channel(REQUESTS_MAX)).unzip();
+        let ports = own.into_iter().enumerate().map(|(shard, (answers, wake))| Port {
+            shard,
+            sends: true,
+            writers: writers.clone(),
+            reader: reader.clone(),
+            answers,
+            wake: Some(wake),
+            interval: config.postgres.interval.0,
+            bounds: BatchBounds {
+                tasks_min: 0,
+                tasks: usize::try_from(config.postgres.batch_tasks).expect("bounded"),
+                bytes: usize::try_from(config.postgres.batch_size.0).expect("bounded"),
+            },
+            status: Arc::clone(&status),
+        });
+        let ports = ports.collect();
+        drop((writers, reader));
+        let (end, ended) = thread_queue::channel();
+        Work { settings, questions, queues, answers: Arc::new(backs), status }.start(end)?;
+        Ok(Some((Self { ended }, ports)))
+    }
+
+    /// Waits for what the shards gave before they ended, but not long: what is not stored is in their logs.
+    pub(crate) fn end(self) {
+        if self.ended.recv_timeout(END_MAX) == Err(thread_queue::RecvTimeoutError::Timeout) {
+            tracing::info!("some checkpoints wait for the next start");
+        }
+    }
+}
+
+/// What the thread does, and with what.
+struct Work {
+    settings: Settings,
+    questions: mpsc::Receiver<Question>,
+    queues: Vec<mpsc::Receiver<Given>>,
+    answers: Arc<dyn Answers>,
+    status: Arc<Status>,
+}
+
+impl Work {
+    /// Starts the thread, which says when it ends; returns when it has looked at the database.
+    fn start(self, end: thread_queue::Sender<()>) -> anyhow::Result<()> {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.context("the I/O runtime cannot start")?;
+        let (report, checked) = thread_queue::channel();
+        let body = move || {
+            let is_usable = runtime.block_on(check(&self.settings));
+            let goes_on = is_usable.is_ok();
+            // Who started the thread waits for this.
+            let _ = report.send(is_usable);
+            if goes_on {
+                runtime.block_on(self.tasks());
+            }
+            // And may wait no longer for this.
+            let _ = end.send(());
+        };
+        thread::Builder::new().name("foreign".to_owned()).spawn(body).context("the foreign thread cannot start")?;
+        checked.recv().context("the foreign thread ended early")?
+    }
+
+    /// Everything that runs there; over when the shards' ends of the queues are gone.
+    fn tasks(self) -> LocalSet {
+        let tasks = LocalSet::new();
+        let Self { settings, questions, queues, answers, status } = self;
+        tasks.spawn_local(postgres::read(settings.clone(), questions, Arc::clone(&answers)));
+        for queue in queues {
+            let (answers, status) = (Arc::clone(&answers), Arc::clone(&status));
+            tasks.spawn_local(postgres::write(settings.clone(), queue, answers, status));
+        }
+        tasks
+    }
+}
+
+/// Brings final tasks back into a node that has none.
+pub(crate) struct Restorer(Backs);
+
+/// Longest wait for a batch to be carried out.
+const RESTORE_MAX: Duration = Duration::from_secs(60);
+const RESTORE_POLL: Duration = Duration::from_micros(200);
+
+impl Restorer {
+    /// For a node of so many shards, with the port of each.
+    ///
+    /// # Errors
+    /// When sockets cannot be made.
+    pub(crate) fn new(config: &Config, shards: usize) -> anyhow::Result<(Self, Vec<Port>)> {
+        let (backs, own) = backs(config, shards)?;
+        let ports = own.into_iter().enumerate().map(|(shard, (answers, wake))| Port {
+            shard,
+            sends: false,
+            writers: Vec::new(),
+            reader: mpsc::channel(1).0,
+            answers,
+            wake: Some(wake),
+            interval: config.postgres.interval.0,
+            bounds: BatchBounds { tasks_min: 0, tasks: 1, bytes: 1 },
+            status: Arc::default(),
+        });
+        Ok((Self(backs), ports.collect()))
+    }
+
+    /// Brings a batch back; how many final tasks its partition has then.
+    ///
+    /// # Errors
+    /// When it is not carried out.
+    pub(crate) fn restore(&self, batch: postgres::Batch) -> anyhow::Result<u64> {
+        let (partition, tasks) = (PartitionId(batch.partition), batch.tasks.len() as u64);
+        let shard = usize::from(batch.partition) % self.0.0.len();
+        let wanted = self.number(shard, partition)? + tasks;
+        self.0.send(shard, ToShard::Restore(returning(batch)));
+        let until = Instant::now() + RESTORE_MAX;
+        loop {
+            let number = self.number(shard, partition)?;
+            if number >= wanted {
+                return Ok(number);
+            }
+            anyhow::ensure!(Instant::now() < until, "{tasks} tasks of partition {partition} were not taken");
+            thread::sleep(RESTORE_POLL);
+        }
+    }
+
+    fn number(&self, shard: usize, partition: PartitionId) -> anyhow::Result<u64> {
+        let (send, number) = thread_queue::sync_channel(1);
+        self.0.send(shard, ToShard::Number(partition, send));
+        number.recv_timeout(RESTORE_MAX)?.with_context(|| format!("partition {partition} is not led here"))
+    }
+}
+
+/// A shard's end of its queue of answers, and what wakes it.
+type ShardEnd = (thread_queue::Receiver<ToShard>, UnixStream);
+
+/// The two ends of the shards' queues of answers.
+fn backs(config: &Config, shards: usize) -> anyhow::Result<(Backs, Vec<ShardEnd>)> {
+    // One request of each partition is under way at most, and one more of each earlier leadership.
+    let bound = 2 * usize::from(config.node.partitions) + REQUESTS_MAX + QUESTIONS_MAX;
+    let (mut theirs, mut own) = (Vec::new(), Vec::new());
+    for _ in 0..shards {
+        let (send, receive) = thread_queue::sync_channel(bound);
+        let (ring, wake) = UnixStream::pair().context("cannot make a socket pair")?;
+        ring.set_nonblocking(true).context("cannot set up a socket pair")?;
+        theirs.push((send, ring));
+        own.push((receive, wake));
+    }
+    Ok((Backs(theirs), own))
+}
+
+/// Refuses a database of the wrong schema; one that cannot be reached is tried again by the writers.
+async fn check(settings: &Settings) -> anyhow::Result<()> {
+    let checked = tokio::time::timeout(CHECK_MAX, postgres::check(settings)).await;
+    match checked {
+        Ok(Err(error @ (Error::Older { .. } | Error::Newer { .. } | Error::Encoding(_) | Error::Settings(_)))) => {
+            Err(error.into())
+        }
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// The thread's ends of the shards' queues.
+struct Backs(Vec<(thread_queue::SyncSender<ToShard>, UnixStream)>);
+
+impl Backs {
+    fn send(&self, shard: usize, what: ToShard) {
+        let (queue, mut ring) = (&self.0[shard].0, &self.0[shard].1);
+        // A shard that has ended hears nothing. A full pair wakes it all the same.
+        let _ = queue.send(what);
+        let _ = ring.write(&[1]);
+    }
+}
+
+impl Answers for Backs {
+    fn stored(&self, by: usize, partition: u16, term: u64, stored: postgres::Stored) {
+        let stored = match stored {
+            postgres::Stored::Upto(upto) => Stored::Upto(upto),
+            postgres::Stored::Overtaken => Stored::Overtaken,
+        };
+        self.send(by, ToShard::Stored { partition: PartitionId(partition), term, stored });
+    }
+
+    fn found(&self, by: usize, number: u64, found: Found) {
+        self.send(by, ToShard::Found(number, found));
+    }
+}
+
+impl Port {
+    /// Gives the thread something to store; gives it back when the queue is full.
+    ///
+    /// # Errors
+    /// The request.
+    pub(crate) fn give(&self, given: Given) -> Result<(), Box<Given>> {
+        let writer = usize::from(given.request.partition()) % self.writers.len();
+        self.writers[writer].try_send(given).map_err(|full| match full {
+            mpsc::error::TrySendError::Full(given) | mpsc::error::TrySendError::Closed(given) => Box::new(given),
+        })
+    }
+
+    /// Asks the thread about a task; `false` when too many ask.
+    pub(crate) fn ask(&self, number: u64, id: TaskId) -> bool {
+        self.reader.try_send(Question { by: self.shard, number, id: id.as_u128() }).is_ok()
+    }
+
+    /// What the engine has for the store, as the thread takes it.
+    pub(crate) fn given(&self, what: ForStore) -> Given {
+        let request = match what {
+            ForStore::Open { cluster, partition, term } => Request::Open { cluster, partition: partition.0, term },
+            ForStore::Batch(batch) => Request::Batch(batch_of(batch)),
+        };
+        Given { by: self.shard, request }
+    }
+}
+
+fn batch_of(batch: checkpoint::Batch) -> postgres::Batch {
+    let place = |span: Span| postgres::Place { at: span.at, len: span.len };
+    let task = |task: checkpoint::FinalTask| {
+        let [error_code, error, log_tail] = task.error.map(place);
+        postgres::FinalTask {
+            id: task.id.as_u128(),
+            workflow: task.workflow.as_u128(),
+            number: task.number,
+            started_us: task.started_us,
+            finished_us: task.finished_us,
+            deadline_us: task.deadline_us,
+            contract: task.contract,
+            attempts: task.attempts,
+            failures: task.failures,
+            state: task.state.number(),
+            succeeded: task.state == State::Succeeded,
+            late: task.is_late,
+            name: place(task.name),
+            error_code,
+            error,
+            log_tail,
+            blob: place(task.blob),
+        }
+    };
+    let contract = |contract: checkpoint::BatchContract| postgres::Contract {
+        canonical: contract.canonical,
+        namespace: contract.namespace,
+        queue: contract.queue,
+        kind: contract.kind,
+        priority: contract.priority,
+        attempts_max: contract.attempts_max,
+    };
+    postgres::Batch {
+        cluster: batch.cluster,
+        partition: batch.partition,
+        term: batch.term,
+        from: batch.from,
+        to: batch.to,
+        tasks: batch.tasks.into_iter().map(task).collect(),
+        contracts: batch.contracts.into_iter().map(contract).collect(),
+        bytes: batch.bytes,
+    }
+}
+
+/// A batch of the history as the engine takes it.
+fn returning(batch: postgres::Batch) -> checkpoint::Batch {
+    let span = |place: postgres::Place| Span { at: place.at, len: place.len };
+    let task = |task: postgres::FinalTask| checkpoint::FinalTask {
+        id: task.id.into(),
+        workflow: task.workflow.into(),
+        number: task.number,
+        started_us: task.started_us,
+        finished_us: task.finished_us,
+        deadline_us: task.deadline_us,
+        contract: task.contract,
+        attempts: task.attempts,
+        failures: task.failures,
+        state: State::from_number(task.state).unwrap_or(State::Cancelled),
+        is_late: task.late,
+        name: span(task.name),
+        error: [task.error_code, task.error, task.log_tail].map(span),
+        blob: span(task.blob),
+    };
+    let contract = |contract: postgres::Contract| checkpoint::BatchContract {
+        canonical: contract.canonical,
+        namespace: contract.namespace,
+        queue: contract.queue,
+        kind: contract.kind,
+        priority: contract.priority,
+        attempts_max: contract.attempts_max,
+    };
+    checkpoint::Batch {
+        cluster: batch.cluster,
+        partition: batch.partition,
+        term: batch.term,
+        from: batch.from,
+        to: batch.to,
+        tasks: batch.tasks.into_iter().map(task).collect(),
+        contracts: batch.contracts.into_iter().map(contract).collect(),
+        bytes: batch.bytes,
+    }
+}

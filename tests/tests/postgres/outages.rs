@@ -1,0 +1,147 @@
+//! The database is gone for a while: tasks go on, what waits is bounded and told, and all of it is stored afterwards.
+
+use std::time::{Duration, Instant};
+
+use taskmaster_client::{Client, Code, State, Task, TaskId, Worker};
+
+use super::history::assert_history;
+use super::start::logged;
+use super::{Stage, section};
+use crate::process::{Setup, directory};
+use crate::services::postgres::Postgres;
+
+pub(super) async fn worker(client: &Client) -> Worker {
+    let worker = Worker::builder(client).queue("plain").concurrency(64).prefetch(128);
+    worker.handler("echo", |task| async move { Ok(task.payload().to_vec()) }).start().await.unwrap()
+}
+
+async fn finish(client: &Client, tasks: u32) -> Vec<TaskId> {
+    let tasks = (0..tasks).map(|n| Task::new("echo").queue("plain").payload(n.to_string()));
+    let ids: Vec<TaskId> = client.submit_many(tasks).await.unwrap().iter().map(|outcome| outcome.id).collect();
+    for &id in &ids {
+        client.result(id).await.unwrap();
+    }
+    ids
+}
+
+async fn counter(client: &Client, name: &str) -> u64 {
+    let stats = client.stats().await.unwrap();
+    let counters = stats.iter().flat_map(|shard| &shard.counters).filter(|(other, _)| other == name);
+    counters.map(|(_, value)| value).sum()
+}
+
+/// Waits until the node knows that all is stored: the answer to the last batch may be on its way.
+async fn nothing_waits(client: &Client) {
+    until("nothing waits", async || counter(client, "checkpoint_waiting").await == 0).await;
+}
+
+async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while !is_so().await {
+        assert!(Instant::now() < until, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_go_on_without_the_database_and_are_stored_when_it_is_back() {
+    let mut stage = Stage::new("").await;
+    let client = stage.client.clone();
+    let worker = worker(&client).await;
+    let mut ids = finish(&client, 200).await;
+    stage.stored(ids.len()).await;
+    nothing_waits(&client).await;
+    stage.postgres.kill();
+    ids.extend(finish(&client, 300).await);
+    logged(&stage.node, "checkpoints wait").await;
+    assert_eq!(counter(&client, "checkpoint_waiting").await, 300);
+    until("all connections are known to be gone", async || counter(&client, "postgres_connected").await == 0).await;
+    stage.postgres.restart().await;
+    assert_history(&stage, &client, &ids).await;
+    logged(&stage.node, "checkpoints go on").await;
+    nothing_waits(&client).await;
+    // One that answers nothing is an outage too; its transaction may have been carried out or not.
+    stage.postgres.pause();
+    ids.extend(finish(&client, 100).await);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    stage.postgres.resume();
+    assert_history(&stage, &client, &ids).await;
+    let said = |sentence: &str| stage.node.log().matches(sentence).count();
+    until("each outage begins and ends once", async || {
+        said("checkpoints wait") >= 2 && said("checkpoints wait") == said("checkpoints go on")
+    })
+    .await;
+    assert_eq!(counter(&client, "checkpoint_lost").await, 0);
+    worker.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_not_there_at_the_start_is_used_when_it_comes() {
+    let mut postgres = Postgres::start().await;
+    postgres.migrate().await;
+    postgres.kill();
+    let directory = directory();
+    let mut setup = Setup::new(&directory).shards(2);
+    setup.more = section(&postgres, "");
+    let node = setup.start();
+    let client = Client::connect(node.address.to_string()).await.unwrap();
+    let worker = worker(&client).await;
+    let ids = finish(&client, 100).await;
+    postgres.restart().await;
+    let stage = Stage { postgres, setup, node, client: client.clone(), _directory: directory };
+    assert_history(&stage, &client, &ids).await;
+    worker.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn checkpointed_tasks_leave_memory_and_others_do_not() {
+    let mut stage = Stage::new("kept = \"0s\"\n[queues]\nretention = \"50ms\"\n").await;
+    let client = stage.client.clone();
+    let worker = worker(&client).await;
+    let tasks = (0..100u32).map(|n| Task::new("echo").queue("plain").payload(n.to_string()));
+    client.submit_many(tasks).await.unwrap();
+    stage.stored(100).await;
+    let until = Instant::now() + Duration::from_secs(20);
+    while counter(&client, "tasks").await > 0 {
+        assert!(Instant::now() < until, "checkpointed tasks stay");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    stage.postgres.kill();
+    let ids = finish(&client, 50).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(counter(&client, "tasks").await, 50, "their retention is over, but nobody has them");
+    stage.postgres.restart().await;
+    stage.stored(150).await;
+    drop(ids);
+    worker.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_that_left_memory_are_answered_from_the_database() {
+    let mut stage = Stage::new("kept = \"0s\"\n").await;
+    let client = stage.client.clone();
+    let worker = worker(&client).await;
+    let tasks = (0..20u32).map(|n| Task::new("echo").queue("plain").payload(n.to_string()));
+    let ids: Vec<TaskId> = client.submit_many(tasks).await.unwrap().iter().map(|outcome| outcome.id).collect();
+    stage.stored(ids.len()).await;
+    let until = Instant::now() + Duration::from_secs(20);
+    while counter(&client, "tasks").await > 0 {
+        assert!(Instant::now() < until, "checkpointed tasks stay");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for (n, &id) in ids.iter().enumerate() {
+        let task = client.task(id).await.unwrap();
+        assert_eq!((task.id, task.state, task.kind.as_str()), (id, State::Succeeded, "echo"));
+        assert_eq!(client.result(id).await.unwrap().text().unwrap(), n.to_string());
+    }
+    assert_history(&stage, &client, &ids).await;
+    let never = client.task_id();
+    assert_eq!(client.task(never).await.unwrap_err().code(), Some(Code::UnknownTask));
+    stage.postgres.kill();
+    // Whoever asks meanwhile is not kept waiting: repeated for a while, then told why.
+    let patient =
+        Client::builder().call_timeout(Duration::from_secs(2)).connect(stage.node.address.to_string()).await.unwrap();
+    let refused = patient.task(ids[0]).await.unwrap_err();
+    assert!(refused.to_string().contains("database"), "{refused}");
+    worker.shutdown().await.unwrap();
+}
