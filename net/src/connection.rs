@@ -6,14 +6,10 @@
 //! - The reading task suspends now and then (`pace.rs`), however fast the peer sends.
 //! - While more than [`OUT_BYTES_MAX`] wait for the peer, nothing further is read from it.
 
-use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
+use std::cell::Cell;
 use std::io;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Poll;
 
-use futures_lite::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
 use taskmaster_protocol::body::Refusal;
 use taskmaster_protocol::frame::{self, Header};
@@ -21,7 +17,7 @@ use taskmaster_protocol::{Code, FrameBuffer, Operation, limits};
 
 use crate::input::Input;
 use crate::pace::Pace;
-use crate::socket::{send_now, shutdown};
+use crate::stream::Stream;
 use crate::wake::Bell;
 
 /// Unsent bytes beyond which a connection is not read from.
@@ -48,14 +44,7 @@ pub trait Handler {
 /// An open connection.
 pub struct Connection {
     number: u64,
-    stream: RefCell<TcpStream>,
-    out: RefCell<FrameBuffer>,
-    /// Bytes of `out` already sent.
-    sent: Cell<usize>,
-    /// The socket takes nothing now; the writing task goes on.
-    blocked: Cell<bool>,
-    closed: Cell<bool>,
-    writable: Bell,
+    stream: Stream,
     drained: Bell,
     /// The hello was answered.
     pub greeted: Cell<bool>,
@@ -65,19 +54,8 @@ impl Connection {
     /// Wraps an accepted stream. `number` is the owner's name for it.
     #[must_use]
     pub fn new(number: u64, stream: TcpStream) -> Rc<Self> {
-        // Without it small answers wait for the peer's acknowledgement; a failure only costs latency.
-        let _ = stream.set_nodelay(true);
-        Rc::new(Self {
-            number,
-            stream: RefCell::new(stream),
-            out: RefCell::default(),
-            sent: Cell::new(0),
-            blocked: Cell::new(false),
-            closed: Cell::new(false),
-            writable: Bell::default(),
-            drained: Bell::default(),
-            greeted: Cell::new(false),
-        })
+        let (stream, drained, greeted) = (Stream::new(stream), Bell::default(), Cell::new(false));
+        Rc::new(Self { number, stream, drained, greeted })
     }
 
     /// The owner's name for it.
@@ -88,88 +66,52 @@ impl Connection {
 
     /// Adds whole frames to what will be sent; [`Self::flush`] sends. Takes the buffer's content and leaves it empty.
     pub fn push(&self, frames: &mut FrameBuffer) {
-        let mut out = self.out.borrow_mut();
-        if out.is_empty() {
-            core::mem::swap(&mut *out, frames);
-        } else {
-            out.extend_from_slice(frames);
-            frames.clear();
-        }
+        self.stream.queue(|out| {
+            if out.is_empty() {
+                core::mem::swap(out, frames);
+            } else {
+                out.extend_from_slice(frames);
+                frames.clear();
+            }
+        });
     }
 
     /// Sends what the socket takes; the rest follows by itself.
     pub fn flush(&self) {
-        if self.blocked.get() || self.closed.get() {
-            return;
+        if self.stream.flush().is_err() {
+            self.close();
         }
-        let mut out = self.out.borrow_mut();
-        while self.sent.get() < out.len() {
-            match send_now(&self.stream.borrow(), &out[self.sent.get()..]) {
-                Ok(0) => {
-                    self.blocked.set(true);
-                    self.writable.ring();
-                    return;
-                }
-                Ok(count) => self.sent.set(self.sent.get() + count),
-                Err(_) => return self.close(),
-            }
-        }
-        self.sent.set(0);
-        out.clear();
     }
 
     /// Bytes that wait for the peer.
     #[must_use]
     pub fn unsent_bytes(&self) -> usize {
-        self.out.borrow().len() - self.sent.get()
+        self.stream.unsent_bytes()
     }
 
     /// Ends the connection.
     pub fn close(&self) {
-        if !self.closed.replace(true) {
-            shutdown(&self.stream.borrow());
-            self.writable.ring();
+        if self.stream.close() {
             self.drained.ring();
         }
     }
 
     /// Goes on sending whenever the socket was full. Ends with the connection.
     pub async fn write_loop(self: Rc<Self>) {
-        while !self.closed.get() {
-            self.writable.wait().await;
-            while self.blocked.get() && !self.closed.get() {
-                if self.write_some().await.is_err() {
-                    self.close();
-                }
+        let moved = || {
+            if !self.stream.is_blocked() {
+                self.drained.ring();
             }
+        };
+        if self.stream.write_loop(moved).await.is_err() {
+            self.close();
         }
-    }
-
-    async fn write_some(&self) -> io::Result<()> {
-        let count = poll_fn(|context| {
-            let out = self.out.borrow();
-            let rest = &out[self.sent.get()..];
-            if rest.is_empty() || self.closed.get() {
-                return Poll::Ready(Ok(0));
-            }
-            Pin::new(&mut *self.stream.borrow_mut()).poll_write(context, rest)
-        })
-        .await?;
-        self.sent.set(self.sent.get() + count);
-        let mut out = self.out.borrow_mut();
-        if self.sent.get() == out.len() {
-            out.clear();
-            self.sent.set(0);
-            self.blocked.set(false);
-            self.drained.ring();
-        }
-        Ok(())
     }
 
     /// Reads frames until the peer is gone or must be refused, then tells the handler that the connection is closed.
     pub async fn read_loop(self: Rc<Self>, handler: Rc<impl Handler>) {
         let (mut input, mut pace) = (Input::default(), Pace::default());
-        while !self.closed.get() {
+        while !self.stream.is_closed() {
             pace.breathe().await;
             match self.read_some(&mut input, &mut pace).await {
                 Ok(0) | Err(_) => break,
@@ -182,7 +124,7 @@ impl Connection {
                 self.refuse(code, &message);
                 break;
             }
-            while self.unsent_bytes() > OUT_BYTES_MAX && !self.closed.get() {
+            while self.unsent_bytes() > OUT_BYTES_MAX && !self.stream.is_closed() {
                 self.drained.wait().await;
             }
         }
@@ -192,16 +134,7 @@ impl Connection {
 
     async fn read_some(&self, input: &mut Input, pace: &mut Pace) -> io::Result<usize> {
         let needed = frame::needed(input.filled()).unwrap_or(frame::HEADER_BYTES);
-        let room = input.room(needed);
-        let room_bytes = room.len();
-        let count = poll_fn(|context| {
-            if self.closed.get() {
-                return Poll::Ready(Ok(0));
-            }
-            Pin::new(&mut *self.stream.borrow_mut()).poll_read(context, room)
-        })
-        .await?;
-        pace.took(count, room_bytes);
+        let count = self.stream.read(input.room(needed), pace).await?;
         input.took(count);
         Ok(count)
     }

@@ -12,4 +12,5 @@ mod pace;
 pub mod peers;
 pub mod resolve;
 mod socket;
+mod stream;
 pub mod wake;

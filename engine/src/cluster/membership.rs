@@ -17,6 +17,7 @@ mod packet;
 mod receive;
 #[cfg(test)]
 mod tests;
+mod timers;
 mod warnings;
 
 pub use packet::GOSSIP_FORMAT;
@@ -30,6 +31,7 @@ use packet::{Codec, PACKET_BYTES_MAX, PREFIX_BYTES, PacketKind};
 use receive::Places;
 use std::collections::BTreeMap;
 use taskmaster_protocol::NodeId;
+use timers::{Needs, PROBE_US, Timers};
 use warnings::{Reason, Warnings};
 
 /// Most members that are remembered, those that are down included.
@@ -121,11 +123,7 @@ pub struct Membership {
     name_hash: u64,
     foca: Foca<Identity, Codec, SplitMix, foca::NoCustomBroadcast>,
     asked: Asked,
-    /// By due time and order of asking.
-    timers: BTreeMap<(u64, u64), Timer<Identity>>,
-    timers_asked: u64,
-    /// When news are told next, if there are any: without them nobody is woken for it.
-    telling: Option<(u64, Timer<Identity>)>,
+    timers: Timers,
     seeds: Vec<SocketAddr>,
     seed_next: usize,
     hello_at_us: u64,
@@ -152,7 +150,7 @@ fn config() -> foca::Config {
         Some(PeriodicParams { frequency: Duration::from_millis(ms), num_members })
     }
     foca::Config {
-        probe_period: Duration::from_millis(200),
+        probe_period: Duration::from_micros(PROBE_US),
         probe_rtt: Duration::from_millis(50),
         num_indirect_probes: const { NonZeroUsize::new(3).expect("not zero") },
         max_transmissions: const { NonZeroU8::new(10).expect("not zero") },
@@ -185,9 +183,7 @@ impl Membership {
             name_hash: packet::hash_of_name(cluster_name),
             foca: Foca::new(identity, config(), rng, Codec::default()),
             asked: Asked::default(),
-            timers: BTreeMap::new(),
-            timers_asked: 0,
-            telling: None,
+            timers: Timers::default(),
             seeds: Vec::new(),
             seed_next: 0,
             hello_at_us: now_us,
@@ -252,9 +248,8 @@ impl Membership {
         if self.is_renewal_due {
             return self.now_us;
         }
-        let timer_us = self.timers.first_key_value().map_or(u64::MAX, |((at_us, _), _)| *at_us);
-        let telling_us = self.telling.as_ref().filter(|_| self.has_news()).map_or(u64::MAX, |(at_us, _)| *at_us);
-        timer_us.min(telling_us).min(self.hello_at_us).min(self.rejoin_at_us.unwrap_or(u64::MAX))
+        let timer_us = self.timers.next_us(self.needs());
+        timer_us.min(self.hello_at_us).min(self.rejoin_at_us.unwrap_or(u64::MAX))
     }
 
     /// Takes a datagram. `from` only names the sender of what cannot be read.
@@ -278,18 +273,10 @@ impl Membership {
         if self.rejoin_at_us.is_some_and(|at_us| at_us <= self.now_us) {
             self.rejoin();
         }
-        while let Some(entry) = self.timers.first_entry() {
-            if entry.key().0 > self.now_us {
-                break;
-            }
+        while let Some(timer) = self.timers.take_due(self.now_us, self.needs()) {
             // An error says that the probe in flight was cut short, by a stall of this process or a change of identity.
-            let _ = self.foca.handle_timer(entry.remove(), &mut self.asked);
+            let _ = self.foca.handle_timer(timer, &mut self.asked);
             self.keep_timers();
-        }
-        if self.has_news()
-            && let Some((_, telling)) = self.telling.take_if(|(at_us, _)| *at_us <= self.now_us)
-        {
-            let _ = self.foca.handle_timer(telling, &mut self.asked);
         }
         if self.hello_at_us <= self.now_us {
             self.say_hello(out);
@@ -382,19 +369,14 @@ impl Membership {
         }
     }
 
-    fn has_news(&self) -> bool {
-        self.foca.updates_backlog() > 0
+    fn needs(&self) -> Needs {
+        let is_any_down = self.foca.iter_membership_state().any(|member| member.state() == foca::State::Down);
+        Needs { has_news: self.foca.updates_backlog() > 0, is_any_down }
     }
 
     fn keep_timers(&mut self) {
-        for (after, event) in self.asked.timers.drain(..) {
-            let at_us = self.now_us.saturating_add(u64::try_from(after.as_micros()).unwrap_or(u64::MAX));
-            if matches!(event, Timer::PeriodicGossip(_)) {
-                self.telling = Some((at_us, event));
-                continue;
-            }
-            self.timers.insert((at_us, self.timers_asked), event);
-            self.timers_asked += 1;
+        for (after, timer) in self.asked.timers.drain(..) {
+            self.timers.keep(timer, after, self.now_us);
         }
     }
 
@@ -404,6 +386,9 @@ impl Membership {
             self.plan_rejoin();
         }
         self.keep_timers();
+        if self.asked.are_members_changed || self.needs().has_news {
+            self.timers.unrest(self.now_us);
+        }
         let packets = self.asked.packets.drain(..);
         out.packets.extend(packets.map(|(to, body)| (to, packet::seal(PacketKind::Gossip, self.name_hash, &body))));
         if core::mem::take(&mut self.asked.are_members_changed) {

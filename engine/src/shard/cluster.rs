@@ -28,7 +28,7 @@ pub struct Standing {
     /// The term in which it leads and answers; 0: it does not.
     pub serving: u64,
     /// If it leads: entries by which the slowest replica is behind.
-    pub behind: u64,
+    pub lag: u32,
     /// Who votes.
     pub voters: Vec<u64>,
     /// Who learns.
@@ -43,7 +43,7 @@ impl Standing {
             applied: replica.applied().index,
             committed: replica.committed(),
             serving: group.serving,
-            behind: if group.serving > 0 { replica.last_index().saturating_sub(replica.matched_by_all()) } else { 0 },
+            lag: if group.serving > 0 { group.lag() } else { 0 },
             voters: conf.voters.clone(),
             learners: conf.learners.clone(),
         }
@@ -131,7 +131,7 @@ impl Shard {
             term,
             replicas: span(&mut placement.replicas.iter().map(|node| node.0)),
             settled: u32::from(placement.settled),
-            lag: self.peers.lag.get(&number).map_or(0, |&lag| u32::try_from(lag).unwrap_or(u32::MAX)),
+            lag: self.peers.lag.get(&number).copied().unwrap_or(0),
             ..PartitionRow::default()
         };
         if let Some(standing) = self.standing(number) {
@@ -140,7 +140,7 @@ impl Shard {
             row.learners = span(&mut standing.learners.iter().copied());
             if standing.serving > 0 {
                 (row.leader, row.term) = (self.config.node.id.0, standing.serving);
-                row.lag = u32::try_from(standing.behind).unwrap_or(u32::MAX);
+                row.lag = standing.lag;
             } else if leader == self.config.node.id {
                 // It gave the lead up and knows of no other leader yet.
                 row.leader = 0;

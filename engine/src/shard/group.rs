@@ -213,6 +213,12 @@ impl Group {
         self.replica.is_alone() && self.replica.is_leader()
     }
 
+    /// Entries by which the slowest replica is behind, as far as a leader knows.
+    pub(super) fn lag(&self) -> u32 {
+        let behind = self.replica.last_index().saturating_sub(self.replica.matched_by_all());
+        u32::try_from(behind).unwrap_or(u32::MAX)
+    }
+
     /// Whether nobody waits for an entry or a read of it.
     pub(super) fn has_nothing_waiting(&self) -> bool {
         self.batch.is_empty() && self.proposed.is_empty() && self.reads.is_empty()

@@ -247,9 +247,8 @@ impl Shard {
             let partition = self.partitions.get(usize::from(group.number)).and_then(Option::as_deref);
             let tasks = partition.map_or(0, |partition| partition.tasks.len() as u64);
             let load = group.load(PLAN_US);
-            let lag = group.replica.last_index().saturating_sub(group.replica.matched_by_all());
             let begun = peer::begin(&mut reports, Kind::Report, 0, group.number);
-            for field in [group.serving, version, group.replica.log().bytes(), tasks, load, lag] {
+            for field in [group.serving, version, group.replica.log().bytes(), tasks, load] {
                 reports.extend_from_slice(&field.to_le_bytes());
             }
             let mut configuration = Vec::new();
@@ -275,7 +274,7 @@ impl Shard {
         let mut field = || fields.u64();
         let (Some(term), Some(version)) = (field(), field()) else { return };
         let (Some(log_bytes), Some(tasks)) = (field(), field()) else { return };
-        let (Some(load_per_s), Some(lag)) = (field(), field()) else { return };
+        let Some(load_per_s) = field() else { return };
         let Some(len) = fields.u32().and_then(|len| usize::try_from(len).ok()) else { return };
         let Some(conf) = fields.bytes(len).and_then(conf::decode) else { return };
         if self.meta.view.groups.get(&frame.group).is_some_and(|known| known.term > term) {
@@ -296,7 +295,6 @@ impl Shard {
             at_us: self.last_time_us,
         };
         self.meta.view.groups.insert(frame.group, report);
-        self.peers.lag.insert(frame.group, lag);
     }
 
     /// Asks to be let into a cluster, or tells it what changed about this node.

@@ -66,8 +66,8 @@ pub(super) struct Peers {
     was_full: bool,
     /// Some leader changed.
     pub(super) is_changed: bool,
-    /// Entries by which the slowest replica of a group is behind, as its leader reported.
-    pub(super) lag: BTreeMap<u16, u64>,
+    /// Entries by which the slowest replica of a group is behind, as its leader said.
+    pub(super) lag: BTreeMap<u16, u32>,
 }
 
 impl Peers {
@@ -233,7 +233,9 @@ impl Shard {
             return;
         }
         for _ in 0..count {
-            let (Some(group), Some(_), Some(term)) = (fields.u16(), fields.bytes(6), fields.u64()) else { return };
+            let (Some(group), Some(_)) = (fields.u16(), fields.bytes(2)) else { return };
+            let (Some(lag), Some(term)) = (fields.u32(), fields.u64()) else { return };
+            self.peers.lag.insert(group, lag);
             let has_replica = self.group(group).is_some();
             if !has_replica {
                 self.peers.learn(group, term, from.0);
@@ -284,13 +286,8 @@ impl Shard {
             return;
         }
         self.peers.announce_us = now_us + ANNOUNCE_US;
-        let led: Vec<(u16, u64)> = self
-            .groups
-            .iter()
-            .flatten()
-            .filter(|group| group.serving > 0)
-            .map(|group| (group.number, group.serving))
-            .collect();
+        let led = self.groups.iter().flatten().filter(|group| group.serving > 0);
+        let led: Vec<(u16, u32, u64)> = led.map(|group| (group.number, group.lag(), group.serving)).collect();
         let full = if self.disk_full { DISK_FULL } else { 0 };
         let detail = full | if self.disk_room.is_some() { MACHINE } else { 0 };
         if led.is_empty() && detail == 0 && !core::mem::take(&mut self.peers.was_full) {
@@ -321,13 +318,14 @@ impl Shard {
     }
 }
 
-fn write_leads(led: &[(u16, u64)], out: &mut FrameBuffer) {
+fn write_leads(led: &[(u16, u32, u64)], out: &mut FrameBuffer) {
     out.reserve(8 + led.len() * LEAD_BYTES);
     out.extend_from_slice(&u32::try_from(led.len()).expect("groups are bounded").to_le_bytes());
     out.extend_from_slice(&[0; 4]);
-    for (group, term) in led {
+    for (group, lag, term) in led {
         out.extend_from_slice(&group.to_le_bytes());
-        out.extend_from_slice(&[0; 6]);
+        out.extend_from_slice(&[0; 2]);
+        out.extend_from_slice(&lag.to_le_bytes());
         out.extend_from_slice(&term.to_le_bytes());
     }
 }

@@ -27,9 +27,10 @@ use crate::replica::record::Fields;
 const STILL_TICKS: u64 = 40;
 /// Between two pulses while something is awake, and while everything here rests; in microseconds.
 const PULSE_US: u64 = 2 * TICK_US;
-pub(super) const SLOW_PULSE_US: u64 = 250_000;
-/// A shard from which nothing came for this many of its pulses is not there.
-const PATIENCE: u64 = 3;
+pub(super) const SLOW_PULSE_US: u64 = 500_000;
+/// A shard from which nothing came for this long is not there, in microseconds: three pulses, or two slow ones and some.
+const PATIENCE_US: u64 = 3 * PULSE_US;
+const SLOW_PATIENCE_US: u64 = 1_200_000;
 /// Longest time that a pulse may promise for the next ones, in microseconds.
 const PATIENCE_US_MAX: u64 = 2_000_000;
 /// Between two looks for shards with which nothing rests any more, in microseconds.
@@ -74,8 +75,7 @@ impl Rest {
     }
 
     fn pair(&mut self, with: PeerAddr, now_us: u64) -> &mut Pair {
-        let patience_us = PATIENCE * SLOW_PULSE_US;
-        let pair = || Pair { started_us: 0, heard_us: now_us, patience_us, new: Vec::new() };
+        let pair = || Pair { started_us: 0, heard_us: now_us, patience_us: SLOW_PATIENCE_US, new: Vec::new() };
         self.pairs.entry(with).or_insert_with(pair)
     }
 }
@@ -215,14 +215,14 @@ impl Shard {
             return;
         }
         self.tidy_pairs();
-        let pause_us = if is_slow { SLOW_PULSE_US } else { PULSE_US };
+        let (pause_us, patience_us) = if is_slow { (SLOW_PULSE_US, SLOW_PATIENCE_US) } else { (PULSE_US, PATIENCE_US) };
         self.rest.was_slow = is_slow;
         self.rest.pulse_us = now_us + pause_us - TICK_US / 2;
         for (&with, pair) in &mut self.rest.pairs {
             let out = effects.peer(with);
             let begun = peer::begin(out, Kind::Pulse, 0, 0);
             out.extend_from_slice(&self.started_us.to_le_bytes());
-            out.extend_from_slice(&(pause_us * PATIENCE).to_le_bytes());
+            out.extend_from_slice(&patience_us.to_le_bytes());
             out.extend_from_slice(&u32::try_from(pair.new.len()).expect("groups are bounded").to_le_bytes());
             out.extend_from_slice(&[0; 4]);
             for (group, term, index) in pair.new.drain(..) {

@@ -9,31 +9,23 @@
 //! - A reading task suspends now and then (`pace.rs`), however fast the peer sends.
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use futures_lite::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
 use taskmaster_protocol::peer::{self, Frame, Kind, PEER_BODY_BYTES_MAX, PEER_VERSION_MAX, PeerError, PeerRefusal};
 
 use super::tls::{Failed, Session, Tls};
 use crate::input::Input;
 use crate::pace::Pace;
-use crate::socket::{dial, send_now, send_pieces_now, shutdown};
-use crate::wake::Bell;
+use crate::socket::dial;
+use crate::stream::Stream;
 
 /// Bytes that may wait for one shard of a peer; what comes beyond is dropped. A batch of any legal size fits when nothing
 /// waits.
 pub const UNSENT_BYTES_MAX: usize = peer::stream_bytes(PEER_BODY_BYTES_MAX);
-/// Capacity that an empty queue keeps.
-const OUT_BYTES_KEPT: usize = 1 << 20;
-/// Sent bytes at the front of the queue beyond which it is moved together.
-const SENT_BYTES_KEPT: usize = 4 << 20;
 /// What is read of a socket at once under TLS.
 const SEALED_BYTES: usize = 64 << 10;
 /// How long a connection may take to be made.
@@ -41,8 +33,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
 /// How long a connected peer may take for its part of the greeting.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
 /// Ticks of silence after which a ping is due, and after which the link is given up.
-const PING_TICKS: u32 = 2;
-const SILENT_TICKS_MAX: u32 = 5;
+const PING_TICKS: u32 = 4;
+const SILENT_TICKS_MAX: u32 = 7;
 
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,17 +85,10 @@ impl From<PeerError> for Ending {
 
 pub(super) struct Link {
     address: SocketAddr,
-    stream: RefCell<TcpStream>,
+    stream: Stream,
     tls: RefCell<Option<Secure>>,
-    /// What the socket did not take, from `sent` on.
-    out: RefCell<Vec<u8>>,
-    sent: Cell<usize>,
-    /// The socket takes nothing now; the writing task goes on.
-    blocked: Cell<bool>,
-    closed: Cell<bool>,
     /// Why this side closed it.
     reason: Cell<Option<&'static str>>,
-    writable: Bell,
     greeted: Cell<bool>,
     /// Peer protocol version of frames that are sent.
     version: Cell<u8>,
@@ -126,28 +111,21 @@ impl Link {
         // The first write waits for the connection.
         stream.set_write_timeout(Some(CONNECT_TIMEOUT)).map_err(io::Error::from)?;
         let link = Rc::new(Self::new(stream, address, session));
-        link.blocked.set(true);
+        link.stream.block();
         link.send(Kind::Hello, hello);
-        while link.blocked.get() {
-            link.write_some().await?;
+        while link.stream.is_blocked() {
+            link.stream.write_some().await?;
         }
-        link.stream.borrow().set_write_timeout(None).map_err(io::Error::from)?;
+        link.stream.socket().borrow().set_write_timeout(None).map_err(io::Error::from)?;
         Ok(link)
     }
 
     fn new(stream: TcpStream, address: SocketAddr, session: Option<Session>) -> Self {
-        // Without it small batches wait for the peer's acknowledgement; a failure only costs latency.
-        let _ = stream.set_nodelay(true);
         Self {
             address,
-            stream: RefCell::new(stream),
+            stream: Stream::new(stream),
             tls: RefCell::new(session.map(|session| Secure { session, sealed: vec![0; SEALED_BYTES] })),
-            out: RefCell::default(),
-            sent: Cell::new(0),
-            blocked: Cell::new(false),
-            closed: Cell::new(false),
             reason: Cell::new(None),
-            writable: Bell::default(),
             greeted: Cell::new(false),
             version: Cell::new(PEER_VERSION_MAX),
             frames_out: Cell::new(0),
@@ -169,78 +147,39 @@ impl Link {
 
     /// Bytes that wait for the peer.
     pub(super) fn unsent_bytes(&self) -> usize {
-        self.out.borrow().len() - self.sent.get()
+        self.stream.unsent_bytes()
     }
 
     /// Sends a frame, or keeps what the socket does not take now.
     pub(super) fn send(&self, kind: Kind, body: &[u8]) -> Taken {
         let size = peer::stream_bytes(body.len());
-        if self.closed.get() || self.unsent_bytes() + size > UNSENT_BYTES_MAX {
+        if self.stream.is_closed() || self.unsent_bytes() + size > UNSENT_BYTES_MAX {
             return Taken::No;
         }
         let sequence = self.frames_out.replace(self.frames_out.get() + 1);
         let header = peer::header(kind, self.version.get(), sequence, body);
         let padding = &[0u8; peer::ALIGNMENT][..peer::padding(body.len())];
-        self.write(&header, body, padding);
+        self.write([&header, body, padding]);
         Taken::Yes
     }
 
-    /// Writes these pieces in one go as far as the socket takes them; the rest waits.
-    fn write(&self, header: &[u8], body: &[u8], padding: &[u8]) {
-        if let Some(tls) = &mut *self.tls.borrow_mut() {
-            self.tidy();
-            let outcome = tls.session.write(&[header, body, padding], &mut self.out.borrow_mut());
-            self.flush();
-            if outcome.is_err() {
-                self.close("TLS failed");
-            }
-            return;
-        }
-        let mut taken = 0;
-        if !self.blocked.get() {
-            let pieces = [IoSlice::new(header), IoSlice::new(body), IoSlice::new(padding)];
-            match send_pieces_now(&self.stream.borrow(), &pieces) {
-                Ok(count) => taken = count,
-                // The reading task hears of it and ends the link.
-                Err(_) => return self.close("a write failed"),
-            }
-        }
-        self.tidy();
-        let mut out = self.out.borrow_mut();
-        for piece in [header, body, padding] {
-            let skipped = taken.min(piece.len());
-            taken -= skipped;
-            out.extend_from_slice(&piece[skipped..]);
-        }
-        if !out.is_empty() && !self.blocked.replace(true) {
-            self.writable.ring();
-        }
+    fn write(&self, pieces: [&[u8]; 3]) {
+        let Some(tls) = &mut *self.tls.borrow_mut() else {
+            // The reading task hears of a failure and ends the link.
+            return self.closes_unless(self.stream.send(pieces), "a write failed");
+        };
+        let outcome = self.stream.queue(|out| tls.session.write(&pieces, out));
+        self.flush();
+        self.closes_unless(outcome, "TLS failed");
     }
 
-    /// Gives memory of what was sent back.
-    fn tidy(&self) {
-        let mut out = self.out.borrow_mut();
-        if self.sent.get() > SENT_BYTES_KEPT && self.sent.get() > out.len() / 2 {
-            out.drain(..self.sent.replace(0));
-        }
-    }
-
-    /// Sends what the socket takes of what waits.
     fn flush(&self) {
-        let mut out = self.out.borrow_mut();
-        while !self.blocked.get() && self.sent.get() < out.len() {
-            match send_now(&self.stream.borrow(), &out[self.sent.get()..]) {
-                Ok(0) => {
-                    self.blocked.set(true);
-                    self.writable.ring();
-                }
-                Ok(count) => self.sent.set(self.sent.get() + count),
-                Err(_) => return self.close("a write failed"),
-            }
-        }
-        if self.sent.get() == out.len() {
-            out.clear();
-            self.sent.set(0);
+        self.closes_unless(self.stream.flush(), "a write failed");
+    }
+
+    fn closes_unless(&self, outcome: io::Result<()>, reason: &'static str) {
+        if outcome.is_err() {
+            self.close(reason);
         }
     }
 
@@ -251,10 +190,8 @@ impl Link {
 
     /// Ends the connection; the reading task says so to whom it concerns.
     pub(super) fn close(&self, reason: &'static str) {
-        if !self.closed.replace(true) {
+        if self.stream.close() {
             self.reason.set(Some(reason));
-            shutdown(&self.stream.borrow());
-            self.writable.ring();
         }
     }
 
@@ -266,37 +203,9 @@ impl Link {
 
     /// Goes on sending whenever the socket was full. Ends with the link.
     pub(super) async fn write_loop(self: Rc<Self>) {
-        while !self.closed.get() {
-            self.writable.wait().await;
-            while self.blocked.get() && !self.closed.get() {
-                if self.write_some().await.is_err() {
-                    self.close("a write failed");
-                }
-            }
-        }
-    }
-
-    async fn write_some(&self) -> io::Result<()> {
-        let count = poll_fn(|context| {
-            let out = self.out.borrow();
-            let rest = &out[self.sent.get()..];
-            if rest.is_empty() || self.closed.get() {
-                return Poll::Ready(Ok(0));
-            }
-            Pin::new(&mut *self.stream.borrow_mut()).poll_write(context, rest)
-        })
-        .await?;
-        self.sent.set(self.sent.get() + count);
         // A full socket takes something only after the peer has.
-        self.silent_ticks.set(0);
-        let mut out = self.out.borrow_mut();
-        if self.sent.get() == out.len() {
-            out.clear();
-            out.shrink_to(OUT_BYTES_KEPT);
-            self.sent.set(0);
-            self.blocked.set(false);
-        }
-        Ok(())
+        let outcome = self.stream.write_loop(|| self.silent_ticks.set(0)).await;
+        self.closes_unless(outcome, "a write failed");
     }
 
     /// Once per tick of the owner's watch: asks for a sign of life, or gives the link up.
@@ -304,15 +213,15 @@ impl Link {
         let ticks = self.silent_ticks.get() + 1;
         self.silent_ticks.set(ticks);
         if ticks >= SILENT_TICKS_MAX {
-            self.close("the peer was silent for 5 s");
-        } else if asks && ticks >= PING_TICKS && !self.blocked.get() {
+            self.close("the peer was silent for 7 s");
+        } else if asks && ticks >= PING_TICKS && !self.stream.is_blocked() {
             self.send(Kind::Ping, &[]);
         }
     }
 
     /// Answers a ping, unless the peer does not read what it is sent.
     pub(super) fn pong(&self) {
-        if !self.blocked.get() {
+        if !self.stream.is_blocked() {
             self.send(Kind::Pong, &[]);
         }
     }
@@ -323,7 +232,7 @@ impl Link {
         input: &mut Input,
         mut read: impl FnMut(Frame<'_>) -> Result<T, Ending>,
     ) -> Result<T, Ending> {
-        let limit = |timeout| self.stream.borrow().set_read_timeout(timeout).map_err(io::Error::from);
+        let limit = |timeout| self.stream.socket().borrow().set_read_timeout(timeout).map_err(io::Error::from);
         limit(Some(GREETING_TIMEOUT))?;
         let mut greeting = None;
         let start = Instant::now();
@@ -404,7 +313,7 @@ impl Link {
     fn open(&self, sealed: Vec<u8>, count: usize, input: &mut Input) -> Result<(), Ending> {
         let mut outcome = Ok(());
         if let Some(tls) = &mut *self.tls.borrow_mut() {
-            outcome = tls.session.read(&sealed[..count], input, &mut self.out.borrow_mut());
+            outcome = self.stream.queue(|out| tls.session.read(&sealed[..count], input, out));
             tls.sealed = sealed;
         }
         self.flush();
@@ -416,19 +325,11 @@ impl Link {
     }
 
     async fn read_into(&self, room: &mut [u8], pace: &mut Pace) -> Result<usize, Ending> {
-        let room_bytes = room.len();
-        let count = poll_fn(|context| {
-            if self.closed.get() {
-                return Poll::Ready(Ok(0));
-            }
-            Pin::new(&mut *self.stream.borrow_mut()).poll_read(context, room)
-        })
-        .await?;
+        let count = self.stream.read(room, pace).await?;
         if count == 0 {
             let reason = self.reason.get().unwrap_or("the peer closed the connection");
             return Err(Ending::Gone(reason.to_owned()));
         }
-        pace.took(count, room_bytes);
         Ok(count)
     }
 }

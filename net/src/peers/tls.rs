@@ -22,6 +22,7 @@ use rustls::{
     ClientConfig, ClientConnection, Connection, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
     ServerConnection, SignatureScheme,
 };
+use taskmaster_protocol::FrameBuffer;
 use taskmaster_protocol::peer::MAGIC;
 
 use crate::input::Input;
@@ -244,14 +245,14 @@ impl Session {
 
     /// Appends to `out` what must be sent for these pieces to arrive; before the handshake is over they are kept. Fails when
     /// reading has failed before.
-    pub(super) fn write(&mut self, pieces: &[&[u8]], out: &mut Vec<u8>) -> io::Result<()> {
+    pub(super) fn write(&mut self, pieces: &[&[u8]], out: &mut FrameBuffer) -> io::Result<()> {
         let outcome = pieces.iter().try_for_each(|piece| self.connection.writer().write_all(piece));
         self.pump(out);
         outcome
     }
 
     /// Takes bytes of the socket: plain bytes go to `input`, what must be sent in answer to `out`.
-    pub(super) fn read(&mut self, mut bytes: &[u8], input: &mut Input, out: &mut Vec<u8>) -> Result<(), Failed> {
+    pub(super) fn read(&mut self, mut bytes: &[u8], input: &mut Input, out: &mut FrameBuffer) -> Result<(), Failed> {
         if !core::mem::replace(&mut self.any_read, true) && bytes.starts_with(&MAGIC) {
             return Err(Failed::Plain);
         }
@@ -279,9 +280,9 @@ impl Session {
         has_name(self.connection.peer_certificates().unwrap_or_default(), node_name).is_ok()
     }
 
-    fn pump(&mut self, out: &mut Vec<u8>) {
+    fn pump(&mut self, out: &mut FrameBuffer) {
         while self.connection.wants_write() {
-            self.connection.write_tls(out).expect("a vector takes everything");
+            self.connection.write_tls(out).expect("a buffer takes everything");
         }
     }
 }

@@ -33,7 +33,7 @@ const STOPPED: Duration = Duration::from_secs(3);
 /// Longest standstill at the end with tasks undone.
 const DRAIN_MAX: Duration = Duration::from_secs(60);
 /// Before an idle cluster is measured.
-const COOL: Duration = Duration::from_secs(5);
+const COOL: Duration = Duration::from_secs(15);
 
 /// Carries `bench --nodes` out.
 pub(super) fn run(global: &Global, arguments: &Arguments, config: &Config) -> Result<Exit, Failure> {

@@ -530,7 +530,7 @@ pub fn recover<S: SegmentSource>(
 ) -> Result<Recovered, RecoverError> {
     let mut segments = source.segments().map_err(RecoverError::List)?;
     segments.sort_by_key(|segment| segment.number);
-    let buffer = AlignedBuffer::zeroed(READ_LEN);
+    let buffer = AlignedBuffer::zeroed(PAGE_LEN);
     let scan =
         Scan { source, params, segments, first: Vec::new(), buffer, window: (usize::MAX, 0, 0), read_len: PAGE_LEN };
     scan.run(&mut on_record)

@@ -105,7 +105,7 @@ impl Actor for Reader {
                 if let Some(id) = cx.oracle.id_at(pick).filter(|_| self.asked.len() < READS_MAX) {
                     self.read(id);
                 }
-                self.next_us = cx.now_us + cx.dice.range(1_000, 60_000);
+                self.next_us = cx.now_us + cx.dice.range(3_000, 180_000);
             }
         }
         self.client.pump(cx);

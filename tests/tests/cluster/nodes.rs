@@ -247,22 +247,23 @@ impl Cluster {
         running.max_by_key(|&number| led(&self.nodes[number])).unwrap()
     }
 
-    /// Waits until all replicas of all partitions have come to the same index.
+    /// Waits until all replicas of all partitions have come to the same index, and every node says that none lags.
     pub(crate) async fn agreed(&self) {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
-            let mut seen: Vec<Vec<(usize, u64)>> = vec![Vec::new(); usize::from(PARTITIONS)];
+            let mut seen: Vec<Vec<(usize, u64, u32)>> = vec![Vec::new(); usize::from(PARTITIONS)];
             for (number, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.process.is_some()) {
                 let view = node.view().await.unwrap_or_default();
                 let told = view.partitions.iter().enumerate();
-                told.for_each(|(partition, group)| seen[partition].push((number, group.applied)));
+                told.for_each(|(partition, group)| seen[partition].push((number, group.applied, group.lag)));
             }
-            let do_agree =
-                |all: &Vec<(usize, u64)>| all.len() > 1 && all.iter().all(|(_, applied)| *applied == all[0].1);
+            let do_agree = |all: &Vec<(usize, u64, u32)>| {
+                all.len() > 1 && all.iter().all(|(_, applied, lag)| (*applied, *lag) == (all[0].1, 0))
+            };
             if seen.iter().all(do_agree) {
                 return;
             }
-            assert!(Instant::now() < deadline, "replicas (node, applied) do not come to one index: {seen:?}");
+            assert!(Instant::now() < deadline, "replicas (node, applied, lag) do not come to one index: {seen:?}");
             tokio::time::sleep(POLL).await;
         }
     }

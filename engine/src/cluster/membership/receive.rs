@@ -105,6 +105,9 @@ impl Membership {
         if !self.may_be_heard(&header.src, out) {
             return Ok(None);
         }
+        if matches!(header.message, Message::Ack(_)) {
+            self.timers.answered(header.src.id);
+        }
         let count = members.len();
         members.retain(|member| self.may_be_known(member.id()));
         if members.len() == count {

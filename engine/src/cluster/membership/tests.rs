@@ -169,16 +169,29 @@ fn same_seed_gives_the_same_packets() {
 }
 
 #[test]
-fn death_is_noticed_within_two_seconds() {
-    for seed in 0..20 {
+fn death_is_noticed_within_two_seconds_in_a_calm_cluster_too() {
+    for seed in 0..40 {
         let mut world = World::new(seed);
         world.start(5);
         world.run_until(SECOND_US, World::all_see_all);
+        world.run(seed % 2 * 30 * SECOND_US);
         world.nodes.remove(&address(4));
         world.run_until(2 * SECOND_US, World::all_see_all);
         let (_, change) = world.node(1).changes.last().unwrap();
         assert_eq!((change.id, change.is_alive), (NodeId(4), false));
     }
+}
+
+#[test]
+fn calm_cluster_of_three_sends_each_node_three_packets_a_second() {
+    let mut world = World::new(5);
+    world.start(3);
+    world.run(20 * SECOND_US);
+    let before = world.sent;
+    world.run(60 * SECOND_US);
+    let sent = world.sent - before;
+    // A probe a second from each and its answer, and an announcement with its answer every five.
+    assert!((360..480).contains(&sent), "{sent} packets");
 }
 
 #[test]

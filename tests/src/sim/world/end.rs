@@ -22,7 +22,7 @@ impl World {
         self.after(LOOK_US, Event::Look);
         // Digests look at every task: fewer of them where there are many.
         if self.now_us >= self.compare_us {
-            self.compare_us = self.now_us + LOOK_US * (1 + self.oracle.len() as u64 / 300);
+            self.compare_us = self.now_us + LOOK_US * (2 + self.oracle.len() as u64 / 150);
             self.compare_replicas()?;
         }
         self.send_checkpoints();
