@@ -20,6 +20,7 @@ use crate::hash::FixedState;
 use crate::queue::{Queue, QueueSettings};
 use crate::resources::Resources;
 use crate::state::State;
+use crate::streams::Streams;
 use crate::task::{List, NONE, Slot, Task, Tasks, flag};
 use crate::timer::{Timer, TimerKind, Timers};
 use crate::versions::{History, Versions};
@@ -114,6 +115,8 @@ pub(crate) struct Partition {
     pub(crate) workflows: Workflows,
     /// States that tasks saved.
     pub(crate) versions: Versions,
+    /// How far streams have become tasks.
+    pub(crate) streams: Streams,
     index: HashTable<Slot>,
     /// Final tasks.
     pub(crate) kept: u32,
@@ -165,6 +168,7 @@ impl Partition {
             unique: HashTable::new(),
             workflows: Workflows::default(),
             versions: Versions::default(),
+            streams: Streams::default(),
             index: HashTable::new(),
             kept: 0,
             retained: 0,
@@ -650,7 +654,7 @@ impl Partition {
         let keys = self.keys.capacity() * size_of::<Key>() + self.key_by_bytes.allocation_size() + self.key_bytes;
         let queues = self.queues.capacity() * size_of::<Queue>();
         let shared = self.contracts.reserved_bytes() + self.workflows.reserved_bytes() + keys + queues;
-        let lists = self.waiting.reserved_bytes();
+        let lists = self.waiting.reserved_bytes() + self.streams.reserved_bytes();
         let records = self.tasks.reserved_bytes() + self.extras.reserved_bytes() + self.versions.reserved_bytes();
         records + tables + shared + lists
     }

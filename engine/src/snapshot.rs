@@ -28,6 +28,7 @@ use crate::extra::Extra;
 use crate::hash::FixedState;
 use crate::partition::{Cx, Partition};
 use crate::state::State;
+use crate::streams::Source;
 use crate::task::{NONE, Slot, Task, flag};
 use crate::timer::{Timer, TimerKind};
 use crate::workflow::Workflow;
@@ -54,6 +55,7 @@ pub(crate) struct Chunk {
     /// Numbers of chunks of state.
     pieces: Vec<u32>,
     names: Vec<histories::NameRecord>,
+    streams: Vec<StreamRecord>,
     bytes: Vec<u8>,
 }
 
@@ -69,6 +71,15 @@ struct QueueRecord {
     paused: u32,
     draining: u32,
     flag_late: u32,
+}
+
+#[derive(Debug, Default, Archive, Serialize, Deserialize)]
+struct StreamRecord {
+    position: u64,
+    stream: Span,
+    topic: Span,
+    number: u32,
+    reserved: u32,
 }
 
 #[derive(Debug, Default, Archive, Serialize, Deserialize)]
@@ -273,6 +284,15 @@ pub(crate) fn begin(partition: &mut Partition, arena: &Arena) {
             flag_late: settings.flag_late.into(),
         });
     }
+    for (source, position) in partition.streams.iter() {
+        chunk.streams.push(StreamRecord {
+            position,
+            stream: body::put(&mut chunk.bytes, source.stream.as_bytes()),
+            topic: body::put(&mut chunk.bytes, source.topic.as_bytes()),
+            number: source.number,
+            reserved: 0,
+        });
+    }
     for (index, contract) in partition.contracts.iter() {
         let canonical = body::put(&mut chunk.bytes, &contract.canonical);
         chunk.contracts.push(ContractRecord { index, canonical });
@@ -380,6 +400,14 @@ impl Restore {
             settings.flag_late = record.flag_late.to_native() != 0;
             let (settings, target) = (settings.clone(), partition.queues[queue as usize].dispatch);
             cx.dispatch.set_limits(target, &settings, cx.time_us);
+        }
+        for record in chunk.streams.iter() {
+            let source = Source {
+                stream: body::text(&chunk.bytes, record.stream)?.into(),
+                topic: body::text(&chunk.bytes, record.topic)?.into(),
+                number: record.number.to_native(),
+            };
+            partition.streams.set(source, record.position.to_native());
         }
         for record in chunk.contracts.iter() {
             let spec = SpecView::read_canonical(body::slice(&chunk.bytes, record.canonical)?)

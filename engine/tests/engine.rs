@@ -35,6 +35,9 @@ mod workflows;
 #[path = "engine/checkpoints.rs"]
 mod checkpoints;
 
+#[path = "engine/streams.rs"]
+mod streams;
+
 #[path = "engine/recovery.rs"]
 mod recovery;
 

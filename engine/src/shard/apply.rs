@@ -4,6 +4,7 @@ use raft::eraftpb::{Entry, EntryType};
 use taskmaster_protocol::body::{
     self, ArchivedCancel, ArchivedChangeState, ArchivedComplete, ArchivedConfigureQueue, ArchivedExpire, ArchivedFail,
     ArchivedForkWorkflow, ArchivedRetry, ArchivedSaveState, ArchivedSubmit, BatchReply, Malformed, StateReply,
+    StreamReply,
 };
 use taskmaster_protocol::{Operation, PartitionId};
 
@@ -14,6 +15,7 @@ use crate::entry::{self, Command, EntryError, Settings, Verb, read_checkpointed}
 use crate::partition::{Cx, Partition};
 use crate::peer::META_GROUP;
 use crate::replica::log::Position;
+use crate::streams::Piece;
 
 /// Final tasks forgotten per command.
 const EVICTIONS_PER_COMMAND_MAX: usize = 4_096;
@@ -23,6 +25,7 @@ enum Reply {
     Done,
     Rows(BatchReply),
     State(StateReply),
+    Stream(StreamReply),
 }
 
 impl Shard {
@@ -67,6 +70,7 @@ impl Shard {
                 request.merge_exceptions(&mut reply.exceptions);
                 effects.reply(conn, &header, &reply);
             }
+            Reply::Stream(reply) => effects.reply(conn, &header, &reply),
             Reply::State(mut reply) => {
                 request.spread_versions(&mut reply.versions);
                 request.merge_exceptions(&mut reply.exceptions);
@@ -153,10 +157,11 @@ impl Shard {
         let reply = apply_operation(operation, command, partition, &mut cx).map_err(wrong)?;
         let accepted = match &reply {
             Reply::Rows(reply) => u64::from(reply.accepted),
+            Reply::Stream(reply) => u64::from(reply.accepted),
             Reply::State(_) | Reply::Done => 0,
         };
         match operation {
-            Operation::Submit | Operation::ForkWorkflow => self.stats.submitted += accepted,
+            Operation::Submit | Operation::SubmitStream | Operation::ForkWorkflow => self.stats.submitted += accepted,
             Operation::Complete => self.stats.completed += accepted,
             Operation::Fail => self.stats.failed_attempts += accepted,
             _ => {}
@@ -176,6 +181,11 @@ fn apply_operation(
         Operation::Submit => {
             let body = body::access::<ArchivedSubmit>(bytes)?;
             Reply::Rows(command::submit::apply(partition, body, resend, cx))
+        }
+        Operation::SubmitStream => {
+            let body = body::access::<ArchivedSubmit>(bytes)?;
+            let piece = Piece::of(body)?.ok_or_else(|| Malformed("a piece of no stream".to_owned()))?;
+            Reply::Stream(command::submit_stream::apply(partition, body, piece, cx))
         }
         Operation::Complete => {
             Reply::Rows(command::complete::apply(partition, body::access::<ArchivedComplete>(bytes)?, cx))

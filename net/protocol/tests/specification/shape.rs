@@ -259,8 +259,13 @@ records! {
     Refusal { retry_after_ms: u32, row: u32, message: Span, bytes: Vec<u8> }
     Submit {
         specs: Vec<Spec>, tasks: Vec<TaskRow>, extras: Vec<Extra>, needs: Vec<u32>, workflow: Vec<WorkflowRow>,
-        bytes: Vec<u8>
+        stream: Vec<StreamRow>, bytes: Vec<u8>
     }
+    StreamRow { from: u64, to: u64, stream: Span, topic: Span, number: u32, reserved: u32 }
+    StreamReply { position: u64, accepted: u32, reserved: u32, exceptions: Vec<ExceptionRow> }
+    ListStreams { reserved: u32 }
+    StreamPage { rows: Vec<StreamInfo>, bytes: Vec<u8> }
+    StreamInfo { position: u64, stream: Span, topic: Span, number: u32, reserved: u32 }
     TaskRow { id: TaskId, spec: u32, extra: u32, payload: Span }
     Spec {
         memory_bytes: u64, cpu_milli: u32, gpu_milli: u32, custom: Span, namespace: Span, queue: Span, kind: Span,
@@ -402,7 +407,7 @@ shapes! {
     Hello HelloReply Empty Refusal Submit BatchReply Subscribe Credit Assign Complete Fail Leases Progress Cancel Retry
     ConfigureQueue Expire GetTask AwaitTask ListTasks TaskPage Explanation ListQueues QueuePage GetWorkflow WorkflowPage
     ListWorkflows NodeStats ClusterMapReply ClusterAdmin SaveState StateReply ChangeState ForkWorkflow StateHistory
-    ReadState StatePage
+    ReadState StatePage StreamReply ListStreams StreamPage
 }
 
 /// The body with this name.
@@ -439,6 +444,8 @@ pub(crate) const fn bodies(operation: Operation) -> (&'static str, &'static [&'s
         Operation::SaveState => ("SaveState", &["StateReply"]),
         Operation::ChangeState => ("ChangeState", &["StateReply"]),
         Operation::ForkWorkflow => ("ForkWorkflow", &["BatchReply"]),
+        Operation::SubmitStream => ("Submit", &["StreamReply"]),
+        Operation::ListStreams => ("ListStreams", &["StreamPage"]),
         Operation::StateLog => ("GetTask", &["StateHistory"]),
         Operation::ReadState => ("ReadState", &["StatePage"]),
         Operation::Assign => ("Assign", &[]),
