@@ -24,6 +24,7 @@ mod assigns;
 mod reads;
 mod replicas;
 mod states;
+mod streams;
 
 /// What was promised about a task when it was made.
 #[derive(Clone, Debug, Default)]
@@ -184,6 +185,8 @@ pub(crate) struct Oracle {
     /// Order of the latest resume received.
     resumed: BTreeMap<(u16, u32), u64>,
     replicas: replicas::Replicas,
+    /// What became of streams.
+    pub(crate) streams: streams::Streams,
     /// Where final tasks are checkpointed, if they are.
     pub(crate) store: Option<Store>,
     /// End of the id of a task to report on.
@@ -284,7 +287,7 @@ impl Oracle {
             asked: states::Asked::default(),
         };
         match operation {
-            Operation::Submit => self.submit_received(body, now_us, &mut request),
+            Operation::Submit | Operation::SubmitStream => self.submit_received(body, now_us, &mut request),
             Operation::Complete | Operation::Fail | Operation::Extend | Operation::Release => {
                 self.work_received(life, body, &mut request);
             }
