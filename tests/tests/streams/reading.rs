@@ -31,7 +31,7 @@ async fn a_position_survives_a_restart_and_is_shown() {
     assert_eq!((tasks.len(), payloads(&tasks).len()), (8, 8));
     let address = stage.setup.address.to_string();
     let (listed, said) = run(&["stream", "list", "--addr", &address, "--output", "json"]);
-    assert!(listed && said.contains("\"position\":8") && said.contains("\"topic\":\"orders\""), "{said}");
+    assert!(listed && said.contains("\"position\": 8") && said.contains("\"topic\": \"orders\""), "{said}");
     let config = stage.setup.data_dir.parent().unwrap().join(format!("node-{}.toml", stage.setup.address.port()));
     let (fit, said) = run(&["stream", "check", "--config", config.to_str().unwrap()]);
     assert!(fit && said.contains("1 partitions to read") && said.contains("stops its partition"), "{said}");
