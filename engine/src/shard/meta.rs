@@ -89,6 +89,11 @@ impl Meta {
         Some(crate::hash::FixedState.hash_one(bytes))
     }
 
+    /// Whether a replica of this group was here and was removed.
+    pub(super) fn was_removed(&self, group: u16) -> bool {
+        self.removed.iter().any(|(removed, _)| *removed == group)
+    }
+
     pub(super) fn take_removed(&mut self, group: u16) -> Option<HardState> {
         let place = self.removed.iter().position(|(removed, _)| *removed == group)?;
         Some(self.removed.swap_remove(place).1)

@@ -32,7 +32,9 @@ impl Shard {
             if !self.is_home_of(group) {
                 continue;
             }
-            if self.group(group).is_none() && placement.is_as_founded() && placement.replicas == [own] {
+            // After a start the map may be an old one, from before the group went elsewhere.
+            let is_new = self.group(group).is_none() && !self.meta.was_removed(group);
+            if is_new && placement.is_as_founded() && placement.replicas == [own] {
                 self.found_group(group);
             }
         }
