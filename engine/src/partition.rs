@@ -624,6 +624,12 @@ impl Partition {
         &mut self.extras[self.tasks[slot].extra]
     }
 
+    /// Attempts of a task that failed since it was submitted or retried by hand.
+    pub(crate) fn failures(&self, slot: Slot) -> u16 {
+        let task = &self.tasks[slot];
+        task.failures - self.extras.get(task.extra).map_or(0, |extra| extra.forgiven)
+    }
+
     /// The versions of a task's state, if it saved any.
     pub(crate) fn history(&self, slot: Slot) -> Option<&History> {
         self.versions.get(self.extras.get(self.tasks[slot].extra)?.history)

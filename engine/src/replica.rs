@@ -272,12 +272,13 @@ impl Replica {
 
     /// Whether this replica may stand for election; one that leads may. Not while an installed snapshot is on its way into the
     /// shard's log: the library looks for the entries that it replaced. Nor while entries are, if its own vote is all that it
-    /// needs: the library takes them for safe.
+    /// needs: the library takes them for safe. Nor before it has what an earlier replica here had.
     fn may_stand(&self) -> bool {
         let is_installing = self.persisting.iter().any(|waiting| waiting.installed > 0);
         let conf = self.conf();
         let needs_others = conf.voters.iter().chain(&conf.voters_outgoing).any(|&node| node != self.raw.raft.id);
-        !is_installing && (needs_others || self.is_leader() || !self.is_persisting())
+        let has_all = self.log().last() >= self.log().earlier;
+        has_all && !is_installing && (needs_others || self.is_leader() || !self.is_persisting())
     }
 
     /// A message from another replica. Messages that no longer concern it are passed over.
@@ -285,7 +286,11 @@ impl Replica {
         let kind = message.get_msg_type();
         // A leader says how much is committed of what it knows to be here: this was sent to an earlier replica, which was removed.
         let is_stale = kind == MessageType::MsgHeartbeat && message.commit > self.last_index();
-        if is_stale || (kind == MessageType::MsgTimeoutNow && !self.may_stand()) {
+        // An earlier replica here, which was removed, may have said that it has entries which the candidate lacks. Who still counts in
+        // the configuration of that time must not be elected because they are not here any more.
+        let asks = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
+        let lacks = asks && Position { term: message.log_term, index: message.index } < self.log().earlier;
+        if is_stale || lacks || (kind == MessageType::MsgTimeoutNow && !self.may_stand()) {
             return;
         }
         // An error means that the sender is not of the group any more, or that a proposal was dropped.

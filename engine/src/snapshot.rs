@@ -107,7 +107,9 @@ struct TaskRecord {
     key_limit: u32,
     contract: u32,
     row: u32,
-    failures: u32,
+    failures: u16,
+    /// Of them, those before the last retry by hand.
+    forgiven: u16,
     state: u32,
     /// Bit 0: late; bit 1: holds its unique key; bit 2: has an extra.
     marks: u32,
@@ -208,7 +210,7 @@ fn copy(partition: &mut Partition, slot: Slot, arena: &Arena) {
         at_us: task.at_us - lease_us,
         blob: put(task.blob),
         contract: task.contract,
-        failures: u32::from(task.failures),
+        failures: task.failures,
         retained,
         state: u32::from(if task.state == State::Leased { State::Ready } else { task.state }.number()),
         marks: if task.has(flag::LATE) { MARK_LATE } else { 0 },
@@ -219,7 +221,7 @@ fn copy(partition: &mut Partition, slot: Slot, arena: &Arena) {
     if let Some(extra) = partition.extras.get(task.extra) {
         record.marks |= MARK_EXTRA;
         (record.due_us, record.deadline_us) = (extra.due_us, extra.deadline_us);
-        record.unique_until_us = extra.unique_until_us;
+        (record.unique_until_us, record.forgiven) = (extra.unique_until_us, extra.forgiven);
         (record.error, record.name, record.unique) = (put(extra.error), put(extra.name), put(extra.unique));
         record.input = put(extra.input);
         if holds_unique {
@@ -435,7 +437,7 @@ impl Restore {
             prev: NONE,
             // Until `finish` puts a final task on the list of this length.
             worker: record.retention_ms.to_native(),
-            failures: u16::try_from(record.failures.to_native()).unwrap_or(u16::MAX),
+            failures: record.failures.to_native(),
             state,
             flags: if marks & MARK_LATE == 0 { 0 } else { flag::LATE },
         });
@@ -477,6 +479,7 @@ impl Restore {
             name: store(cx.arena, body::slice(&chunk.bytes, record.name)?),
             error: store(cx.arena, body::slice(&chunk.bytes, record.error)?),
             input: store(cx.arena, body::slice(&chunk.bytes, record.input)?),
+            forgiven: record.forgiven.to_native().min(record.failures.to_native()),
             ..Extra::default()
         };
         let key = body::slice(&chunk.bytes, record.key)?;

@@ -100,7 +100,9 @@ pub(crate) fn attempt_failed(
     cx.arena.free(previous);
     let task = &mut partition.tasks[slot];
     task.failures = task.failures.saturating_add(1);
-    let (failures, seed) = (task.failures, task.id.mix());
+    let seed = task.id.mix();
+    let failures = partition.failures(slot);
+    let task = &partition.tasks[slot];
     let retry = &partition.contracts[task.contract].retry;
     if is_final || !retry.allows(failures, code) {
         partition.finish(slot, State::Failed, Handle::NONE, cx);

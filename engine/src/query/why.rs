@@ -61,7 +61,7 @@ pub(crate) fn explain(
         }
     }
     let attempts = contract.retry.attempts_max;
-    facts.push(("attempts", format!("{} of {attempts} ended without success", task.failures)));
+    facts.push(("attempts", format!("{} of {attempts} ended without success", partition.failures(slot))));
     facts.push(("queue", format!("{} ({} ready, {} leased)", queue.name, queue.counts[2], queue.counts[3])));
     let mut answer = Explanation::default();
     for (name, sentence) in facts {
