@@ -27,6 +27,7 @@ use crate::contract::SpecView;
 use crate::extra::Extra;
 use crate::hash::FixedState;
 use crate::partition::{Cx, Partition};
+use crate::queue::{policy_number, policy_of};
 use crate::state::State;
 use crate::task::{NONE, Slot, Task, flag};
 use crate::timer::{Timer, TimerKind};
@@ -69,6 +70,8 @@ struct QueueRecord {
     paused: u32,
     draining: u32,
     flag_late: u32,
+    policy: u32,
+    reserved: u32,
 }
 
 #[derive(Debug, Default, Archive, Serialize, Deserialize)]
@@ -273,6 +276,8 @@ pub(crate) fn begin(partition: &mut Partition, arena: &Arena) {
             paused: settings.paused.into(),
             draining: settings.draining.into(),
             flag_late: settings.flag_late.into(),
+            policy: policy_number(settings.policy),
+            reserved: 0,
         });
     }
     for (index, contract) in partition.contracts.iter() {
@@ -380,6 +385,8 @@ impl Restore {
             settings.paused = record.paused.to_native() != 0;
             settings.draining = record.draining.to_native() != 0;
             settings.flag_late = record.flag_late.to_native() != 0;
+            settings.policy =
+                policy_of(record.policy.to_native()).ok_or_else(|| Malformed("a queue's policy".to_owned()))?;
             let (settings, target) = (settings.clone(), partition.queues[queue as usize].dispatch);
             cx.dispatch.set_limits(target, &settings, cx.time_us);
         }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde_json::Value;
+use taskmaster_bench::order::OrderOptions;
 use taskmaster_bench::states::StatesOptions;
 use taskmaster_bench::{NodeInfo, Options, SuiteOptions, run_suite};
 
@@ -92,6 +93,9 @@ pub(crate) struct Arguments {
     /// Measure saves of tasks' state: 64 KiB each, of which one percent changes; --connections tasks at once
     #[arg(long, conflicts_with_all = ["suite", "baseline", "failover", "idle", "rate"])]
     states: bool,
+    /// Measure waits of a mixed load under each policy of queues; --connections tasks at once
+    #[arg(long, conflicts_with_all = ["suite", "baseline", "failover", "idle", "rate", "states"])]
+    order: bool,
     /// Partitions of the own nodes
     #[arg(long, value_name = "N")]
     partitions: Option<u16>,
@@ -175,6 +179,12 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
             time: arguments.duration.map_or(Duration::from_secs(10), |duration| duration.0),
             floor: arguments.floor.0,
         }),
+        order: arguments.order.then(|| OrderOptions {
+            places: arguments.connections.unwrap_or(16),
+            load: 0.9,
+            warmup: Duration::from_secs(15),
+            time: arguments.duration.map_or(Duration::from_secs(40), |duration| duration.0),
+        }),
     };
     if let Some(addr) = &global.addr {
         let node = NodeInfo { addr: addr.clone(), data_dir: None, pid: None };
@@ -221,12 +231,16 @@ struct Load {
     options: Options,
     is_suite: bool,
     states: Option<StatesOptions>,
+    order: Option<OrderOptions>,
 }
 
 /// Runs the load: the report as JSON, as text, and whether nothing was lost or doubled and no target missed.
 fn measure(load: Load, node: &NodeInfo) -> Result<(Value, String, bool), Failure> {
-    let Load { options, is_suite, states } = load;
-    let (json, text, good) = if let Some(states) = states {
+    let Load { options, is_suite, states, order } = load;
+    let (json, text, good) = if let Some(order) = order {
+        let report = taskmaster_bench::order::run(&order, node)?;
+        (serde_json::to_value(&report), report.to_string(), true)
+    } else if let Some(states) = states {
         let report = taskmaster_bench::states::run(&states, node)?;
         (serde_json::to_value(&report), report.to_string(), true)
     } else if is_suite {

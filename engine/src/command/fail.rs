@@ -75,6 +75,7 @@ pub(crate) fn apply(partition: &mut Partition, body: &ArchivedFail, cx: &mut Cx<
         let code = body::text(&body.bytes, row.code).unwrap_or_default();
         let message = body::slice(&body.bytes, row.message).unwrap_or_default();
         let log_tail = body::slice(&body.bytes, row.log_tail).unwrap_or_default();
+        partition.learn_run(slot, true, cx);
         attempt_failed(partition, slot, code, message, log_tail, row.is_final.to_native() != 0, cx);
         reply.accepted += 1;
     }

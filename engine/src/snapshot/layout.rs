@@ -79,6 +79,8 @@ fn tables_of_snapshot_records_are_their_layouts() {
         paused,
         draining,
         flag_late,
+        policy,
+        reserved,
     });
     check!(ContractRecord { index, canonical });
     check!(WorkflowRecord { id, submitted_us, finished_us, name, edges, rows, continues });
