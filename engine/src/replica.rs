@@ -93,8 +93,6 @@ struct Persisting {
     entries: (u64, u64),
     messages: Vec<Message>,
     installed: u64,
-    /// A term or vote is among it.
-    has_vote: bool,
 }
 
 /// One replica.
@@ -391,12 +389,8 @@ impl Replica {
     /// what is committed and then calls [`Self::applied_to`].
     pub(crate) fn process(&mut self, unlogged: &mut Unlogged, mut send: impl FnMut(&Message)) -> Step {
         let mut ready = self.raw.ready();
-        let has_vote = ready.must_sync() && ready.hs().is_some_and(|hard| self.is_newer(hard));
-        // A leader's messages need not wait for its entries, but for the vote that made it leader: where it is the only voter, nobody else
-        // knows of that, and it could lead again in the same term, with other entries than a learner has.
-        let mut messages = ready.take_messages();
-        if !has_vote && !self.persisting.iter().any(|waiting| waiting.has_vote) {
-            messages.drain(..).for_each(|message| send(&message));
+        for message in ready.take_messages() {
+            send(&message);
         }
         let mut step = Step { committed: ready.take_committed_entries(), ..Step::default() };
         for state in ready.take_read_states() {
@@ -417,7 +411,7 @@ impl Replica {
             step.install = Some((at, conf));
         }
         if let Some(hard) = ready.hs().cloned() {
-            if has_vote {
+            if ready.must_sync() && self.is_newer(&hard) {
                 sequence = unlogged.push(kind::HARD, &record::hard(self.group, &hard), Bytes::new());
             }
             self.raw.mut_store().hard = hard;
@@ -432,10 +426,9 @@ impl Replica {
         self.raw.mut_store().append(ready.entries());
         let ends = ready.entries().first().zip(ready.entries().last());
         let entries = ends.map_or((0, 0), |(first, last)| (first.index, last.index));
-        messages.extend(Self::keep(ready.take_persisted_messages(), send));
+        let messages = Self::keep(ready.take_persisted_messages(), send);
         let sequence = sequence.max(self.persisting.back().map_or(0, |before| before.sequence));
-        let number = ready.number();
-        self.persisting.push_back(Persisting { sequence, number, entries, messages, installed, has_vote });
+        self.persisting.push_back(Persisting { sequence, number: ready.number(), entries, messages, installed });
         self.raw.advance_append_async(ready);
         self.set_timeout();
         step
