@@ -110,7 +110,8 @@ impl Foreign {
         let ports = ports.collect();
         drop((writers, reader));
         let (end, ended) = thread_queue::channel();
-        Work { settings, questions, queues, answers: Arc::new(backs), status }.start(end)?;
+        let retention = Some(config.postgres.retention.0).filter(|retention| !retention.is_zero());
+        Work { settings, retention, questions, queues, answers: Arc::new(backs), status }.start(end)?;
         Ok(Some((Self { ended }, ports)))
     }
 
@@ -125,6 +126,8 @@ impl Foreign {
 /// What the thread does, and with what.
 struct Work {
     settings: Settings,
+    /// How long history is kept in the database, if not for ever.
+    retention: Option<Duration>,
     questions: mpsc::Receiver<Question>,
     queues: Vec<mpsc::Receiver<Given>>,
     answers: Arc<dyn Answers>,
@@ -155,8 +158,17 @@ impl Work {
     /// Everything that runs there; over when the shards' ends of the queues are gone.
     fn tasks(self) -> LocalSet {
         let tasks = LocalSet::new();
-        let Self { settings, questions, queues, answers, status } = self;
-        tasks.spawn_local(postgres::read(settings.clone(), questions, Arc::clone(&answers)));
+        let Self { settings, retention, questions, queues, answers, status } = self;
+        let dropping =
+            retention.map(|retention| tasks.spawn_local(postgres::drop_old_days(settings.clone(), retention)));
+        let reading = postgres::read(settings.clone(), questions, Arc::clone(&answers));
+        tasks.spawn_local(async move {
+            reading.await;
+            // No shard is left.
+            if let Some(dropping) = dropping {
+                dropping.abort();
+            }
+        });
         for queue in queues {
             let (answers, status) = (Arc::clone(&answers), Arc::clone(&status));
             tasks.spawn_local(postgres::write(settings.clone(), queue, answers, status));

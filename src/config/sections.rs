@@ -18,6 +18,8 @@ const SHARDS_MAX: u16 = 1_024;
 const PARTITIONS_MAX: u16 = taskmaster_protocol::limits::PARTITIONS_MAX;
 /// Longest retention: 32 bits of milliseconds.
 const RETENTION_MAX: Interval = Interval::ms(49 * 86_400_000);
+/// Longest retention of history in a database.
+const HISTORY_MAX: Interval = Interval::ms(3_650 * 86_400_000);
 /// Longest time for a process to end by itself.
 const GRACE_MAX: Interval = Interval::ms(3_600_000);
 
@@ -220,6 +222,8 @@ sections! {
         waiting_size: ByteSize = ByteSize::mib(512), |&value| size_between(value, ByteSize::mib(1), ByteSize::gib(1 << 10));
         /// How long checkpointed tasks stay in memory at most.
         kept: Interval = RETENTION_MAX, |&value| interval_between(value, Interval::ms(0), RETENTION_MAX);
+        /// How long history is kept in the database, by whole days; 0: for ever.
+        retention: Interval = Interval::ms(0), |&value| interval_between(value, Interval::ms(0), HISTORY_MAX);
     }
     /// Workers inside the node's process (`dev` and `run`).
     workers: Workers {

@@ -4,7 +4,9 @@ mod history;
 mod kills;
 mod outages;
 mod restore;
+mod retention;
 mod start;
+mod tls;
 mod writer;
 
 use std::time::{Duration, Instant};

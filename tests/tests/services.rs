@@ -27,7 +27,7 @@ fn unprivileged() -> Option<(u32, u32)> {
 }
 
 /// A fresh directory that the servers' user may write.
-fn directory(name: &str) -> TempDir {
+pub(crate) fn directory(name: &str) -> TempDir {
     let directory = tempfile::Builder::new().prefix(name).tempdir().unwrap();
     hand_over(directory.path());
     directory
@@ -38,6 +38,14 @@ fn hand_over(path: &Path) {
     if let Some((user, group)) = unprivileged() {
         std::os::unix::fs::chown(path, Some(user), Some(group)).unwrap();
     }
+}
+
+/// Writes a file that nobody but the servers' user may read.
+pub(crate) fn private_file(path: &Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    hand_over(path);
 }
 
 /// A program as the servers' user, in a process group of its own.

@@ -1,0 +1,59 @@
+//! Old history is dropped by days.
+
+use std::time::{Duration, Instant};
+
+use taskmaster_client::{Client, Task};
+
+use super::section;
+use crate::process::{Setup, directory};
+use crate::services::postgres::Postgres;
+
+/// Makes the part of the day that was so many days ago, by the server's clock.
+async fn make_day(postgres: &Postgres, days_ago: i32) {
+    let sql = format!(
+        "DO $$ DECLARE day date := (now() AT TIME ZONE 'UTC')::date - {days_ago}; BEGIN
+         EXECUTE format('CREATE TABLE taskmaster.final_task_%s PARTITION OF taskmaster.final_task FOR VALUES FROM (%L) TO (%L)',
+             to_char(day, 'YYYYMMDD'), day || ' 00:00:00+00', day + 1 || ' 00:00:00+00'); END $$"
+    );
+    postgres.client().await.batch_execute(&sql).await.unwrap();
+}
+
+/// How many days ago the days of the history were.
+async fn days(postgres: &Postgres) -> Vec<i32> {
+    let sql = "SELECT (now() AT TIME ZONE 'UTC')::date - to_date(right(relname, 8), 'YYYYMMDD') AS ago
+               FROM pg_inherits JOIN pg_class ON oid = inhrelid
+               WHERE inhparent = 'taskmaster.final_task'::regclass ORDER BY ago";
+    postgres.client().await.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn days_of_history_go_when_their_retention_is_over_and_no_sooner() {
+    let postgres = Postgres::start().await;
+    postgres.migrate().await;
+    for days_ago in [1, 9, 12, 400] {
+        make_day(&postgres, days_ago).await;
+    }
+    let directory = directory();
+    let mut setup = Setup::new(&directory);
+    setup.more = section(&postgres, "");
+    let mut node = setup.start();
+    let client = Client::connect(node.address.to_string()).await.unwrap();
+    let id = client.submit(Task::new("any")).await.unwrap().id;
+    client.cancel([id]).await.unwrap();
+    // Today's day is made, and without a retention all stay.
+    let until = Instant::now() + Duration::from_secs(60);
+    while days(&postgres).await.len() < 5 {
+        assert!(Instant::now() < until, "{}", node.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(node.terminate().success());
+    setup.more = section(&postgres, "retention = \"10d\"\n");
+    let mut node = setup.start();
+    while days(&postgres).await.len() > 3 {
+        assert!(Instant::now() < until, "{:?}: {}", days(&postgres).await, node.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(days(&postgres).await[1..], [1, 9]);
+    // It ends with the node.
+    assert!(node.terminate().success());
+}
