@@ -17,6 +17,7 @@ use taskmaster_bench::{NodeInfo, Options, SuiteOptions, run_suite};
 
 use super::connect::block_on;
 use super::embedded::Embedded;
+use super::queue::PolicyName;
 use super::signal::Stop;
 use super::{Exit, Failure, Global, log};
 use crate::config::{self, ByteSize, Interval, Level};
@@ -96,6 +97,9 @@ pub(crate) struct Arguments {
     /// Measure waits of a mixed load under each policy of queues; --connections tasks at once
     #[arg(long, conflicts_with_all = ["suite", "baseline", "failover", "idle", "rate", "states"])]
     order: bool,
+    /// Order of the queue under load
+    #[arg(long, value_enum, value_name = "POLICY", conflicts_with_all = ["nodes", "states", "order"])]
+    policy: Option<PolicyName>,
     /// Partitions of the own nodes
     #[arg(long, value_name = "N")]
     partitions: Option<u16>,
@@ -147,6 +151,7 @@ impl Arguments {
             warmup_s: self.warmup.0.as_secs_f64(),
             window: self.window,
             queued: self.queued,
+            policy: self.policy.map(|policy| policy.policy().number()),
             retention_ms: u32::try_from(self.retention.as_ms()).unwrap_or(u32::MAX),
             split: self.split,
             threads: self.threads,

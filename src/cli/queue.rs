@@ -75,13 +75,24 @@ enum DeadlineAction {
 
 /// In which order tasks of one priority start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum PolicyName {
+pub(super) enum PolicyName {
     /// The shortest first while replays of what was served show that it is better, else as they became ready
     Auto,
     /// As they became ready
     Fifo,
     /// The shortest first, by what was learned of their kinds
     Shortest,
+}
+
+impl PolicyName {
+    /// The client's name for it.
+    pub(super) const fn policy(self) -> Policy {
+        match self {
+            Self::Auto => Policy::Auto,
+            Self::Fifo => Policy::Fifo,
+            Self::Shortest => Policy::Shortest,
+        }
+    }
 }
 
 impl SetArguments {
@@ -104,11 +115,7 @@ impl SetArguments {
             settings = settings.flag_deadlines(action == DeadlineAction::Flag);
         }
         if let Some(policy) = self.policy {
-            settings = settings.policy(match policy {
-                PolicyName::Auto => Policy::Auto,
-                PolicyName::Fifo => Policy::Fifo,
-                PolicyName::Shortest => Policy::Shortest,
-            });
+            settings = settings.policy(policy.policy());
         }
         settings
     }

@@ -22,7 +22,9 @@ impl Policy {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Auto, Self::Fifo, Self::Shortest];
 
-    const fn number(self) -> u32 {
+    /// Its number in the protocol.
+    #[must_use]
+    pub const fn number(self) -> u32 {
         match self {
             Self::Auto => 0,
             Self::Fifo => 1,
