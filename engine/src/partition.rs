@@ -47,6 +47,9 @@ pub(crate) struct Lane {
     contracts: u32,
 }
 
+/// Most lists of a lane: each start looks at all of them. Further classes share them, and are predicted alike.
+const LANE_CLASSES_MAX: usize = 16;
+
 /// Ready tasks of a lane that are predicted alike.
 #[derive(Debug)]
 pub(crate) struct ClassList {
@@ -330,11 +333,17 @@ impl Partition {
         let lists = &mut self.lanes[lane as usize].lists;
         let known = lists.iter().position(|of| of.contracts > 0 && of.class == class);
         let position = known.or_else(|| lists.iter().position(|of| of.contracts == 0)).unwrap_or_else(|| {
+            if lists.len() == LANE_CLASSES_MAX {
+                return class as usize % LANE_CLASSES_MAX;
+            }
             lists.push(ClassList { class, list: List::default(), contracts: 0 });
             lists.len() - 1
         });
         let of = &mut lists[position];
-        (of.class, of.contracts) = (class, of.contracts + 1);
+        if of.contracts == 0 {
+            of.class = class;
+        }
+        of.contracts += 1;
         u32::try_from(position).expect("lists are no more than contracts")
     }
 

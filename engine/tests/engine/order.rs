@@ -57,6 +57,18 @@ fn fifo_starts_tasks_of_all_kinds_as_they_became_ready() {
 }
 
 #[test]
+fn fifo_keeps_the_order_over_any_number_of_kinds() {
+    let mut world = taught(FIFO);
+    let all: Vec<Job> = (100..150).map(|number| kind(number, &format!("kind {}", number % 40))).collect();
+    let numbers: Vec<u32> = (100..150).collect();
+    assert_eq!(order(&mut world, &all), ids(&numbers));
+    // Kinds that went leave their lists to others.
+    let all: Vec<Job> = (200..250).map(|number| kind(number, &format!("other {}", number % 40))).collect();
+    let numbers: Vec<u32> = (200..250).collect();
+    assert_eq!(order(&mut world, &all), ids(&numbers));
+}
+
+#[test]
 fn shortest_starts_kinds_that_were_short_first_and_each_kind_as_it_became_ready() {
     assert_eq!(order(&mut taught(SHORTEST), &mixed()), ids(&[101, 103, 100, 102]));
 }
