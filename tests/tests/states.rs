@@ -144,7 +144,7 @@ async fn the_command_line_shows_compares_names_and_forks_states() {
     assert_eq!(answer(&node, &["task", "resume", &text, "--from", "2"])["restarted"], true);
     assert_eq!(client.result_within(id, LONG).await.unwrap().unwrap().text().unwrap(), "2");
     let history = client.state_log(id).await.unwrap();
-    assert_eq!(history.versions.iter().map(|row| (row.number, row.parent)).next_back(), Some((5, 4)));
+    assert_eq!(history.versions.iter().map(|row| (row.number, row.parent)).next_back(), Some((6, 5)));
     assert_eq!(history.version(4).unwrap().parent, 3, "the same state after the same version is the same version");
     answer(&node, &["state", "branch", &text, "other", "--at", "1", "--switch"]);
     assert_eq!(answer(&node, &["state", "gc", &text, "--keep", "1"])["kept"], 3, "heads of two branches and the tag");
