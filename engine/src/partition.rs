@@ -643,10 +643,11 @@ impl Partition {
         })
     }
 
-    /// Makes a task the holder of its unique key, whoever holds it.
+    /// Makes a task the holder of its unique key, whoever holds it. A snapshot in progress has the former one as the holder.
     pub(crate) fn hold_unique(&mut self, slot: Slot, arena: &Arena) {
         let key = arena.get(self.unique_key(slot));
         if let Some(holder) = self.unique_holder(key, arena) {
+            crate::snapshot::touch(self, holder, arena);
             self.release_unique(holder, arena);
         }
         let (tasks, extras) = (&self.tasks, &self.extras);
