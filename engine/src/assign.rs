@@ -183,10 +183,7 @@ impl Assigner<'_> {
             for _ in 0..self.dispatch.queues[queue as usize].rings[priority].len() {
                 let entry = &mut self.dispatch.queues[queue as usize];
                 let Some(lane) = entry.rings[priority].pop_front() else { break };
-                let Some(partition) = self.partitions[usize::from(lane.partition)].as_deref_mut() else { continue };
-                let ready = &partition.lanes[lane.lane as usize];
-                if ready.len == 0 || partition.queues[ready.queue as usize].settings.paused {
-                    partition.lane_left(lane.lane);
+                if !stays_in_line(self.partitions, lane) {
                     continue;
                 }
                 let sent = self.assign_lane(queue, lane, None, permits);
@@ -214,17 +211,13 @@ impl Assigner<'_> {
         }
         while at < entry.rings[priority].len().min(LOOK_MAX) {
             let lane = entry.rings[priority][at];
-            let Some(partition) = self.partitions[usize::from(lane.partition)].as_deref_mut() else {
+            if !stays_in_line(self.partitions, lane) {
                 entry.rings[priority].remove(at);
-                continue;
-            };
-            let ready = &partition.lanes[lane.lane as usize];
-            if ready.len == 0 || partition.queues[ready.queue as usize].settings.paused {
-                entry.rings[priority].remove(at);
-                partition.lane_left(lane.lane);
                 continue;
             }
-            for (list, of) in (0u32..).zip(&ready.lists).filter(|(_, of)| of.list.len > 0) {
+            let partition = self.partitions[usize::from(lane.partition)].as_deref().expect("it is in line");
+            let lists = &partition.lanes[lane.lane as usize].lists;
+            for (list, of) in (0u32..).zip(lists).filter(|(_, of)| of.list.len > 0) {
                 self.scratch.ranked.push((self.dispatch.learned.rank(of.class, now_us), at, list));
                 let ready_us = if looks_for_oldest { partition.tasks[of.list.head].at_us } else { u64::MAX };
                 if oldest.is_none_or(|(known_us, ..)| ready_us < known_us) {
@@ -297,6 +290,17 @@ impl Assigner<'_> {
         }
         true
     }
+}
+
+/// Whether a lane has tasks that may start; if not, its partition is told that it leaves the line.
+fn stays_in_line(partitions: &mut [Option<Box<Partition>>], lane: LaneRef) -> bool {
+    let Some(partition) = partitions[usize::from(lane.partition)].as_deref_mut() else { return false };
+    let ready = &partition.lanes[lane.lane as usize];
+    let stays = ready.len > 0 && !partition.queues[ready.queue as usize].settings.paused;
+    if !stays {
+        partition.lane_left(lane.lane);
+    }
+    stays
 }
 
 /// The worker whose turn it is among those with credit and room, and how many tasks it may take.
