@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use taskmaster_protocol::body::{
-    self, ArchivedClusterMapReply, ArchivedHelloReply, ArchivedNodeStats, ArchivedRefusal, Body, Empty, Hello,
-    Subscribe,
+    self, ArchivedClusterMapReply, ArchivedHelloReply, ArchivedNodeStats, ArchivedRefusal, Body, ConfigureQueue, Empty,
+    Hello, Subscribe, queue_field,
 };
 use taskmaster_protocol::frame::{self, FLAG_RESPONSE, Header};
-use taskmaster_protocol::{Code, FrameBuffer, Operation, limits};
+use taskmaster_protocol::{Code, FrameBuffer, Operation, PartitionId, limits};
 
 /// Longest wait for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -87,6 +87,13 @@ impl Control {
         self.request(Operation::Subscribe, &subscribe, |_| Ok(()))
     }
 
+    /// Sets the policy of a queue in one partition.
+    pub(crate) fn set_policy(&mut self, queue: &str, policy: u32, partition: u16) -> Result<()> {
+        let mut body = ConfigureQueue { set: queue_field::POLICY, policy, ..ConfigureQueue::default() };
+        body.queue = body::put(&mut body.bytes, queue.as_bytes());
+        self.request_of(Operation::ConfigureQueue, Some(PartitionId(partition)), &body, |_| Ok(()))
+    }
+
     /// The node's counters: the sum of every value with each name.
     pub(crate) fn counters<const N: usize>(&mut self, names: [&str; N]) -> Result<[Option<u64>; N]> {
         self.request(Operation::NodeStats, &Empty::default(), |reply| {
@@ -125,9 +132,19 @@ impl Control {
         request: &B,
         read: impl FnOnce(&[u8]) -> Result<T>,
     ) -> Result<T> {
+        self.request_of(operation, None, request, read)
+    }
+
+    fn request_of<B: Body, T>(
+        &mut self,
+        operation: Operation,
+        partition: Option<PartitionId>,
+        request: &B,
+        read: impl FnOnce(&[u8]) -> Result<T>,
+    ) -> Result<T> {
         self.correlation += 1;
         self.buffer.clear();
-        frame::encode(&mut self.buffer, Header::request(operation, self.correlation, None), request);
+        frame::encode(&mut self.buffer, Header::request(operation, self.correlation, partition), request);
         self.stream.write_all(&self.buffer)?;
         self.receive().with_context(|| format!("no answer to {operation:?}"))?;
         let Some((reply, _)) = frame::parse(&self.buffer)? else { bail!("the frame was received whole") };

@@ -52,6 +52,8 @@ pub struct Options {
     pub floor_s: f64,
     /// How long finished tasks are kept by the node, in milliseconds; 0 means the queue's setting.
     pub retention_ms: u32,
+    /// Policy of the queue, as in `ConfigureQueue`; the default unless told.
+    pub policy: Option<u32>,
     /// Give up when the node answers nothing for this long, in seconds.
     pub stall_s: f64,
     /// Print a progress line to standard error each second when it is a terminal.
@@ -70,6 +72,7 @@ impl Default for Options {
             warmup_s: 0.5,
             window: 0,
             queued: 0,
+            policy: None,
             split: false,
             threads: 1,
             verify: true,

@@ -212,6 +212,9 @@ impl Crew {
                     control.subscribe(&queue, 0)?;
                 }
                 let partitions = attached.partitions();
+                if let Some(policy) = options.policy.filter(|_| at == 0) {
+                    set_policy(sites, &queue, policy)?;
+                }
                 let spread = at * partitions.len() / own;
                 connections.push(Connection::new(control.into_stream(), place, partitions, spread)?);
             }
@@ -219,6 +222,18 @@ impl Crew {
         let workers_from = connections.len() - own;
         Ok(Self { connections, producers: own, workers_from, encoder, credit })
     }
+}
+
+/// Sets the policy of a queue in every partition of a single node.
+fn set_policy(sites: &[Site<'_>], queue: &str, policy: u32) -> Result<()> {
+    anyhow::ensure!(sites.len() == 1, "a policy can be chosen for a single node");
+    for shard in 0..sites[0].shards() {
+        let (mut control, greeting) = Control::connect(&sites[0].shard_addr(shard)?)?;
+        for partition in greeting.partitions() {
+            control.set_policy(queue, policy, partition)?;
+        }
+    }
+    Ok(())
 }
 
 /// One connection per shard, since each shard tells its own counters.

@@ -1,7 +1,7 @@
 //! Assign: matches ready tasks with workers that have credit, and pushes leases. Volatile.
 //!
-//! Within a queue the highest priority with a task that fits goes first; lanes of one priority take turns, and so do
-//! workers. Queue limits (rate, concurrency) bound every step.
+//! Within a queue the highest priority with a task that fits goes first; lanes of one priority take turns or go by what was
+//! learned ([`crate::order`]), and workers take turns. Queue limits (rate, concurrency) bound every step.
 
 use taskmaster_protocol::body::{self, Assign, AssignRow, AssignSpec};
 use taskmaster_protocol::frame::{self, Header};
@@ -10,6 +10,7 @@ use taskmaster_protocol::{Operation, PartitionId};
 use crate::arena::Arena;
 use crate::dispatch::{Dispatch, LaneRef, PRIORITIES};
 use crate::effects::Effects;
+use crate::order::Order;
 use crate::partition::Partition;
 use crate::permits;
 use crate::state::State;
@@ -19,6 +20,8 @@ use crate::versions::History;
 /// Most rows and payload bytes of one assign frame.
 const ROWS_MAX: u32 = 1_024;
 const BYTES_MAX: usize = 4 << 20;
+/// Most lanes that are looked at for one frame.
+const LOOK_MAX: usize = 64;
 /// Workers with at least this much credit take what there is; others share it.
 const BULK_CREDIT: u32 = 64;
 
@@ -27,6 +30,8 @@ const BULK_CREDIT: u32 = 64;
 pub(crate) struct Scratch {
     body: Assign,
     contracts: Vec<u32>,
+    /// Ranks of lanes in line, with their place there and the list meant.
+    ranked: Vec<(f32, usize, u32)>,
 }
 
 /// What assignment reads and changes.
@@ -123,8 +128,8 @@ impl Assigner<'_> {
                 worker.credit > 0 && worker.capacity.as_ref().is_none_or(fits)
             };
             let is_paused = partition.queues[ready.queue as usize].settings.paused;
-            if !is_paused && ready.list.len > 0 && entry.workers.iter().any(has_room) {
-                count = ROWS_MAX.min(count + ready.list.len);
+            if !is_paused && ready.len > 0 && entry.workers.iter().any(has_room) {
+                count = ROWS_MAX.min(count + ready.len);
             }
         }
         count
@@ -167,17 +172,21 @@ impl Assigner<'_> {
 
     /// Whether a frame was sent.
     fn assign_one_frame(&mut self, queue: u32, permits: u32) -> bool {
+        let is_learned = self.dispatch.queues[queue as usize].order.is_learned();
         for priority in 0..PRIORITIES {
+            if is_learned && !self.dispatch.queues[queue as usize].rings[priority].is_empty() {
+                if self.assign_by_rank(queue, priority, permits) {
+                    return true;
+                }
+                continue;
+            }
             for _ in 0..self.dispatch.queues[queue as usize].rings[priority].len() {
                 let entry = &mut self.dispatch.queues[queue as usize];
                 let Some(lane) = entry.rings[priority].pop_front() else { break };
-                let Some(partition) = self.partitions[usize::from(lane.partition)].as_deref_mut() else { continue };
-                let ready = &partition.lanes[lane.lane as usize];
-                if ready.list.len == 0 || partition.queues[ready.queue as usize].settings.paused {
-                    partition.lane_left(lane.lane);
+                if !stays_in_line(self.partitions, lane) {
                     continue;
                 }
-                let sent = self.assign_lane(queue, lane, permits);
+                let sent = self.assign_lane(queue, lane, None, permits);
                 self.dispatch.queues[queue as usize].rings[priority].push_back(lane);
                 if sent {
                     return true;
@@ -187,15 +196,83 @@ impl Assigner<'_> {
         false
     }
 
-    fn assign_lane(&mut self, queue: u32, lane: LaneRef, permits: u32) -> bool {
+    /// Like [`Self::assign_one_frame`] for one priority, by what was learned: the lane with the lowest rank that fits, or the one
+    /// with the oldest task when that has waited for too long.
+    fn assign_by_rank(&mut self, queue: u32, priority: usize, permits: u32) -> bool {
+        let (now_us, mut at) = (self.now_us, 0);
+        let entry = &mut self.dispatch.queues[queue as usize];
+        let looks_for_oldest = entry.order.looks_for_oldest(now_us);
+        let mut oldest: Option<(u64, usize, u32)> = None;
+        self.scratch.ranked.clear();
+        // Of a long line a part that changes from frame to frame is looked at.
+        let count = entry.rings[priority].len();
+        if count > LOOK_MAX {
+            entry.rings[priority].rotate_left(1);
+        }
+        while at < entry.rings[priority].len().min(LOOK_MAX) {
+            let lane = entry.rings[priority][at];
+            if !stays_in_line(self.partitions, lane) {
+                entry.rings[priority].remove(at);
+                continue;
+            }
+            let partition = self.partitions[usize::from(lane.partition)].as_deref().expect("it is in line");
+            let lists = &partition.lanes[lane.lane as usize].lists;
+            for (list, of) in (0u32..).zip(lists).filter(|(_, of)| of.list.len > 0) {
+                self.scratch.ranked.push((self.dispatch.learned.rank(of.class, now_us), at, list));
+                let ready_us = if looks_for_oldest { partition.tasks[of.list.head].at_us } else { u64::MAX };
+                if oldest.is_none_or(|(known_us, ..)| ready_us < known_us) {
+                    oldest = Some((ready_us, at, list));
+                }
+            }
+            at += 1;
+        }
+        if let Some((ready_us, at, list)) = oldest.filter(|_| looks_for_oldest)
+            && entry.order.oldest_goes_first(ready_us, now_us)
+        {
+            self.scratch.ranked.push((f32::NEG_INFINITY, at, list));
+        }
+        loop {
+            let ranked = &mut self.scratch.ranked;
+            let first = (0..ranked.len()).min_by(|&a, &b| ranked[a].0.total_cmp(&ranked[b].0).then(a.cmp(&b)));
+            let Some((_, at, list)) = first.map(|first| ranked.swap_remove(first)) else { return false };
+            let lane = self.dispatch.queues[queue as usize].rings[priority][at];
+            if self.assign_lane(queue, lane, Some(list), permits) {
+                let ring = &mut self.dispatch.queues[queue as usize].rings[priority];
+                ring.remove(at);
+                ring.push_back(lane);
+                return true;
+            }
+        }
+    }
+
+    /// Replays what a queue served.
+    fn judge(&mut self, queue: u32) {
+        let entry = &mut self.dispatch.queues[queue as usize];
+        let lanes = entry.rings.iter().flatten();
+        let partitions = &*self.partitions;
+        let of =
+            |lane: &LaneRef| Some(partitions[usize::from(lane.partition)].as_deref()?.lanes[lane.lane as usize].len);
+        let waiting: u32 = lanes.filter_map(of).sum();
+        let places = usize::try_from(entry.leased).unwrap_or(usize::MAX);
+        entry.order.judge(&mut self.dispatch.learned, places, waiting as usize, self.now_us);
+    }
+
+    /// Takes tasks of one list of a lane, or of all of them in the order of readiness.
+    fn assign_lane(&mut self, queue: u32, lane: LaneRef, list: Option<u32>, permits: u32) -> bool {
         let partition = self.partitions[usize::from(lane.partition)].as_deref_mut().expect("checked by the caller");
         let ready = &partition.lanes[lane.lane as usize];
-        let Some((worker, fits)) = choose(self.dispatch, queue, ready.list.len, &ready.resources) else {
+        let len = list.map_or(ready.len, |list| ready.lists[list as usize].list.len);
+        let Some((worker, fits)) = choose(self.dispatch, queue, len, &ready.resources) else {
             return false;
         };
-        let count = fits.min(permits).min(ready.list.len);
+        let count = fits.min(permits).min(len);
         let (conn, need) = (self.dispatch.workers[worker as usize].conn, ready.resources.clone());
-        let taken = fill(partition, self.arena, self.scratch, lane.lane, worker, count, self.now_us, self.timers);
+        let order = &mut self.dispatch.queues[queue as usize].order;
+        let is_watching = order.is_watching(self.now_us);
+        let mut watching = is_watching.then_some(order);
+        let source = (lane.lane, list);
+        let taken =
+            fill(partition, self.arena, self.scratch, source, worker, count, self.now_us, self.timers, &mut watching);
         self.dispatch.take_credit(worker, taken, &need);
         let entry = &mut self.dispatch.queues[queue as usize];
         entry.leased += u64::from(taken);
@@ -208,8 +285,22 @@ impl Assigner<'_> {
         self.assigned += u64::from(taken);
         let header = Header::request(Operation::Assign, 0, Some(partition.id));
         frame::encode(self.effects.buffer(conn), header, &self.scratch.body);
+        if is_watching && self.dispatch.queues[queue as usize].order.is_full() {
+            self.judge(queue);
+        }
         true
     }
+}
+
+/// Whether a lane has tasks that may start; if not, its partition is told that it leaves the line.
+fn stays_in_line(partitions: &mut [Option<Box<Partition>>], lane: LaneRef) -> bool {
+    let Some(partition) = partitions[usize::from(lane.partition)].as_deref_mut() else { return false };
+    let ready = &partition.lanes[lane.lane as usize];
+    let stays = ready.len > 0 && !partition.queues[ready.queue as usize].settings.paused;
+    if !stays {
+        partition.lane_left(lane.lane);
+    }
+    stays
 }
 
 /// The worker whose turn it is among those with credit and room, and how many tasks it may take.
@@ -240,11 +331,12 @@ fn fill(
     partition: &mut Partition,
     arena: &Arena,
     scratch: &mut Scratch,
-    lane: u32,
+    (lane, list): (u32, Option<u32>),
     worker: u32,
     count: u32,
     now_us: u64,
     timers: &mut Timers,
+    watching: &mut Option<&mut Order>,
 ) -> u32 {
     let body = &mut scratch.body;
     body.rows.clear();
@@ -253,8 +345,14 @@ fn fill(
     scratch.contracts.clear();
     let mut taken = 0;
     while taken < count && body.bytes.len() < BYTES_MAX {
-        let Some(slot) = partition.lanes[lane as usize].list.pop_front(&mut partition.tasks) else { break };
+        let ready = &mut partition.lanes[lane as usize];
+        let Some(list) = list.or_else(|| ready.oldest(&partition.tasks)) else { break };
+        let class = ready.lists[list as usize].class;
+        let Some(slot) = ready.pop(list, &mut partition.tasks) else { break };
         let ready_us = partition.tasks[slot].at_us;
+        if let Some(order) = watching {
+            order.note(ready_us, class);
+        }
         partition.set_state(slot, State::Leased);
         let token = partition.next_token();
         let task = &mut partition.tasks[slot];

@@ -53,6 +53,8 @@ pub(crate) struct Contract {
     pub(crate) queue: u32,
     /// Index of the lane in the partition.
     pub(crate) lane: u32,
+    /// Which of the lane's lists its ready tasks are on.
+    pub(crate) list: u32,
     pub(crate) kind: String,
     pub(crate) priority: u8,
     pub(crate) lease_ms: u32,

@@ -10,6 +10,7 @@ use taskmaster_protocol::PartitionId;
 
 use crate::effects::ConnId;
 use crate::hash::FixedState;
+use crate::order::{Learned, Order};
 use crate::peer::PeerAddr;
 use crate::permits::{Note, NoteAbout, Permits};
 use crate::queue::QueueSettings;
@@ -93,6 +94,8 @@ pub(crate) struct DispatchQueue {
     pub(crate) bucket_armed: bool,
     /// How its limits are shared with other shards.
     pub(crate) permits: Permits,
+    /// Which lane is next.
+    pub(crate) order: Order,
     dirty: bool,
 }
 
@@ -135,6 +138,7 @@ pub(crate) struct Dispatch {
     pub(crate) workers: Vec<Worker>,
     by_conn: HashMap<ConnId, u32, FixedState>,
     free_workers: Vec<u32>,
+    pub(crate) learned: Learned,
     /// Queues to look at, in the order in which something changed.
     pub(crate) dirty: VecDeque<u32>,
 }
@@ -293,9 +297,10 @@ impl Dispatch {
         worker.used.add(need, 1);
     }
 
-    /// Takes over a queue's limits.
+    /// Takes over a queue's limits and policy.
     pub(crate) fn set_limits(&mut self, queue: u32, settings: &QueueSettings, now_us: u64) {
         let entry = &mut self.queues[queue as usize];
+        entry.order.policy = settings.policy;
         entry.concurrency = (settings.concurrency > 0).then_some(u64::from(settings.concurrency));
         let (rate, burst) = (settings.rate_milli_per_s, settings.rate_burst);
         let same =

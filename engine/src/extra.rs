@@ -30,6 +30,8 @@ pub(crate) struct Extra {
     pub(crate) note: Handle,
     /// Progress in parts per thousand.
     pub(crate) done_permille: u32,
+    /// Failures that do not count any more: those before the task was retried by hand.
+    pub(crate) forgiven: u16,
     /// Payload of a succeeded task that may be forked: a workflow's, or one that saved state.
     pub(crate) input: Handle,
     /// Index of the versions of its state, or [`NONE`].
@@ -55,6 +57,7 @@ impl Default for Extra {
             error: Handle::NONE,
             note: Handle::NONE,
             done_permille: 0,
+            forgiven: 0,
             input: Handle::NONE,
             history: NONE,
             ready_us: 0,

@@ -20,6 +20,7 @@ mod effects;
 mod entry;
 mod extra;
 mod hash;
+mod order;
 mod partition;
 mod peer;
 mod permits;

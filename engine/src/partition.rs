@@ -33,16 +33,49 @@ mod retention;
 pub(crate) use checkpoint::Sending;
 use checkpoint::Waiting;
 
-/// Ready tasks of one queue, priority and resource need, in order of readiness.
+/// Ready tasks of one queue, priority and resource need.
 #[derive(Debug, Default)]
 pub(crate) struct Lane {
     pub(crate) queue: u32,
     pub(crate) priority: u8,
     pub(crate) resources: Resources,
-    pub(crate) list: List,
+    /// By class of [`crate::order`], each in order of readiness.
+    pub(crate) lists: Vec<ClassList>,
+    /// Tasks on all of them.
+    pub(crate) len: u32,
     /// The dispatcher has it in line.
     pub(crate) ringed: bool,
     contracts: u32,
+}
+
+/// Most lists of a lane: each start looks at all of them. Further classes share them, and are predicted alike.
+const LANE_CLASSES_MAX: usize = 16;
+
+/// Ready tasks of a lane that are predicted alike.
+#[derive(Debug)]
+pub(crate) struct ClassList {
+    pub(crate) class: u32,
+    pub(crate) list: List,
+    contracts: u32,
+}
+
+impl Lane {
+    /// The list whose first task has been ready longest.
+    pub(crate) fn oldest(&self, tasks: &Tasks) -> Option<u32> {
+        let mut waiting = (0u32..).zip(&self.lists).filter(|(_, of)| of.list.len > 0);
+        let (first, second) = (waiting.next()?, waiting.next());
+        // One class is the rule, and its first task's cache line is not needed to know that.
+        let Some(second) = second else { return Some(first.0) };
+        let all = [first, second].into_iter().chain(waiting);
+        all.min_by_key(|(_, of)| tasks[of.list.head].token).map(|(number, _)| number)
+    }
+
+    /// Takes the first task off a list.
+    pub(crate) fn pop(&mut self, list: u32, tasks: &mut Tasks) -> Option<Slot> {
+        let slot = self.lists[list as usize].list.pop_front(tasks)?;
+        self.len -= 1;
+        Some(slot)
+    }
 }
 
 /// What tasks of one lane have in common: queue, priority, resources.
@@ -104,6 +137,10 @@ pub(crate) struct Partition {
     pub(crate) lanes: Vec<Lane>,
     free_lanes: Vec<u32>,
     lane_by_needs: HashMap<LaneNeeds, u32, FixedState>,
+    /// The number of the task that became ready last. Volatile.
+    last_ready: u64,
+    /// When attempts began whose leases were extended. Volatile.
+    started: HashMap<Slot, u64, FixedState>,
     pub(crate) lease_lists: Vec<LeaseList>,
     pub(crate) retention: Vec<RetentionList>,
     pub(crate) keys: Vec<Key>,
@@ -159,6 +196,8 @@ impl Partition {
             lanes: Vec::new(),
             free_lanes: Vec::new(),
             lane_by_needs: HashMap::default(),
+            last_ready: 0,
+            started: HashMap::default(),
             lease_lists: Vec::new(),
             retention: Vec::new(),
             keys: Vec::new(),
@@ -245,10 +284,16 @@ impl Partition {
         let resources = Resources::parse(spec.cpu_milli, spec.memory_bytes, spec.gpu_milli, spec.custom)
             .expect("checked at admission");
         let lane = self.lane(queue, spec.priority, &resources);
+        let class = {
+            let queue = self.queues[queue as usize].dispatch;
+            dispatch.learned.class(queue, spec.namespace, spec.kind, &resources)
+        };
+        let list = self.class_list(lane, class);
         let lease_list = self.lease_list(spec.lease_ms);
         self.contracts.insert(Contract {
             queue,
             lane,
+            list,
             kind: spec.kind.to_owned(),
             priority: spec.priority,
             lease_ms: spec.lease_ms,
@@ -286,6 +331,24 @@ impl Partition {
         };
         self.lanes[index as usize].contracts += 1;
         index
+    }
+
+    fn class_list(&mut self, lane: u32, class: u32) -> u32 {
+        let lists = &mut self.lanes[lane as usize].lists;
+        let known = lists.iter().position(|of| of.contracts > 0 && of.class == class);
+        let position = known.or_else(|| lists.iter().position(|of| of.contracts == 0)).unwrap_or_else(|| {
+            if lists.len() == LANE_CLASSES_MAX {
+                return class as usize % LANE_CLASSES_MAX;
+            }
+            lists.push(ClassList { class, list: List::default(), contracts: 0 });
+            lists.len() - 1
+        });
+        let of = &mut lists[position];
+        if of.contracts == 0 {
+            of.class = class;
+        }
+        of.contracts += 1;
+        u32::try_from(position).expect("lists are no more than contracts")
     }
 
     /// The lease list of a length, made on first use. Lengths are quantised upwards so that lists stay few.
@@ -336,8 +399,10 @@ impl Partition {
                 self.tasks[slot].flags &= !flag::BLOCKED;
             }
             State::Ready => {
-                let lane = self.contracts[task.contract].lane;
-                self.lanes[lane as usize].list.unlink(&mut self.tasks, slot);
+                let contract = &self.contracts[task.contract];
+                let lane = &mut self.lanes[contract.lane as usize];
+                lane.lists[contract.list as usize].list.unlink(&mut self.tasks, slot);
+                lane.len -= 1;
             }
             State::Leased => self.end_lease(slot, cx.dispatch),
             State::Waiting | State::Delayed => {}
@@ -356,6 +421,40 @@ impl Partition {
         dispatch.lease_ended(queue, worker & !DETACHED, &contract.resources);
         self.lease_lists[list as usize].list.unlink(&mut self.tasks, slot);
         self.tasks[slot].flags &= !(flag::EXPIRING | flag::SETTLING);
+        if !self.started.is_empty() {
+            self.started.remove(&slot);
+        }
+    }
+
+    /// The leader learns how long an attempt ran that is about to end, at the time of the entry that ends it.
+    pub(crate) fn learn_run(&self, slot: Slot, failed: bool, cx: &mut Cx<'_>) {
+        let task = &self.tasks[slot];
+        if task.state != State::Leased {
+            return;
+        }
+        let known_us = if self.started.is_empty() { None } else { self.started.get(&slot).copied() };
+        let started_us = match known_us {
+            Some(started_us) => started_us,
+            // The worker was away for a while, and the start is not known any more.
+            None if task.worker & DETACHED != 0 => return,
+            None => task.at_us.saturating_sub(self.lease_us(task)),
+        };
+        let contract = &self.contracts[task.contract];
+        let class = self.lanes[contract.lane as usize].lists[contract.list as usize].class;
+        let run_us = cx.time_us.saturating_sub(started_us);
+        if let Some(missed) = cx.dispatch.learned.learn(class, run_us, failed, cx.time_us) {
+            let queue = self.queues[contract.queue as usize].dispatch;
+            cx.dispatch.queues[queue as usize].order.ended(missed);
+        }
+    }
+
+    /// A lease is about to be extended: its start would be forgotten.
+    pub(crate) fn note_start(&mut self, slot: Slot) {
+        let task = &self.tasks[slot];
+        if task.worker & DETACHED == 0 {
+            let started_us = task.at_us.saturating_sub(self.lease_us(task));
+            self.started.entry(slot).or_insert(started_us);
+        }
     }
 
     /// The length of a leased task's lease, in microseconds.
@@ -397,9 +496,13 @@ impl Partition {
     }
 
     fn push_lane(&mut self, slot: Slot, dispatch: &mut Dispatch) {
-        let index = self.contracts[self.tasks[slot].contract].lane;
+        self.last_ready += 1;
+        self.tasks[slot].token = self.last_ready;
+        let contract = &self.contracts[self.tasks[slot].contract];
+        let index = contract.lane;
         let lane = &mut self.lanes[index as usize];
-        lane.list.push_back(&mut self.tasks, slot);
+        lane.lists[contract.list as usize].list.push_back(&mut self.tasks, slot);
+        lane.len += 1;
         let queue = &self.queues[lane.queue as usize];
         if !self.leading {
             return;
@@ -418,7 +521,7 @@ impl Partition {
             return;
         }
         for (index, lane) in (0u32..).zip(&mut self.lanes) {
-            if lane.queue == queue && lane.list.len > 0 && !lane.ringed {
+            if lane.queue == queue && lane.len > 0 && !lane.ringed {
                 lane.ringed = true;
                 let target = self.queues[queue as usize].dispatch;
                 dispatch.ring(target, lane.priority, LaneRef { partition: self.id.0, lane: index });
@@ -544,10 +647,11 @@ impl Partition {
         })
     }
 
-    /// Makes a task the holder of its unique key, whoever holds it.
+    /// Makes a task the holder of its unique key, whoever holds it. A snapshot in progress has the former one as the holder.
     pub(crate) fn hold_unique(&mut self, slot: Slot, arena: &Arena) {
         let key = arena.get(self.unique_key(slot));
         if let Some(holder) = self.unique_holder(key, arena) {
+            crate::snapshot::touch(self, holder, arena);
             self.release_unique(holder, arena);
         }
         let (tasks, extras) = (&self.tasks, &self.extras);
@@ -566,8 +670,11 @@ impl Partition {
         self.extras[self.tasks[slot].extra].unique
     }
 
-    fn drop_lane(&mut self, index: u32) {
+    /// A contract that referred to a lane is gone.
+    fn drop_lane(&mut self, contract: &Contract) {
+        let index = contract.lane;
         let lane = &mut self.lanes[index as usize];
+        lane.lists[contract.list as usize].contracts -= 1;
         lane.contracts -= 1;
         if lane.contracts == 0 && !lane.ringed {
             self.free_lane(index);
@@ -597,7 +704,7 @@ impl Partition {
     pub(crate) fn drop_unused_contract(&mut self, index: u32) {
         if self.contracts.get(index).is_some_and(|contract| contract.tasks == 0) {
             let contract = self.contracts.remove(index);
-            self.drop_lane(contract.lane);
+            self.drop_lane(&contract);
         }
     }
 
@@ -626,6 +733,12 @@ impl Partition {
             self.tasks[slot].extra = self.extras.insert(Extra::default());
         }
         &mut self.extras[self.tasks[slot].extra]
+    }
+
+    /// Attempts of a task that failed since it was submitted or retried by hand.
+    pub(crate) fn failures(&self, slot: Slot) -> u16 {
+        let task = &self.tasks[slot];
+        task.failures - self.extras.get(task.extra).map_or(0, |extra| extra.forgiven)
     }
 
     /// The versions of a task's state, if it saved any.

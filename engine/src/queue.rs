@@ -1,5 +1,7 @@
 //! Queues: settings and exact counts within one partition.
 
+use taskmaster_scheduler::order::Policy;
+
 use crate::state::STATES;
 
 /// What operators configure.
@@ -17,6 +19,7 @@ pub(crate) struct QueueSettings {
     pub(crate) draining: bool,
     /// At a deadline: only flag the task instead of expiring it.
     pub(crate) flag_late: bool,
+    pub(crate) policy: Policy,
 }
 
 /// How long final tasks are kept unless told otherwise, in milliseconds (one hour).
@@ -33,7 +36,28 @@ impl Default for QueueSettings {
             paused: false,
             draining: false,
             flag_late: false,
+            policy: Policy::default(),
         }
+    }
+}
+
+/// The policy of a number in the protocol and in snapshots.
+pub(crate) const fn policy_of(number: u32) -> Option<Policy> {
+    match number {
+        0 => Some(Policy::Auto),
+        1 => Some(Policy::Fifo),
+        2 => Some(Policy::Shortest),
+        _ => None,
+    }
+}
+
+/// Its number there.
+pub(crate) const fn policy_number(policy: Policy) -> u32 {
+    match policy {
+        Policy::Auto => 0,
+        Policy::Fifo => 1,
+        Policy::Shortest => 2,
+        Policy::Deadline => 3,
     }
 }
 

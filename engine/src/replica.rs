@@ -93,8 +93,6 @@ struct Persisting {
     entries: (u64, u64),
     messages: Vec<Message>,
     installed: u64,
-    /// A term or vote is among it.
-    has_vote: bool,
 }
 
 /// One replica.
@@ -274,12 +272,13 @@ impl Replica {
 
     /// Whether this replica may stand for election; one that leads may. Not while an installed snapshot is on its way into the
     /// shard's log: the library looks for the entries that it replaced. Nor while entries are, if its own vote is all that it
-    /// needs: the library takes them for safe.
+    /// needs: the library takes them for safe. Nor before it has what an earlier replica here had.
     fn may_stand(&self) -> bool {
         let is_installing = self.persisting.iter().any(|waiting| waiting.installed > 0);
         let conf = self.conf();
         let needs_others = conf.voters.iter().chain(&conf.voters_outgoing).any(|&node| node != self.raw.raft.id);
-        !is_installing && (needs_others || self.is_leader() || !self.is_persisting())
+        let has_all = self.log().last() >= self.log().earlier;
+        has_all && !is_installing && (needs_others || self.is_leader() || !self.is_persisting())
     }
 
     /// A message from another replica. Messages that no longer concern it are passed over.
@@ -287,7 +286,11 @@ impl Replica {
         let kind = message.get_msg_type();
         // A leader says how much is committed of what it knows to be here: this was sent to an earlier replica, which was removed.
         let is_stale = kind == MessageType::MsgHeartbeat && message.commit > self.last_index();
-        if is_stale || (kind == MessageType::MsgTimeoutNow && !self.may_stand()) {
+        // An earlier replica here, which was removed, may have said that it has entries which the candidate lacks. Who still counts in
+        // the configuration of that time must not be elected because they are not here any more.
+        let asks = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
+        let lacks = asks && Position { term: message.log_term, index: message.index } < self.log().earlier;
+        if is_stale || lacks || (kind == MessageType::MsgTimeoutNow && !self.may_stand()) {
             return;
         }
         // An error means that the sender is not of the group any more, or that a proposal was dropped.
@@ -391,12 +394,8 @@ impl Replica {
     /// what is committed and then calls [`Self::applied_to`].
     pub(crate) fn process(&mut self, unlogged: &mut Unlogged, mut send: impl FnMut(&Message)) -> Step {
         let mut ready = self.raw.ready();
-        let has_vote = ready.must_sync() && ready.hs().is_some_and(|hard| self.is_newer(hard));
-        // A leader's messages need not wait for its entries, but for the vote that made it leader: where it is the only voter, nobody else
-        // knows of that, and it could lead again in the same term, with other entries than a learner has.
-        let mut messages = ready.take_messages();
-        if !has_vote && !self.persisting.iter().any(|waiting| waiting.has_vote) {
-            messages.drain(..).for_each(|message| send(&message));
+        for message in ready.take_messages() {
+            send(&message);
         }
         let mut step = Step { committed: ready.take_committed_entries(), ..Step::default() };
         for state in ready.take_read_states() {
@@ -417,7 +416,7 @@ impl Replica {
             step.install = Some((at, conf));
         }
         if let Some(hard) = ready.hs().cloned() {
-            if has_vote {
+            if ready.must_sync() && self.is_newer(&hard) {
                 sequence = unlogged.push(kind::HARD, &record::hard(self.group, &hard), Bytes::new());
             }
             self.raw.mut_store().hard = hard;
@@ -432,10 +431,9 @@ impl Replica {
         self.raw.mut_store().append(ready.entries());
         let ends = ready.entries().first().zip(ready.entries().last());
         let entries = ends.map_or((0, 0), |(first, last)| (first.index, last.index));
-        messages.extend(Self::keep(ready.take_persisted_messages(), send));
+        let messages = Self::keep(ready.take_persisted_messages(), send);
         let sequence = sequence.max(self.persisting.back().map_or(0, |before| before.sequence));
-        let number = ready.number();
-        self.persisting.push_back(Persisting { sequence, number, entries, messages, installed, has_vote });
+        self.persisting.push_back(Persisting { sequence, number: ready.number(), entries, messages, installed });
         self.raw.advance_append_async(ready);
         self.set_timeout();
         step

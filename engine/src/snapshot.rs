@@ -27,6 +27,7 @@ use crate::contract::SpecView;
 use crate::extra::Extra;
 use crate::hash::FixedState;
 use crate::partition::{Cx, Partition};
+use crate::queue::{policy_number, policy_of};
 use crate::state::State;
 use crate::streams::Source;
 use crate::task::{NONE, Slot, Task, flag};
@@ -71,6 +72,8 @@ struct QueueRecord {
     paused: u32,
     draining: u32,
     flag_late: u32,
+    policy: u32,
+    reserved: u32,
 }
 
 #[derive(Debug, Default, Archive, Serialize, Deserialize)]
@@ -118,7 +121,9 @@ struct TaskRecord {
     key_limit: u32,
     contract: u32,
     row: u32,
-    failures: u32,
+    failures: u16,
+    /// Of them, those before the last retry by hand.
+    forgiven: u16,
     state: u32,
     /// Bit 0: late; bit 1: holds its unique key; bit 2: has an extra.
     marks: u32,
@@ -219,7 +224,7 @@ fn copy(partition: &mut Partition, slot: Slot, arena: &Arena) {
         at_us: task.at_us - lease_us,
         blob: put(task.blob),
         contract: task.contract,
-        failures: u32::from(task.failures),
+        failures: task.failures,
         retained,
         state: u32::from(if task.state == State::Leased { State::Ready } else { task.state }.number()),
         marks: if task.has(flag::LATE) { MARK_LATE } else { 0 },
@@ -230,7 +235,7 @@ fn copy(partition: &mut Partition, slot: Slot, arena: &Arena) {
     if let Some(extra) = partition.extras.get(task.extra) {
         record.marks |= MARK_EXTRA;
         (record.due_us, record.deadline_us) = (extra.due_us, extra.deadline_us);
-        record.unique_until_us = extra.unique_until_us;
+        (record.unique_until_us, record.forgiven) = (extra.unique_until_us, extra.forgiven);
         (record.error, record.name, record.unique) = (put(extra.error), put(extra.name), put(extra.unique));
         record.input = put(extra.input);
         if holds_unique {
@@ -282,6 +287,8 @@ pub(crate) fn begin(partition: &mut Partition, arena: &Arena) {
             paused: settings.paused.into(),
             draining: settings.draining.into(),
             flag_late: settings.flag_late.into(),
+            policy: policy_number(settings.policy),
+            reserved: 0,
         });
     }
     for (source, position) in partition.streams.iter() {
@@ -398,6 +405,8 @@ impl Restore {
             settings.paused = record.paused.to_native() != 0;
             settings.draining = record.draining.to_native() != 0;
             settings.flag_late = record.flag_late.to_native() != 0;
+            settings.policy =
+                policy_of(record.policy.to_native()).ok_or_else(|| Malformed("a queue's policy".to_owned()))?;
             let (settings, target) = (settings.clone(), partition.queues[queue as usize].dispatch);
             cx.dispatch.set_limits(target, &settings, cx.time_us);
         }
@@ -463,7 +472,7 @@ impl Restore {
             prev: NONE,
             // Until `finish` puts a final task on the list of this length.
             worker: record.retention_ms.to_native(),
-            failures: u16::try_from(record.failures.to_native()).unwrap_or(u16::MAX),
+            failures: record.failures.to_native(),
             state,
             flags: if marks & MARK_LATE == 0 { 0 } else { flag::LATE },
         });
@@ -505,6 +514,7 @@ impl Restore {
             name: store(cx.arena, body::slice(&chunk.bytes, record.name)?),
             error: store(cx.arena, body::slice(&chunk.bytes, record.error)?),
             input: store(cx.arena, body::slice(&chunk.bytes, record.input)?),
+            forgiven: record.forgiven.to_native().min(record.failures.to_native()),
             ..Extra::default()
         };
         let key = body::slice(&chunk.bytes, record.key)?;

@@ -40,7 +40,8 @@ pub(crate) struct Task {
     pub(crate) id: TaskId,
     /// Ready: since when; leased: lease expiry; delayed: due; final: when it became so. Microseconds since 1970.
     pub(crate) at_us: u64,
-    /// Leased: the fencing token, term (24 bits) and counter (40 bits); final: its number in order of retention.
+    /// Ready: its number in the order of readiness; leased: the fencing token, term (24 bits) and counter (40 bits); final: its
+    /// number in order of retention.
     pub(crate) token: u64,
     /// Payload; of a succeeded task, its result.
     pub(crate) blob: Handle,

@@ -23,6 +23,9 @@ mod queues;
 #[path = "engine/permits.rs"]
 mod permits;
 
+#[path = "engine/order.rs"]
+mod order;
+
 #[path = "engine/time.rs"]
 mod time;
 

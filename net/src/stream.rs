@@ -112,7 +112,7 @@ impl Stream {
     /// # Errors
     /// What the socket says; the stream is of no use then.
     pub(crate) fn flush(&self) -> io::Result<()> {
-        if self.closed.get() {
+        if self.closed.get() || self.blocked.get() {
             return Ok(());
         }
         let mut out = self.out.borrow_mut();

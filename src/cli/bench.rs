@@ -11,11 +11,13 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde_json::Value;
+use taskmaster_bench::order::OrderOptions;
 use taskmaster_bench::states::StatesOptions;
 use taskmaster_bench::{NodeInfo, Options, SuiteOptions, run_suite};
 
 use super::connect::block_on;
 use super::embedded::Embedded;
+use super::queue::PolicyName;
 use super::signal::Stop;
 use super::{Exit, Failure, Global, log};
 use crate::config::{self, ByteSize, Interval, Level};
@@ -92,6 +94,12 @@ pub(crate) struct Arguments {
     /// Measure saves of tasks' state: 64 KiB each, of which one percent changes; --connections tasks at once
     #[arg(long, conflicts_with_all = ["suite", "baseline", "failover", "idle", "rate"])]
     states: bool,
+    /// Measure waits of a mixed load under each policy of queues; --connections tasks at once
+    #[arg(long, conflicts_with_all = ["suite", "baseline", "failover", "idle", "rate", "states"])]
+    order: bool,
+    /// Order of the queue under load
+    #[arg(long, value_enum, value_name = "POLICY", conflicts_with_all = ["nodes", "states", "order"])]
+    policy: Option<PolicyName>,
     /// Partitions of the own nodes
     #[arg(long, value_name = "N")]
     partitions: Option<u16>,
@@ -143,6 +151,7 @@ impl Arguments {
             warmup_s: self.warmup.0.as_secs_f64(),
             window: self.window,
             queued: self.queued,
+            policy: self.policy.map(|policy| policy.policy().number()),
             retention_ms: u32::try_from(self.retention.as_ms()).unwrap_or(u32::MAX),
             split: self.split,
             threads: self.threads,
@@ -174,6 +183,12 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
             state_bytes: 64 << 10,
             time: arguments.duration.map_or(Duration::from_secs(10), |duration| duration.0),
             floor: arguments.floor.0,
+        }),
+        order: arguments.order.then(|| OrderOptions {
+            places: arguments.connections.unwrap_or(16),
+            load: 0.9,
+            warmup: Duration::from_secs(15),
+            time: arguments.duration.map_or(Duration::from_secs(40), |duration| duration.0),
         }),
     };
     if let Some(addr) = &global.addr {
@@ -221,12 +236,16 @@ struct Load {
     options: Options,
     is_suite: bool,
     states: Option<StatesOptions>,
+    order: Option<OrderOptions>,
 }
 
 /// Runs the load: the report as JSON, as text, and whether nothing was lost or doubled and no target missed.
 fn measure(load: Load, node: &NodeInfo) -> Result<(Value, String, bool), Failure> {
-    let Load { options, is_suite, states } = load;
-    let (json, text, good) = if let Some(states) = states {
+    let Load { options, is_suite, states, order } = load;
+    let (json, text, good) = if let Some(order) = order {
+        let report = taskmaster_bench::order::run(&order, node)?;
+        (serde_json::to_value(&report), report.to_string(), true)
+    } else if let Some(states) = states {
         let report = taskmaster_bench::states::run(&states, node)?;
         (serde_json::to_value(&report), report.to_string(), true)
     } else if is_suite {

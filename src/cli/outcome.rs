@@ -148,6 +148,7 @@ pub(crate) fn queue_json(queue: &QueueView) -> Value {
         "depth_max": queue.depth_max,
         "retention_ms": queue.retention_ms,
         "deadline_action": if queue.flags_deadlines { "flag" } else { "expire" },
+        "policy": queue.policy.name(),
     })
 }
 

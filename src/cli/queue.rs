@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
-use taskmaster_client::{Client, QueueSettings, QueueView, State};
+use taskmaster_client::{Client, Policy, QueueSettings, QueueView, State};
 
 use super::arguments::Milli;
 use super::connect::{block_on, connect};
@@ -59,6 +59,9 @@ pub(crate) struct SetArguments {
     /// What happens at a task's deadline
     #[arg(long, value_enum, value_name = "ACTION")]
     deadline_action: Option<DeadlineAction>,
+    /// In which order tasks of one priority start
+    #[arg(long, value_enum, value_name = "POLICY")]
+    policy: Option<PolicyName>,
 }
 
 /// At a task's deadline.
@@ -68,6 +71,28 @@ enum DeadlineAction {
     Expire,
     /// It is only flagged as late
     Flag,
+}
+
+/// In which order tasks of one priority start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum PolicyName {
+    /// The shortest first while replays of what was served show that it is better, else as they became ready
+    Auto,
+    /// As they became ready
+    Fifo,
+    /// The shortest first, by what was learned of their kinds
+    Shortest,
+}
+
+impl PolicyName {
+    /// The client's name for it.
+    pub(super) const fn policy(self) -> Policy {
+        match self {
+            Self::Auto => Policy::Auto,
+            Self::Fifo => Policy::Fifo,
+            Self::Shortest => Policy::Shortest,
+        }
+    }
 }
 
 impl SetArguments {
@@ -88,6 +113,9 @@ impl SetArguments {
         }
         if let Some(action) = self.deadline_action {
             settings = settings.flag_deadlines(action == DeadlineAction::Flag);
+        }
+        if let Some(policy) = self.policy {
+            settings = settings.policy(policy.policy());
         }
         settings
     }
@@ -201,6 +229,9 @@ fn limits(queue: &QueueView) -> String {
     }
     if queue.flags_deadlines {
         parts.push("flags deadlines".to_owned());
+    }
+    if queue.policy != Policy::Auto {
+        parts.push(format!("{} order", queue.policy.name()));
     }
     parts.join(", ")
 }

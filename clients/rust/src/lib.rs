@@ -35,7 +35,7 @@ pub use client::{
 };
 pub use error::{Error, Refusal};
 pub use memory::TestServer;
-pub use queue::{ListPosition, QueueSettings, TaskFilter};
+pub use queue::{ListPosition, Policy, QueueSettings, TaskFilter};
 pub use submitter::Submitter;
 pub use task::{Payload, Priority, Resources, Retries, State, Task};
 pub use taskmaster_protocol::{Code, NodeId, PartitionId, TaskId};

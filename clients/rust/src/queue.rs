@@ -6,6 +6,47 @@ use taskmaster_protocol::body::{ConfigureQueue, ListTasks, put, queue_field};
 
 use crate::task::{State, millis_u32};
 
+/// In which order tasks of one priority start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// The shortest first, by what was learned of their kinds, while that is shown to be better; else as they became ready.
+    #[default]
+    Auto,
+    /// As they became ready.
+    Fifo,
+    /// The shortest first, by what was learned of their kinds.
+    Shortest,
+}
+
+impl Policy {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Fifo, Self::Shortest];
+
+    /// Its number in the protocol.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::Auto => 0,
+            Self::Fifo => 1,
+            Self::Shortest => 2,
+        }
+    }
+
+    pub(crate) fn of_number(number: u32) -> Self {
+        Self::ALL.into_iter().find(|policy| policy.number() == number).unwrap_or_default()
+    }
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Fifo => "fifo",
+            Self::Shortest => "shortest",
+        }
+    }
+}
+
 /// Changes to a queue; what is not named stays as it is. A queue that does not exist is created.
 #[derive(Clone, Debug, Default)]
 pub struct QueueSettings {
@@ -56,6 +97,12 @@ impl QueueSettings {
     #[must_use]
     pub fn flag_deadlines(self, flag: bool) -> Self {
         self.set(queue_field::DEADLINE_ACTION, |body| body.deadline_action = flag.into())
+    }
+
+    /// In which order tasks of one priority start.
+    #[must_use]
+    pub fn policy(self, policy: Policy) -> Self {
+        self.set(queue_field::POLICY, |body| body.policy = policy.number())
     }
 
     /// How long finished tasks are kept unless they say otherwise.

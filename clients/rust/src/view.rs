@@ -7,6 +7,7 @@ use taskmaster_protocol::body::{
 use taskmaster_protocol::{NodeId, TaskId};
 
 use crate::error::Error;
+use crate::queue::Policy;
 use crate::task::{Priority, State};
 
 mod cluster;
@@ -236,6 +237,8 @@ pub struct QueueView {
     pub is_draining: bool,
     /// At a deadline tasks are only flagged, not expired.
     pub flags_deadlines: bool,
+    /// In which order tasks of one priority start.
+    pub policy: Policy,
 }
 
 impl QueueView {
@@ -252,6 +255,7 @@ impl QueueView {
         self.is_paused |= row.paused.to_native() != 0;
         self.is_draining |= row.draining.to_native() != 0;
         self.flags_deadlines |= row.deadline_action.to_native() != 0;
+        self.policy = Policy::of_number(row.policy.to_native());
     }
 }
 

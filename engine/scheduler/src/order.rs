@@ -8,7 +8,7 @@ use crate::Millis;
 use crate::predictor::Prediction;
 
 /// How a queue is ordered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Policy {
     /// In the order of submission.
     Fifo,
@@ -75,8 +75,6 @@ impl Aging {
     }
 }
 
-/// x
-pub static DV: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
 /// The rank of a task with a deadline: of those that can be met, the one that takes the least work and has the least
 /// time to spare; those that cannot be met come last, the shortest first, as they are late whatever is done.
 #[must_use]

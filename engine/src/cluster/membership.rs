@@ -371,7 +371,11 @@ impl Membership {
 
     fn needs(&self) -> Needs {
         let is_any_down = self.foca.iter_membership_state().any(|member| member.state() == foca::State::Down);
-        Needs { has_news: self.foca.updates_backlog() > 0, is_any_down }
+        Needs { has_news: self.has_news(), is_any_down }
+    }
+
+    fn has_news(&self) -> bool {
+        self.foca.updates_backlog() > 0
     }
 
     fn keep_timers(&mut self) {
@@ -386,7 +390,7 @@ impl Membership {
             self.plan_rejoin();
         }
         self.keep_timers();
-        if self.asked.are_members_changed || self.needs().has_news {
+        if self.asked.are_members_changed || self.has_news() {
             self.timers.unrest(self.now_us);
         }
         let packets = self.asked.packets.drain(..);

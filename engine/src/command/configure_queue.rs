@@ -6,6 +6,7 @@ use taskmaster_protocol::body::{self, ArchivedConfigureQueue, queue_field};
 use super::submit::{QUEUES_MAX, check_name};
 use crate::contract::DEFAULT_NAMESPACE;
 use crate::partition::{Cx, Partition};
+use crate::queue::policy_of;
 use crate::refused::Refused;
 
 /// Checks names and ranges.
@@ -22,9 +23,12 @@ pub(crate) fn admit(partition: &Partition, body: &ArchivedConfigureQueue) -> Res
     {
         return Err(Refused::new(Code::TooLarge, format!("the partition has {QUEUES_MAX} queues, as many as it can")));
     }
-    let known = queue_field::DEPTH * 2 - 1;
+    let known = queue_field::POLICY * 2 - 1;
     if body.set.to_native() & !known != 0 {
         return Err(Refused::new(Code::Invalid, "the request sets fields that this version does not know"));
+    }
+    if body.set.to_native() & queue_field::POLICY != 0 && policy_of(body.policy.to_native()).is_none() {
+        return Err(Refused::new(Code::Invalid, "the policy must be auto (0), fifo (1) or shortest (2)"));
     }
     if body.rate_milli_per_s.to_native() > 1_000_000_000_000 {
         return Err(Refused::new(
@@ -65,6 +69,9 @@ pub(crate) fn apply(partition: &mut Partition, body: &ArchivedConfigureQueue, cx
     }
     if set & queue_field::DEPTH != 0 {
         settings.depth_max = body.depth_max.to_native();
+    }
+    if set & queue_field::POLICY != 0 {
+        settings.policy = policy_of(body.policy.to_native()).unwrap_or_default();
     }
     let (resumed, settings) = (was_paused && !settings.paused, settings.clone());
     let target = partition.queues[queue as usize].dispatch;

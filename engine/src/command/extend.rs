@@ -24,6 +24,7 @@ pub(crate) fn apply(
                 continue;
             }
         };
+        partition.note_start(slot);
         let holder = partition.tasks[slot].worker;
         let contract = &partition.contracts[partition.tasks[slot].contract];
         let list = contract.lease_list;

@@ -75,6 +75,7 @@ pub(crate) fn apply(partition: &mut Partition, body: &ArchivedFail, cx: &mut Cx<
         let code = body::text(&body.bytes, row.code).unwrap_or_default();
         let message = body::slice(&body.bytes, row.message).unwrap_or_default();
         let log_tail = body::slice(&body.bytes, row.log_tail).unwrap_or_default();
+        partition.learn_run(slot, true, cx);
         attempt_failed(partition, slot, code, message, log_tail, row.is_final.to_native() != 0, cx);
         reply.accepted += 1;
     }
@@ -100,7 +101,9 @@ pub(crate) fn attempt_failed(
     cx.arena.free(previous);
     let task = &mut partition.tasks[slot];
     task.failures = task.failures.saturating_add(1);
-    let (failures, seed) = (task.failures, task.id.mix());
+    let seed = task.id.mix();
+    let failures = partition.failures(slot);
+    let task = &partition.tasks[slot];
     let retry = &partition.contracts[task.contract].retry;
     if is_final || !retry.allows(failures, code) {
         partition.finish(slot, State::Failed, Handle::NONE, cx);

@@ -1,4 +1,5 @@
-//! Retry: failed, expired or cancelled tasks run again, with a fresh attempt budget.
+//! Retry: failed, expired or cancelled tasks run again, with a fresh attempt budget. Attempts go on being counted: an outcome of an
+//! earlier one that comes late must not be taken for one of the next.
 
 use taskmaster_protocol::body::{ArchivedRetry, BatchReply};
 use taskmaster_protocol::{Code, TaskId};
@@ -77,12 +78,12 @@ fn again(partition: &mut Partition, slot: Slot, needs_of: &mut Needs, cx: &mut C
     }
     partition.kept -= 1;
     let task = &mut partition.tasks[slot];
-    task.failures = 0;
+    // One that was ended from outside may have been in an attempt, whose outcome may still come.
+    task.failures = task.failures.saturating_add(u16::from(task.state != State::Failed));
     task.flags &= !flag::LATE;
-    if let Some(extra) = partition.extras.get_mut(task.extra) {
-        extra.deadline_us = 0;
-        extra.done_permille = 0;
-    }
+    let failures = task.failures;
+    let extra = partition.extra_mut(slot);
+    (extra.forgiven, extra.deadline_us, extra.done_permille) = (failures, 0, 0);
     if unique != Handle::NONE {
         partition.hold_unique(slot, cx.arena);
     }

@@ -96,7 +96,7 @@ impl Partition {
                 (task.at_us, self.retention_ms(task).map(|kept_ms| (kept_ms, task.token))).hash(&mut hasher);
             }
             if let Some(extra) = self.extras.get(task.extra) {
-                (extra.due_us, extra.deadline_us, extra.unique_until_us).hash(&mut hasher);
+                (extra.due_us, extra.deadline_us, extra.unique_until_us, extra.forgiven).hash(&mut hasher);
                 for blob in [extra.unique, extra.name, extra.error, extra.input] {
                     hasher.write(arena.get(blob));
                 }

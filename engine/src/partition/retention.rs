@@ -136,7 +136,7 @@ impl Partition {
         let queue = contract.queue;
         if contract.tasks == 0 {
             let contract = self.contracts.remove(task.contract);
-            self.drop_lane(contract.lane);
+            self.drop_lane(&contract);
         }
         self.queues[queue as usize].counts[task.state as usize] -= 1;
         if let Ok(entry) = self.index.find_entry(hash_of_id(task.id), |&other| other == slot) {

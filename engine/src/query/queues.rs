@@ -3,6 +3,7 @@
 use taskmaster_protocol::body::{self, QueueInfo, QueuePage};
 
 use crate::partition::Partition;
+use crate::queue::policy_number;
 
 /// Describes every queue.
 pub(crate) fn list(partition: &Partition) -> QueuePage {
@@ -21,6 +22,8 @@ pub(crate) fn list(partition: &Partition) -> QueuePage {
             paused: settings.paused.into(),
             draining: settings.draining.into(),
             deadline_action: settings.flag_late.into(),
+            policy: policy_number(settings.policy),
+            reserved: 0,
         });
     }
     page

@@ -1,6 +1,7 @@
 //! Why a task waits, or how it ended, in sentences for a person at 3 a.m.
 
 use taskmaster_protocol::body::{self, Explanation};
+use taskmaster_scheduler::predictor::Prediction;
 
 use crate::arena::Arena;
 use crate::dispatch::Dispatch;
@@ -61,7 +62,7 @@ pub(crate) fn explain(
         }
     }
     let attempts = contract.retry.attempts_max;
-    facts.push(("attempts", format!("{} of {attempts} ended without success", task.failures)));
+    facts.push(("attempts", format!("{} of {attempts} ended without success", partition.failures(slot))));
     facts.push(("queue", format!("{} ({} ready, {} leased)", queue.name, queue.counts[2], queue.counts[3])));
     let mut answer = Explanation::default();
     for (name, sentence) in facts {
@@ -109,6 +110,10 @@ fn ready(
     };
     facts.push(("reason", reason));
     facts.push(("waited", format!("{} ms", now_us.saturating_sub(task.at_us) / 1_000)));
+    let class = partition.lanes[contract.lane as usize].lists[contract.list as usize].class;
+    let (expected, samples) = dispatch.learned.expected(class);
+    facts.push(("order", served.order.in_words()));
+    facts.push(("expected", expected_in_words(&expected, samples)));
     let mut ahead = 0;
     let mut before = task.prev;
     while before != NONE && ahead < 10_000 {
@@ -120,6 +125,19 @@ fn ready(
         "ahead",
         format!("{ahead}{} tasks of its lane in this partition", if ahead == 10_000 { "+" } else { "" }),
     ));
+}
+
+fn expected_in_words(expected: &Prediction, samples: u32) -> String {
+    if expected.samples == 0.0 {
+        return "nothing has ended yet by which a run time could be predicted".to_owned();
+    }
+    let [median, most] = [expected.q50, expected.q90].map(f32::exp);
+    let source = match samples {
+        0 => "tasks of other kinds".to_owned(),
+        1 => "one task of its kind".to_owned(),
+        count => format!("{count} tasks of its kind"),
+    };
+    format!("to run for {median:.0} ms, and for no more than {most:.0} ms in nine of ten cases, by {source}")
 }
 
 fn open_needs(partition: &Partition, extra: Option<&Extra>, arena: &Arena) -> Option<String> {

@@ -26,6 +26,8 @@ pub(crate) struct Log {
     pub(crate) hard: HardState,
     /// The configuration at the last applied entry.
     pub(crate) conf: ConfState,
+    /// Where the log of an earlier replica here ended, which was removed: as far as this one may not vote for less.
+    pub(crate) earlier: Position,
     before: Position,
     entries: VecDeque<Entry>,
     bytes: u64,

@@ -31,7 +31,7 @@ pub mod kind {
     pub const CHUNK: u32 = 4;
     /// The snapshot whose chunks came before is the group's state: [`super::INSTALL_BYTES`] bytes, then its configuration.
     pub const INSTALL: u32 = 5;
-    /// The group's replica was removed from this node; its term and vote stay: as [`HARD`].
+    /// The group's replica was removed from this node: [`super::HARD_BYTES`] bytes. Its term and vote stay, and how far its log went.
     pub const REMOVED: u32 = 6;
 }
 
@@ -178,6 +178,45 @@ pub(crate) fn hard(group: u16, state: &HardState) -> [u8; HARD_BYTES] {
     record[16..24].copy_from_slice(&state.vote.to_le_bytes());
     record[24..32].copy_from_slice(&state.commit.to_le_bytes());
     record
+}
+
+/// What stays of a replica that was removed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Removed {
+    pub(crate) group: u16,
+    pub(crate) term: u64,
+    pub(crate) vote: u64,
+    /// The last entry of its log: others may count on it.
+    pub(crate) last: Position,
+}
+
+impl Removed {
+    /// The record of it.
+    ///
+    /// # Panics
+    /// If the last entry's term does not fit 32 bits.
+    pub(crate) fn record(&self) -> [u8; HARD_BYTES] {
+        let state = HardState { term: self.term, vote: self.vote, commit: self.last.index, ..HardState::default() };
+        let mut record = hard(self.group, &state);
+        let term = u32::try_from(self.last.term).expect("terms count elections");
+        record[4..8].copy_from_slice(&term.to_le_bytes());
+        record
+    }
+
+    /// Reads a record of it.
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        let group = fields.u16()?;
+        fields.bytes(2)?;
+        let last_term = fields.u32()?;
+        let (term, vote, index) = (fields.u64()?, fields.u64()?, fields.u64()?);
+        Some(Self { group, term, vote, last: Position { term: last_term.into(), index } })
+    }
+
+    /// Term and vote of the next replica here.
+    pub(crate) fn hard(&self) -> HardState {
+        HardState { term: self.term, vote: self.vote, ..HardState::default() }
+    }
 }
 
 /// Reads a record of [`hard`].

@@ -14,7 +14,7 @@ use crate::cluster::map::{ClusterMap, Command, NodeInfo, NodeStatus, Placement};
 use crate::effects::ConnId;
 use crate::peer::{self, Kind, META_GROUP, PeerAddr};
 use crate::refused::Refused;
-use crate::replica::record::Fields;
+use crate::replica::record::{Fields, Removed};
 use crate::replica::{conf, record};
 
 /// Between two looks of the controller, and two reports, in microseconds.
@@ -33,8 +33,8 @@ const REFUSED: u8 = 2;
 pub(super) struct Meta {
     /// The map, if this node belongs to a cluster.
     pub(super) map: Option<ClusterMap>,
-    /// Terms and votes of replicas that were removed.
-    pub(super) removed: Vec<(u16, HardState)>,
+    /// What stays of replicas that were removed.
+    pub(super) removed: Vec<Removed>,
     view: View,
     is_leading: bool,
     /// Since when.
@@ -89,9 +89,14 @@ impl Meta {
         Some(crate::hash::FixedState.hash_one(bytes))
     }
 
-    pub(super) fn take_removed(&mut self, group: u16) -> Option<HardState> {
-        let place = self.removed.iter().position(|(removed, _)| *removed == group)?;
-        Some(self.removed.swap_remove(place).1)
+    /// Whether a replica of this group was here and was removed.
+    pub(super) fn was_removed(&self, group: u16) -> bool {
+        self.removed.iter().any(|removed| removed.group == group)
+    }
+
+    pub(super) fn take_removed(&mut self, group: u16) -> Option<Removed> {
+        let place = self.removed.iter().position(|removed| removed.group == group)?;
+        Some(self.removed.swap_remove(place))
     }
 
     /// Applies an entry of the group. The first entry of a founded cluster is its map.

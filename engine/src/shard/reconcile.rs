@@ -2,13 +2,12 @@
 
 use taskmaster_protocol::NodeId;
 
-use raft::eraftpb::HardState;
-
 use super::Shard;
 use super::group::Group;
 use crate::cluster::map::{ClusterMap, NodeStatus};
 use crate::peer::META_GROUP;
-use crate::replica::{Replica, conf, record};
+use crate::replica::record::{self, Removed};
+use crate::replica::{Replica, conf};
 
 /// Entries by which a learner may be behind when it becomes a voter, and a follower when it becomes the leader.
 const CAUGHT_UP: u64 = 256;
@@ -32,7 +31,9 @@ impl Shard {
             if !self.is_home_of(group) {
                 continue;
             }
-            if self.group(group).is_none() && placement.is_as_founded() && placement.replicas == [own] {
+            // After a start the map may be an old one, from before the group went elsewhere.
+            let is_new = self.group(group).is_none() && !self.meta.was_removed(group);
+            if is_new && placement.is_as_founded() && placement.replicas == [own] {
                 self.found_group(group);
             }
         }
@@ -69,10 +70,12 @@ impl Shard {
         if self.is_written_locally(group) {
             self.local.is_broken = true;
         }
-        let hard = HardState { commit: 0, ..removed.replica.log().hard.clone() };
+        let log = removed.replica.log();
+        let (term, vote, last) = (log.hard.term, log.hard.vote, log.last().max(log.earlier));
+        let removed = Removed { group, term, vote, last };
         self.transfers.stop_sending(group);
-        self.forget_group(group, hard.clone());
-        self.unlogged.push(record::kind::REMOVED, &record::hard(group, &hard), bytes::Bytes::new());
+        self.unlogged.push(record::kind::REMOVED, &removed.record(), bytes::Bytes::new());
+        self.forget_group(removed);
         self.overtaken();
     }
 

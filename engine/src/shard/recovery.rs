@@ -18,7 +18,7 @@ use crate::peer::META_GROUP;
 use crate::replica::Replica;
 use crate::replica::log::{Log, Position};
 use crate::replica::record::{
-    self, CHUNK_HEADER_BYTES, EntryView, Fields, aligned, conf_of, kind, merge_hard, read_hard,
+    self, CHUNK_HEADER_BYTES, EntryView, Fields, Removed, aligned, conf_of, kind, merge_hard, read_hard,
 };
 use crate::snapshot::Restore;
 
@@ -63,8 +63,8 @@ impl Shard {
             tag::REMOVED => {
                 self.finish_restoring();
                 for hard in bytes.chunks_exact(record::HARD_BYTES) {
-                    let (group, hard) = read_hard(hard).ok_or(EntryError::Record("a removed replica"))?;
-                    self.meta.removed.push((group, hard));
+                    let removed = Removed::read(hard).ok_or(EntryError::Record("a removed replica"))?;
+                    self.meta.removed.push(removed);
                 }
                 Ok(())
             }
@@ -81,7 +81,8 @@ impl Shard {
             (partition.command_us, partition.settings) = (head.command_us, head.settings);
             *place = Some(partition);
         }
-        let log = Log::after(head.at, head.hard, head.conf);
+        let mut log = Log::after(head.at, head.hard, head.conf);
+        log.earlier = head.earlier;
         let restore = (head.group != META_GROUP).then(Restore::default);
         self.found.insert(head.group, Found { log, applied: head.at, restore });
         Ok(())
@@ -141,8 +142,8 @@ impl Shard {
             }
             kind::INSTALL => self.replay_install(bytes),
             kind::REMOVED => {
-                let (group, hard) = read_hard(bytes).ok_or(EntryError::Record("a log record of a removal"))?;
-                self.forget_group(group, hard);
+                let removed = Removed::read(bytes).ok_or(EntryError::Record("a log record of a removal"))?;
+                self.forget_group(removed);
                 Ok(())
             }
             _ => Err(EntryError::Record("a log record of an unknown kind")),
@@ -162,8 +163,9 @@ impl Shard {
         }
         let removed = self.meta.take_removed(group);
         let found = self.found.entry(group).or_default();
-        if let Some(hard) = removed {
-            merge_hard(&mut found.log.hard, &hard);
+        if let Some(removed) = removed {
+            merge_hard(&mut found.log.hard, &removed.hard());
+            found.log.earlier = removed.last;
         }
         Ok(found)
     }
@@ -264,9 +266,9 @@ impl Shard {
 
     /// A replica that never was here before, with the term and vote of one that was removed, if there was one.
     pub(super) fn new_replica(&mut self, group: u16) -> Replica {
-        let hard = self.meta.take_removed(group).unwrap_or_default();
-        let hard = HardState { commit: 0, ..hard };
-        let log = Log::after(Position::default(), hard, raft::eraftpb::ConfState::default());
+        let removed = self.meta.take_removed(group).unwrap_or_default();
+        let mut log = Log::after(Position::default(), removed.hard(), raft::eraftpb::ConfState::default());
+        log.earlier = removed.last;
         Replica::new(group, self.config.node.id.0, log, Position::default(), self.config.seed)
     }
 
@@ -284,8 +286,9 @@ impl Shard {
         self.add_group(group, replica);
     }
 
-    /// Drops a replica and its state; its term and vote are remembered.
-    pub(super) fn forget_group(&mut self, group: u16, hard: HardState) {
+    /// Drops a replica and its state; what its promises rest on is remembered.
+    pub(super) fn forget_group(&mut self, removed: Removed) {
+        let group = removed.group;
         self.found.remove(&group);
         self.drop_receiving(group);
         if let Some(mut partition) = self.partitions.get_mut(usize::from(group)).and_then(Option::take) {
@@ -293,7 +296,7 @@ impl Shard {
         }
         self.peers.unlearn(group);
         self.meta.take_removed(group);
-        self.meta.removed.push((group, hard));
+        self.meta.removed.push(removed);
     }
 }
 

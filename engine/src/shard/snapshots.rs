@@ -34,7 +34,7 @@ pub mod tag {
 /// Bytes of entries per chunk.
 const ENTRIES_BYTES: usize = 256 << 10;
 /// Bytes of a head before its configuration.
-pub(crate) const HEAD_BYTES: usize = 88;
+pub(crate) const HEAD_BYTES: usize = 96;
 
 /// A group's head.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -43,6 +43,7 @@ pub(crate) struct Head {
     pub(crate) at: Position,
     pub(crate) hard: HardState,
     pub(crate) command_us: u64,
+    pub(crate) earlier: Position,
     pub(crate) settings: Settings,
     pub(crate) conf: ConfState,
 }
@@ -50,9 +51,10 @@ pub(crate) struct Head {
 impl Head {
     pub(crate) fn write(&self, out: &mut FrameBuffer) {
         out.extend_from_slice(&self.group.to_le_bytes());
-        out.extend_from_slice(&[0; 6]);
-        let hard = &self.hard;
-        for field in [self.at.index, self.at.term, hard.term, hard.vote, hard.commit, self.command_us] {
+        out.extend_from_slice(&[0; 2]);
+        out.extend_from_slice(&u32::try_from(self.earlier.term).expect("terms count elections").to_le_bytes());
+        let (hard, earlier) = (&self.hard, self.earlier.index);
+        for field in [self.at.index, self.at.term, hard.term, hard.vote, hard.commit, self.command_us, earlier] {
             out.extend_from_slice(&field.to_le_bytes());
         }
         out.extend_from_slice(&self.settings.bytes());
@@ -67,10 +69,12 @@ impl Head {
     pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
         let group = fields.u16()?;
-        fields.bytes(6)?;
+        fields.bytes(2)?;
+        let earlier_term = fields.u32()?;
         let at = Position { index: fields.u64()?, term: fields.u64()? };
         let (term, vote, commit) = (fields.u64()?, fields.u64()?, fields.u64()?);
         let command_us = fields.u64()?;
+        let earlier = Position { term: earlier_term.into(), index: fields.u64()? };
         let settings = Settings::read(fields.bytes(SETTINGS_BYTES)?)?;
         let len = usize::try_from(fields.u32()?).ok()?;
         fields.bytes(4)?;
@@ -82,13 +86,14 @@ impl Head {
             at,
             hard: HardState { term, vote, commit, ..HardState::default() },
             command_us,
+            earlier,
             settings,
             conf,
         })
     }
 }
 
-const _: () = assert!(HEAD_BYTES == 8 + 6 * 8 + SETTINGS_BYTES + 8);
+const _: () = assert!(HEAD_BYTES == 8 + 7 * 8 + SETTINGS_BYTES + 8);
 
 /// What comes next of a group that is being written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -245,6 +250,7 @@ impl Shard {
             group: number,
             at: replica.applied(),
             hard: replica.log().hard.clone(),
+            earlier: replica.log().earlier,
             command_us: partition.map_or(0, |partition| partition.command_us),
             settings: partition.map_or(Settings::default(), |partition| partition.settings),
             conf: replica.conf().clone(),
@@ -276,8 +282,8 @@ impl Shard {
     }
 
     fn write_removed(&self, out: &mut FrameBuffer) -> bool {
-        for (group, hard) in &self.meta.removed {
-            out.extend_from_slice(&crate::replica::record::hard(*group, hard));
+        for removed in &self.meta.removed {
+            out.extend_from_slice(&removed.record());
         }
         !self.meta.removed.is_empty()
     }
@@ -294,6 +300,7 @@ mod tests {
             at: Position { term: 4, index: 17 },
             hard: HardState { term: 5, vote: 9, commit: 18, ..HardState::default() },
             command_us: 77,
+            earlier: Position { term: 3, index: 21 },
             settings: Settings { retention_ms: 1, kept_max: 2, waiting_max: 3, ..Settings::default() },
             conf: conf::alone(9),
         };

@@ -7,9 +7,9 @@ use taskmaster_protocol::{FrameBuffer, Operation};
 use super::histories::{HistoryRecord, NameRecord, VersionRecord};
 use super::{Chunk, ContractRecord, QueueRecord, StreamRecord, TaskRecord, WorkflowRecord};
 use crate::entry::{self, Settings, Verb};
+use crate::replica::conf;
 use crate::replica::log::Position;
-use crate::replica::record::{self, kind};
-use crate::replica::{conf, record::EntryView};
+use crate::replica::record::{self, EntryView, Removed, kind};
 use crate::shard::snapshots::{HEAD_BYTES, Head, tag};
 
 const PAGE: &str = include_str!("../../../docs/formats/entry.md");
@@ -81,6 +81,8 @@ fn tables_of_snapshot_records_are_their_layouts() {
         paused,
         draining,
         flag_late,
+        policy,
+        reserved,
     });
     check!(ContractRecord { index, canonical });
     check!(WorkflowRecord { id, submitted_us, finished_us, name, edges, rows, continues });
@@ -101,6 +103,7 @@ fn tables_of_snapshot_records_are_their_layouts() {
         contract,
         row,
         failures,
+        forgiven,
         state,
         marks,
         retention_ms,
@@ -194,7 +197,13 @@ fn tables_of_records_place_every_field() {
 
     let hard = HardState { term: FIRST, vote: SECOND, commit: THIRD, ..HardState::default() };
     let values = [("group", 0x3231), ("term", FIRST), ("vote", SECOND), ("commit", THIRD)];
-    check_bytes("#### HARD and REMOVED: 32 bytes\n", &record::hard(0x3231, &hard), &values);
+    check_bytes("#### HARD: 32 bytes\n", &record::hard(0x3231, &hard), &values);
+    let last = Position { term: 0x0403_0201, index: THIRD };
+    let removed = Removed { group: 0x3231, term: FIRST, vote: SECOND, last };
+    let values =
+        [("group", 0x3231), ("last_term", 0x0403_0201), ("term", FIRST), ("vote", SECOND), ("last_index", THIRD)];
+    check_bytes("#### REMOVED: 32 bytes\n", &removed.record(), &values);
+    assert_eq!(Removed::read(&removed.record()), Some(removed));
 
     let values = [("group", 0x3231), ("tag", 2), ("last", 1), ("number", 0x0403_0201), ("transfer", FIRST)];
     let header = record::chunk(0x3231, 2, 0x0403_0201, true, FIRST);
@@ -218,6 +227,7 @@ fn table_of_a_head_places_every_field() {
         at: Position { index: FIRST, term: SECOND },
         hard: HardState { term: THIRD, vote: 5, commit: 6, ..HardState::default() },
         command_us: 7,
+        earlier: Position { term: 0x0403_0201, index: 13 },
         settings: Settings {
             retention_ms: 8,
             kept_max: 9,
@@ -231,12 +241,14 @@ fn table_of_a_head_places_every_field() {
     head.write(&mut out);
     let values = [
         ("group", 0x3231),
+        ("earlier_term", 0x0403_0201),
         ("index", FIRST),
         ("term", SECOND),
         ("hard_term", THIRD),
         ("vote", 5),
         ("commit", 6),
         ("command_us", 7),
+        ("earlier_index", 13),
         ("retention_ms", 8),
         ("kept_max", 9),
         ("waiting_max", 10),
@@ -244,7 +256,7 @@ fn table_of_a_head_places_every_field() {
         ("checkpointed_kept_ms", 12),
         ("configuration_len", 64),
     ];
-    check_bytes("#### HEAD: 88 bytes, then the configuration\n", &out[..HEAD_BYTES], &values);
+    check_bytes("#### HEAD: 96 bytes, then the configuration\n", &out[..HEAD_BYTES], &values);
     assert_eq!(out.len(), HEAD_BYTES + 64);
 }
 

@@ -41,7 +41,7 @@ fn record(task: &FinalTask, batch: &Batch, area: &mut Vec<u8>) -> TaskRecord {
         error: if has_error { body::put(area, &pack_error(code, message, log_tail)) } else { Span::default() },
         name: body::put(area, slice(task.name)),
         contract: task.contract,
-        failures: u32::from(task.failures),
+        failures: task.failures,
         state: u32::from(task.state.number()),
         marks: if task.is_late { MARK_LATE } else { 0 } | if has_extra { MARK_EXTRA } else { 0 },
         ..TaskRecord::default()

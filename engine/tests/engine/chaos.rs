@@ -276,6 +276,7 @@ impl Chaos {
         if let Some(workflow) = self.model.tasks[&task].workflow {
             self.model.loose.insert(workflow);
         }
+        self.model.retries += 1;
         self.model.may_have_ended(task);
         self.world.send(CLIENT, task.partition().0, &Retry { ids: vec![task] });
     }

@@ -66,6 +66,11 @@ impl Job {
         self
     }
 
+    pub(crate) fn kind(mut self, kind: &str) -> Self {
+        kind.clone_into(&mut self.kind);
+        self
+    }
+
     pub(crate) fn priority(self, priority: u8) -> Self {
         self.with_spec(|spec| spec.priority = priority)
     }

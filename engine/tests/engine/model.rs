@@ -33,6 +33,14 @@ pub(crate) struct Model {
     /// Workflows whose steps were retried by hand, or that continue after failures.
     pub(crate) loose: HashSet<TaskId>,
     pub(crate) completions: u64,
+    /// Retries by hand.
+    pub(crate) retries: u32,
+}
+
+/// How often a task may be attempted: its budget again with each retry, and an attempt that was cancelled.
+fn attempts_max(known: &Known, retries: u32) -> u32 {
+    let budget = u32::from(known.job.spec.attempts_max);
+    budget + retries * (budget + 1)
 }
 
 impl Model {
@@ -64,7 +72,7 @@ impl Model {
             assert_eq!(left_us, 0, "{} is leased to {} and to {}", lease.id, other.conn, lease.conn);
         }
         assert_eq!(lease.payload, known.job.payload);
-        assert!(lease.attempt <= u32::from(known.job.spec.attempts_max));
+        assert!(lease.attempt <= attempts_max(known, self.retries));
         known.token = lease.token;
         known.lease = (lease.token > known.revoked).then(|| (lease.clone(), until_us));
     }
@@ -131,7 +139,7 @@ impl Model {
             if !task.state.is_final() && !known.job.unique_key.is_empty() {
                 *by_unique.entry(&known.job.unique_key).or_default() += 1;
             }
-            assert!(task.attempt <= u32::from(known.job.spec.attempts_max), "{task:?}");
+            assert!(task.attempt <= attempts_max(known, self.retries), "{task:?}");
         }
         assert_eq!(by_state, counts, "counts by state");
         for (key, leased) in by_key {

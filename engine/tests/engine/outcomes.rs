@@ -2,9 +2,10 @@
 
 use taskmaster_engine::State;
 use taskmaster_protocol::Code;
+use taskmaster_protocol::body::{Cancel, Retry};
 
 use crate::job::{id, job, jobs};
-use crate::world::{World, single};
+use crate::world::{CLIENT, World, fail_body, single};
 
 const WORKER: u64 = 10;
 
@@ -75,7 +76,8 @@ fn a_dead_letter_retried_by_hand_has_a_fresh_budget() {
     }
     assert_eq!(world.state(task), State::Failed);
     assert_eq!(single(&world.retry(&[task])), Code::Ok);
-    for attempt in 1..=2 {
+    // Attempts go on being counted.
+    for attempt in 3..=4 {
         let lease = world.lease();
         assert_eq!((lease.attempt, lease.payload.as_slice()), (attempt, &b"payload 0"[..]));
         world.fail(&lease, "x");
@@ -84,6 +86,31 @@ fn a_dead_letter_retried_by_hand_has_a_fresh_budget() {
     let lease = world.lease();
     world.complete(&lease, b"r");
     assert_eq!(world.state(task), State::Succeeded);
+}
+
+#[test]
+fn an_outcome_that_comes_after_a_retry_by_hand_does_not_count_for_the_next_attempt() {
+    for is_cancelled in [false, true] {
+        let mut world = world();
+        let task = world.submit_one(job("mail", 0).attempts(1));
+        let lease = world.lease();
+        let body = fail_body(&lease, "x", "", b"", true);
+        // All of it is admitted before anything is applied.
+        let first = world.send(lease.conn, 0, &body);
+        if is_cancelled {
+            world.send(CLIENT, 0, &Cancel { ids: vec![task], workflows: 0 });
+        }
+        let retry = world.send(CLIENT, 0, &Retry { ids: vec![task] });
+        let again = world.send(lease.conn, 0, &body);
+        world.settle();
+        for (correlation, code) in [(first, Code::Ok), (retry, Code::Ok), (again, Code::StaleLease)] {
+            let reply = world.reply(correlation).unwrap();
+            assert_eq!(single(&reply.read()), code);
+        }
+        assert_eq!(world.state(task), State::Leased, "the next attempt goes on");
+        let lease = world.lease();
+        assert_eq!((lease.attempt, world.complete(&lease, b"")), (2, Code::Ok));
+    }
 }
 
 #[test]

@@ -326,3 +326,26 @@ fn records_of_partitions_that_do_not_exist_stop_recovery_with_a_sentence() {
     let error = error.filter_map(Result::err).next().unwrap().to_string();
     assert!(error.contains("partition 1 is not of this node"), "{error}");
 }
+
+#[test]
+fn a_snapshot_knows_who_held_a_unique_key_when_it_began() {
+    let mut world = World::new();
+    world.worker(WORKER, &["mail"], 1);
+    world.submit_one(job("mail", 0).unique("k", 5_000));
+    let lease = world.lease();
+    world.complete(&lease, b"");
+    let mut step = 0;
+    let (sequence, chunks) = world.snapshot(|world| {
+        step += 1;
+        if step == 1 {
+            // Its key is held, then free, then another's: before the holder was copied.
+            world.try_submit(&[job("mail", 1), job("mail", 2).unique("k", 5_000)]);
+            world.advance_ms(6_000);
+            world.submit_one(job("mail", 3).unique("k", 5_000));
+        }
+    });
+    let live = [0, 1, 2, 3].map(|number| world.find(id(0, number)).is_some());
+    assert_eq!(live, [true, true, false, true]);
+    world.restart(Some((sequence, &chunks)));
+    assert_eq!([0, 1, 2, 3].map(|number| world.find(id(0, number)).is_some()), live);
+}

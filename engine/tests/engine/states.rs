@@ -339,7 +339,7 @@ fn a_failed_task_resumes_from_a_named_version() {
     assert_eq!(world.state(id), State::Failed);
     assert_eq!(outcome(&world.change(id, state_verb::RESUME, 2, "")), Ok(2));
     let next = world.lease();
-    assert_eq!((next.id, next.attempt, next.version), (id, 1, 2));
+    assert_eq!((next.id, next.attempt, next.version), (id, 2, 2));
 }
 
 #[test]

@@ -37,6 +37,8 @@ pub mod queue_field {
     pub const RETENTION: u32 = 32;
     /// `depth_max`.
     pub const DEPTH: u32 = 64;
+    /// `policy`.
+    pub const POLICY: u32 = 128;
 }
 
 /// Creates a queue or changes the fields named in `set`. Sent to every partition by the client.
@@ -64,8 +66,8 @@ pub struct ConfigureQueue {
     pub draining: u32,
     /// At a task's deadline: 0 expire it, 1 only flag it.
     pub deadline_action: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Order of tasks of one priority: 0 auto, 1 fifo, 2 shortest.
+    pub policy: u32,
     /// Byte area.
     pub bytes: Vec<u8>,
 }

@@ -156,6 +156,10 @@ pub struct QueueInfo {
     pub draining: u32,
     /// 0 expire, 1 flag.
     pub deadline_action: u32,
+    /// 0 auto, 1 fifo, 2 shortest.
+    pub policy: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// Asks for a page of a workflow.

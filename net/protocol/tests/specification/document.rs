@@ -135,6 +135,7 @@ fn queue_field_bits_are_the_ones_in_the_page() {
         queue_field::DEADLINE_ACTION,
         queue_field::RETENTION,
         queue_field::DEPTH,
+        queue_field::POLICY,
     ];
     assert_eq!(bits, known);
 }

@@ -306,7 +306,7 @@ records! {
     Retry { ids: Vec<TaskId> }
     ConfigureQueue {
         rate_milli_per_s: u64, depth_max: u64, namespace: Span, queue: Span, set: u32, rate_burst: u32,
-        concurrency: u32, retention_ms: u32, paused: u32, draining: u32, deadline_action: u32, reserved: u32,
+        concurrency: u32, retention_ms: u32, paused: u32, draining: u32, deadline_action: u32, policy: u32,
         bytes: Vec<u8>
     }
     SaveState { rows: Vec<SaveRow>, segments: Vec<Segment>, bytes: Vec<u8> }
@@ -347,7 +347,8 @@ records! {
     QueuePage { rows: Vec<QueueInfo>, bytes: Vec<u8> }
     QueueInfo {
         counts: [u64; 8], rate_milli_per_s: u64, depth_max: u64, namespace: Span, queue: Span, rate_burst: u32,
-        concurrency: u32, retention_ms: u32, paused: u32, draining: u32, deadline_action: u32
+        concurrency: u32, retention_ms: u32, paused: u32, draining: u32, deadline_action: u32, policy: u32,
+        reserved: u32
     }
     GetWorkflow { id: TaskId, from: u32, limit: u32 }
     ListWorkflows { limit: u32 }

@@ -63,9 +63,9 @@ impl Oracle {
                 format!("{id} was assigned again {} us before its lease ended", lease.ends_us - now_us)
             })?;
         }
-        require(attempt >= 1 && attempt <= task.contract.attempts_max, || {
-            format!("{id} is in attempt {attempt} of {}", task.contract.attempts_max)
-        })?;
+        // A retry by hand brings the budget again, and passes over an attempt that may have been under way.
+        let attempts_max = task.contract.attempts_max + task.retried * (task.contract.attempts_max + 1);
+        require(attempt >= 1 && attempt <= attempts_max, || format!("{id} is in attempt {attempt} of {attempts_max}"))?;
         // Another leader, whose clock is ahead, may have let it become ready.
         let due_us = task.first_received_us + task.contract.delay_us;
         require(task.retried > 0 || self.clock_us_max >= due_us, || {

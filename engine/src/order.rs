@@ -1,0 +1,356 @@
+//! Which lane of a queue is next: what a leader learned about run times, and how far that may be used.
+//!
+//! Volatile and the leader's own: floats never enter replicated state, and losing them costs quality only. Tasks of one queue, kind
+//! and resource need are one class; they are predicted alike, so lanes are ordered and not tasks, and no task pays for it.
+//!
+//! Bounds, under every policy:
+//! - priorities go first, and within a class tasks go in the order in which they became ready;
+//! - once the oldest task in line has waited for [`AGED_US`], every second frame takes the oldest;
+//! - `auto` leaves the order of readiness only while replays of what was just served, by its own run times, say with confidence
+//!   that the learned order is better.
+
+use hashbrown::HashMap;
+use taskmaster_scheduler::guard::{Guard, Verdict};
+use taskmaster_scheduler::order::Policy;
+use taskmaster_scheduler::predictor::{Facts, Keys, Prediction, Predictor};
+
+use crate::hash::{FixedState, mix64};
+use crate::resources::Resources;
+
+/// A task that waited for so long goes ahead of all ranks, in microseconds.
+pub(crate) const AGED_US: u64 = 600_000_000;
+/// Between two looks for such tasks, in microseconds.
+const AGE_LOOK_US: u64 = 50_000;
+/// Most classes of a shard; tasks of further ones are predicted like each other.
+const CLASSES_MAX: usize = 16_384;
+/// Cells of the predictor's table.
+const CELLS: usize = 1 << 13;
+/// Run times under this are alike to a slowdown, in milliseconds.
+const FLOOR_MS: i64 = 10;
+/// A class with so many samples learns from one of its tasks at most in each of [`LEARN_US`] microseconds.
+const SAMPLES_MANY: u32 = 64;
+const LEARN_US: u64 = 2_000;
+/// After this time the rank of a class is made anew, since others of its kind have taught more, in microseconds.
+const RANK_US: u64 = 1_000_000;
+/// Run times that a class remembers for replays.
+const RUNS: usize = 8;
+/// Tasks of one replay, and the pause before the next, in microseconds.
+const BLOCK: usize = 256;
+const BLOCK_PAUSE_US: u64 = 100_000;
+
+/// A class of tasks.
+#[derive(Debug)]
+struct Class {
+    keys: Keys,
+    width: u32,
+    rank: f32,
+    ranked_us: u64,
+    learned_us: u64,
+    samples: u32,
+    /// The last run times, in milliseconds.
+    runs: [f32; RUNS],
+}
+
+/// What a shard has learned.
+pub(crate) struct Learned {
+    predictor: Predictor,
+    classes: Vec<Class>,
+    by_name: HashMap<(u32, String, Resources), u32, FixedState>,
+}
+
+impl core::fmt::Debug for Learned {
+    fn fmt(&self, formatter: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(formatter, "Learned({} classes)", self.classes.len())
+    }
+}
+
+impl Default for Learned {
+    fn default() -> Self {
+        Self { predictor: Predictor::new(CELLS, FLOOR_MS), classes: Vec::new(), by_name: HashMap::default() }
+    }
+}
+
+fn short(text: &str) -> u32 {
+    let mixed = text.bytes().fold(0, |mixed, byte| mix64(mixed ^ u64::from(byte)));
+    u32::try_from(mixed >> 32).expect("half of it")
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a run time")]
+fn millis(us: u64) -> f64 {
+    us as f64 / 1_000.0
+}
+
+impl Learned {
+    /// The class of tasks of a queue, made on first use; `tenant` is the queue's namespace.
+    pub(crate) fn class(&mut self, queue: u32, tenant: &str, kind: &str, resources: &Resources) -> u32 {
+        let name = (queue, kind.to_owned(), resources.clone());
+        if let Some(&class) = self.by_name.get(&name) {
+            return class;
+        }
+        if self.classes.len() >= CLASSES_MAX {
+            return 0;
+        }
+        let width = u32::try_from(resources.cpu_milli.div_ceil(1_000)).unwrap_or(u32::MAX).max(1);
+        let facts = Facts { tenant: short(tenant), kind: short(kind), labels: queue, width, ..Facts::default() };
+        let class = u32::try_from(self.classes.len()).expect("bounded above");
+        let (rank, ranked_us, learned_us, samples) = (0.0, 0, 0, 0);
+        let keys = Keys::new(&facts);
+        self.classes.push(Class { keys, width, rank, ranked_us, learned_us, samples, runs: [0.0; RUNS] });
+        self.by_name.insert(name, class);
+        class
+    }
+
+    /// The rank of a class, the lowest first.
+    pub(crate) fn rank(&mut self, class: u32, now_us: u64) -> f32 {
+        let known = &mut self.classes[class as usize];
+        if known.ranked_us == 0 || now_us.saturating_sub(known.ranked_us) >= RANK_US {
+            known.ranked_us = now_us;
+            known.rank = self.predictor.predict(&known.keys, 0).rank(known.width);
+        }
+        known.rank
+    }
+
+    /// What is expected of a class, and how many of its tasks taught it.
+    pub(crate) fn expected(&self, class: u32) -> (Prediction, u32) {
+        let known = &self.classes[class as usize];
+        (self.predictor.predict(&known.keys, 0), known.samples)
+    }
+
+    /// A task of a class ended after so many microseconds; whether that was longer than nine in ten were predicted to take, if it
+    /// was looked at.
+    pub(crate) fn learn(&mut self, class: u32, run_us: u64, failed: bool, now_us: u64) -> Option<bool> {
+        let known = &mut self.classes[class as usize];
+        if known.samples >= SAMPLES_MANY && now_us.saturating_sub(known.learned_us) < LEARN_US {
+            return None;
+        }
+        let run = millis(run_us);
+        let made = self.predictor.predict(&known.keys, 0);
+        self.predictor.learn(&known.keys, 0, run, failed, Some(&made));
+        #[expect(clippy::cast_possible_truncation, reason = "a run time")]
+        let short = run as f32;
+        known.runs[known.samples as usize % RUNS] = short;
+        (known.samples, known.learned_us, known.ranked_us) = (known.samples.saturating_add(1), now_us, 0);
+        Some(f64::from(made.q90) < run.max(1.0).ln())
+    }
+
+    /// One of the last run times of a class, in milliseconds.
+    fn run(&self, class: u32, pick: usize) -> Option<f32> {
+        let known = &self.classes[class as usize];
+        let count = RUNS.min(known.samples as usize);
+        (count > 0).then(|| known.runs[pick % count])
+    }
+}
+
+/// How one queue is ordered.
+#[derive(Debug, Default)]
+pub(crate) struct Order {
+    pub(crate) policy: Policy,
+    guard: Guard,
+    is_better: bool,
+    /// Ready times and classes of tasks that were served since the last replay.
+    served: Vec<(u64, u32)>,
+    /// Whether they are of more than one class.
+    is_mixed: bool,
+    next_block_us: u64,
+    age_look_us: u64,
+    is_overdue: bool,
+    took_oldest: bool,
+}
+
+impl Order {
+    /// Whether the learned order is used now.
+    pub(crate) const fn is_learned(&self) -> bool {
+        match self.policy {
+            Policy::Fifo | Policy::Deadline => false,
+            Policy::Shortest => true,
+            Policy::Auto => self.is_better,
+        }
+    }
+
+    /// Whether the next frame takes the oldest task if it has waited for too long: then it is to be looked for.
+    pub(crate) fn looks_for_oldest(&mut self, now_us: u64) -> bool {
+        let looks = !self.took_oldest && (self.is_overdue || now_us >= self.age_look_us);
+        self.took_oldest = false;
+        if looks {
+            self.age_look_us = now_us + AGE_LOOK_US;
+        }
+        looks
+    }
+
+    /// The oldest task in line is ready since then; whether it goes first.
+    pub(crate) const fn oldest_goes_first(&mut self, ready_us: u64, now_us: u64) -> bool {
+        self.is_overdue = now_us.saturating_sub(ready_us) >= AGED_US;
+        self.took_oldest = self.is_overdue;
+        self.is_overdue
+    }
+
+    /// Whether served tasks are to be noted for a replay.
+    pub(crate) fn is_watching(&self, now_us: u64) -> bool {
+        self.policy == Policy::Auto && now_us >= self.next_block_us
+    }
+
+    /// A task was served that was ready since then.
+    pub(crate) fn note(&mut self, ready_us: u64, class: u32) {
+        if self.served.len() < BLOCK {
+            self.is_mixed |= self.served.last().is_some_and(|(_, other)| *other != class);
+            self.served.push((ready_us, class));
+        }
+    }
+
+    /// Enough was noted for a replay.
+    pub(crate) const fn is_full(&self) -> bool {
+        self.served.len() >= BLOCK
+    }
+
+    /// A task of the queue ended.
+    pub(crate) fn ended(&mut self, missed: bool) {
+        self.guard.completion(missed);
+    }
+
+    /// Replays what was served on so many places and in both orders; `waiting` tasks are in line.
+    pub(crate) fn judge(&mut self, learned: &mut Learned, places: usize, waiting: usize, now_us: u64) {
+        let (served, is_mixed) = (core::mem::take(&mut self.served), core::mem::take(&mut self.is_mixed));
+        self.next_block_us = now_us + BLOCK_PAUSE_US;
+        if !is_mixed {
+            self.is_better = false;
+            return;
+        }
+        let Some(mut tasks) = replayed(&served, learned, now_us) else { return };
+        tasks.sort_by(|a, b| a.ready.total_cmp(&b.ready));
+        let (plain, longest) = mean_slowdown(&tasks, places, |task| task.ready);
+        let (candidate, _) = mean_slowdown(&tasks, places, |task| f64::from(task.rank));
+        let longest = if self.is_better { longest } else { longest.max(waiting) };
+        self.guard.block(plain, candidate, longest);
+        self.is_better = self.guard.verdict(waiting) == Verdict::Candidate;
+    }
+
+    /// What is said to who asks why.
+    pub(crate) fn in_words(&self) -> String {
+        let policy = self.policy.name();
+        match (self.policy, self.is_better) {
+            (Policy::Auto, true) => {
+                let gain = self.guard.lower_bound().exp();
+                format!("{policy}: the shortest first, as replays show mean slowdowns at least {gain:.2} times lower")
+            }
+            (Policy::Auto, false) => format!("{policy}: in the order of readiness, as nothing is shown to be better"),
+            (Policy::Shortest, _) => format!("{policy} first, by prediction"),
+            _ => format!("{policy}: in the order of readiness"),
+        }
+    }
+}
+
+/// A task of a replay; times in milliseconds.
+struct Replayed {
+    ready: f64,
+    run: f64,
+    rank: f32,
+}
+
+/// The served tasks with run times of their classes; `None` if some class has none yet.
+fn replayed(served: &[(u64, u32)], learned: &mut Learned, now_us: u64) -> Option<Vec<Replayed>> {
+    let first_us = served.iter().map(|(ready_us, _)| *ready_us).min()?;
+    let task = |(number, &(ready_us, class)): (usize, &(u64, u32))| {
+        let run = f64::from(learned.run(class, number)?);
+        Some(Replayed { ready: millis(ready_us - first_us), run, rank: learned.rank(class, now_us) })
+    };
+    served.iter().enumerate().map(task).collect()
+}
+
+/// Runs tasks, sorted by when they are ready, on places; whoever has the lowest `key` of those in line is next. Their mean bounded
+/// slowdown, and the longest line.
+fn mean_slowdown(tasks: &[Replayed], places: usize, key: impl Fn(&Replayed) -> f64) -> (f64, usize) {
+    #[expect(clippy::cast_precision_loss, reason = "a threshold and a count")]
+    let (floor, count) = (FLOOR_MS as f64, tasks.len().max(1) as f64);
+    let mut free = vec![0.0f64; places.clamp(1, BLOCK)];
+    let (mut line, mut next, mut longest, mut sum) = (Vec::<(f64, usize)>::new(), 0, 0, 0.0);
+    while next < tasks.len() || !line.is_empty() {
+        let place = (0..free.len()).min_by(|&a, &b| free[a].total_cmp(&free[b])).expect("at least one");
+        let mut at = free[place];
+        if line.is_empty() {
+            at = at.max(tasks[next].ready);
+        }
+        while next < tasks.len() && tasks[next].ready <= at {
+            line.push((key(&tasks[next]), next));
+            next += 1;
+        }
+        longest = longest.max(line.len());
+        let first = (0..line.len()).min_by(|&a, &b| line[a].0.total_cmp(&line[b].0).then(line[a].1.cmp(&line[b].1)));
+        let (_, number) = line.swap_remove(first.expect("somebody is in line"));
+        let task = &tasks[number];
+        free[place] = at + task.run;
+        sum += ((at - task.ready + task.run) / task.run.max(floor)).max(1.0);
+    }
+    (sum / count, longest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two kinds, 1 ms and 400 ms, that come at once and wait: `auto` finds that the short ones should go first.
+    fn taught(slow_ms: u64) -> (Learned, Order, [u32; 2]) {
+        let mut learned = Learned::default();
+        let classes = ["short", "long"].map(|kind| learned.class(0, "default", kind, &Resources::default()));
+        let mut now_us = 1;
+        for _ in 0..20 {
+            for (class, run_ms) in [(classes[0], 1), (classes[1], slow_ms)] {
+                now_us += LEARN_US;
+                learned.learn(class, run_ms * 1_000, false, now_us);
+            }
+        }
+        (learned, Order::default(), classes)
+    }
+
+    fn blocks(learned: &mut Learned, order: &mut Order, classes: [u32; 2], count: u64) {
+        for block in 1..=count {
+            let now_us = block * 1_000_000;
+            for number in 0..BLOCK {
+                order.note(now_us, classes[number % 2]);
+            }
+            order.judge(learned, 4, BLOCK, now_us);
+        }
+    }
+
+    #[test]
+    fn auto_takes_the_shortest_first_once_replays_show_a_gain() {
+        let (mut learned, mut order, classes) = taught(400);
+        assert!(learned.rank(classes[0], 1) < learned.rank(classes[1], 1));
+        blocks(&mut learned, &mut order, classes, 3);
+        assert!(!order.is_learned(), "three blocks are too few");
+        blocks(&mut learned, &mut order, classes, 10);
+        assert!(order.is_learned(), "{}", order.in_words());
+    }
+
+    #[test]
+    fn auto_keeps_the_order_of_readiness_where_there_is_nothing_to_gain() {
+        let (mut learned, mut order, classes) = taught(1);
+        blocks(&mut learned, &mut order, classes, 40);
+        assert!(!order.is_learned(), "{}", order.in_words());
+        let (mut learned, mut order, [short, _]) = taught(400);
+        blocks(&mut learned, &mut order, [short, short], 40);
+        assert!(!order.is_learned(), "one class has no order");
+    }
+
+    #[test]
+    fn auto_falls_back_when_the_line_grows_beyond_what_it_was() {
+        let (mut learned, mut order, classes) = taught(400);
+        blocks(&mut learned, &mut order, classes, 10);
+        for number in 0..BLOCK {
+            order.note(20_000_000, classes[number % 2]);
+        }
+        order.judge(&mut learned, 4, 100 * BLOCK, 20_000_000);
+        assert!(!order.is_learned());
+    }
+
+    #[test]
+    fn overdue_tasks_get_every_second_frame() {
+        let mut order = Order { policy: Policy::Shortest, ..Order::default() };
+        let mut turns = Vec::new();
+        for _ in 0..6 {
+            let is_oldest = order.looks_for_oldest(AGED_US + 1) && order.oldest_goes_first(1, AGED_US + 1);
+            turns.push(is_oldest);
+        }
+        assert_eq!(turns, [true, false, true, false, true, false]);
+        assert!(!(order.looks_for_oldest(AGED_US) && order.oldest_goes_first(1, AGED_US)));
+    }
+}

@@ -1,0 +1,127 @@
+//! The order of a queue: by readiness, or by what was learned of run times.
+
+use taskmaster_protocol::body::queue_field;
+
+use crate::job::{Job, id, job};
+use crate::world::{CLIENT, Lease, World};
+
+const WORKER: u64 = 10;
+const AUTO: u32 = 0;
+const FIFO: u32 = 1;
+const SHORTEST: u32 = 2;
+
+fn kind(number: u32, kind: &str) -> Job {
+    job("mail", number).kind(kind)
+}
+
+/// A queue of this policy, in which tasks of kind `long` were seen to take 500 ms and those of kind `short` 1 ms.
+fn taught(policy: u32) -> World {
+    let mut world = World::new();
+    world.configure("mail", queue_field::POLICY, |queue| queue.policy = policy);
+    world.worker(WORKER, &["mail"], 0);
+    for number in 0..10 {
+        for (at, kind_of) in [(0, "long"), (1, "short")] {
+            world.submit_one(kind(2 * number + at, kind_of));
+            run(&mut world);
+        }
+    }
+    world
+}
+
+/// Starts the next task, and ends it after the time that its kind takes.
+fn run(world: &mut World) -> Lease {
+    world.credit(WORKER, 1);
+    let lease = world.lease();
+    world.advance_ms(if lease.kind == "long" { 500 } else { 1 });
+    world.complete(&lease, b"");
+    lease
+}
+
+/// The order in which these tasks start, one at a time.
+fn order(world: &mut World, all: &[Job]) -> Vec<taskmaster_protocol::TaskId> {
+    world.submit(all);
+    all.iter().map(|_| run(world).id).collect()
+}
+
+fn mixed() -> Vec<Job> {
+    vec![kind(100, "long"), kind(101, "short"), kind(102, "long"), kind(103, "short")]
+}
+
+fn ids(numbers: &[u32]) -> Vec<taskmaster_protocol::TaskId> {
+    numbers.iter().map(|&number| id(0, number)).collect()
+}
+
+#[test]
+fn fifo_starts_tasks_of_all_kinds_as_they_became_ready() {
+    assert_eq!(order(&mut taught(FIFO), &mixed()), ids(&[100, 101, 102, 103]));
+}
+
+#[test]
+fn fifo_keeps_the_order_over_any_number_of_kinds() {
+    let mut world = taught(FIFO);
+    let all: Vec<Job> = (100..150).map(|number| kind(number, &format!("kind {}", number % 40))).collect();
+    let numbers: Vec<u32> = (100..150).collect();
+    assert_eq!(order(&mut world, &all), ids(&numbers));
+    // Kinds that went leave their lists to others.
+    let all: Vec<Job> = (200..250).map(|number| kind(number, &format!("other {}", number % 40))).collect();
+    let numbers: Vec<u32> = (200..250).collect();
+    assert_eq!(order(&mut world, &all), ids(&numbers));
+}
+
+#[test]
+fn shortest_starts_kinds_that_were_short_first_and_each_kind_as_it_became_ready() {
+    assert_eq!(order(&mut taught(SHORTEST), &mixed()), ids(&[101, 103, 100, 102]));
+}
+
+#[test]
+fn shortest_does_not_go_beyond_priorities() {
+    let mut all = mixed();
+    all[0] = all[0].clone().priority(0);
+    assert_eq!(order(&mut taught(SHORTEST), &all), ids(&[100, 101, 103, 102]));
+}
+
+#[test]
+fn shortest_lets_no_task_wait_for_ever() {
+    let mut world = taught(SHORTEST);
+    let old = world.submit_one(kind(50, "long"));
+    world.advance_ms(11 * 60_000);
+    let young: Vec<Job> = (200..220).map(|number| kind(number, "short")).collect();
+    world.submit(&young);
+    assert!((0..2).any(|_| run(&mut world).id == old), "every second start is the oldest's");
+}
+
+#[test]
+fn auto_keeps_to_readiness_until_it_is_shown_to_be_worse_and_says_so() {
+    let mut world = taught(AUTO);
+    let waits = world.submit_one(kind(100, "long"));
+    let why = world.why(waits);
+    let fact = |name: &str| why.iter().find(|(known, _)| known == name).map(|(_, sentence)| sentence.clone()).unwrap();
+    assert!(fact("order").starts_with("auto: in the order of readiness"), "{}", fact("order"));
+    assert!(fact("expected").contains("by 10 tasks of its kind"), "{}", fact("expected"));
+    world.cancel(&[waits]);
+    assert_eq!(order(&mut world, &mixed()[1..]), ids(&[101, 102, 103]));
+    // Many tasks that wait together: now there is something to gain.
+    for round in 0..12 {
+        world.advance_ms(200);
+        let from = 1_000 + round * 300;
+        let all: Vec<Job> =
+            (from..from + 300).map(|number| kind(number, if number % 2 > 0 { "short" } else { "long" })).collect();
+        order(&mut world, &all);
+    }
+    let mixed = [kind(9_000, "long"), kind(9_001, "short")];
+    assert_eq!(order(&mut world, &mixed), ids(&[9_001, 9_000]), "{:?}", world.queues(0));
+}
+
+#[test]
+fn unknown_policy_is_refused_with_those_there_are() {
+    let mut world = World::new();
+    world.configure("mail", queue_field::POLICY, |queue| queue.policy = SHORTEST);
+    let shown = world.queues(0);
+    assert_eq!(shown[0].1.policy, SHORTEST);
+    let mut body =
+        taskmaster_protocol::body::ConfigureQueue { set: queue_field::POLICY, policy: 3, ..Default::default() };
+    body.queue = taskmaster_protocol::body::put(&mut body.bytes, b"mail");
+    let refused = world.call(CLIENT, 0, &body);
+    assert!(refused.sentence().contains("auto (0), fifo (1) or shortest (2)"), "{}", refused.sentence());
+    assert_eq!(world.queues(0)[0].1.policy, SHORTEST);
+}
