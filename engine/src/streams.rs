@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use taskmaster_protocol::body::{self, ArchivedSubmit, Malformed};
+use taskmaster_protocol::body::{self, ArchivedSubmitStream, Malformed};
 
 /// A partition of a topic that a stream reads.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,18 +23,18 @@ pub(crate) struct Piece {
 }
 
 impl Piece {
-    /// The piece that a submission is of, if it is of any.
+    /// The piece that a submission is of.
     ///
     /// # Errors
     /// A name outside the byte area, or not UTF-8.
-    pub(crate) fn of(body: &ArchivedSubmit) -> Result<Option<Self>, Malformed> {
-        let Some(row) = body.stream.first() else { return Ok(None) };
+    pub(crate) fn of(body: &ArchivedSubmitStream) -> Result<Self, Malformed> {
+        let (row, bytes) = (&body.piece, &body.batch.bytes);
         let source = Source {
-            stream: body::text(&body.bytes, row.stream)?.into(),
-            topic: body::text(&body.bytes, row.topic)?.into(),
+            stream: body::text(bytes, row.stream)?.into(),
+            topic: body::text(bytes, row.topic)?.into(),
             number: row.number.to_native(),
         };
-        Ok(Some(Self { source, from: row.from.to_native(), to: row.to.to_native() }))
+        Ok(Self { source, from: row.from.to_native(), to: row.to.to_native() })
     }
 }
 

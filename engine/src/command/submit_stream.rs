@@ -1,6 +1,6 @@
 //! Submit, as a piece of a stream: tasks and the stream's position, both or neither.
 
-use taskmaster_protocol::body::{ArchivedSubmit, StreamReply};
+use taskmaster_protocol::body::{ArchivedSubmitStream, Malformed, StreamReply};
 use taskmaster_protocol::stream::partition_of;
 use taskmaster_protocol::{Code, limits};
 
@@ -20,15 +20,16 @@ pub(crate) enum Admitted {
 /// Checks everything that does not depend on other requests in flight.
 pub(crate) fn admit(
     partition: &Partition,
-    body: &ArchivedSubmit,
+    body: &ArchivedSubmitStream,
     partitions: u16,
     now_us: u64,
     auto_create: bool,
 ) -> Result<Admitted, Refused> {
     let invalid = |message: String| Err(Refused::new(Code::Invalid, message));
-    let (Some(piece), 1, true) = (Piece::of(body)?, body.stream.len(), body.workflow.is_empty()) else {
-        return Err(Refused::new(Code::Malformed, "a piece of a stream has one stream row and no workflow"));
-    };
+    let (piece, batch) = (Piece::of(body)?, &body.batch);
+    if !batch.workflow.is_empty() {
+        return Err(Refused::new(Code::Malformed, "a piece of a stream has no workflow"));
+    }
     let source = &piece.source;
     if let Err(sentence) = check_name("stream", &source.stream) {
         return invalid(sentence);
@@ -52,20 +53,28 @@ pub(crate) fn admit(
         let message = format!("the partition keeps {} positions, as many as it can", limits::STREAMS_MAX);
         return Err(Refused::new(Code::TooLarge, message));
     }
-    if body.tasks.is_empty() {
+    if batch.tasks.is_empty() {
         return Ok(Admitted::Next(Size::default()));
     }
-    submit::admit(partition, body, now_us, auto_create).map(Admitted::Next)
+    submit::admit(partition, batch, now_us, auto_create).map(Admitted::Next)
 }
 
 /// Carries a logged piece out, if it goes on from the position.
-pub(crate) fn apply(partition: &mut Partition, body: &ArchivedSubmit, piece: Piece, cx: &mut Cx<'_>) -> StreamReply {
+///
+/// # Errors
+/// A name outside the byte area, or not UTF-8: no entry of ours.
+pub(crate) fn apply(
+    partition: &mut Partition,
+    body: &ArchivedSubmitStream,
+    cx: &mut Cx<'_>,
+) -> Result<StreamReply, Malformed> {
+    let piece = Piece::of(body)?;
     let position = partition.streams.position(&piece.source);
     if position != piece.from {
-        return StreamReply { position, ..StreamReply::default() };
+        return Ok(StreamReply { position, ..StreamReply::default() });
     }
     partition.streams.set(piece.source, piece.to);
     // Whether it comes again is decided by the position alone.
-    let reply = submit::apply(partition, body, false, cx);
-    StreamReply { position: piece.to, accepted: reply.accepted, reserved: 0, exceptions: reply.exceptions }
+    let reply = submit::apply(partition, &body.batch, false, cx);
+    Ok(StreamReply { position: piece.to, accepted: reply.accepted, reserved: 0, exceptions: reply.exceptions })
 }

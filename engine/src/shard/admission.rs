@@ -2,7 +2,8 @@
 
 use taskmaster_protocol::body::{
     self, ArchivedCancel, ArchivedChangeState, ArchivedComplete, ArchivedConfigureQueue, ArchivedFail,
-    ArchivedForkWorkflow, ArchivedRetry, ArchivedSaveState, ArchivedSubmit, Body, Expire, ExpireRow, StateReply,
+    ArchivedForkWorkflow, ArchivedRetry, ArchivedSaveState, ArchivedSubmit, ArchivedSubmitStream, Body, Expire,
+    ExpireRow, StateReply,
 };
 use taskmaster_protocol::frame::Header;
 use taskmaster_protocol::{Code, Operation, PartitionId, TaskId, limits};
@@ -28,9 +29,6 @@ impl Shard {
         self.check_new_tasks()?;
         let body = body::access::<ArchivedSubmit>(bytes)?;
         let partition = self.partition(&header)?;
-        if !body.stream.is_empty() {
-            return Err(Refused::new(Code::Malformed, "a piece of a stream comes by SubmitStream"));
-        }
         let size = command::submit::admit(partition, body, self.last_time_us, self.config.auto_create_queues)?;
         self.check_depth(partition, body, size.tasks)?;
         self.append_new(Operation::Submit, conn, header, bytes, (size.tasks, size.blob_bytes))
@@ -44,7 +42,7 @@ impl Shard {
         effects: &mut Effects,
     ) -> Result<(), Refused> {
         self.check_new_tasks()?;
-        let body = body::access::<ArchivedSubmit>(bytes)?;
+        let body = body::access::<ArchivedSubmitStream>(bytes)?;
         let (partition, config) = (self.partition(&header)?, &self.config);
         let (now_us, auto_create) = (self.last_time_us, config.auto_create_queues);
         match command::submit_stream::admit(partition, body, config.partitions, now_us, auto_create)? {
@@ -53,7 +51,7 @@ impl Shard {
                 Ok(())
             }
             StreamAdmitted::Next(size) => {
-                self.check_depth(partition, body, size.tasks)?;
+                self.check_depth(partition, &body.batch, size.tasks)?;
                 self.append_new(Operation::SubmitStream, conn, header, bytes, (size.tasks, size.blob_bytes))
             }
         }

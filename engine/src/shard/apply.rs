@@ -3,8 +3,8 @@
 use raft::eraftpb::{Entry, EntryType};
 use taskmaster_protocol::body::{
     self, ArchivedCancel, ArchivedChangeState, ArchivedComplete, ArchivedConfigureQueue, ArchivedExpire, ArchivedFail,
-    ArchivedForkWorkflow, ArchivedRetry, ArchivedSaveState, ArchivedSubmit, BatchReply, Malformed, StateReply,
-    StreamReply,
+    ArchivedForkWorkflow, ArchivedRetry, ArchivedSaveState, ArchivedSubmit, ArchivedSubmitStream, BatchReply,
+    Malformed, StateReply, StreamReply,
 };
 use taskmaster_protocol::{Operation, PartitionId};
 
@@ -15,7 +15,6 @@ use crate::entry::{self, Command, EntryError, Settings, Verb, read_checkpointed}
 use crate::partition::{Cx, Partition};
 use crate::peer::META_GROUP;
 use crate::replica::log::Position;
-use crate::streams::Piece;
 
 /// Final tasks forgotten per command.
 const EVICTIONS_PER_COMMAND_MAX: usize = 4_096;
@@ -183,9 +182,8 @@ fn apply_operation(
             Reply::Rows(command::submit::apply(partition, body, resend, cx))
         }
         Operation::SubmitStream => {
-            let body = body::access::<ArchivedSubmit>(bytes)?;
-            let piece = Piece::of(body)?.ok_or_else(|| Malformed("a piece of no stream".to_owned()))?;
-            Reply::Stream(command::submit_stream::apply(partition, body, piece, cx))
+            let body = body::access::<ArchivedSubmitStream>(bytes)?;
+            Reply::Stream(command::submit_stream::apply(partition, body, cx)?)
         }
         Operation::Complete => {
             Reply::Rows(command::complete::apply(partition, body::access::<ArchivedComplete>(bytes)?, cx))

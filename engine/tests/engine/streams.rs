@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use taskmaster_protocol::body::{self, ListStreams, StreamPage, StreamReply, StreamRow, Submit};
+use taskmaster_protocol::body::{self, ListStreams, StreamPage, StreamReply, StreamRow, SubmitStream};
 use taskmaster_protocol::frame::FLAG_RESEND;
 use taskmaster_protocol::stream::partition_of;
 use taskmaster_protocol::{Code, Operation, TaskId, limits};
@@ -15,16 +15,16 @@ const STREAM: &str = "shop";
 const TOPIC: &str = "orders";
 
 /// The body of a piece of partition `number` of the topic.
-fn piece(number: u32, from: u64, to: u64, jobs: &[Job]) -> Submit {
-    let mut body = body_of(jobs);
-    let (stream, topic) = (body::put(&mut body.bytes, STREAM.as_bytes()), body::put(&mut body.bytes, TOPIC.as_bytes()));
-    body.stream.push(StreamRow { from, to, stream, topic, number, reserved: 0 });
-    body
+fn piece(number: u32, from: u64, to: u64, jobs: &[Job]) -> SubmitStream {
+    let mut batch = body_of(jobs);
+    let area = &mut batch.bytes;
+    let (stream, topic) = (body::put(area, STREAM.as_bytes()), body::put(area, TOPIC.as_bytes()));
+    SubmitStream { piece: StreamRow { from, to, stream, topic, number, reserved: 0 }, batch }
 }
 
 impl World {
-    fn send_piece(&mut self, flags: u8, body: &Submit) -> Message {
-        let partition = partition_of(STREAM, TOPIC, body.stream[0].number, self.config.partitions);
+    fn send_piece(&mut self, flags: u8, body: &SubmitStream) -> Message {
+        let partition = partition_of(STREAM, TOPIC, body.piece.number, self.config.partitions);
         self.call_as(Operation::SubmitStream, flags, CLIENT, partition.0, body)
     }
 
@@ -142,26 +142,23 @@ fn each_source_has_a_position_of_its_own_in_the_partition_that_it_decides() {
 #[test]
 fn what_is_no_piece_is_refused_in_words() {
     let mut world = World::new();
-    let mut refused = |operation, body: &Submit| {
-        let message = world.call_as(operation, 0, CLIENT, 0, body);
+    let mut refused = |body: &SubmitStream| {
+        let message = world.call_as(Operation::SubmitStream, 0, CLIENT, 0, body);
         assert_ne!(message.code(), Code::Ok);
         message.sentence()
     };
-    let plain = refused(Operation::Submit, &piece(0, 0, 1, &jobs("mail", 0, 1)));
-    assert!(plain.contains("by SubmitStream"), "{plain}");
-    assert!(refused(Operation::SubmitStream, &body_of(&jobs("mail", 0, 1))).contains("one stream row"));
-    let mut flow = workflow_of(id(0, 99), "flow", false, &jobs("mail", 0, 1));
-    flow.stream = piece(0, 0, 1, &[]).stream;
-    assert!(refused(Operation::SubmitStream, &flow).contains("no workflow"));
+    let mut flow = piece(0, 0, 1, &jobs("mail", 0, 1));
+    flow.batch.workflow = workflow_of(id(0, 99), "flow", false, &jobs("mail", 0, 1)).workflow;
+    assert!(refused(&flow).contains("no workflow"));
     for (from, to) in [(5, 5), (5, 4)] {
-        assert!(refused(Operation::SubmitStream, &piece(0, from, to, &[])).contains("is empty"));
+        assert!(refused(&piece(0, from, to, &[])).contains("is empty"));
     }
     let mut nameless = piece(0, 0, 1, &[]);
-    nameless.stream[0].stream.len = 0;
-    assert!(refused(Operation::SubmitStream, &nameless).contains("the stream is missing"));
+    nameless.piece.stream.len = 0;
+    assert!(refused(&nameless).contains("the stream is missing"));
     let mut long = piece(0, 0, 1, &[]);
-    long.stream[0].topic = body::put(&mut long.bytes, &[b't'; limits::TOPIC_BYTES_MAX + 1]);
-    assert!(refused(Operation::SubmitStream, &long).contains("the topic has 250 bytes"));
+    long.piece.topic = body::put(&mut long.batch.bytes, &[b't'; limits::TOPIC_BYTES_MAX + 1]);
+    assert!(refused(&long).contains("the topic has 250 bytes"));
     assert_eq!(world.positions(0), []);
 }
 

@@ -75,7 +75,7 @@ bodies! {
     Leases: Extend, Progress: Progress,
     Cancel: Cancel, Retry: Retry, ConfigureQueue: ConfigureQueue, Expire: Expire,
     SaveState: SaveState, StateReply: SaveState, ChangeState: ChangeState, ForkWorkflow: ForkWorkflow,
-    StreamReply: SubmitStream, ListStreams: ListStreams, StreamPage: ListStreams,
+    SubmitStream: SubmitStream, StreamReply: SubmitStream, ListStreams: ListStreams, StreamPage: ListStreams,
     StateHistory: StateLog, ReadState: ReadState, StatePage: ReadState,
     GetTask: GetTask, AwaitTask: AwaitTask, ListTasks: ListTasks, TaskPage: ListTasks,
     Explanation: Why, ListQueues: ListQueues, QueuePage: ListQueues,

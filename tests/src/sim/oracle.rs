@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use taskmaster_protocol::body::{
     self, ArchivedCancel, ArchivedComplete, ArchivedConfigureQueue, ArchivedFail, ArchivedGetTask, ArchivedLeases,
-    ArchivedReadState, ArchivedRetry, ArchivedSubmit, queue_field,
+    ArchivedReadState, ArchivedRetry, ArchivedSubmit, ArchivedSubmitStream, queue_field,
 };
 use taskmaster_protocol::frame::Header;
 use taskmaster_protocol::state::Address;
@@ -287,7 +287,14 @@ impl Oracle {
             asked: states::Asked::default(),
         };
         match operation {
-            Operation::Submit | Operation::SubmitStream => self.submit_received(body, now_us, &mut request),
+            Operation::Submit => {
+                let submit = access::<ArchivedSubmit>(body).expect("clients send whole bodies");
+                self.submit_received(submit, now_us, &mut request);
+            }
+            Operation::SubmitStream => {
+                let submit = access::<ArchivedSubmitStream>(body).expect("clients send whole bodies");
+                self.submit_received(&submit.batch, now_us, &mut request);
+            }
             Operation::Complete | Operation::Fail | Operation::Extend | Operation::Release => {
                 self.work_received(life, body, &mut request);
             }
@@ -320,8 +327,7 @@ impl Oracle {
         self.requests.insert((link, header.correlation), request);
     }
 
-    fn submit_received(&mut self, body: &[u8], now_us: u64, request: &mut Request) {
-        let body = access::<ArchivedSubmit>(body).expect("clients send whole bodies");
+    fn submit_received(&mut self, body: &ArchivedSubmit, now_us: u64, request: &mut Request) {
         for row in body.tasks.iter() {
             let id = TaskId::from(&row.id);
             let task = self.tasks.get_mut(&id).expect("submitted tasks are registered");

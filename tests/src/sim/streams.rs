@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use taskmaster_protocol::body::{
-    self, ArchivedStreamPage, ArchivedStreamReply, ListStreams, Spec, StreamRow, Submit, TaskRow,
+    self, ArchivedStreamPage, ArchivedStreamReply, ListStreams, Spec, StreamRow, Submit, SubmitStream, TaskRow,
 };
 use taskmaster_protocol::frame::Header;
 use taskmaster_protocol::stream::partition_of;
@@ -94,8 +94,9 @@ impl StreamReader {
         }
         let (stream, topic) =
             (body::put(&mut submit.bytes, STREAM.as_bytes()), body::put(&mut submit.bytes, TOPIC.as_bytes()));
-        submit.stream.push(StreamRow { from, to, stream, topic, number: self.source, reserved: 0 });
-        let number = self.client.push(Operation::SubmitStream, self.partition, &submit);
+        let piece = StreamRow { from, to, stream, topic, number: self.source, reserved: 0 };
+        let body = SubmitStream { piece, batch: submit };
+        let number = self.client.push(Operation::SubmitStream, self.partition, &body);
         self.asked.insert(number, to);
         self.ahead = to;
     }

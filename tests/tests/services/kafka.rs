@@ -1,5 +1,6 @@
 //! A Kafka broker: one node that is its own controller, fresh, small, without encryption.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,9 +14,12 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tempfile::TempDir;
 
 use super::{directory, hand_over, kill_all, program};
+use crate::cluster::nodes::Place;
 
 /// Any id will do.
 const CLUSTER: &str = "AgWljenHS8egdPG0cMK88Q";
+const PORT: u16 = 9_092;
+const CONTROLLER_PORT: u16 = 9_093;
 /// Little memory, and little time for making code fast that runs for seconds.
 const JAVA: [&str; 4] = ["-Xms96m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
 /// Longest wait for what a broker is asked.
@@ -24,7 +28,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(60);
 /// A broker; dropping it kills it.
 pub(crate) struct Kafka {
     folder: TempDir,
-    port: u16,
+    /// An address of the loopback device that no other has, so that no two ask for one port.
+    host: IpAddr,
     child: Option<Child>,
 }
 
@@ -69,16 +74,15 @@ impl Kafka {
     /// Makes and starts one.
     pub(crate) async fn start() -> Self {
         let folder = directory("kafka-");
-        let port = crate::process::free_address().port();
-        let controller = port + 1;
+        let host = Place::loopback().host(0);
         let properties = folder.path().join("server.properties");
         let data = folder.path().join("data");
         std::fs::write(
             &properties,
             format!(
-                "process.roles=broker,controller\nnode.id=1\ncontroller.quorum.voters=1@127.0.0.1:{controller}\n\
-                 listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
-                 advertised.listeners=PLAINTEXT://127.0.0.1:{port}\ncontroller.listener.names=CONTROLLER\n\
+                "process.roles=broker,controller\nnode.id=1\ncontroller.quorum.voters=1@{host}:{CONTROLLER_PORT}\n\
+                 listeners=PLAINTEXT://{host}:{PORT},CONTROLLER://{host}:{CONTROLLER_PORT}\n\
+                 advertised.listeners=PLAINTEXT://{host}:{PORT}\ncontroller.listener.names=CONTROLLER\n\
                  listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\nlog.dirs={}\n\
                  offsets.topic.replication.factor=1\noffsets.topic.num.partitions=2\n\
                  transaction.state.log.replication.factor=1\ntransaction.state.log.min.isr=1\n\
@@ -94,7 +98,7 @@ impl Kafka {
         format.args(["kafka.tools.StorageTool", "format", "-t", CLUSTER, "-c"]).arg(&properties);
         let made = format.output().unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let mut broker = Self { folder, port, child: None };
+        let mut broker = Self { folder, host, child: None };
         broker.restart().await;
         broker
     }
@@ -151,7 +155,7 @@ impl Kafka {
 
     /// Where it listens.
     pub(crate) fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        format!("{}:{PORT}", self.host)
     }
 
     fn config(&self) -> ClientConfig {

@@ -19,6 +19,7 @@ async fn send(kafka: &Kafka, sent: &mut u64, count: u64) {
 async fn members_come_and_go_and_each_message_becomes_one_task() {
     let kafka = Kafka::start().await;
     kafka.make_topic(TOPIC, PARTITIONS.into()).await;
+    kafka.make_topic(LETTERS, 1).await;
     let mut cluster = Cluster::planned(Place::loopback()).await;
     for node in &mut cluster.nodes {
         let table = table(&kafka, &format!("dead_letter = \"{LETTERS}\"\nbatch_messages = 5"));

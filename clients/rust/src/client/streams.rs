@@ -1,6 +1,8 @@
 //! Streams: numbered messages of a source that become tasks, each exactly once.
 
-use taskmaster_protocol::body::{ArchivedStreamPage, ArchivedStreamReply, ListStreams, StreamRow, put, text};
+use taskmaster_protocol::body::{
+    ArchivedStreamPage, ArchivedStreamReply, ListStreams, StreamRow, SubmitStream, put, text,
+};
 use taskmaster_protocol::stream::partition_of;
 use taskmaster_protocol::{Operation, PartitionId};
 
@@ -57,8 +59,9 @@ impl Client {
         }
         let bytes = &mut batch.body.bytes;
         let (stream, topic) = (put(bytes, source.stream.as_bytes()), put(bytes, source.topic.as_bytes()));
-        batch.body.stream = vec![StreamRow { from, to, stream, topic, number: source.number, reserved: 0 }];
-        let message = self.cluster().call(Operation::SubmitStream, partition, &batch.body).await?;
+        let piece = StreamRow { from, to, stream, topic, number: source.number, reserved: 0 };
+        let body = SubmitStream { piece, batch: batch.body };
+        let message = self.cluster().call(Operation::SubmitStream, partition, &body).await?;
         Ok(message.read::<ArchivedStreamReply>()?.position.to_native())
     }
 

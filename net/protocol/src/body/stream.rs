@@ -2,9 +2,18 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-use super::{ExceptionRow, Span};
+use super::{ExceptionRow, Span, Submit};
 
-/// Makes a batch of tasks all that comes of a piece of a stream.
+/// A batch of tasks that is all that comes of a piece of a stream.
+#[derive(Clone, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct SubmitStream {
+    /// The piece; its spans lie in the byte area of `batch`.
+    pub piece: StreamRow,
+    /// The tasks.
+    pub batch: Submit,
+}
+
+/// A piece of a stream.
 #[derive(Clone, Copy, Debug, Default, Archive, Serialize, Deserialize)]
 pub struct StreamRow {
     /// The position that the batch goes on from.

@@ -2,7 +2,7 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-use super::{Span, StreamRow};
+use super::Span;
 use crate::TaskId;
 
 /// A batch of tasks for one partition, or one whole workflow.
@@ -20,8 +20,6 @@ pub struct Submit {
     pub needs: Vec<u32>,
     /// Empty for a plain batch; one row makes the batch a workflow.
     pub workflow: Vec<WorkflowRow>,
-    /// One row in a [`crate::Operation::SubmitStream`], else empty.
-    pub stream: Vec<StreamRow>,
     /// Byte area.
     pub bytes: Vec<u8>,
 }

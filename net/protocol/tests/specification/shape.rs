@@ -259,8 +259,9 @@ records! {
     Refusal { retry_after_ms: u32, row: u32, message: Span, bytes: Vec<u8> }
     Submit {
         specs: Vec<Spec>, tasks: Vec<TaskRow>, extras: Vec<Extra>, needs: Vec<u32>, workflow: Vec<WorkflowRow>,
-        stream: Vec<StreamRow>, bytes: Vec<u8>
+        bytes: Vec<u8>
     }
+    SubmitStream { piece: StreamRow, batch: Submit }
     StreamRow { from: u64, to: u64, stream: Span, topic: Span, number: u32, reserved: u32 }
     StreamReply { position: u64, accepted: u32, reserved: u32, exceptions: Vec<ExceptionRow> }
     ListStreams { reserved: u32 }
@@ -408,7 +409,7 @@ shapes! {
     Hello HelloReply Empty Refusal Submit BatchReply Subscribe Credit Assign Complete Fail Leases Progress Cancel Retry
     ConfigureQueue Expire GetTask AwaitTask ListTasks TaskPage Explanation ListQueues QueuePage GetWorkflow WorkflowPage
     ListWorkflows NodeStats ClusterMapReply ClusterAdmin SaveState StateReply ChangeState ForkWorkflow StateHistory
-    ReadState StatePage StreamReply ListStreams StreamPage
+    ReadState StatePage SubmitStream StreamReply ListStreams StreamPage
 }
 
 /// The body with this name.
@@ -445,7 +446,7 @@ pub(crate) const fn bodies(operation: Operation) -> (&'static str, &'static [&'s
         Operation::SaveState => ("SaveState", &["StateReply"]),
         Operation::ChangeState => ("ChangeState", &["StateReply"]),
         Operation::ForkWorkflow => ("ForkWorkflow", &["BatchReply"]),
-        Operation::SubmitStream => ("Submit", &["StreamReply"]),
+        Operation::SubmitStream => ("SubmitStream", &["StreamReply"]),
         Operation::ListStreams => ("ListStreams", &["StreamPage"]),
         Operation::StateLog => ("GetTask", &["StateHistory"]),
         Operation::ReadState => ("ReadState", &["StatePage"]),
