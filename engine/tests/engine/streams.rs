@@ -171,7 +171,7 @@ fn each_offset_becomes_one_task_however_it_is_sent() {
         let mut model: BTreeMap<u64, TaskId> = BTreeMap::new();
         let (mut position, mut last) = (0, 0);
         let mut known = [0u64; 3];
-        let mut earlier: Vec<Submit> = Vec::new();
+        let mut earlier: Vec<SubmitStream> = Vec::new();
         for _ in 0..120 {
             let reader = random.index(known.len());
             let body = match random.below(6) {
@@ -190,12 +190,12 @@ fn each_offset_becomes_one_task_however_it_is_sent() {
                     piece(0, from, to, &tasks)
                 }
             };
-            let (from, to) = (body.stream[0].from, body.stream[0].to);
+            let (from, to) = (body.piece.from, body.piece.to);
             let flags = if random.once_in(2) { FLAG_RESEND } else { 0 };
             if from == position {
                 position = to;
                 let offsets = (from..to).filter(|offset| offset % 3 != 0);
-                model.extend(offsets.zip(body.tasks.iter().map(|row| row.id)));
+                model.extend(offsets.zip(body.batch.tasks.iter().map(|row| row.id)));
             }
             let reply: StreamReply = world.send_piece(flags, &body).read();
             assert_eq!(reply.position, position, "seed {seed}");
