@@ -15,6 +15,8 @@
 
 mod cluster;
 mod error;
+mod events;
+mod kafka;
 mod machine;
 mod postgres;
 mod secret;
@@ -31,6 +33,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 pub(crate) use error::{Error, Problem, did_you_mean};
+pub(crate) use events::Events;
 pub(crate) use machine::{core_count, memory_limit_bytes};
 pub(crate) use secret::DatabaseUrl;
 pub(crate) use sections::Config;
@@ -119,8 +122,13 @@ fn apply_file(loaded: &mut Loaded, text: &str, root: &DeTable<'_>, problems: &mu
             streams::read(loaded, text, table, problems);
             continue;
         }
+        if section == events::SECTION {
+            events::read(loaded, text, table, problems);
+            continue;
+        }
         let Some(keys) = Config::keys(section) else {
-            let hint = did_you_mean(section, Config::SECTIONS.iter().copied().chain([streams::SECTION]));
+            let others = [streams::SECTION, events::SECTION];
+            let hint = did_you_mean(section, Config::SECTIONS.iter().copied().chain(others));
             problems.push(Problem::at(line, format!("unknown section [{section}]{hint}")));
             continue;
         };

@@ -3,6 +3,7 @@
 mod cli;
 mod config;
 mod doctor;
+mod events;
 mod foreign;
 mod node;
 mod output;

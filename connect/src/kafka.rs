@@ -4,6 +4,7 @@
 //! commits to Kafka is for people who look at lag, and is never read here.
 
 mod consumer;
+pub mod events;
 mod letters;
 mod mapping;
 mod reader;

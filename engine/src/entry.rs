@@ -4,7 +4,8 @@
 //! ```text
 //! offset size field
 //!      0    2 operation   as in the protocol; 0x100: settings of the partition; 0x101: how far it is checkpointed;
-//!                        0x102: final tasks from the store
+//!                        0x102: final tasks from the store;
+//!                        0x103: how many of its events are sent
 //!      2    2 flags       bit 0: the request was a resend
 //!      4    4 body_len    bytes
 //!      8    8 time_us     when it was admitted, microseconds since 1970; never decreasing within a partition
@@ -21,6 +22,8 @@ const SETTINGS: u16 = 0x100;
 const CHECKPOINTED: u16 = 0x101;
 /// The number of restored among the operations.
 const RESTORED: u16 = 0x102;
+/// The number of sent among the operations.
+const SENT: u16 = 0x103;
 
 /// What a command does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +36,8 @@ pub(crate) enum Verb {
     Checkpointed,
     /// Final tasks come back from the store: body a chunk of a snapshot.
     Restored,
+    /// All events up to a number are in the topic outside: body [`checkpointed_bytes`].
+    Sent,
 }
 
 /// What a partition's replicas must agree on and nodes are configured with.
@@ -48,6 +53,8 @@ pub(crate) struct Settings {
     pub(crate) waiting_kib_max: u32,
     /// How long a checkpointed task is kept at most, in milliseconds.
     pub(crate) checkpointed_kept_ms: u32,
+    /// Events that wait at most; 0: there are none.
+    pub(crate) events_max: u32,
 }
 
 /// Bytes of [`Settings`].
@@ -56,8 +63,14 @@ pub(crate) const SETTINGS_BYTES: usize = 24;
 impl Settings {
     pub(crate) fn bytes(self) -> [u8; SETTINGS_BYTES] {
         let mut bytes = [0; SETTINGS_BYTES];
-        let fields =
-            [self.retention_ms, self.kept_max, self.waiting_max, self.waiting_kib_max, self.checkpointed_kept_ms];
+        let fields = [
+            self.retention_ms,
+            self.kept_max,
+            self.waiting_max,
+            self.waiting_kib_max,
+            self.checkpointed_kept_ms,
+            self.events_max,
+        ];
         for (place, field) in bytes.chunks_exact_mut(4).zip(fields) {
             place.copy_from_slice(&field.to_le_bytes());
         }
@@ -74,11 +87,12 @@ impl Settings {
             waiting_max: fields.next()?,
             waiting_kib_max: fields.next()?,
             checkpointed_kept_ms: fields.next()?,
+            events_max: fields.next()?,
         })
     }
 }
 
-/// The body of [`Verb::Checkpointed`].
+/// The body of [`Verb::Checkpointed`] and [`Verb::Sent`].
 pub(crate) fn checkpointed_bytes(upto: u64) -> [u8; 8] {
     upto.to_le_bytes()
 }
@@ -173,6 +187,7 @@ pub(crate) fn append(
         Verb::Settings => SETTINGS,
         Verb::Checkpointed => CHECKPOINTED,
         Verb::Restored => RESTORED,
+        Verb::Sent => SENT,
     };
     out.extend_from_slice(&number.to_le_bytes());
     out.extend_from_slice(&u16::from(resend).to_le_bytes());
@@ -202,6 +217,7 @@ pub(crate) fn next<'a>(rest: &mut &'a [u8], group: u16, index: u64) -> Result<Co
         None if number == SETTINGS => Verb::Settings,
         None if number == CHECKPOINTED => Verb::Checkpointed,
         None if number == RESTORED => Verb::Restored,
+        None if number == SENT => Verb::Sent,
         None => return Err(EntryError::Operation { operation: number, group, index }),
     };
     *rest = behind;
@@ -216,8 +232,14 @@ mod tests {
     fn commands_lie_one_behind_the_other() {
         let mut out = FrameBuffer::new();
         append(&mut out, Verb::Operation(Operation::Submit), true, 77, |out| out.extend_from_slice(b"body"));
-        let settings =
-            Settings { retention_ms: 5, kept_max: 6, waiting_max: 7, waiting_kib_max: 8, checkpointed_kept_ms: 9 };
+        let settings = Settings {
+            retention_ms: 5,
+            kept_max: 6,
+            waiting_max: 7,
+            waiting_kib_max: 8,
+            checkpointed_kept_ms: 9,
+            events_max: 10,
+        };
         append(&mut out, Verb::Settings, false, 78, |out| out.extend_from_slice(&settings.bytes()));
         let mut rest = &out[..];
         let first = next(&mut rest, 1, 2).unwrap();

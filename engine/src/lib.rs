@@ -10,6 +10,7 @@
 pub mod arena;
 pub mod checkpoint;
 pub mod cluster;
+pub mod events;
 pub mod wheel;
 
 mod assign;

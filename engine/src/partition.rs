@@ -27,12 +27,15 @@ use crate::versions::{History, Versions};
 use crate::workflow::Workflows;
 
 mod checkpoint;
+mod events;
 mod keys;
 mod leadership;
 mod retention;
 
 pub(crate) use checkpoint::Sending;
 use checkpoint::Waiting;
+pub(crate) use events::Happened;
+use events::Outbox;
 pub(crate) use keys::Key;
 
 /// Ready tasks of one queue, priority and resource need.
@@ -160,6 +163,8 @@ pub(crate) struct Partition {
     waiting: Waiting,
     /// What the leader sends to the store. Volatile.
     pub(crate) sending: Sending,
+    /// What happened and is not in the topic outside.
+    pub(crate) outbox: Outbox,
     /// Highest creation time of an id whose outcome was forgotten, in milliseconds since 1970.
     pub(crate) forgotten_ms: u64,
     /// Fencing tokens given out, with the leader's term in the upper 24 bits.
@@ -208,6 +213,7 @@ impl Partition {
             checkpointed: 0,
             waiting: Waiting::default(),
             sending: Sending::default(),
+            outbox: Outbox::default(),
             forgotten_ms: 0,
             last_token: 0,
             snapshot: crate::snapshot::Progress::default(),
@@ -553,6 +559,7 @@ impl Partition {
             cx.settled.push(Awaited::Task(id));
         }
         self.kept += 1;
+        self.note_end(slot, end, cx.time_us);
         let workflow = self.extras.get(extra).map_or(NONE, |extra| extra.workflow);
         if workflow == NONE {
             self.retain(slot, cx.arena);
@@ -699,7 +706,7 @@ impl Partition {
         let keys = self.keys.capacity() * size_of::<Key>() + self.key_by_bytes.allocation_size() + self.key_bytes;
         let queues = self.queues.capacity() * size_of::<Queue>();
         let shared = self.contracts.reserved_bytes() + self.workflows.reserved_bytes() + keys + queues;
-        let lists = self.waiting.reserved_bytes() + self.streams.reserved_bytes();
+        let lists = self.waiting.reserved_bytes() + self.streams.reserved_bytes() + self.outbox.reserved_bytes();
         let records = self.tasks.reserved_bytes() + self.extras.reserved_bytes() + self.versions.reserved_bytes();
         records + tables + shared + lists
     }

@@ -12,6 +12,7 @@ mod checkpoints;
 mod clock;
 pub(crate) mod cluster;
 mod elections;
+mod events;
 mod group;
 mod groups;
 pub(crate) mod hooks;
@@ -44,6 +45,7 @@ use crate::cluster::map::{ClusterMap, NodeInfo};
 use crate::cluster::membership::Member;
 use crate::dispatch::Dispatch;
 use crate::effects::{ConnId, Effects};
+use crate::events::Events;
 use crate::partition::{Awaited, Cx, Partition};
 use crate::peer::{META_GROUP, PeerAddr};
 use crate::refused::Refused;
@@ -84,6 +86,8 @@ pub struct Config {
     pub auto_create_queues: bool,
     /// Whether final tasks are copied to a store outside, and how.
     pub checkpoints: Option<Checkpoints>,
+    /// Whether what happens to tasks is told outside, and how.
+    pub events: Option<Events>,
 }
 
 impl Config {
@@ -114,6 +118,7 @@ impl Config {
             retention_ms: crate::queue::RETENTION_MS_DEFAULT,
             auto_create_queues: true,
             checkpoints: None,
+            events: None,
         }
     }
 }
@@ -180,6 +185,15 @@ pub enum Input<'a> {
         /// The answer.
         stored: Stored,
     },
+    /// The topic's answer to what [`Shard::next_for_topic`] gave.
+    Sent {
+        /// The partition.
+        partition: PartitionId,
+        /// The term that it was given in.
+        term: u64,
+        /// The answer: of events.
+        sent: Stored,
+    },
     /// Final tasks from the store, for a partition that is led here: [`Shard::last_number`] tells how many it has.
     Restore(&'a Batch),
 }
@@ -219,6 +233,10 @@ pub struct Stats {
     pub checkpoint_waiting_bytes: u64,
     /// Final tasks that were forgotten without a checkpoint, since too many waited.
     pub checkpoint_lost: u64,
+    /// Events of partitions led from here that are not known to be sent.
+    pub events_waiting: u64,
+    /// Events that were dropped, since too many waited.
+    pub events_lost: u64,
 }
 
 /// One shard.
@@ -272,6 +290,8 @@ pub struct Shard {
     local: snapshots::Local,
     /// The partition whose turn it is to send to the store.
     store_place: usize,
+    /// The partition whose turn it is to send events.
+    topic_place: usize,
     /// What recovery found so far, until the start.
     found: BTreeMap<u16, recovery::Found>,
     /// The record that was replayed last.
@@ -324,6 +344,7 @@ impl Shard {
             draining: false,
             local: snapshots::Local::default(),
             store_place: 0,
+            topic_place: 0,
             found: BTreeMap::new(),
             replayed: 0,
             past: None,
@@ -358,6 +379,7 @@ impl Shard {
             Input::Member(member) => self.member(member),
             Input::Map(map) => self.take_map(map),
             Input::Stored { partition, term, stored } => self.stored(partition, term, stored),
+            Input::Sent { partition, term, sent } => self.sent(partition, term, sent),
             Input::Restore(batch) => self.restore(batch),
         }
     }
@@ -400,6 +422,8 @@ impl Shard {
                 stats.checkpoint_waiting += u64::from(waiting.tasks);
                 stats.checkpoint_waiting_bytes += waiting.bytes;
                 stats.checkpoint_lost += waiting.lost;
+                stats.events_waiting += partition.outbox.len() as u64;
+                stats.events_lost += partition.outbox.lost;
             }
         }
         for group in self.groups.iter().flatten() {

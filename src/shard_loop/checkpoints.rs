@@ -27,7 +27,7 @@ const SLICE_BYTES: usize = 1 << 20;
 /// When a question should be asked again, in milliseconds.
 const QUESTION_RETRY_MS: u32 = 200;
 /// Pause between slices.
-const PAUSE: Duration = Duration::from_micros(200);
+pub(super) const PAUSE: Duration = Duration::from_micros(200);
 
 /// A shard's part in checkpoints.
 pub(super) struct Checkpoints {

@@ -110,6 +110,12 @@ impl ShardLoop {
                 pairs.extend(status.counters());
             }
         }
+        if let Some(events) = &self.events {
+            pairs.extend([("events_waiting", engine.events_waiting), ("events_lost", engine.events_lost)]);
+            if self.number == 0 {
+                pairs.extend(events.port.status.counters());
+            }
+        }
         if self.number == 0 {
             pairs.push(("rss_bytes", rss_bytes().unwrap_or(0)));
         }

@@ -6,6 +6,7 @@ use taskmaster_protocol::{Code, TaskId};
 
 use super::except;
 use crate::arena::Handle;
+use crate::events::Change;
 use crate::partition::{Cx, Partition};
 use crate::state::State;
 use crate::task::{NONE, Slot, flag};
@@ -87,6 +88,7 @@ fn again(partition: &mut Partition, slot: Slot, needs_of: &mut Needs, cx: &mut C
     if unique != Handle::NONE {
         partition.hold_unique(slot, cx.arena);
     }
+    partition.note(slot, Change::Retried, cx.time_us);
     partition.enter_ready(slot, cx);
     true
 }

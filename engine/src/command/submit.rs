@@ -6,6 +6,7 @@ use taskmaster_protocol::{Code, TaskId, limits};
 use super::except;
 use crate::arena::{Arena, Handle};
 use crate::contract::SpecView;
+use crate::events::Change;
 use crate::extra::Extra;
 use crate::partition::{Cx, Partition};
 use crate::refused::Refused;
@@ -396,6 +397,7 @@ fn insert(
     let payload = body::slice(&body.bytes, row.payload).unwrap_or_default();
     let blob = store(cx.arena, payload);
     let slot = partition.insert(Task::new(id, contract, extra, blob, state, cx.time_us));
+    partition.note(slot, Change::Submitted, cx.time_us);
     if let Some(extra) = partition.extras.get(extra)
         && extra.deadline_us != 0
     {

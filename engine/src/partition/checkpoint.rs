@@ -66,6 +66,9 @@ impl Partition {
     pub(crate) fn set(&mut self, settings: Settings, arena: &Arena) {
         let had_checkpoints = self.has_checkpoints();
         self.settings = settings;
+        if !self.has_events() {
+            self.outbox.clear();
+        }
         if self.has_checkpoints() != had_checkpoints {
             self.line_up(arena);
         }

@@ -27,6 +27,7 @@ impl Partition {
             return;
         }
         self.sending = super::Sending::Closed;
+        self.outbox.sending = super::Sending::Closed;
         for queue in &self.queues {
             cx.dispatch.leave_line(queue.dispatch, self.id);
         }
@@ -120,6 +121,12 @@ impl Partition {
             position.hash(&mut hasher);
             sum = sum.wrapping_add(crate::hash::mix64(hasher.finish()));
         }
+        for event in self.outbox.after(0) {
+            let mut hasher = crate::hash::FixedState.build_hasher();
+            event.hash(&mut hasher);
+            sum = sum.wrapping_add(crate::hash::mix64(hasher.finish()));
+        }
+        sum = sum.wrapping_add(crate::hash::mix64(self.outbox.last().rotate_left(16)));
         sum.wrapping_add(self.versions.chunks.digest())
     }
 }

@@ -131,6 +131,10 @@ impl Shard {
                 let upto = read_checkpointed(command.body).ok_or(EntryError::Record("a checkpoint's number"))?;
                 partition.checkpoint(upto, cx.arena);
             }
+            Verb::Sent => {
+                let upto = read_checkpointed(command.body).ok_or(EntryError::Record("an event's number"))?;
+                partition.outbox.sent(upto);
+            }
             Verb::Restored => {
                 let inserted = crate::snapshot::restored::insert(command.body, partition, &mut cx);
                 inserted.map_err(|_| EntryError::Record("a chunk of restored tasks"))?;
@@ -145,7 +149,7 @@ impl Shard {
         let id = PartitionId(group);
         let operation = match command.verb {
             Verb::Operation(operation) => operation,
-            Verb::Settings | Verb::Checkpointed | Verb::Restored => return self.apply_own(id, command),
+            Verb::Settings | Verb::Checkpointed | Verb::Restored | Verb::Sent => return self.apply_own(id, command),
         };
         let wrong =
             |malformed: Malformed| EntryError::Body { operation, partition: id, message: malformed.to_string() };

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
@@ -217,6 +218,27 @@ impl Kafka {
                 }
             }
             messages
+        };
+        tokio::task::spawn_blocking(read).await.unwrap()
+    }
+
+    /// Everything that readers of committed messages find in a partition of a topic.
+    pub(crate) async fn read_all(&self, topic: &str, partition: i32) -> Vec<Sent> {
+        let mut config = self.config();
+        config.set("group.id", "tests").set("enable.auto.commit", "false").set("enable.partition.eof", "true");
+        let consumer: BaseConsumer = config.create().unwrap();
+        let mut parts = TopicPartitionList::new();
+        parts.add_partition_offset(topic, partition, Offset::Beginning).unwrap();
+        consumer.assign(&parts).unwrap();
+        let read = move || {
+            let (mut messages, until) = (Vec::new(), Instant::now() + ANSWER_MAX);
+            loop {
+                match consumer.poll(Duration::from_millis(100)) {
+                    Some(Ok(message)) => messages.push(Sent::of(&message)),
+                    Some(Err(KafkaError::PartitionEOF(_))) => return messages,
+                    Some(Err(_)) | None => assert!(Instant::now() < until, "the topic has no end"),
+                }
+            }
         };
         tokio::task::spawn_blocking(read).await.unwrap()
     }
