@@ -134,7 +134,8 @@ fn describe(
     if extra.key != NONE {
         details.key = body::put(bytes, &partition.keys[extra.key as usize].bytes);
     }
-    if matches!(happened.change, Change::AttemptFailed | Change::Failed) && happened.attempt == u32::from(task.failures) {
+    if matches!(happened.change, Change::AttemptFailed | Change::Failed) && happened.attempt == u32::from(task.failures)
+    {
         let (code, message, _) = unpack_error(arena.get(extra.error));
         details.error = [code, message].map(|part| body::put(bytes, part));
     }
