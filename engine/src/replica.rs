@@ -298,10 +298,16 @@ impl Replica {
         self.set_timeout();
     }
 
-    /// Stands for election at once, although a leader was heard of a moment ago: it is known to be gone.
+    /// Stands for election at once, although a leader was heard of a moment ago: it is known to be gone. If another one stands
+    /// already, it has not won so far: it may lack entries that are here, so this one stands in the ordinary way.
     pub(crate) fn campaign_over(&mut self, lost: u64) {
-        if self.is_leader() || self.leader() != lost || !self.is_voter() || !self.may_stand() {
+        if self.is_leader() || !self.is_voter() || !self.may_stand() {
             return;
+        }
+        match self.leader() {
+            0 => return self.campaign(),
+            leader if leader != lost => return,
+            _ => {}
         }
         let raft = &mut self.raw.raft;
         let mut message = Message { from: lost, to: raft.id, term: raft.term, ..Message::default() };

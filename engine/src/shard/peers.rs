@@ -46,6 +46,8 @@ pub(super) struct Peer {
     /// The cluster it says it is of.
     pub(super) cluster: u128,
     pub(super) version: u32,
+    /// When it was not connected, or lacked entries of a group that is led here.
+    pub(super) behind_us: u64,
     /// It said that its disk is full: it is no heir.
     pub(super) is_full: bool,
     /// What its shard 0 said of its disk.
