@@ -137,6 +137,23 @@ fn an_election_is_quick_when_only_one_replica_has_the_last_entries() {
 }
 
 #[test]
+fn a_follower_that_was_cut_off_does_not_unseat_its_leader() {
+    let mut net = three(1);
+    let leader = net.leader(0).unwrap();
+    let follower = net.alive().into_iter().find(|id| *id != leader).unwrap();
+    net.run_ms(1_000);
+    net.isolate(follower);
+    assert_eq!(accepted(&mut net, 0, 0..10), 10);
+    net.run_ms(3_000);
+    net.heal();
+    for _ in 0..2_000 {
+        net.run_ms(1);
+        assert_eq!(net.leader(0), Some(leader));
+    }
+    net.assert_equal(0);
+}
+
+#[test]
 fn a_node_that_comes_back_is_given_no_leadership_before_it_has_had_everything_for_a_while() {
     let mut net = three(6);
     net.run_ms(5_000);
