@@ -58,6 +58,8 @@ pub(crate) fn shutdown(stream: &TcpStream) {
 /// With it a second descriptor of the socket, since glommio keeps its own to itself.
 pub(crate) fn listen(address: SocketAddr) -> io::Result<(TcpListener, OwnedFd)> {
     let socket = socket_with(family(address), SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // What is accepted inherits it.
+    resend_soon(&socket);
     sockopt::set_socket_reuseport(&socket, true)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
     bind(&socket, &address)?;
