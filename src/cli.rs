@@ -22,6 +22,7 @@ mod serve;
 mod signal;
 mod sim;
 mod state;
+mod stream;
 mod submit;
 mod task;
 mod worker;
@@ -104,6 +105,9 @@ enum Command {
     /// Versions of a task's state; finished tasks in a PostgreSQL database
     #[command(subcommand)]
     State(state::Command),
+    /// Streams of Kafka that become tasks: where they stand, and whether they can be read
+    #[command(subcommand)]
+    Stream(stream::Command),
     /// Look at queues, pause, resume, drain and limit them
     #[command(subcommand)]
     Queue(queue::Command),
@@ -148,6 +152,7 @@ fn dispatch(global: &Global, command: Command) -> Result<Exit, Failure> {
         Command::Worker(arguments) => worker::run(global, &arguments),
         Command::Task(command) => task::run(global, command),
         Command::State(command) => state::run(global, command),
+        Command::Stream(command) => stream::run(global, command),
         Command::Queue(command) => queue::run(global, command),
         Command::Workflow(command) => workflow::run(global, command),
         Command::Cluster(command) => cluster::run(global, &command),

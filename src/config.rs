@@ -20,6 +20,7 @@ mod postgres;
 mod secret;
 mod sections;
 mod setting;
+mod streams;
 mod value;
 
 use std::collections::BTreeMap;
@@ -34,6 +35,7 @@ pub(crate) use machine::{core_count, memory_limit_bytes};
 pub(crate) use secret::DatabaseUrl;
 pub(crate) use sections::Config;
 pub(crate) use setting::Raw;
+pub(crate) use streams::Stream;
 pub(crate) use value::{ByteSize, Format, Interval, Level, Memory, ShardPorts};
 
 /// Where a value comes from.
@@ -113,8 +115,12 @@ fn apply_file(loaded: &mut Loaded, text: &str, root: &DeTable<'_>, problems: &mu
     for (section, table) in root {
         let line = line_of(text, section.span().start);
         let section: &str = section.get_ref();
+        if section == streams::SECTION {
+            streams::read(loaded, text, table, problems);
+            continue;
+        }
         let Some(keys) = Config::keys(section) else {
-            let hint = did_you_mean(section, Config::SECTIONS.iter().copied());
+            let hint = did_you_mean(section, Config::SECTIONS.iter().copied().chain([streams::SECTION]));
             problems.push(Problem::at(line, format!("unknown section [{section}]{hint}")));
             continue;
         };

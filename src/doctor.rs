@@ -11,6 +11,7 @@ mod disk;
 mod host;
 mod kernel;
 mod postgres;
+pub(crate) mod streams;
 
 use serde::Serialize;
 
@@ -75,6 +76,7 @@ pub(crate) fn examine(config: &Config) -> Report {
     checks.extend([host::cgroup(), host::worker_limits(), host::port(config)]);
     checks.extend(host::peer_port(config));
     checks.extend(postgres::check(config));
+    checks.extend(streams::checks(config));
     let status = checks.iter().map(|check| check.status).max().unwrap_or(Status::Ok);
     Report { status, checks }
 }

@@ -10,6 +10,7 @@ mod placement;
 mod reachable;
 mod report;
 mod shard_loop;
+mod streams;
 mod workers;
 
 fn main() -> std::process::ExitCode {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use glommio::ExecutorJoinHandle;
+use taskmaster_connect::kafka::Status;
 use taskmaster_net::{listener, mesh};
 use taskmaster_storage::datadir::{DataDir, Meta};
 use taskmaster_storage::wal;
@@ -21,7 +22,9 @@ use taskmaster_storage::wal;
 use crate::config::{Config, ShardPorts};
 use crate::foreign::{Foreign, Port, Restorer};
 use crate::placement;
+use crate::reachable;
 use crate::shard_loop::{NodeMap, Start, spawn};
+use crate::streams::Streams;
 
 /// Configuration of a node.
 pub(crate) type NodeConfig = Config;
@@ -39,6 +42,7 @@ pub(crate) struct NodeHandle {
     address: SocketAddr,
     shards: Vec<(UnixStream, ExecutorJoinHandle<()>)>,
     foreign: Option<Foreign>,
+    streams: Option<Streams>,
     cluster: u128,
 }
 
@@ -50,8 +54,12 @@ impl Node {
     pub(crate) fn start(config: NodeConfig) -> anyhow::Result<NodeHandle> {
         let dir = open(&config)?;
         let (foreign, ports) = Foreign::start(&config, shards_of(&dir))?.unzip();
-        let mut handle = Self::start_on(&config, dir, ports.unwrap_or_default())?;
+        let status = (!config.streams.is_empty()).then(Arc::<Status>::default);
+        let mut handle = Self::start_on(&config, dir, ports.unwrap_or_default(), status.clone())?;
         handle.foreign = foreign;
+        if let Some(status) = status {
+            handle.streams = Streams::start(&config, reachable::from_here(handle.address), status)?;
+        }
         Ok(handle)
     }
 
@@ -62,10 +70,15 @@ impl Node {
     pub(crate) fn start_restoring(config: NodeConfig) -> anyhow::Result<(NodeHandle, Restorer)> {
         let dir = open(&config)?;
         let (restorer, ports) = Restorer::new(&config, shards_of(&dir))?;
-        Ok((Self::start_on(&config, dir, ports)?, restorer))
+        Ok((Self::start_on(&config, dir, ports, None)?, restorer))
     }
 
-    fn start_on(config: &NodeConfig, dir: DataDir, store_ports: Vec<Port>) -> anyhow::Result<NodeHandle> {
+    fn start_on(
+        config: &NodeConfig,
+        dir: DataDir,
+        store_ports: Vec<Port>,
+        streams: Option<Arc<Status>>,
+    ) -> anyhow::Result<NodeHandle> {
         let dir = Arc::new(dir);
         let shards = shards_of(&dir);
         let (address, shard_ports) = ports(config, shards)?;
@@ -94,6 +107,7 @@ impl Node {
                 open_connections: Arc::clone(&open_connections),
                 ends,
                 port: store_ports.next(),
+                streams: streams.clone().filter(|_| number == 0),
                 map: Arc::clone(&map),
                 address,
                 stop: stopped,
@@ -105,7 +119,7 @@ impl Node {
         for _ in 0..shards {
             reports.recv().context("a shard ended before it had started")??;
         }
-        Ok(NodeHandle { address, shards: running, foreign: None, cluster: dir.meta().id.max(1) })
+        Ok(NodeHandle { address, shards: running, foreign: None, streams: None, cluster: dir.meta().id.max(1) })
     }
 }
 
@@ -125,6 +139,9 @@ impl NodeHandle {
     /// # Errors
     /// What could not be made durable.
     pub(crate) fn shutdown(self) -> anyhow::Result<()> {
+        if let Some(streams) = self.streams {
+            streams.end();
+        }
         for (stop, _) in &self.shards {
             // A shard whose end is closed has stopped already.
             let _ = (&*stop).write_all(b"s");

@@ -56,6 +56,17 @@ pub(crate) fn host(config: &Config) -> Result<String, String> {
     })
 }
 
+/// Where this process reaches what listens there: the loopback in place of "every address".
+pub(crate) fn from_here(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
+}
+
 /// The address that packets to `target` would come from.
 fn towards(target: SocketAddr) -> Option<IpAddr> {
     let any: IpAddr = if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };

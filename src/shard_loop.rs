@@ -26,6 +26,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use taskmaster_connect::kafka::Status;
 use taskmaster_engine::cluster::{ClusterMap, Member};
 use taskmaster_engine::{ConnId, Effects, Input, PeerAddr, Shard, Standing};
 use taskmaster_net::connection::{Connection, Handler};
@@ -100,6 +101,8 @@ pub(crate) struct ShardLoop {
     gossip: Option<gossip::Gossiper>,
     /// Where final tasks are checkpointed.
     checkpoints: Option<Rc<checkpoints::Checkpoints>>,
+    /// How the node's streams are doing: on shard 0, where there are some.
+    streams: Option<Arc<Status>>,
     /// Log blocks that are not durable yet, each with the last record it holds.
     blocks: RefCell<VecDeque<(u64, u64)>>,
     connections: RefCell<HashMap<u64, Rc<Connection>>>,

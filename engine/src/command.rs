@@ -17,6 +17,7 @@ pub(crate) mod release;
 pub(crate) mod retry;
 pub(crate) mod save_state;
 pub(crate) mod submit;
+pub(crate) mod submit_stream;
 
 use rkyv::rend::{u32_le, u64_le};
 use taskmaster_protocol::body::{BatchReply, ExceptionRow};

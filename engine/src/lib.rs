@@ -32,6 +32,7 @@ mod resources;
 mod shard;
 mod snapshot;
 mod state;
+mod streams;
 mod task;
 mod timer;
 mod versions;

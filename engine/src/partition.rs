@@ -20,17 +20,20 @@ use crate::hash::FixedState;
 use crate::queue::{Queue, QueueSettings};
 use crate::resources::Resources;
 use crate::state::State;
+use crate::streams::Streams;
 use crate::task::{List, NONE, Slot, Task, Tasks, flag};
 use crate::timer::{Timer, TimerKind, Timers};
 use crate::versions::{History, Versions};
 use crate::workflow::Workflows;
 
 mod checkpoint;
+mod keys;
 mod leadership;
 mod retention;
 
 pub(crate) use checkpoint::Sending;
 use checkpoint::Waiting;
+pub(crate) use keys::Key;
 
 /// Ready tasks of one queue, priority and resource need.
 #[derive(Debug, Default)]
@@ -95,16 +98,6 @@ pub(crate) struct RetentionList {
     pub(crate) list: List,
 }
 
-/// A concurrency key.
-#[derive(Debug, Default)]
-pub(crate) struct Key {
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) limit: u32,
-    pub(crate) held: u32,
-    pub(crate) waiting: List,
-    pub(crate) tasks: u32,
-}
-
 /// What somebody may wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Awaited {
@@ -151,6 +144,8 @@ pub(crate) struct Partition {
     pub(crate) workflows: Workflows,
     /// States that tasks saved.
     pub(crate) versions: Versions,
+    /// How far streams have become tasks.
+    pub(crate) streams: Streams,
     index: HashTable<Slot>,
     /// Final tasks.
     pub(crate) kept: u32,
@@ -204,6 +199,7 @@ impl Partition {
             unique: HashTable::new(),
             workflows: Workflows::default(),
             versions: Versions::default(),
+            streams: Streams::default(),
             index: HashTable::new(),
             kept: 0,
             retained: 0,
@@ -535,66 +531,6 @@ impl Partition {
         cx.timers.insert(due_us, Timer::of_task(self.id, TimerKind::Due, slot, task.id));
     }
 
-    /// A task's concurrency key is free for the next one: after its end, or before a pause between attempts.
-    pub(crate) fn release_key(&mut self, slot: Slot, cx: &mut Cx<'_>) {
-        if !self.tasks[slot].has(flag::KEY_HELD) {
-            return;
-        }
-        self.tasks[slot].flags &= !flag::KEY_HELD;
-        let index = self.extras[self.tasks[slot].extra].key;
-        let key = &mut self.keys[index as usize];
-        key.held -= 1;
-        self.unblock(index, cx.dispatch);
-    }
-
-    fn unblock(&mut self, index: u32, dispatch: &mut Dispatch) {
-        loop {
-            let key = &mut self.keys[index as usize];
-            if key.held >= key.limit {
-                return;
-            }
-            let Some(next) = key.waiting.pop_front(&mut self.tasks) else { return };
-            key.held += 1;
-            let task = &mut self.tasks[next];
-            task.flags = (task.flags & !flag::BLOCKED) | flag::KEY_HELD;
-            self.push_lane(next, dispatch);
-        }
-    }
-
-    /// The concurrency key with these bytes, made on first use; the latest limit holds.
-    pub(crate) fn key(&mut self, bytes: Vec<u8>, limit: u32, dispatch: &mut Dispatch) -> u32 {
-        let limit = limit.max(1);
-        if let Some(&index) = self.key_by_bytes.get(&bytes) {
-            let key = &mut self.keys[index as usize];
-            key.tasks += 1;
-            key.limit = limit;
-            self.unblock(index, dispatch);
-            return index;
-        }
-        self.key_bytes += 2 * bytes.len();
-        let key = Key { bytes: bytes.clone(), limit, tasks: 1, ..Key::default() };
-        let index = if let Some(index) = self.free_keys.pop() {
-            self.keys[index as usize] = key;
-            index
-        } else {
-            self.keys.push(key);
-            u32::try_from(self.keys.len() - 1).expect("no more keys than task slots")
-        };
-        self.key_by_bytes.insert(bytes, index);
-        index
-    }
-
-    fn drop_key(&mut self, index: u32) {
-        let key = &mut self.keys[index as usize];
-        key.tasks -= 1;
-        if key.tasks == 0 {
-            self.key_bytes -= 2 * key.bytes.len();
-            self.key_by_bytes.remove(&key.bytes);
-            *key = Key::default();
-            self.free_keys.push(index);
-        }
-    }
-
     /// Settles a task. It must be detached. `result` is the blob of a succeeded task; other ends keep the payload, so
     /// that the task can be retried.
     pub(crate) fn finish(&mut self, slot: Slot, end: State, result: Handle, cx: &mut Cx<'_>) {
@@ -763,7 +699,7 @@ impl Partition {
         let keys = self.keys.capacity() * size_of::<Key>() + self.key_by_bytes.allocation_size() + self.key_bytes;
         let queues = self.queues.capacity() * size_of::<Queue>();
         let shared = self.contracts.reserved_bytes() + self.workflows.reserved_bytes() + keys + queues;
-        let lists = self.waiting.reserved_bytes();
+        let lists = self.waiting.reserved_bytes() + self.streams.reserved_bytes();
         let records = self.tasks.reserved_bytes() + self.extras.reserved_bytes() + self.versions.reserved_bytes();
         records + tables + shared + lists
     }

@@ -1,6 +1,7 @@
 //! Queries: read-only answers from a partition's present, durable state.
 
 pub(crate) mod queues;
+pub(crate) mod streams;
 pub(crate) mod task;
 pub(crate) mod versions;
 pub(crate) mod why;

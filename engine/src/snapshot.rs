@@ -29,6 +29,7 @@ use crate::hash::FixedState;
 use crate::partition::{Cx, Partition};
 use crate::queue::{policy_number, policy_of};
 use crate::state::State;
+use crate::streams::Source;
 use crate::task::{NONE, Slot, Task, flag};
 use crate::timer::{Timer, TimerKind};
 use crate::workflow::Workflow;
@@ -55,6 +56,7 @@ pub(crate) struct Chunk {
     /// Numbers of chunks of state.
     pieces: Vec<u32>,
     names: Vec<histories::NameRecord>,
+    streams: Vec<StreamRecord>,
     bytes: Vec<u8>,
 }
 
@@ -71,6 +73,15 @@ struct QueueRecord {
     draining: u32,
     flag_late: u32,
     policy: u32,
+    reserved: u32,
+}
+
+#[derive(Debug, Default, Archive, Serialize, Deserialize)]
+struct StreamRecord {
+    position: u64,
+    stream: Span,
+    topic: Span,
+    number: u32,
     reserved: u32,
 }
 
@@ -280,6 +291,15 @@ pub(crate) fn begin(partition: &mut Partition, arena: &Arena) {
             reserved: 0,
         });
     }
+    for (source, position) in partition.streams.iter() {
+        chunk.streams.push(StreamRecord {
+            position,
+            stream: body::put(&mut chunk.bytes, source.stream.as_bytes()),
+            topic: body::put(&mut chunk.bytes, source.topic.as_bytes()),
+            number: source.number,
+            reserved: 0,
+        });
+    }
     for (index, contract) in partition.contracts.iter() {
         let canonical = body::put(&mut chunk.bytes, &contract.canonical);
         chunk.contracts.push(ContractRecord { index, canonical });
@@ -389,6 +409,14 @@ impl Restore {
                 policy_of(record.policy.to_native()).ok_or_else(|| Malformed("a queue's policy".to_owned()))?;
             let (settings, target) = (settings.clone(), partition.queues[queue as usize].dispatch);
             cx.dispatch.set_limits(target, &settings, cx.time_us);
+        }
+        for record in chunk.streams.iter() {
+            let source = Source {
+                stream: body::text(&chunk.bytes, record.stream)?.into(),
+                topic: body::text(&chunk.bytes, record.topic)?.into(),
+                number: record.number.to_native(),
+            };
+            partition.streams.set(source, record.position.to_native());
         }
         for record in chunk.contracts.iter() {
             let spec = SpecView::read_canonical(body::slice(&chunk.bytes, record.canonical)?)

@@ -38,6 +38,9 @@ mod workflows;
 #[path = "engine/checkpoints.rs"]
 mod checkpoints;
 
+#[path = "engine/streams.rs"]
+mod streams;
+
 #[path = "engine/recovery.rs"]
 mod recovery;
 

@@ -9,6 +9,7 @@ use super::{Exit, Failure};
 use crate::config::Config;
 use crate::doctor;
 use crate::node::{Node, NodeHandle};
+use crate::reachable::from_here;
 
 /// A running node and the directory it lives in.
 pub(crate) struct Embedded {
@@ -54,7 +55,7 @@ impl Embedded {
                 format!("the node cannot start: {error:#}\n(`taskmaster doctor` checks the machine)"),
             )
         })?;
-        let address = reachable(handle.addr());
+        let address = from_here(handle.addr());
         Ok(Self { handle: Some(handle), address, data_dir, temporary })
     }
 
@@ -98,17 +99,6 @@ impl Embedded {
     }
 }
 
-/// The loopback in place of "every address".
-fn reachable(mut address: SocketAddr) -> SocketAddr {
-    if address.ip().is_unspecified() {
-        address.set_ip(match address {
-            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-        });
-    }
-    address
-}
-
 /// A directory of our own on a real disk: beneath the system's temporary directory, or beneath `/var/tmp` or the working
 /// directory where that is memory only. The log is what is measured and what must survive, so memory will not do.
 pub(crate) fn temporary_dir() -> Result<TempDir, Failure> {
@@ -134,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_node_on_every_address_is_reached_on_the_loopback() {
-        let reach = |text: &str| reachable(text.parse().unwrap()).to_string();
+        let reach = |text: &str| from_here(text.parse().unwrap()).to_string();
         assert_eq!(reach("0.0.0.0:7700"), "127.0.0.1:7700");
         assert_eq!(reach("[::]:7700"), "[::1]:7700");
         assert_eq!(reach("10.0.0.1:7700"), "10.0.0.1:7700");

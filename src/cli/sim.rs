@@ -35,6 +35,9 @@ pub(crate) struct Arguments {
     /// Final tasks are checkpointed to a store that fails now and then
     #[arg(long)]
     checkpoints: bool,
+    /// Streams are read too, by readers that overlap and come late
+    #[arg(long)]
+    streams: bool,
     /// Workers save versions of their tasks' state, and these are checked too
     #[arg(long)]
     saves: bool,
@@ -56,6 +59,7 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
             saves: arguments.saves,
             defect: None,
             checkpoints: arguments.checkpoints,
+            streams: arguments.streams,
         };
         eprintln!("taskmaster {commit} sim {options}");
         let began = Instant::now();
@@ -97,6 +101,7 @@ fn print(output: Output, report: &Report, took_s: f64) -> Result<(), Failure> {
         ("replicas_compared", report.replicas_compared),
         ("stored", report.stored),
         ("refused", report.refused),
+        ("messages_taken", report.messages_taken),
     ];
     let virtual_s = std::time::Duration::from_micros(report.virtual_us).as_secs_f64();
     if output.is_json() {

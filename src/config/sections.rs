@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::cluster::{address_list, host, host_and_port, odd, short_name};
 use super::secret::{DatabaseUrl, Secret};
 use super::setting::{Raw, Setting};
+use super::streams::Stream;
 use super::value::{ByteSize, DatabaseTls, Format, Interval, Level, Memory, ShardPorts};
 use super::{Origin, Problem};
 
@@ -50,6 +51,8 @@ macro_rules! sections {
             $($(#[$doc])* pub(crate) $section: $name,)*
             /// Whether the section `cluster` is there, empty or not: only then is the node one of a cluster.
             pub(crate) clustered: bool,
+            /// Streams whose messages become tasks.
+            pub(crate) streams: Vec<Stream>,
         }
 
         impl Config {
@@ -101,6 +104,7 @@ macro_rules! sections {
                 if !self.clustered {
                     root.insert(CLUSTER.to_owned(), Value::Null);
                 }
+                root.insert("streams".to_owned(), self.streams_json());
                 Value::Object(root)
             }
         }
@@ -297,6 +301,9 @@ impl Config {
                 Origin::Environment => "  # environment".to_owned(),
             };
             text.push_str(&format!("{key} = {value}{note}\n"));
+        }
+        for stream in &self.streams {
+            text.push_str(&format!("\n{}", stream.to_toml()));
         }
         text
     }

@@ -201,3 +201,52 @@ proptest! {
         let _ = read(&text);
     }
 }
+
+const STREAM: &str = "[[stream]]\nname = \"s\"\nbrokers = [\"b:9092\"]\ntopics = [\"t\"]\nkind = \"k\"\n";
+
+#[test]
+fn the_documented_stream_names_every_key() {
+    let text = include_str!("../../taskmaster.toml");
+    let block = &text[text.find("# [[stream]]").unwrap()..];
+    let block: Vec<&str> = block.lines().take_while(|line| !line.is_empty()).map(|line| &line[2..]).collect();
+    let config = read(&block.join("\n")).unwrap();
+    assert_eq!(config.streams.len(), 1);
+    for key in super::Stream::KEYS {
+        assert!(block.iter().any(|line| line.starts_with(&format!("{key} = "))), "stream.{key} is not documented");
+    }
+    let shown = config.to_toml(|_| Origin::Default);
+    assert_eq!(read(&shown).unwrap(), config, "{shown}");
+    assert_eq!(config.json()["streams"][0]["secrets"]["sasl.password"], "file:/etc/taskmaster/kafka-password");
+}
+
+#[test]
+fn streams_are_checked_with_sentences() {
+    assert_eq!(read(STREAM).unwrap().streams[0].queue, "default");
+    let with = |line: &str| refusal(&format!("{STREAM}{line}\n"));
+    assert!(with("que = \"q\"").contains("t.toml:6: unknown key 'que' in [[stream]]; did you mean 'queue'?"));
+    assert!(with("payload = \"body\"").contains("payload is \"body\", but must be \"value\""));
+    assert!(with("start = \"now\"").contains("\"earliest\" or \"latest\""));
+    assert!(with("dead_letter = \"t\"").contains("its own dead letters"));
+    assert!(with("kafka = { \"group.id\" = \"g\" }").contains("'group.id' follows from other keys"));
+    let secret = with("kafka = { \"sasl.password\" = \"s3cret\" }");
+    assert!(secret.contains("does not belong into this file") && !secret.contains("s3cret"), "{secret}");
+    let secret = with("secrets = { \"sasl.password\" = \"s3cret\" }");
+    assert!(secret.contains("must say where it is") && !secret.contains("s3cret"), "{secret}");
+    assert!(refusal(&format!("{STREAM}{STREAM}")).contains("two streams are named \"s\""));
+    assert!(refusal("[[stream]]\nname = \"s\"\n").contains("stream kind has a name of 0 bytes"));
+    assert!(refusal("[stream]\nname = \"s\"\n").contains("write [[stream]]"));
+    assert!(refusal("[streams]\n").contains("did you mean 'stream'?"));
+}
+
+#[test]
+fn secrets_of_a_stream_come_from_files_and_are_not_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("secret");
+    std::fs::write(&file, "s3cret\n").unwrap();
+    let config = read(&format!("{STREAM}secrets = {{ \"sasl.password\" = \"file:{}\" }}\n", file.display())).unwrap();
+    let settings = config.streams[0].settings().unwrap();
+    assert_eq!(settings.properties["sasl.password"], "s3cret");
+    assert!(!format!("{settings:?}{config:?}{}", config.to_toml(|_| Origin::Default)).contains("s3cret"));
+    let missing = read(&format!("{STREAM}secrets = {{ \"sasl.password\" = \"env:NO_SUCH_VARIABLE\" }}\n")).unwrap();
+    assert!(missing.streams[0].settings().unwrap_err().to_string().contains("NO_SUCH_VARIABLE"));
+}

@@ -118,6 +118,10 @@ impl ShardLoop {
             stats.names.push(body::put(&mut stats.bytes, name.as_bytes()));
             stats.values.push(value);
         }
+        for (name, value) in self.streams.iter().flat_map(|streams| streams.counters()) {
+            stats.names.push(body::put(&mut stats.bytes, name.as_bytes()));
+            stats.values.push(value);
+        }
         stats
     }
 }

@@ -16,6 +16,7 @@ use futures_lite::AsyncReadExt;
 use glommio::net::UnixStream;
 use glommio::timer::sleep;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement};
+use taskmaster_connect::kafka::Status;
 use taskmaster_engine::{Config, Effects, Input, PeerAddr};
 use taskmaster_net::listener::Listener;
 use taskmaster_net::mesh::Ends;
@@ -61,6 +62,8 @@ pub(crate) struct Start {
     pub(crate) ends: Ends<Message>,
     /// The way to the foreign thread, where there is one.
     pub(crate) port: Option<Port>,
+    /// How the node's streams are doing: on shard 0, where there are some.
+    pub(crate) streams: Option<Arc<Status>>,
     pub(crate) map: Arc<NodeMap>,
     /// Shared by all shards.
     pub(crate) address: SocketAddr,
@@ -125,6 +128,7 @@ async fn run(mut start: Start) -> anyhow::Result<()> {
         wal,
         peers: start.peers.as_ref().map(|peers| Peers::new(peers.identity.clone(), peers.tls.clone())),
         gossip: gossip.map(|setting| Gossiper::new(setting, term, seed)).transpose()?,
+        streams: start.streams.take(),
         checkpoints: start.port.take().map(|port| Rc::new(Checkpoints::new(port))),
         blocks: RefCell::new(VecDeque::new()),
         connections: RefCell::new(HashMap::new()),

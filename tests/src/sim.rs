@@ -25,6 +25,7 @@ mod scenario;
 mod shard_loop;
 pub mod shards;
 mod store;
+mod streams;
 mod workers;
 mod workload;
 mod world;
@@ -87,6 +88,8 @@ pub struct Options {
     pub defect: Option<Defect>,
     /// Final tasks are checkpointed to a store.
     pub checkpoints: bool,
+    /// Streams are read too.
+    pub streams: bool,
 }
 
 impl Options {
@@ -94,7 +97,7 @@ impl Options {
     #[must_use]
     pub const fn of_seed(seed: u64) -> Self {
         let faults = FaultSet::ALL;
-        Self { seed, nodes: 0, minutes: 0, faults, saves: false, defect: None, checkpoints: false }
+        Self { seed, nodes: 0, minutes: 0, faults, saves: false, defect: None, checkpoints: false, streams: false }
     }
 }
 
@@ -103,6 +106,9 @@ impl fmt::Display for Options {
         write!(f, "--seed {} --nodes {} --minutes {} --faults {}", self.seed, self.nodes, self.minutes, self.faults)?;
         if self.checkpoints {
             f.write_str(" --checkpoints")?;
+        }
+        if self.streams {
+            f.write_str(" --streams")?;
         }
         if self.saves {
             f.write_str(" --saves")?;
@@ -159,6 +165,8 @@ pub struct Report {
     pub stored: u64,
     /// Batches that it refused: late, or taken before.
     pub refused: u64,
+    /// Messages of streams that became tasks.
+    pub messages_taken: u64,
     /// Peer messages and gossip packets delivered.
     pub messages: u64,
 }

@@ -12,5 +12,6 @@ mod refusals;
 mod services;
 mod simulator;
 mod states;
+mod streams;
 mod tidy;
 mod workflows;

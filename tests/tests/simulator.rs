@@ -162,6 +162,29 @@ fn every_final_task_is_checkpointed_once_and_not_forgotten_before() {
     assert!(stored > 0 && refused > 0);
 }
 
+/// The same with streams, each source read by several readers that overlap, repeat and come late: every message becomes one task.
+#[test]
+fn every_message_of_a_stream_becomes_one_task() {
+    let (from, count) = match number("TASKMASTER_SIM_SEED") {
+        Some(seed) => (seed, 1),
+        None => (number("TASKMASTER_SIM_FROM").unwrap_or(1), number("TASKMASTER_SIM_SEEDS").unwrap_or(2_000) / 5),
+    };
+    let (mut messages, mut failures) = (0, Vec::new());
+    for seed in from..from + count {
+        match sim::run(&Options { streams: true, ..options(seed) }) {
+            Ok(report) => messages += report.messages_taken,
+            Err(failure) => failures.push(failure.to_string()),
+        }
+    }
+    eprintln!("{count} seeds: {messages} messages became tasks");
+    assert!(
+        failures.is_empty(),
+        "{} of {count} seeds failed:\n{}",
+        failures.len(),
+        failures[..failures.len().min(20)].join("\n")
+    );
+}
+
 #[test]
 fn the_same_seed_is_the_same_run() {
     for seed in [1, 2, 3, 77, 4_711] {

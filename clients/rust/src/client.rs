@@ -32,8 +32,10 @@ use crate::workflow::{OnFailure, Workflow, WorkflowHandle};
 
 mod cluster;
 pub(crate) mod state;
+mod streams;
 
 pub use cluster::ClusterChange;
+pub use streams::{StreamPosition, StreamSource};
 
 /// Longest single wait the server is asked for; longer waits are made of several.
 const AWAIT_MS: u32 = 30_000;

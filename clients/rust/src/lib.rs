@@ -30,7 +30,9 @@ mod worker;
 mod workflow;
 
 pub use batch::{SubmitOutcome, Submitted};
-pub use client::{Addresses, Changes, Client, ClientBuilder, ClusterChange, Exception, TaskList};
+pub use client::{
+    Addresses, Changes, Client, ClientBuilder, ClusterChange, Exception, StreamPosition, StreamSource, TaskList,
+};
 pub use error::{Error, Refusal};
 pub use memory::TestServer;
 pub use queue::{ListPosition, Policy, QueueSettings, TaskFilter};

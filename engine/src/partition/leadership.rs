@@ -115,6 +115,11 @@ impl Partition {
             queue.settings.hash(&mut hasher);
             sum = sum.wrapping_add(crate::hash::mix64(hasher.finish()));
         }
+        for position in self.streams.iter() {
+            let mut hasher = crate::hash::FixedState.build_hasher();
+            position.hash(&mut hasher);
+            sum = sum.wrapping_add(crate::hash::mix64(hasher.finish()));
+        }
         sum.wrapping_add(self.versions.chunks.digest())
     }
 }

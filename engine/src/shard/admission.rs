@@ -2,13 +2,15 @@
 
 use taskmaster_protocol::body::{
     self, ArchivedCancel, ArchivedChangeState, ArchivedComplete, ArchivedConfigureQueue, ArchivedFail,
-    ArchivedForkWorkflow, ArchivedRetry, ArchivedSaveState, ArchivedSubmit, Body, Expire, ExpireRow, StateReply,
+    ArchivedForkWorkflow, ArchivedRetry, ArchivedSaveState, ArchivedSubmit, ArchivedSubmitStream, Body, Expire,
+    ExpireRow, StateReply,
 };
 use taskmaster_protocol::frame::Header;
 use taskmaster_protocol::{Code, Operation, PartitionId, TaskId, limits};
 
 use super::group::{BACKLOG_BYTES_MAX, Request};
 use super::{Effects, Shard};
+use crate::command::submit_stream::Admitted as StreamAdmitted;
 use crate::command::{self, Admitted};
 use crate::effects::ConnId;
 use crate::entry::Verb;
@@ -30,6 +32,29 @@ impl Shard {
         let size = command::submit::admit(partition, body, self.last_time_us, self.config.auto_create_queues)?;
         self.check_depth(partition, body, size.tasks)?;
         self.append_new(Operation::Submit, conn, header, bytes, (size.tasks, size.blob_bytes))
+    }
+
+    pub(super) fn submit_stream(
+        &mut self,
+        conn: ConnId,
+        header: Header,
+        bytes: &[u8],
+        effects: &mut Effects,
+    ) -> Result<(), Refused> {
+        self.check_new_tasks()?;
+        let body = body::access::<ArchivedSubmitStream>(bytes)?;
+        let (partition, config) = (self.partition(&header)?, &self.config);
+        let (now_us, auto_create) = (self.last_time_us, config.auto_create_queues);
+        match command::submit_stream::admit(partition, body, config.partitions, now_us, auto_create)? {
+            StreamAdmitted::Elsewhere(reply) => {
+                effects.reply(conn, &header, &reply);
+                Ok(())
+            }
+            StreamAdmitted::Next(size) => {
+                self.check_depth(partition, &body.batch, size.tasks)?;
+                self.append_new(Operation::SubmitStream, conn, header, bytes, (size.tasks, size.blob_bytes))
+            }
+        }
     }
 
     /// Refuses what adds tasks where no more are taken.

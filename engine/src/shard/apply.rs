@@ -3,7 +3,8 @@
 use raft::eraftpb::{Entry, EntryType};
 use taskmaster_protocol::body::{
     self, ArchivedCancel, ArchivedChangeState, ArchivedComplete, ArchivedConfigureQueue, ArchivedExpire, ArchivedFail,
-    ArchivedForkWorkflow, ArchivedRetry, ArchivedSaveState, ArchivedSubmit, BatchReply, Malformed, StateReply,
+    ArchivedForkWorkflow, ArchivedRetry, ArchivedSaveState, ArchivedSubmit, ArchivedSubmitStream, BatchReply,
+    Malformed, StateReply, StreamReply,
 };
 use taskmaster_protocol::{Operation, PartitionId};
 
@@ -23,6 +24,7 @@ enum Reply {
     Done,
     Rows(BatchReply),
     State(StateReply),
+    Stream(StreamReply),
 }
 
 impl Shard {
@@ -67,6 +69,7 @@ impl Shard {
                 request.merge_exceptions(&mut reply.exceptions);
                 effects.reply(conn, &header, &reply);
             }
+            Reply::Stream(reply) => effects.reply(conn, &header, &reply),
             Reply::State(mut reply) => {
                 request.spread_versions(&mut reply.versions);
                 request.merge_exceptions(&mut reply.exceptions);
@@ -153,10 +156,11 @@ impl Shard {
         let reply = apply_operation(operation, command, partition, &mut cx).map_err(wrong)?;
         let accepted = match &reply {
             Reply::Rows(reply) => u64::from(reply.accepted),
+            Reply::Stream(reply) => u64::from(reply.accepted),
             Reply::State(_) | Reply::Done => 0,
         };
         match operation {
-            Operation::Submit | Operation::ForkWorkflow => self.stats.submitted += accepted,
+            Operation::Submit | Operation::SubmitStream | Operation::ForkWorkflow => self.stats.submitted += accepted,
             Operation::Complete => self.stats.completed += accepted,
             Operation::Fail => self.stats.failed_attempts += accepted,
             _ => {}
@@ -176,6 +180,10 @@ fn apply_operation(
         Operation::Submit => {
             let body = body::access::<ArchivedSubmit>(bytes)?;
             Reply::Rows(command::submit::apply(partition, body, resend, cx))
+        }
+        Operation::SubmitStream => {
+            let body = body::access::<ArchivedSubmitStream>(bytes)?;
+            Reply::Stream(command::submit_stream::apply(partition, body, cx)?)
         }
         Operation::Complete => {
             Reply::Rows(command::complete::apply(partition, body::access::<ArchivedComplete>(bytes)?, cx))

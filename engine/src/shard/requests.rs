@@ -38,6 +38,7 @@ impl Shard {
         };
         match operation {
             Operation::Submit => self.submit(conn, header, bytes),
+            Operation::SubmitStream => self.submit_stream(conn, header, bytes, effects),
             Operation::Complete => self.complete(conn, header, bytes, effects),
             Operation::Fail => self.fail(conn, header, bytes, effects),
             Operation::SaveState => self.save_state(conn, header, bytes, effects),
@@ -55,6 +56,7 @@ impl Shard {
             | Operation::AwaitTask
             | Operation::ListTasks
             | Operation::ListQueues
+            | Operation::ListStreams
             | Operation::GetWorkflow
             | Operation::ListWorkflows
             | Operation::StateLog
@@ -124,6 +126,11 @@ impl Shard {
             }
             Some(Operation::ListQueues) => {
                 let page = query::queues::list(self.partition(&header)?);
+                effects.reply(conn, &header, &page);
+                Ok(())
+            }
+            Some(Operation::ListStreams) => {
+                let page = query::streams::list(self.partition(&header)?);
                 effects.reply(conn, &header, &page);
                 Ok(())
             }

@@ -5,7 +5,7 @@ use rkyv::Archived;
 use taskmaster_protocol::{FrameBuffer, Operation};
 
 use super::histories::{HistoryRecord, NameRecord, VersionRecord};
-use super::{Chunk, ContractRecord, QueueRecord, TaskRecord, WorkflowRecord};
+use super::{Chunk, ContractRecord, QueueRecord, StreamRecord, TaskRecord, WorkflowRecord};
 use crate::entry::{self, Settings, Verb};
 use crate::replica::conf;
 use crate::replica::log::Position;
@@ -63,8 +63,10 @@ fn tables_of_snapshot_records_are_their_layouts() {
         versions,
         pieces,
         names,
+        streams,
         bytes,
     });
+    check!(StreamRecord { position, stream, topic, number, reserved });
     check!(HistoryRecord { versions, names, current, made });
     check!(VersionRecord { time_us, new_bytes, number, parent, attempt, label, pieces });
     check!(NameRecord { name, version, kind });

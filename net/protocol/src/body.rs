@@ -18,6 +18,7 @@ mod cluster;
 mod hello;
 mod read;
 mod state;
+mod stream;
 mod submit;
 mod work;
 
@@ -26,6 +27,7 @@ pub use cluster::*;
 pub use hello::*;
 pub use read::*;
 pub use state::*;
+pub use stream::*;
 pub use submit::*;
 pub use work::*;
 
@@ -73,6 +75,7 @@ bodies! {
     Leases: Extend, Progress: Progress,
     Cancel: Cancel, Retry: Retry, ConfigureQueue: ConfigureQueue, Expire: Expire,
     SaveState: SaveState, StateReply: SaveState, ChangeState: ChangeState, ForkWorkflow: ForkWorkflow,
+    SubmitStream: SubmitStream, StreamReply: SubmitStream, ListStreams: ListStreams, StreamPage: ListStreams,
     StateHistory: StateLog, ReadState: ReadState, StatePage: ReadState,
     GetTask: GetTask, AwaitTask: AwaitTask, ListTasks: ListTasks, TaskPage: ListTasks,
     Explanation: Why, ListQueues: ListQueues, QueuePage: ListQueues,

@@ -17,6 +17,7 @@ pub mod limits;
 pub mod operation;
 pub mod peer;
 pub mod state;
+pub mod stream;
 
 pub use body::{Body, access};
 pub use code::Code;

@@ -50,6 +50,10 @@ pub const STATE_TAGS_MAX: usize = 256;
 pub const LABEL_BYTES_MAX: usize = 256;
 /// Largest number of bytes in one answer about a state.
 pub const STATE_PAGE_BYTES_MAX: usize = 4 << 20;
+/// Longest name of a stream's topic, in bytes.
+pub const TOPIC_BYTES_MAX: usize = 249;
+/// Most positions of streams in one partition.
+pub const STREAMS_MAX: usize = 4_096;
 /// Delays and deadlines reach at most this far ahead, in milliseconds (ten years).
 pub const HORIZON_MS_MAX: u64 = 10 * 365 * 86_400_000;
 

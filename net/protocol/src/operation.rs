@@ -61,6 +61,8 @@ operations! {
     ChangeState = 24,
     /// A new workflow from an old one: what need not run again is taken over.
     ForkWorkflow = 25,
+    /// A batch of tasks and the new position of the stream that they come from. Answered when durable.
+    SubmitStream = 26,
     /// One task's state.
     GetTask = 30,
     /// One task's outcome, as soon as it is final.
@@ -85,6 +87,8 @@ operations! {
     StateLog = 40,
     /// A piece of one version of a task's state.
     ReadState = 41,
+    /// The positions of a partition's streams.
+    ListStreams = 42,
     /// Server to worker: leased tasks.
     Assign = 50,
     /// Server to worker: a lease is revoked (the task was cancelled or expired).

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use taskmaster_protocol::body::{
     self, ArchivedCancel, ArchivedComplete, ArchivedConfigureQueue, ArchivedFail, ArchivedGetTask, ArchivedLeases,
-    ArchivedReadState, ArchivedRetry, ArchivedSubmit, queue_field,
+    ArchivedReadState, ArchivedRetry, ArchivedSubmit, ArchivedSubmitStream, queue_field,
 };
 use taskmaster_protocol::frame::Header;
 use taskmaster_protocol::state::Address;
@@ -24,6 +24,7 @@ mod assigns;
 mod reads;
 mod replicas;
 mod states;
+mod streams;
 
 /// What was promised about a task when it was made.
 #[derive(Clone, Debug, Default)]
@@ -184,6 +185,8 @@ pub(crate) struct Oracle {
     /// Order of the latest resume received.
     resumed: BTreeMap<(u16, u32), u64>,
     replicas: replicas::Replicas,
+    /// What became of streams.
+    pub(crate) streams: streams::Streams,
     /// Where final tasks are checkpointed, if they are.
     pub(crate) store: Option<Store>,
     /// End of the id of a task to report on.
@@ -284,7 +287,14 @@ impl Oracle {
             asked: states::Asked::default(),
         };
         match operation {
-            Operation::Submit => self.submit_received(body, now_us, &mut request),
+            Operation::Submit => {
+                let submit = access::<ArchivedSubmit>(body).expect("clients send whole bodies");
+                self.submit_received(submit, now_us, &mut request);
+            }
+            Operation::SubmitStream => {
+                let submit = access::<ArchivedSubmitStream>(body).expect("clients send whole bodies");
+                self.submit_received(&submit.batch, now_us, &mut request);
+            }
             Operation::Complete | Operation::Fail | Operation::Extend | Operation::Release => {
                 self.work_received(life, body, &mut request);
             }
@@ -317,8 +327,7 @@ impl Oracle {
         self.requests.insert((link, header.correlation), request);
     }
 
-    fn submit_received(&mut self, body: &[u8], now_us: u64, request: &mut Request) {
-        let body = access::<ArchivedSubmit>(body).expect("clients send whole bodies");
+    fn submit_received(&mut self, body: &ArchivedSubmit, now_us: u64, request: &mut Request) {
         for row in body.tasks.iter() {
             let id = TaskId::from(&row.id);
             let task = self.tasks.get_mut(&id).expect("submitted tasks are registered");

@@ -3,6 +3,7 @@
 use super::Options;
 use super::dice::Dice;
 use super::faults::{Extent, FaultSet, Planned, plan};
+use super::streams::{READERS, SOURCES};
 
 /// Most nodes of a simulated cluster.
 const NODES_MAX: u16 = 9;
@@ -25,6 +26,8 @@ pub(crate) struct Scenario {
     pub(crate) partitions: u16,
     pub(crate) producers: u64,
     pub(crate) workers: u64,
+    /// Readers of streams.
+    pub(crate) stream_readers: u32,
     /// Load and faults end here.
     pub(crate) calm_from_us: u64,
     /// Log blocks between two snapshots of a shard.
@@ -77,6 +80,7 @@ impl Scenario {
             partitions,
             producers: dice.range(1, 3),
             workers: dice.range(1, 4),
+            stream_readers: if options.streams { SOURCES * READERS } else { 0 },
             calm_from_us,
             snapshot_every: dice.range(5, 120),
             log_bytes_kept: if dice.chance(60) { dice.range(1 << 10, 64 << 10) } else { 1 << 20 },

@@ -21,6 +21,7 @@ use super::node::Place;
 use super::oracle::Oracle;
 use super::reader::Reader;
 use super::scenario::Scenario;
+use super::streams::StreamReader;
 use super::workers::Worker;
 use super::workload::Producer;
 use super::{Defect, Options, Report};
@@ -249,6 +250,9 @@ impl World {
         for number in 0..scenario.producers {
             actors.push(Box::new(Producer::new(number, scenario.partitions, pause_us_max, client())));
         }
+        for number in 0..scenario.stream_readers {
+            actors.push(Box::new(StreamReader::new(number, scenario.partitions, client())));
+        }
         for number in 0..scenario.workers {
             actors.push(Box::new(Worker::new(number, dice.small(1, 24), client())));
         }
@@ -322,6 +326,7 @@ impl World {
             replicas_compared: self.oracle.compared(),
             submits_acknowledged: self.oracle.submits_acknowledged,
             completions_acknowledged: self.oracle.completions_acknowledged,
+            messages_taken: self.oracle.messages(),
             stored: self.oracle.store.as_ref().map_or(0, |store| store.rows),
             refused: self.oracle.store.as_ref().map_or(0, |store| store.refused),
             ..self.report

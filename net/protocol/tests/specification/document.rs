@@ -114,6 +114,8 @@ fn limit_table_is_complete() {
         ("state_tags", wide(limits::STATE_TAGS_MAX)),
         ("state_page_bytes", wide(limits::STATE_PAGE_BYTES_MAX)),
         ("label_bytes", wide(limits::LABEL_BYTES_MAX)),
+        ("topic_bytes", wide(limits::TOPIC_BYTES_MAX)),
+        ("streams", wide(limits::STREAMS_MAX)),
         ("horizon_ms", limits::HORIZON_MS_MAX),
     ];
     let rows = table(&document(), "## Limits");

@@ -261,6 +261,12 @@ records! {
         specs: Vec<Spec>, tasks: Vec<TaskRow>, extras: Vec<Extra>, needs: Vec<u32>, workflow: Vec<WorkflowRow>,
         bytes: Vec<u8>
     }
+    SubmitStream { piece: StreamRow, batch: Submit }
+    StreamRow { from: u64, to: u64, stream: Span, topic: Span, number: u32, reserved: u32 }
+    StreamReply { position: u64, accepted: u32, reserved: u32, exceptions: Vec<ExceptionRow> }
+    ListStreams { reserved: u32 }
+    StreamPage { rows: Vec<StreamInfo>, bytes: Vec<u8> }
+    StreamInfo { position: u64, stream: Span, topic: Span, number: u32, reserved: u32 }
     TaskRow { id: TaskId, spec: u32, extra: u32, payload: Span }
     Spec {
         memory_bytes: u64, cpu_milli: u32, gpu_milli: u32, custom: Span, namespace: Span, queue: Span, kind: Span,
@@ -403,7 +409,7 @@ shapes! {
     Hello HelloReply Empty Refusal Submit BatchReply Subscribe Credit Assign Complete Fail Leases Progress Cancel Retry
     ConfigureQueue Expire GetTask AwaitTask ListTasks TaskPage Explanation ListQueues QueuePage GetWorkflow WorkflowPage
     ListWorkflows NodeStats ClusterMapReply ClusterAdmin SaveState StateReply ChangeState ForkWorkflow StateHistory
-    ReadState StatePage
+    ReadState StatePage SubmitStream StreamReply ListStreams StreamPage
 }
 
 /// The body with this name.
@@ -440,6 +446,8 @@ pub(crate) const fn bodies(operation: Operation) -> (&'static str, &'static [&'s
         Operation::SaveState => ("SaveState", &["StateReply"]),
         Operation::ChangeState => ("ChangeState", &["StateReply"]),
         Operation::ForkWorkflow => ("ForkWorkflow", &["BatchReply"]),
+        Operation::SubmitStream => ("SubmitStream", &["StreamReply"]),
+        Operation::ListStreams => ("ListStreams", &["StreamPage"]),
         Operation::StateLog => ("GetTask", &["StateHistory"]),
         Operation::ReadState => ("ReadState", &["StatePage"]),
         Operation::Assign => ("Assign", &[]),

@@ -132,8 +132,8 @@ fn every_operation_has_golden_frames_of_each_of_its_bodies() {
 fn spans_of_golden_frames_lie_in_their_byte_areas() {
     for (path, vector) in all() {
         let (body, content) = body_of(&vector);
-        let area = match content.get("bytes").and_then(Value::as_str).map(|text| text.split_once(':').expect("tagged"))
-        {
+        let bytes = content.get("bytes").or_else(|| content.get("batch")?.get("bytes"));
+        let area = match bytes.and_then(Value::as_str).map(|text| text.split_once(':').expect("tagged")) {
             Some(("text", text)) => text.len(),
             Some((_, digits)) => digits.len() / 2,
             None => 0,

@@ -41,6 +41,7 @@ impl Oracle {
                 return Ok(());
             }
             _ if code != Code::Ok => return Ok(()),
+            Operation::SubmitStream => return self.piece_answered(request, sent),
             Operation::ConfigureQueue => {
                 self.setting_answered(request, sent);
                 return Ok(());
@@ -135,7 +136,12 @@ impl Oracle {
         self.settle(row.id, State::Succeeded, sent.term)
     }
 
-    fn submit_answered(&mut self, request: &Request, row: &Row, exception: Option<&(Code, TaskId)>) -> Verdict {
+    pub(super) fn submit_answered(
+        &mut self,
+        request: &Request,
+        row: &Row,
+        exception: Option<&(Code, TaskId)>,
+    ) -> Verdict {
         let task = self.tasks.get_mut(&row.id).expect("registered");
         match exception {
             None => {

@@ -23,6 +23,7 @@ impl Oracle {
             self.watch(id, || format!("-> Assign of {life} token {token:#x} attempt {}", row.attempt));
             self.check_needs(id, term_of(token), now_us)?;
             self.check_assign(id, row.attempt.to_native(), Given { token, life, now_us })?;
+            self.streams.seen(id)?;
             let task = &self.tasks[&id];
             let pause = self.paused.get(&(id.partition().0, task.contract.queue));
             let is_paused = pause.is_some_and(|pause| pause.holds && pause.term <= term_of(token));

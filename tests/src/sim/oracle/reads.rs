@@ -59,6 +59,7 @@ impl Oracle {
         let span = if state == State::Succeeded { info.result } else { info.payload };
         let blob = body::slice(&page.bytes, span).map_err(|error| error.to_string())?;
         self.watch(id, || format!("is {state:?}"));
+        self.streams.seen(id)?;
         let task = self.tasks.get_mut(&id).expect("registered");
         if let Some(result) = &before.result {
             require(state == State::Succeeded, || format!("{id} was completed and is {state:?}"))?;

@@ -51,6 +51,7 @@ impl World {
             }
             Phase::ReadingAgain if self.is_all_read() && self.is_all_stored() && self.do_replicas_agree() => {
                 self.compare_store()?;
+                self.oracle.compare_streams()?;
                 self.phase = Phase::Over;
             }
             Phase::Faults | Phase::Calm | Phase::Reading { .. } | Phase::ReadingAgain | Phase::Over => {}
@@ -93,7 +94,8 @@ impl World {
     }
 
     fn are_producers_done(&self) -> bool {
-        let producers = usize::try_from(self.scenario.producers).expect("few");
+        let producers = self.scenario.producers + u64::from(self.scenario.stream_readers);
+        let producers = usize::try_from(producers).expect("few");
         self.actors[..producers].iter().all(|actor| actor.is_done())
     }
 

@@ -1,0 +1,101 @@
+//! What a stream reads, and what its connections are made of.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use rdkafka::ClientConfig;
+
+use super::Mapping;
+
+/// Where a source begins that has no position yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// With the first message that is there.
+    Earliest,
+    /// Behind the last.
+    Latest,
+}
+
+/// A stream.
+#[derive(Clone)]
+pub struct Settings {
+    /// Its name.
+    pub name: String,
+    /// Addresses of some brokers, separated by commas.
+    pub brokers: String,
+    /// The topics.
+    pub topics: Vec<String>,
+    /// The consumer group.
+    pub group: String,
+    /// How messages become tasks.
+    pub mapping: Mapping,
+    /// Where messages go that cannot become tasks.
+    pub dead_letter: Option<String>,
+    /// Where sources begin.
+    pub start: Start,
+    /// Most messages of one submission.
+    pub batch_messages: usize,
+    /// Bytes of payloads at which a submission is full.
+    pub batch_bytes: usize,
+    /// Any property of librdkafka; may hold secrets.
+    pub properties: BTreeMap<String, String>,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings").field("name", &self.name).field("topics", &self.topics).finish_non_exhaustive()
+    }
+}
+
+/// Properties that follow from how positions are kept; the user's do not change them.
+const OWN: [&str; 5] =
+    ["bootstrap.servers", "group.id", "enable.auto.offset.store", "enable.partition.eof", "auto.offset.reset"];
+
+impl Settings {
+    /// Whether a property may be given.
+    #[must_use]
+    pub fn may_set(property: &str) -> bool {
+        !OWN.contains(&property)
+    }
+
+    fn with_properties(&self, mut config: ClientConfig) -> ClientConfig {
+        for (name, value) in self.properties.iter().filter(|(name, _)| Self::may_set(name)) {
+            config.set(name, value);
+        }
+        config.set("bootstrap.servers", &self.brokers);
+        config
+    }
+
+    /// For the consumer.
+    pub(super) fn consumer(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        // Bounds of what is fetched ahead, for each partition of a topic.
+        config.set("queued.max.messages.kbytes", "4096").set("queued.min.messages", "10000");
+        config.set("auto.commit.interval.ms", "1000").set("allow.auto.create.topics", "false");
+        let mut config = self.with_properties(config);
+        config
+            .set("group.id", &self.group)
+            .set("enable.auto.offset.store", "false")
+            .set("enable.partition.eof", "false")
+            // Only ever in force where messages were deleted before they were read, which is said.
+            .set("auto.offset.reset", "earliest");
+        config
+    }
+
+    /// For the producer of dead letters.
+    pub(super) fn producer(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("enable.idempotence", "true").set("queue.buffering.max.kbytes", "65536");
+        // Only what connections need: what the consumer alone knows would be a warning.
+        let shared = |name: &str| {
+            ["security.", "sasl.", "ssl.", "socket.", "broker.address", "client.", "metadata.", "reconnect."]
+                .iter()
+                .any(|part| name.starts_with(part))
+        };
+        for (name, value) in self.properties.iter().filter(|(name, _)| shared(name)) {
+            config.set(name, value);
+        }
+        config.set("bootstrap.servers", &self.brokers);
+        config
+    }
+}
