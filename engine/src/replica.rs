@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use raft::eraftpb::{ConfState, Entry, HardState, Message, MessageType};
-use raft::{Config, Progress, ProgressState, RawNode, SnapshotStatus, StateRole};
+use raft::{CAMPAIGN_TRANSFER, Config, Progress, ProgressState, RawNode, SnapshotStatus, StateRole};
 
 use log::{Log, Position};
 use record::{Record, kind};
@@ -105,6 +105,8 @@ pub(crate) struct Replica {
     applied: Position,
     seed: u64,
     campaigns: u64,
+    /// It stands for election over a leader that is known to be gone.
+    stands_over: bool,
     timeout_of: (u64, u64),
 }
 
@@ -137,6 +139,7 @@ impl Replica {
             applied,
             seed,
             campaigns: 0,
+            stands_over: false,
             timeout_of: (u64::MAX, 0),
         };
         replica.set_timeout();
@@ -233,6 +236,7 @@ impl Replica {
         if self.raw.raft.state != was && !self.is_leader() {
             self.campaigns += 1;
         }
+        self.stands_over &= self.raw.raft.election_elapsed > 0;
         self.set_timeout();
     }
 
@@ -295,20 +299,32 @@ impl Replica {
         }
         // An error means that the sender is not of the group any more, or that a proposal was dropped.
         let _ = self.raw.step(message);
+        self.press();
         self.set_timeout();
     }
 
-    /// Stands for election at once, although a leader was heard of a moment ago: it is known to be gone.
+    /// Stands for election at once, although a leader was heard of a moment ago: it is known to be gone, and the others are told
+    /// not to wait for it. Like everybody else it asks first whether it would be elected: one that is cut off from all others
+    /// takes the same leader for gone, and must not come back with a higher term. If another one stands already, it has not won
+    /// so far: it may lack entries that are here.
     pub(crate) fn campaign_over(&mut self, lost: u64) {
-        if self.is_leader() || self.leader() != lost || !self.is_voter() || !self.may_stand() {
-            return;
+        let leader = self.leader();
+        if !self.is_leader() && self.is_voter() && (leader == 0 || leader == lost) {
+            self.campaign();
+            self.stands_over = leader == lost;
+            self.press();
         }
-        let raft = &mut self.raw.raft;
-        let mut message = Message { from: lost, to: raft.id, term: raft.term, ..Message::default() };
-        message.set_msg_type(MessageType::MsgTimeoutNow);
-        let _ = raft.step(message);
-        self.campaigns += 1;
-        self.set_timeout();
+    }
+
+    /// Whoever is asked for a vote is not to wait for the leader that is known to be gone.
+    fn press(&mut self) {
+        if self.stands_over {
+            let is_request = |kind| matches!(kind, MessageType::MsgRequestPreVote | MessageType::MsgRequestVote);
+            for message in self.raw.raft.msgs.iter_mut().filter(|message| is_request(message.get_msg_type())) {
+                message.context = CAMPAIGN_TRANSFER.into();
+            }
+            self.stands_over = self.raw.raft.state == StateRole::PreCandidate;
+        }
     }
 
     /// Stands for election in the ordinary way.
@@ -316,6 +332,8 @@ impl Replica {
         if self.may_stand() {
             let _ = self.raw.campaign();
         }
+        self.campaigns += 1;
+        self.stands_over = false;
         self.set_timeout();
     }
 

@@ -215,14 +215,15 @@ impl Peers {
         }
     }
 
-    /// A shard of a peer listens at `address`. A standing connection stays; the next one is made there.
+    /// A shard of a peer was found to listen at `address`. A standing connection stays; the next one is made there, without
+    /// further pause if one was tried in vain.
     pub fn locate(self: &Rc<Self>, node: NodeId, shard: u16, address: SocketAddr) {
         if node == self.identity.node {
             return;
         }
         let mut outgoing = self.outgoing.borrow_mut();
         let peer = outgoing.entry((node, shard)).or_insert_with(|| Rc::new(Outgoing::new(node, shard, address)));
-        peer.moved(address);
+        peer.found(address);
     }
 
     /// Ends all connections with this node and forgets where it is, without calling it lost.

@@ -6,13 +6,14 @@
 //!
 //! **Failover.** Who leads is learnt from the map (`learn.rs`), again whenever a call fails: all calls that wait on a lost
 //! connection look at one fresh map and go on at once, or wait for the election in small steps (`pace.rs`). A node that
-//! is merely silent is doubted after [`SUSPECT`]: when the map names another leader meanwhile, the call moves there.
+//! is merely silent is doubted after [`SUSPECT`] (`doubt.rs`): when the map names another leader meanwhile, the call moves
+//! there; when it answers on a new connection only, the old one is given up.
 
+mod doubt;
 mod learn;
 mod pace;
 mod topology;
 
-use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -282,6 +283,7 @@ impl Cluster {
                 },
                 () = self.moved(target, Some(place)) => return Err(Failed::Moved),
                 never = self.doubt(suspect) => match never {},
+                never = self.ask_again(place, &used, suspect), if held.is_zero() => match never {},
             }
         }
         // A connection that is silent this long may be half open: whoever else waits on it tries again elsewhere.
@@ -289,25 +291,6 @@ impl Cluster {
             connection.end("no answer in time");
         }
         Err(Failed::By(Error::Timeout { after: self.patience.answer }))
-    }
-
-    /// Ends when the target is known to be at another place than this one.
-    async fn moved(&self, target: Target, place: Option<&Place>) {
-        let mut topology = self.follow();
-        while !self.is_elsewhere(target, place) {
-            if topology.changed().await.is_err() {
-                return;
-            }
-        }
-    }
-
-    /// Looks at the map now and then.
-    async fn doubt(&self, suspect: Duration) -> Infallible {
-        loop {
-            // That nobody answers is no news here.
-            drop(self.learn_if_older(suspect).await);
-            tokio::time::sleep(suspect).await;
-        }
     }
 
     async fn exchange<B: Body + Sync>(

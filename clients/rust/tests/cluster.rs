@@ -130,6 +130,26 @@ async fn a_silent_leader_is_left_once_another_leads() {
 }
 
 #[tokio::test]
+async fn a_connection_that_is_silent_is_left_for_a_new_one() {
+    let nodes = Nodes::start(&[1, 1, 1]).await;
+    let client = nodes.client().await;
+    client.submit(task_of(&client, 1)).await.unwrap();
+    nodes.stall(1);
+    let started = Instant::now();
+    let submitting: Vec<_> = (0..20)
+        .map(|_| {
+            let (client, task) = (client.clone(), task_of(&client, 1));
+            tokio::spawn(async move { client.submit(task).await.unwrap() })
+        })
+        .collect();
+    for submission in submitting {
+        submission.await.unwrap();
+    }
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    assert_eq!(nodes.state().accepted.len(), 21);
+}
+
+#[tokio::test]
 async fn who_waits_for_a_result_follows_the_leader() {
     for is_killed in [true, false] {
         let nodes = Nodes::start(&[1, 1, 1]).await;

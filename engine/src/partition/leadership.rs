@@ -117,9 +117,7 @@ impl Partition {
             sum = sum.wrapping_add(crate::hash::mix64(hasher.finish()));
         }
         for position in self.streams.iter() {
-            let mut hasher = crate::hash::FixedState.build_hasher();
-            position.hash(&mut hasher);
-            sum = sum.wrapping_add(crate::hash::mix64(hasher.finish()));
+            sum = sum.wrapping_add(crate::hash::mix64(crate::hash::FixedState.hash_one(position)));
         }
         for event in self.outbox.after(0) {
             let mut hasher = crate::hash::FixedState.build_hasher();

@@ -83,7 +83,12 @@ impl Shard {
         let (now_us, own) = (self.last_time_us, self.config.node.id.0);
         for place in 0..self.groups.len() {
             let Some(mut group) = self.groups[place].take_if(|group| {
-                group.replica.leader() == lost.0 && group.given_up != lost.0 && group.replica.is_voter()
+                // Of a group without a leader another replica heard the same and stands already.
+                let is_over = match group.replica.leader() {
+                    0 => group.given_up == 0,
+                    leader => leader == lost.0 && group.given_up != lost.0,
+                };
+                is_over && group.replica.is_voter()
             }) else {
                 continue;
             };

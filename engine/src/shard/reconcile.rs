@@ -11,6 +11,9 @@ use crate::replica::{Replica, conf};
 
 /// Entries by which a learner may be behind when it becomes a voter, and a follower when it becomes the leader.
 const CAUGHT_UP: u64 = 256;
+/// How long a node must have had everything before it is handed groups for the sake of balance, in microseconds: one that
+/// comes back has other groups to catch up with, and would answer late.
+const STEADY_US: u64 = 1_000_000;
 /// A replica that the map does not have is removed when no leader was heard about it for so long, in microseconds.
 const FORGOTTEN_US: u64 = 2_000_000;
 
@@ -115,6 +118,7 @@ impl Shard {
         let full: Vec<NodeId> =
             self.peers.nodes.iter().filter(|(_, peer)| peer.is_full).map(|(&node, _)| node).collect();
         let is_full = |node: NodeId| full.contains(&node);
+        let unsteady = self.unsteady();
         for place in 0..self.groups.len() {
             let Some(group) = self.groups[place].as_deref_mut().filter(|group| group.serving > 0) else { continue };
             if retires && hand_over(&mut group.replica, own, is_full) {
@@ -125,12 +129,28 @@ impl Shard {
             let Some(placement) = map.placement(group.number) else { continue };
             let voters: Vec<u64> = placement.replicas.iter().map(|node| node.0).collect();
             let learners = if group.number == META_GROUP { learners(&map, &voters) } else { Vec::new() };
-            let preferred = placement.leader.filter(|&node| !is_full(node)).map(|node| node.0);
+            let preferred = placement.leader.filter(|&node| !is_full(node) && !unsteady.contains(&node));
+            let preferred = preferred.map(|node| node.0);
             if step(&mut group.replica, own, voters, &learners, preferred) {
                 let number = group.number;
                 self.touch(number);
             }
         }
+    }
+
+    /// Voters of groups that are led here which are not connected or lack entries, or did a moment ago.
+    fn unsteady(&mut self) -> Vec<NodeId> {
+        let (own, now_us) = (self.config.node.id.0, self.last_time_us);
+        for group in self.groups.iter().flatten().filter(|group| group.serving > 0) {
+            for &node in group.replica.conf().voters.iter().filter(|&&node| node != own) {
+                let peer = self.peers.nodes.entry(NodeId(node)).or_default();
+                if peer.heard_us == 0 || !has_nearly_all(&group.replica, node) {
+                    peer.behind_us = now_us;
+                }
+            }
+        }
+        let was_behind = |behind_us: u64| behind_us > 0 && now_us.saturating_sub(behind_us) < STEADY_US;
+        self.peers.nodes.iter().filter(|(_, peer)| was_behind(peer.behind_us)).map(|(&node, _)| node).collect()
     }
 }
 
@@ -142,9 +162,12 @@ fn learners(map: &ClusterMap, voters: &[u64]) -> Vec<u64> {
 
 /// Whether a follower has nearly all of the log, and said so: the library takes a new one for active.
 fn has_caught_up(replica: &Replica, node: u64) -> bool {
+    replica.is_following(node) && has_nearly_all(replica, node)
+}
+
+fn has_nearly_all(replica: &Replica, node: u64) -> bool {
     let matched = replica.matched(node).filter(|&matched| matched > 0);
-    let behind = matched.map(|matched| replica.last_index().saturating_sub(matched));
-    replica.is_following(node) && behind.is_some_and(|behind| behind <= CAUGHT_UP)
+    matched.is_some_and(|matched| replica.last_index().saturating_sub(matched) <= CAUGHT_UP)
 }
 
 /// Hands leadership to any voter that has the log and room for more; `true` if it is on its way.

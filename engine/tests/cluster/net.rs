@@ -167,6 +167,11 @@ impl Net {
         }
     }
 
+    /// Nothing passes from the one to the other any more.
+    pub(crate) fn cut(&mut self, from: u64, to: u64) {
+        self.cut.insert((from, to));
+    }
+
     pub(crate) fn heal(&mut self) {
         self.cut.clear();
     }

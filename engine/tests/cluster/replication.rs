@@ -117,6 +117,79 @@ fn an_election_over_a_reset_connection_is_quick() {
 }
 
 #[test]
+fn an_election_is_quick_when_only_one_replica_has_the_last_entries() {
+    for lacking in 0..2 {
+        let mut net = three(1);
+        let leader = net.leader(0).unwrap();
+        let others: Vec<u64> = net.alive().into_iter().filter(|id| *id != leader).collect();
+        net.run_ms(1_000);
+        net.cut(leader, others[lacking]);
+        net.send(leader, 0, 0, &submit(0, 0..1));
+        net.run_ms(3);
+        net.kill(leader);
+        net.heal();
+        let killed_us = net.now_us;
+        net.until("another leader", |net| net.leader(0).is_some());
+        assert_eq!(net.leader(0), Some(others[1 - lacking]));
+        let gap_ms = (net.now_us - killed_us) / 1_000;
+        assert!(gap_ms < 150, "{gap_ms} ms");
+    }
+}
+
+#[test]
+fn a_follower_that_was_cut_off_does_not_unseat_its_leader() {
+    let mut net = three(1);
+    let leader = net.leader(0).unwrap();
+    let follower = net.alive().into_iter().find(|id| *id != leader).unwrap();
+    net.run_ms(1_000);
+    net.isolate(follower);
+    assert_eq!(accepted(&mut net, 0, 0..10), 10);
+    net.run_ms(3_000);
+    net.heal();
+    for _ in 0..2_000 {
+        net.run_ms(1);
+        assert_eq!(net.leader(0), Some(leader));
+    }
+    net.assert_equal(0);
+}
+
+#[test]
+fn the_last_of_three_knows_of_no_leader() {
+    let mut net = three(3);
+    net.run_ms(1_000);
+    let last = net.alive()[0];
+    for other in net.alive().into_iter().filter(|id| *id != last) {
+        net.kill(other);
+    }
+    net.run_ms(2_000);
+    for partition in 0..3 {
+        let read = net.send(last, partition, 0, &GetTask { id: id(partition, 0) });
+        net.run_ms(50);
+        let reply = net.reply(last, read).unwrap();
+        assert_eq!(reply.code(), Code::NotLeader);
+        let text = String::from_utf8_lossy(&reply.body);
+        assert!(text.contains("has no leader that is known here"), "{text}");
+    }
+}
+
+#[test]
+fn a_node_that_comes_back_is_given_no_leadership_before_it_has_had_everything_for_a_while() {
+    let mut net = three(6);
+    net.run_ms(5_000);
+    let back = (0..6).find_map(|partition| net.leader(partition)).unwrap();
+    net.kill(back);
+    net.until("other leaders", |net| (0..6).all(|partition| net.leader(partition).is_some()));
+    for partition in 0..6 {
+        assert_eq!(accepted(&mut net, partition, 0..100), 100);
+    }
+    net.start(back);
+    let started_us = net.now_us;
+    net.until("its share", |net| (0..6).any(|partition| net.leader(partition) == Some(back)));
+    let waited_ms = (net.now_us - started_us) / 1_000;
+    assert!(waited_ms >= 1_000, "{waited_ms} ms");
+}
+
+#[test]
 fn a_lease_of_a_lost_leader_is_given_again_under_a_higher_token() {
     let mut net = three(1);
     assert_eq!(accepted(&mut net, 0, 0..1), 1);

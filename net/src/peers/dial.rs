@@ -80,10 +80,10 @@ impl Outgoing {
         }
     }
 
-    pub(super) fn moved(&self, address: SocketAddr) {
-        if self.address.replace(address) != address {
-            self.hurry();
-        }
+    /// It is said to be at this address: maybe where it was, but back.
+    pub(super) fn found(&self, address: SocketAddr) {
+        self.address.set(address);
+        self.hurry();
     }
 
     /// There is reason to believe that a dial succeeds now.

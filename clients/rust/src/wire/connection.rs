@@ -4,6 +4,7 @@
 //! the end every waiter hears of it and every later request fails at once. At most [`OUTGOING_BYTES_MAX`] plus one
 //! frame wait to be written: callers wait beyond that.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -81,6 +82,8 @@ struct Outgoing {
 
 struct Shared {
     outgoing: Mutex<Outgoing>,
+    /// How often something arrived.
+    heard: AtomicU64,
     written: Notify,
     drained: Notify,
 }
@@ -141,6 +144,7 @@ impl Connection {
         let info = say_hello(&mut reader, &mut write, options).await?;
         let shared = Arc::new(Shared {
             outgoing: Mutex::new(Outgoing { buffer: FrameBuffer::new(), pending: Pending::default(), ended: None }),
+            heard: AtomicU64::new(0),
             written: Notify::new(),
             drained: Notify::new(),
         });
@@ -160,6 +164,11 @@ impl Connection {
     #[must_use]
     pub fn is_ended(&self) -> bool {
         self.shared.lock().ended.is_some()
+    }
+
+    /// How often something arrived.
+    pub(crate) fn heard(&self) -> u64 {
+        self.shared.heard.load(Ordering::Relaxed)
     }
 
     /// Ends the connection: waiting requests hear that it was lost.
@@ -349,7 +358,7 @@ async fn read_loop<R: AsyncRead + Unpin>(mut reader: FrameReader<R>, shared: Arc
         }
         match reader.fill().await {
             Ok(0) => break "the peer closed it".to_owned(),
-            Ok(_) => {}
+            Ok(_) => _ = shared.heard.fetch_add(1, Ordering::Relaxed),
             Err(error) => break format!("reading failed: {error}"),
         }
     };

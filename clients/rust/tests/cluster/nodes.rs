@@ -81,6 +81,8 @@ pub(crate) struct Nodes {
     /// By node: connections end when it grows.
     kill: Vec<watch::Sender<u64>>,
     silent: Vec<watch::Sender<bool>>,
+    /// By node: connections made before it grew are silent.
+    stalled: Vec<watch::Sender<u64>>,
 }
 
 impl Nodes {
@@ -90,6 +92,7 @@ impl Nodes {
             state: Arc::default(),
             kill: shards.iter().map(|_| watch::Sender::new(0)).collect(),
             silent: shards.iter().map(|_| watch::Sender::new(false)).collect(),
+            stalled: shards.iter().map(|_| watch::Sender::new(0)).collect(),
         };
         for (node, &shards) in shards.iter().enumerate() {
             let mut ports = Vec::new();
@@ -142,6 +145,11 @@ impl Nodes {
     /// Freezes a node: it reads nothing and says nothing, and keeps its connections.
     pub(crate) fn silence(&self, node: usize, is_silent: bool) {
         self.silent[node].send_replace(is_silent);
+    }
+
+    /// Nothing passes any more on the connections that a node has; on new ones it does.
+    pub(crate) fn stall(&self, node: usize) {
+        self.stalled[node].send_modify(|count| *count += 1);
     }
 
     /// Elects: the node leads these partitions, in a new term. Leases of the old leader are forgotten.
@@ -212,9 +220,11 @@ impl Nodes {
         let (read, mut write) = stream.into_split();
         let (out, mut frames) = mpsc::unbounded_channel::<FrameBuffer>();
         let (mut kill, mut silent) = (self.kill[node].subscribe(), self.silent[node].subscribe());
+        let mut stalled = self.stalled[node].subscribe();
+        let stalled_before = *stalled.borrow();
         let mut reader = FrameReader::new(read);
         loop {
-            let is_silent = *silent.borrow_and_update();
+            let is_silent = *silent.borrow_and_update() || *stalled.borrow_and_update() > stalled_before;
             while !is_silent && let Ok(Some(frame)) = reader.buffered() {
                 if !self.state().handle(node, shard, &frame, &out) {
                     self.kill(node);
@@ -228,6 +238,7 @@ impl Nodes {
                 }
                 _ = kill.changed() => return,
                 _ = silent.changed() => {}
+                _ = stalled.changed() => {}
             }
         }
         let mut state = self.state();
