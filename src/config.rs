@@ -33,7 +33,6 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 pub(crate) use error::{Error, Problem, did_you_mean};
-pub(crate) use events::Events;
 pub(crate) use machine::{core_count, memory_limit_bytes};
 pub(crate) use secret::DatabaseUrl;
 pub(crate) use sections::Config;

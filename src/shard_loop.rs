@@ -103,7 +103,7 @@ pub(crate) struct ShardLoop {
     /// Where final tasks are checkpointed.
     checkpoints: Option<Rc<checkpoints::Checkpoints>>,
     /// Where is told what happens.
-    events: Option<Rc<events::Sender>>,
+    events: Option<Rc<events::Events>>,
     /// How the node's streams are doing: on shard 0, where there are some.
     streams: Option<Arc<Status>>,
     /// Log blocks that are not durable yet, each with the last record it holds.

@@ -225,7 +225,7 @@ fn the_documented_events_name_every_key_and_are_checked_with_sentences() {
     let block = &text[text.find("# [events]").unwrap()..];
     let block: Vec<&str> = block.lines().take_while(|line| !line.is_empty()).map(|line| &line[2..]).collect();
     let config = read(&block.join("\n")).unwrap();
-    for key in super::Events::KEYS {
+    for key in super::events::Events::KEYS {
         assert!(block.iter().any(|line| line.starts_with(&format!("{key} = "))), "events.{key} is not documented");
     }
     let shown = config.to_toml(|_| Origin::Default);

@@ -17,13 +17,13 @@ use super::checkpoints::PAUSE;
 use crate::events::Port;
 
 /// A shard's part in events.
-pub(super) struct Sender {
+pub(super) struct Events {
     pub(super) port: Port,
     /// Rung by answers.
     answered: Bell,
 }
 
-impl Sender {
+impl Events {
     pub(super) fn new(port: Port) -> Self {
         Self { port, answered: Bell::default() }
     }
@@ -39,11 +39,14 @@ impl ShardLoop {
     }
 
     /// Sends events at every interval, and after answers what came meanwhile: a busy topic has large batches.
-    async fn events_task(self: Rc<Self>, sender: Rc<Sender>) {
+    async fn events_task(self: Rc<Self>, sender: Rc<Events>) {
         // What found the queue full.
         let mut held = None;
         loop {
-            or(async { drop(Timer::new(sender.port.interval).await) }, sender.answered.wait()).await;
+            let interval = async {
+                Timer::new(sender.port.interval).await;
+            };
+            or(interval, sender.answered.wait()).await;
             self.send_events(&sender.port, &mut held).await;
         }
     }
@@ -65,7 +68,7 @@ impl ShardLoop {
 
     /// Takes answers of the thread.
     #[expect(unsafe_code, reason = "glommio takes over a socket only by its raw descriptor")]
-    async fn events_answers(self: Rc<Self>, sender: Rc<Sender>, wake: std::os::unix::net::UnixStream) {
+    async fn events_answers(self: Rc<Self>, sender: Rc<Events>, wake: std::os::unix::net::UnixStream) {
         // SAFETY: the descriptor was given up by its only owner in this expression.
         let mut wake = unsafe { UnixStream::from_raw_fd(wake.into_raw_fd()) };
         let mut rings = [0u8; 256];

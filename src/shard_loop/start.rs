@@ -27,7 +27,7 @@ use taskmaster_storage::wal;
 use taskmaster_storage::wal::driver::Wal;
 
 use super::checkpoints::Checkpoints;
-use super::events::Sender;
+use super::events::Events;
 use super::gossip::Gossiper;
 use super::recovery::Recovered;
 use super::{GossipSetting, Message, NodeMap, ShardLoop, fatal, now_us};
@@ -134,7 +134,7 @@ async fn run(mut start: Start) -> anyhow::Result<()> {
         gossip: gossip.map(|setting| Gossiper::new(setting, term, seed)).transpose()?,
         streams: start.streams.take(),
         checkpoints: start.port.take().map(|port| Rc::new(Checkpoints::new(port))),
-        events: start.events.take().map(|port| Rc::new(Sender::new(port))),
+        events: start.events.take().map(|port| Rc::new(Events::new(port))),
         blocks: RefCell::new(VecDeque::new()),
         connections: RefCell::new(HashMap::new()),
         last_connection: Cell::new(0),
