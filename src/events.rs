@@ -187,6 +187,7 @@ fn event_of(event: Event) -> events::Event {
         Change::Failed => events::Change::Failed,
         Change::Cancelled => events::Change::Cancelled,
         Change::Expired => events::Change::Expired,
+        Change::Started => events::Change::Started,
     };
     events::Event {
         number: event.number,

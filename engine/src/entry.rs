@@ -5,14 +5,14 @@
 //! offset size field
 //!      0    2 operation   as in the protocol; 0x100: settings of the partition; 0x101: how far it is checkpointed;
 //!                        0x102: final tasks from the store;
-//!                        0x103: how many of its events are sent
+//!                        0x103: how many of its events are sent; 0x104: attempts that began
 //!      2    2 flags       bit 0: the request was a resend
 //!      4    4 body_len    bytes
 //!      8    8 time_us     when it was admitted, microseconds since 1970; never decreasing within a partition
 //! ```
 //! Positions, checksums and chaining are the log's business.
 
-use taskmaster_protocol::{FrameBuffer, Operation, PartitionId};
+use taskmaster_protocol::{FrameBuffer, Operation, PartitionId, TaskId};
 
 /// Bytes of a command's header.
 pub const COMMAND_HEADER_BYTES: usize = 16;
@@ -24,6 +24,8 @@ const CHECKPOINTED: u16 = 0x101;
 const RESTORED: u16 = 0x102;
 /// The number of sent among the operations.
 const SENT: u16 = 0x103;
+/// The number of started among the operations.
+const STARTED: u16 = 0x104;
 
 /// What a command does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +40,8 @@ pub(crate) enum Verb {
     Restored,
     /// All events up to a number are in the topic outside: body [`checkpointed_bytes`].
     Sent,
+    /// Attempts began: body [`put_start`] for each. Changes no task; it is there to be told.
+    Started,
 }
 
 /// What a partition's replicas must agree on and nodes are configured with.
@@ -53,8 +57,8 @@ pub(crate) struct Settings {
     pub(crate) waiting_kib_max: u32,
     /// How long a checkpointed task is kept at most, in milliseconds.
     pub(crate) checkpointed_kept_ms: u32,
-    /// Events that wait at most; 0: there are none.
-    pub(crate) events_max: u32,
+    /// KiB of events that wait at most; 0: there are none.
+    pub(crate) events_kib_max: u32,
 }
 
 /// Bytes of [`Settings`].
@@ -69,7 +73,7 @@ impl Settings {
             self.waiting_max,
             self.waiting_kib_max,
             self.checkpointed_kept_ms,
-            self.events_max,
+            self.events_kib_max,
         ];
         for (place, field) in bytes.chunks_exact_mut(4).zip(fields) {
             place.copy_from_slice(&field.to_le_bytes());
@@ -87,9 +91,40 @@ impl Settings {
             waiting_max: fields.next()?,
             waiting_kib_max: fields.next()?,
             checkpointed_kept_ms: fields.next()?,
-            events_max: fields.next()?,
+            events_kib_max: fields.next()?,
         })
     }
+}
+
+/// An attempt that began, as [`Verb::Started`] has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Start {
+    pub(crate) id: TaskId,
+    /// Where the leader has the task.
+    pub(crate) locator: u32,
+    pub(crate) attempt: u32,
+}
+
+/// Bytes of a [`Start`].
+pub(crate) const START_BYTES: usize = 24;
+
+/// Appends to the body of [`Verb::Started`].
+pub(crate) fn put_start(out: &mut FrameBuffer, start: Start) {
+    out.extend_from_slice(&start.id.hi.to_le_bytes());
+    out.extend_from_slice(&start.id.lo.to_le_bytes());
+    out.extend_from_slice(&start.locator.to_le_bytes());
+    out.extend_from_slice(&start.attempt.to_le_bytes());
+}
+
+/// The body of [`Verb::Started`]; `None` when it is none.
+pub(crate) fn read_starts(body: &[u8]) -> Option<impl Iterator<Item = Start> + '_> {
+    let (rows, []) = body.as_chunks::<START_BYTES>() else { return None };
+    Some(rows.iter().map(|row| {
+        let [locator, attempt] =
+            [16, 20].map(|at| u32::from_le_bytes(*row[at..].first_chunk().expect("a row has 24 bytes")));
+        let half = |at: usize| u64::from_le_bytes(*row[at..].first_chunk().expect("a row has 24 bytes"));
+        Start { id: TaskId { hi: half(0), lo: half(8) }, locator, attempt }
+    }))
 }
 
 /// The body of [`Verb::Checkpointed`] and [`Verb::Sent`].
@@ -188,6 +223,7 @@ pub(crate) fn append(
         Verb::Checkpointed => CHECKPOINTED,
         Verb::Restored => RESTORED,
         Verb::Sent => SENT,
+        Verb::Started => STARTED,
     };
     out.extend_from_slice(&number.to_le_bytes());
     out.extend_from_slice(&u16::from(resend).to_le_bytes());
@@ -218,6 +254,7 @@ pub(crate) fn next<'a>(rest: &mut &'a [u8], group: u16, index: u64) -> Result<Co
         None if number == CHECKPOINTED => Verb::Checkpointed,
         None if number == RESTORED => Verb::Restored,
         None if number == SENT => Verb::Sent,
+        None if number == STARTED => Verb::Started,
         None => return Err(EntryError::Operation { operation: number, group, index }),
     };
     *rest = behind;
@@ -238,7 +275,7 @@ mod tests {
             waiting_max: 7,
             waiting_kib_max: 8,
             checkpointed_kept_ms: 9,
-            events_max: 10,
+            events_kib_max: 10,
         };
         append(&mut out, Verb::Settings, false, 78, |out| out.extend_from_slice(&settings.bytes()));
         let mut rest = &out[..];

@@ -8,8 +8,11 @@ use taskmaster_protocol::{PartitionId, TaskId};
 /// That events go out, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Events {
-    /// Events of a partition that wait at most; beyond it the oldest are dropped, which shows as a gap in their numbers.
-    pub waiting_max: u32,
+    /// KiB of a partition's events that wait at most, with the final tasks that are kept for them; beyond it the oldest events are
+    /// dropped, which shows as a gap in their numbers.
+    pub waiting_kib_max: u32,
+    /// Whether that attempts begin is told too: for that alone the log has records of leases.
+    pub starts: bool,
 }
 
 /// What happened.
@@ -30,10 +33,12 @@ pub enum Change {
     Cancelled = 5,
     /// Its deadline passed.
     Expired = 6,
+    /// An attempt began: a worker has it.
+    Started = 7,
 }
 
 impl Change {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Submitted,
         Self::AttemptFailed,
         Self::Retried,
@@ -41,16 +46,17 @@ impl Change {
         Self::Failed,
         Self::Cancelled,
         Self::Expired,
+        Self::Started,
     ];
 
     /// The change with this number.
-    pub(crate) fn from_number(number: u32) -> Option<Self> {
-        Self::ALL.get(usize::try_from(number).ok()?).copied()
+    pub(crate) fn from_number(number: u16) -> Option<Self> {
+        Self::ALL.get(usize::from(number)).copied()
     }
 
     /// Its number.
-    pub(crate) const fn number(self) -> u32 {
-        self as u32
+    pub(crate) const fn number(self) -> u16 {
+        self as u16
     }
 }
 
@@ -115,7 +121,7 @@ pub struct Event {
     pub change: Change,
     /// When, in microseconds since 1970.
     pub at_us: u64,
-    /// Attempts begun until then, as the log knows.
+    /// Attempts begun until then, as the log knows; of an attempt's start or end, its own number.
     pub attempt: u32,
     /// What else is known of the task, unless it is forgotten.
     pub details: Option<Details>,

@@ -559,7 +559,7 @@ impl Partition {
             cx.settled.push(Awaited::Task(id));
         }
         self.kept += 1;
-        self.note_end(slot, end, cx.time_us);
+        self.note_end(slot, end, cx.time_us, cx.arena);
         let workflow = self.extras.get(extra).map_or(NONE, |extra| extra.workflow);
         if workflow == NONE {
             self.retain(slot, cx.arena);

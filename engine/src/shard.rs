@@ -233,7 +233,7 @@ pub struct Stats {
     pub checkpoint_waiting_bytes: u64,
     /// Final tasks that were forgotten without a checkpoint, since too many waited.
     pub checkpoint_lost: u64,
-    /// Events of partitions led from here that are not known to be sent.
+    /// Events of partitions led from here that are not known to be sent: the lag.
     pub events_waiting: u64,
     /// Events that were dropped, since too many waited.
     pub events_lost: u64,
@@ -292,6 +292,8 @@ pub struct Shard {
     store_place: usize,
     /// The partition whose turn it is to send events.
     topic_place: usize,
+    /// It was said that events are dropped, and none was sent since.
+    topic_overflows: bool,
     /// What recovery found so far, until the start.
     found: BTreeMap<u16, recovery::Found>,
     /// The record that was replayed last.
@@ -345,6 +347,7 @@ impl Shard {
             local: snapshots::Local::default(),
             store_place: 0,
             topic_place: 0,
+            topic_overflows: false,
             found: BTreeMap::new(),
             replayed: 0,
             past: None,
@@ -480,10 +483,12 @@ impl Shard {
             scratch: &mut self.scratch,
             effects,
             now_us: self.last_time_us,
+            tells_starts: self.config.events.is_some_and(|events| events.starts),
             assigned: 0,
         };
         assigner.run();
         self.stats.assigned += assigner.assigned;
+        self.log_starts();
     }
 
     /// Splits the shard into one partition and what its transitions touch.

@@ -93,8 +93,9 @@ struct StreamRecord {
 struct EventRecord {
     id: TaskId,
     at_us: u64,
-    attempt: u32,
-    change: u32,
+    bytes: u32,
+    attempt: u16,
+    change: u16,
 }
 
 #[derive(Debug, Default, Archive, Serialize, Deserialize)]
@@ -336,9 +337,15 @@ pub(crate) fn begin(partition: &mut Partition, arena: &Arena) {
     }
     partition.snapshot.staged = chunk;
     partition.snapshot.close();
-    for (_, Happened { id, at_us, attempt, change }) in partition.outbox.after(0) {
-        partition.snapshot.staged.events.push(EventRecord { id, at_us, attempt, change: change.number() });
-        if partition.snapshot.staged.events.len() >= CHUNK_EVENTS {
+    stage_events(partition);
+}
+
+/// The line of events, as it is. It is bounded, and short unless the topic is away.
+fn stage_events(partition: &mut Partition) {
+    for (_, Happened { id, at_us, bytes, attempt, change }) in partition.outbox.after(0) {
+        let staged = &mut partition.snapshot.staged;
+        staged.events.push(EventRecord { id, at_us, bytes, attempt, change: change.number() });
+        if staged.events.len() >= CHUNK_EVENTS {
             partition.snapshot.close();
         }
     }
@@ -408,6 +415,7 @@ impl Restore {
             partition.outbox.push(Happened {
                 id: TaskId::from(&record.id),
                 at_us: record.at_us.to_native(),
+                bytes: record.bytes.to_native(),
                 attempt: record.attempt.to_native(),
                 change: Change::from_number(record.change.to_native())
                     .ok_or_else(|| Malformed("an event's change".to_owned()))?,

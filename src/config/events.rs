@@ -8,7 +8,7 @@ use toml::de::DeValue;
 
 use super::kafka::Properties;
 use super::setting::{Raw, Setting};
-use super::value::Interval;
+use super::value::{ByteSize, Interval};
 use super::{Loaded, Problem, did_you_mean, line_of, raw};
 
 /// The section's name.
@@ -31,8 +31,10 @@ pub(crate) struct Events {
     pub(crate) interval: Interval,
     /// Most events of one batch of a partition.
     pub(crate) batch_events: u32,
-    /// Events that wait at most, over all partitions.
-    pub(crate) waiting_max: u64,
+    /// Events that wait at most, with the final tasks kept for them, over all partitions.
+    pub(crate) waiting: ByteSize,
+    /// Whether it is told that attempts begin.
+    pub(crate) starts: bool,
     /// Properties of librdkafka.
     pub(crate) properties: Properties,
 }
@@ -47,7 +49,8 @@ impl Default for Events {
             key: "task".to_owned(),
             interval: Interval::ms(20),
             batch_events: 4_096,
-            waiting_max: 4_000_000,
+            waiting: ByteSize::mib(256),
+            starts: true,
             properties: Properties::default(),
         }
     }
@@ -73,7 +76,7 @@ macro_rules! keys {
     };
 }
 
-keys! { brokers, topic, positions, delivery, key, interval, batch_events, waiting_max }
+keys! { brokers, topic, positions, delivery, key, interval, batch_events, waiting, starts }
 
 /// Reads the section.
 pub(super) fn read(loaded: &mut Loaded, text: &str, value: &Spanned<DeValue<'_>>, problems: &mut Vec<Problem>) {
@@ -121,8 +124,8 @@ impl Events {
         if self.topic == self.positions() {
             return Err("would keep positions in the topic itself".to_owned());
         }
-        if self.interval.0.is_zero() || self.batch_events == 0 || self.waiting_max == 0 {
-            return Err("needs an interval, batch_events and waiting_max above zero".to_owned());
+        if self.interval.0.is_zero() || self.batch_events == 0 || self.waiting.0 == 0 {
+            return Err("needs an interval, batch_events and waiting above zero".to_owned());
         }
         self.delivery().and_then(|_| self.key_of()).map(|_| ())
     }

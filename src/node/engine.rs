@@ -37,7 +37,8 @@ pub(super) fn shard_config(config: &Config, info: &NodeInfo, dir: u128, number: 
         auto_create_queues: config.queues.auto_create,
         checkpoints: config.postgres.is_configured().then(|| checkpoints(config)),
         events: config.events.as_ref().map(|events| Events {
-            waiting_max: u32::try_from(events.waiting_max / u64::from(partitions)).unwrap_or(u32::MAX).max(1),
+            waiting_kib_max: u32::try_from((events.waiting.0 >> 10) / u64::from(partitions)).unwrap_or(u32::MAX).max(1),
+            starts: events.starts,
         }),
     }
 }

@@ -57,12 +57,16 @@ impl ShardLoop {
                 let next = self.shard.borrow_mut().next_for_topic(port.bounds);
                 next.map(|next| port.given(next))
             });
-            let Some(given) = next else { return };
+            let Some(given) = next else { break };
             if let Err(given) = port.give(given) {
                 *held = Some(*given);
-                return;
+                break;
             }
             Timer::new(PAUSE).await;
+        }
+        // Attempts that began wait for company on the way to the log, but not for ever.
+        if self.shard.borrow().has_unproposed() {
+            self.perform();
         }
     }
 

@@ -26,6 +26,7 @@ mod shard_loop;
 pub mod shards;
 mod store;
 mod streams;
+mod topic;
 mod workers;
 mod workload;
 mod world;
@@ -90,6 +91,8 @@ pub struct Options {
     pub checkpoints: bool,
     /// Streams are read too.
     pub streams: bool,
+    /// What happens to tasks is told in a topic.
+    pub events: bool,
 }
 
 impl Options {
@@ -97,7 +100,17 @@ impl Options {
     #[must_use]
     pub const fn of_seed(seed: u64) -> Self {
         let faults = FaultSet::ALL;
-        Self { seed, nodes: 0, minutes: 0, faults, saves: false, defect: None, checkpoints: false, streams: false }
+        Self {
+            seed,
+            nodes: 0,
+            minutes: 0,
+            faults,
+            saves: false,
+            defect: None,
+            checkpoints: false,
+            streams: false,
+            events: false,
+        }
     }
 }
 
@@ -109,6 +122,9 @@ impl fmt::Display for Options {
         }
         if self.streams {
             f.write_str(" --streams")?;
+        }
+        if self.events {
+            f.write_str(" --events")?;
         }
         if self.saves {
             f.write_str(" --saves")?;
@@ -163,10 +179,12 @@ pub struct Report {
     pub replicas_compared: u64,
     /// Ends of tasks taken by the store.
     pub stored: u64,
-    /// Batches that it refused: late, or taken before.
+    /// Batches that it, or the topic, refused: late, or taken before.
     pub refused: u64,
     /// Messages of streams that became tasks.
     pub messages_taken: u64,
+    /// Events of tasks taken by the topic.
+    pub told: u64,
     /// Peer messages and gossip packets delivered.
     pub messages: u64,
 }

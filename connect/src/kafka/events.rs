@@ -10,10 +10,12 @@ mod positions;
 mod producer;
 mod settings;
 mod sink;
+mod standing;
 mod status;
 
 pub use settings::{Delivery, KeyOf, Settings};
 pub use sink::{Given, produce};
+pub use standing::{EventsStanding, PositionsStanding, standing};
 pub use status::Status;
 
 /// A range of [`Batch::bytes`].
@@ -125,6 +127,8 @@ pub enum Change {
     Cancelled,
     /// Its deadline passed.
     Expired,
+    /// An attempt began.
+    Started,
 }
 
 impl Change {
@@ -139,6 +143,7 @@ impl Change {
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
             Self::Expired => "expired",
+            Self::Started => "started",
         }
     }
 }
@@ -154,7 +159,7 @@ pub struct Event {
     pub change: Change,
     /// When, in microseconds since 1970.
     pub at_us: u64,
-    /// The attempt that ended, or begun attempts.
+    /// The attempt that began or ended, else how many had begun.
     pub attempt: u32,
     /// What is known of the task beside that, unless it is forgotten.
     pub details: Option<Details>,

@@ -39,13 +39,9 @@ pub fn standing(settings: &Settings, longest: Duration) -> Result<Standing, Stri
     let mut topics = Vec::new();
     let mut brokers = 0;
     for name in settings.topics.iter().chain(&settings.dead_letter) {
-        let metadata = consumer.fetch_metadata(Some(name), longest).map_err(|error| error.to_string())?;
-        brokers = metadata.brokers().len();
-        let topic = metadata.topics().iter().find(|topic| topic.name() == name);
-        let error =
-            topic.and_then(MetadataTopic::error).map(|error| rdkafka::types::RDKafkaErrorCode::from(error).to_string());
-        let partitions = topic.map_or(0, |topic| topic.partitions().len());
-        topics.push(TopicStanding { name: name.clone(), partitions, error });
+        let topic;
+        (brokers, topic) = topic_standing(&consumer, name, longest)?;
+        topics.push(topic);
     }
     let mut parts = TopicPartitionList::new();
     for topic in topics.iter().take(settings.topics.len()).filter(|topic| topic.partitions > 0) {
@@ -57,4 +53,18 @@ pub fn standing(settings: &Settings, longest: Duration) -> Result<Standing, Stri
         Ok(parts) => parts.elements().iter().find_map(|part| part.error().err()).map(|error| error.to_string()),
     };
     Ok(Standing { brokers, topics, group_error })
+}
+
+/// How many brokers there are, and what they say of a topic.
+pub(super) fn topic_standing(
+    asker: &BaseConsumer,
+    name: &str,
+    longest: Duration,
+) -> Result<(usize, TopicStanding), String> {
+    let metadata = asker.fetch_metadata(Some(name), longest).map_err(|error| error.to_string())?;
+    let topic = metadata.topics().iter().find(|topic| topic.name() == name);
+    let error =
+        topic.and_then(MetadataTopic::error).map(|error| rdkafka::types::RDKafkaErrorCode::from(error).to_string());
+    let partitions = topic.map_or(0, |topic| topic.partitions().len());
+    Ok((metadata.brokers().len(), TopicStanding { name: name.to_owned(), partitions, error }))
 }

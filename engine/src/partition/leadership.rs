@@ -120,9 +120,7 @@ impl Partition {
             sum = sum.wrapping_add(crate::hash::mix64(crate::hash::FixedState.hash_one(position)));
         }
         for event in self.outbox.after(0) {
-            let mut hasher = crate::hash::FixedState.build_hasher();
-            event.hash(&mut hasher);
-            sum = sum.wrapping_add(crate::hash::mix64(hasher.finish()));
+            sum = sum.wrapping_add(crate::hash::mix64(crate::hash::FixedState.hash_one(event)));
         }
         sum = sum.wrapping_add(crate::hash::mix64(self.outbox.last().rotate_left(16)));
         sum.wrapping_add(self.versions.chunks.digest())

@@ -9,7 +9,7 @@ use super::Shard;
 use super::group::Request;
 use crate::arena::Arena;
 use crate::checkpoint::{BatchBounds, Stored};
-use crate::entry::{Verb, checkpointed_bytes};
+use crate::entry::{Verb, checkpointed_bytes, put_start};
 use crate::events::{Batch, Change, Details, Event, ForTopic, Labels};
 use crate::extra::unpack_error;
 use crate::partition::{Happened, Partition, Sending};
@@ -29,6 +29,15 @@ impl Shard {
             let Some(partition) = self.partitions[place].as_deref_mut().filter(|_| term > 0) else { continue };
             if !partition.has_events() || partition.outbox.len() == 0 {
                 continue;
+            }
+            if partition.outbox.overflows && !self.topic_overflows {
+                self.topic_overflows = true;
+                let kib = partition.settings.events_kib_max;
+                let sentence = format!(
+                    "events are dropped, the oldest first: the topic takes none, and {kib} KiB of partition {} wait already",
+                    partition.id
+                );
+                self.notices.give(sentence, false, self.last_time_us);
             }
             match partition.outbox.sending {
                 Sending::Closed => {
@@ -73,8 +82,29 @@ impl Shard {
         }
         outbox.sending = Sending::Idle(upto);
         if upto > outbox.before {
+            (outbox.overflows, self.topic_overflows) = (false, false);
             self.push(Verb::Sent, id, Request::default(), |out| out.extend_from_slice(&checkpointed_bytes(upto)));
         }
+    }
+}
+
+impl Shard {
+    /// That attempts began goes to the log with whatever is proposed next, and before what ends them. Nobody waits for it.
+    pub(super) fn log_starts(&mut self) {
+        let mut starts = core::mem::take(&mut self.scratch.starts);
+        for of_partition in starts.chunk_by(|(partition, _), (next, _)| partition == next) {
+            self.push(Verb::Started, of_partition[0].0, Request::default(), |out| {
+                of_partition.iter().for_each(|(_, start)| put_start(out, *start));
+            });
+        }
+        starts.clear();
+        self.scratch.starts = starts;
+    }
+
+    /// Whether something waits for the end of a turn to be proposed.
+    #[must_use]
+    pub fn has_unproposed(&self) -> bool {
+        !self.dirty.is_empty()
     }
 }
 
@@ -90,8 +120,8 @@ fn gather(partition: &Partition, from: u64, bounds: BatchBounds, arena: &Arena) 
             }
             describe(partition, slot, &happened, labels.1, arena, &mut batch.bytes)
         });
-        let Happened { id, at_us, attempt, change } = happened;
-        batch.events.push(Event { number, id, change, at_us, attempt, details });
+        let Happened { id, at_us, attempt, change, .. } = happened;
+        batch.events.push(Event { number, id, change, at_us, attempt: attempt.into(), details });
         batch.to = number;
         if batch.events.len() >= bounds.tasks || batch.bytes.len() >= bounds.bytes {
             break;
@@ -134,8 +164,7 @@ fn describe(
     if extra.key != NONE {
         details.key = body::put(bytes, &partition.keys[extra.key as usize].bytes);
     }
-    if matches!(happened.change, Change::AttemptFailed | Change::Failed) && happened.attempt == u32::from(task.failures)
-    {
+    if matches!(happened.change, Change::AttemptFailed | Change::Failed) && happened.attempt == task.failures {
         let (code, message, _) = unpack_error(arena.get(extra.error));
         details.error = [code, message].map(|part| body::put(bytes, part));
     }

@@ -14,10 +14,14 @@ use super::world::{World, config};
 const WORKER: u64 = 50;
 const BOUNDS: BatchBounds = BatchBounds { tasks_min: 0, tasks: 100, bytes: 1 << 20 };
 
-use Change::{AttemptFailed, Cancelled, Completed, Failed, Retried, Submitted};
+use Change::{AttemptFailed, Cancelled, Completed, Failed, Retried, Started, Submitted};
 
-fn world(waiting_max: u32) -> World {
-    let mut world = World::with(Config { events: Some(Events { waiting_max }), ..config(1) });
+fn world(waiting_kib_max: u32) -> World {
+    telling(Events { waiting_kib_max, starts: false })
+}
+
+fn telling(events: Events) -> World {
+    let mut world = World::with(Config { events: Some(events), ..config(1) });
     world.worker(WORKER, &["mail"], 1_000_000);
     world
 }
@@ -100,6 +104,34 @@ fn a_life_is_told_in_order_with_what_is_known_of_it() {
 }
 
 #[test]
+fn attempts_are_told_to_begin_before_they_end() {
+    let mut world = telling(Events { waiting_kib_max: 1_000, starts: true });
+    let flaky = world.submit_one(job("mail", 0).attempts(2));
+    let lease = world.lease();
+    world.fail(&lease, "exit:1");
+    world.advance_ms(60_000);
+    let lease = world.lease();
+    world.complete(&lease, b"at last");
+    let begins = world.submit_one(job("mail", 1));
+    world.lease();
+    world.open_topic(None);
+    let batch = world.events().unwrap();
+    let told: Vec<_> = batch.events.iter().map(|event| (event.id, event.change, event.attempt)).collect();
+    assert_eq!(
+        told,
+        [
+            (flaky, Submitted, 0),
+            (flaky, Started, 1),
+            (flaky, AttemptFailed, 1),
+            (flaky, Started, 2),
+            (flaky, Completed, 2),
+            (begins, Submitted, 0),
+            (begins, Started, 1),
+        ]
+    );
+}
+
+#[test]
 fn steps_of_a_workflow_are_told_as_they_end() {
     let mut world = world(1_000);
     world.workflow(id(0, 9_000), false, &[job("mail", 1), job("mail", 2).needs(&[0])]);
@@ -164,12 +196,23 @@ fn a_final_task_is_kept_until_its_event_is_sent() {
 
 #[test]
 fn too_many_that_wait_leave_a_gap_that_is_counted() {
-    let mut world = world(10);
-    let ids = world.submit(&jobs("mail", 0, 25));
-    assert_eq!((world.shard.stats().events_waiting, world.shard.stats().events_lost), (10, 15));
+    let mut world = world(1);
+    let ids = world.submit(&jobs("mail", 0, 47));
+    assert_eq!((world.shard.stats().events_waiting, world.shard.stats().events_lost), (32, 15), "of 32 bytes each");
     world.open_topic(Some(0));
+    let warnings = world.shard.take_warnings();
+    assert!(warnings.iter().any(|warning| warning.contains("events are dropped")), "{warnings:?}");
     let told = world.tell_all();
-    assert_eq!(told, (16..=25).map(|number| (number, ids[number as usize - 1], Submitted)).collect::<Vec<_>>());
+    assert_eq!(told, (16..=47).map(|number| (number, ids[number as usize - 1], Submitted)).collect::<Vec<_>>());
+    // A result that is larger than all that may wait is told all the same, and what waits for it does not grow.
+    world.advance_ms(1);
+    for lease in world.leases() {
+        world.complete(&lease, &[7; 4_000]);
+    }
+    assert_eq!(world.shard.stats().events_waiting, 1);
+    let last = world.events().unwrap();
+    let details = last.events.last().unwrap().details.as_ref().unwrap();
+    assert_eq!(details.result.map(|result| result.len), Some(4_000));
 }
 
 #[test]

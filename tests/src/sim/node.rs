@@ -7,7 +7,6 @@ use std::sync::Arc;
 use taskmaster_engine::checkpoint::Checkpoints;
 use taskmaster_engine::cluster::controller::Limits;
 use taskmaster_engine::cluster::{ClusterMap, Member, Membership, NodeInfo, SOFTWARE_VERSION};
-use taskmaster_engine::events::Events;
 use taskmaster_engine::{Config, ConnId};
 use taskmaster_protocol::NodeId;
 
@@ -154,7 +153,7 @@ impl Place {
                 retention_ms: 600_000,
                 auto_create_queues: true,
                 checkpoints: scenario.checkpoints.then_some(CHECKPOINTS),
-                events: Some(EVENTS),
+                events: scenario.events,
             };
             loops.push(ShardLoop::start(config, disk, now_us, dice, defect)?);
         }
@@ -176,8 +175,6 @@ impl Place {
     }
 }
 
-/// Nobody takes them: replicas must agree on what waits and what was dropped.
-const EVENTS: Events = Events { waiting_max: 64 };
 /// Nothing is forgotten early, so that it can be read.
 const CHECKPOINTS: Checkpoints = Checkpoints { waiting_max: 1 << 20, waiting_kib_max: 1 << 20, kept_ms: u32::MAX };
 

@@ -32,6 +32,7 @@ mod mishaps;
 mod nodes;
 mod peers;
 mod stores;
+mod topics;
 
 /// A right clock at virtual time zero, in microseconds since 1970.
 pub(crate) const START_US: u64 = 1_700_000_000_000_000;
@@ -105,6 +106,13 @@ enum What {
     Gossip {
         at_us: u64,
     },
+    /// The topic's answer.
+    Told {
+        shard: u16,
+        partition: PartitionId,
+        term: u64,
+        sent: Stored,
+    },
     /// The store's answer.
     Stored {
         shard: u16,
@@ -152,6 +160,8 @@ enum Event {
     Fault(Fault),
     /// Something reaches the store.
     Store(Box<stores::Asked>),
+    /// Something reaches the topic.
+    Topic(Box<topics::Asked>),
     Look,
 }
 
@@ -227,6 +237,7 @@ pub(crate) struct World {
     wake_of: Vec<u64>,
     oracle: Oracle,
     store_down_until_us: u64,
+    topic_down_until_us: u64,
     phase: Phase,
     /// When replicas are compared next.
     compare_us: u64,
@@ -278,8 +289,9 @@ impl World {
             link_of: actors.iter().map(|_| BTreeMap::new()).collect(),
             wake_of: vec![u64::MAX; actors.len()],
             actors,
-            oracle: Oracle::new(options.checkpoints),
+            oracle: Oracle::new(options.checkpoints, scenario.events),
             store_down_until_us: 0,
+            topic_down_until_us: 0,
             phase: Phase::Faults,
             compare_us: 0,
             defect: options.defect,
@@ -328,7 +340,9 @@ impl World {
             completions_acknowledged: self.oracle.completions_acknowledged,
             messages_taken: self.oracle.messages(),
             stored: self.oracle.store.as_ref().map_or(0, |store| store.rows),
-            refused: self.oracle.store.as_ref().map_or(0, |store| store.refused),
+            refused: self.oracle.store.as_ref().map_or(0, |store| store.refused)
+                + self.oracle.topic.as_ref().map_or(0, |topic| topic.refused),
+            told: self.oracle.topic.as_ref().map_or(0, |topic| topic.told),
             ..self.report
         }
     }
@@ -442,6 +456,7 @@ impl World {
                 Ok(())
             }
             Event::Store(asked) => self.store_asked(asked),
+            Event::Topic(asked) => self.topic_asked(asked),
             Event::Look => self.look(),
         }
     }
@@ -466,6 +481,7 @@ impl World {
             What::Packet { from, bytes } => self.packet_arrives(place, from, &bytes),
             What::Gossip { at_us } => self.gossip_due(place, at_us),
             What::Stored { shard, partition, term, stored } => self.stored(place, shard, partition, term, stored),
+            What::Told { shard, partition, term, sent } => self.told(place, shard, partition, term, sent),
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use taskmaster_client::{Client, TaskId};
 
-use super::{Stage, assert_told, client, task, worker};
+use super::{Stage, assert_told, task, worker};
 
 /// Rounds, unless `TASKMASTER_KILLS` says otherwise.
 const KILLS: u64 = 6;
@@ -25,7 +25,7 @@ pub(super) async fn load(client: Client, done: Arc<AtomicBool>) -> Vec<TaskId> {
 async fn rounds(delivery: &str, is_exact: bool) {
     let kills = std::env::var("TASKMASTER_KILLS").map_or(KILLS, |text| text.parse().unwrap());
     let mut stage = Stage::new(&format!("delivery = \"{delivery}\"")).await;
-    let client = client(&stage.setup).await;
+    let client = stage.setup.client().await;
     let worker = worker(&client).await;
     let done = Arc::new(AtomicBool::new(false));
     let loading = tokio::spawn(load(client.clone(), Arc::clone(&done)));

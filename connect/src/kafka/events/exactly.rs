@@ -9,6 +9,7 @@
 //! - Whoever takes the lock while another holds it fences that one off, whose note then fails, and who begins again.
 //! - The position is read after the fence, when no transaction that could move it is under way.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use rdkafka::error::KafkaResult;
@@ -137,9 +138,9 @@ impl Exactly {
         settings: &Settings,
         cluster: u128,
     ) -> KafkaResult<&'a Positions> {
-        if !known.contains_key(&cluster) {
-            known.insert(cluster, Positions::of(settings, cluster)?);
+        match known.entry(cluster) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(place) => Ok(place.insert(Positions::of(settings, cluster)?)),
         }
-        Ok(&known[&cluster])
     }
 }

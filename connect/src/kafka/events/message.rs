@@ -161,6 +161,7 @@ mod tests {
             Change::Failed,
             Change::Cancelled,
             Change::Expired,
+            Change::Started,
         ];
         assert_eq!(schema["properties"]["event"]["enum"], json!(names.map(Change::name)));
     }

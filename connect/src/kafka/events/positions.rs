@@ -3,6 +3,8 @@
 //! The offset of partition *p* of the topic of positions is the number of partition *p*'s last event, its metadata the leader's term
 //! and the transactional id of the node that sends. It is committed only in transactions, so it moves with the messages or not at all.
 
+use std::time::Duration;
+
 use rdkafka::TopicPartitionList;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -108,9 +110,15 @@ fn make_topic(settings: &Settings, asker: &BaseConsumer) -> KafkaResult<()> {
         );
         return Err(KafkaError::ClientCreation(sentence));
     }
+    create_topic(settings, ANSWER_MAX, false)
+}
+
+/// Makes the topic of positions, or finds out whether that is possible.
+pub(super) fn create_topic(settings: &Settings, longest: Duration, only_looks: bool) -> KafkaResult<()> {
     let admin: AdminClient<DefaultClientContext> = settings.connection().create()?;
     let topic = NewTopic::new(&settings.positions, settings.partitions.into(), TopicReplication::Fixed(-1));
-    let options = AdminOptions::new().operation_timeout(Some(ANSWER_MAX));
+    let options = AdminOptions::new().operation_timeout(Some(longest)).request_timeout(Some(longest));
+    let options = options.validate_only(only_looks);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| KafkaError::ClientCreation(error.to_string()))?;
     for made in runtime.block_on(admin.create_topics([&topic], &options))? {

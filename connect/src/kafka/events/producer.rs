@@ -44,8 +44,13 @@ impl Producer {
 
     /// One that begins where all transactions under this id have ended; whoever else used it is fenced off.
     pub(super) fn transactional(settings: &Settings, id: &str) -> KafkaResult<Self> {
+        Self::transactional_within(settings, id, ANSWER_MAX)
+    }
+
+    /// The same, with less patience.
+    pub(super) fn transactional_within(settings: &Settings, id: &str, longest: Duration) -> KafkaResult<Self> {
         let producer: BaseProducer<Reports> = settings.producer(Some(id)).create_with_context(Reports::default())?;
-        producer.init_transactions(ANSWER_MAX)?;
+        producer.init_transactions(longest)?;
         Ok(Self(producer))
     }
 

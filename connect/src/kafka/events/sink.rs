@@ -36,14 +36,14 @@ pub(super) type Stands = BTreeMap<u16, Sent>;
 
 /// What sends.
 enum Sink {
-    Exactly(Exactly),
+    Exactly(Box<Exactly>),
     AtLeast(Producer),
 }
 
 impl Sink {
     fn new(settings: &Settings) -> KafkaResult<Self> {
         match settings.delivery {
-            Delivery::ExactlyOnce => Exactly::new(settings).map(Self::Exactly),
+            Delivery::ExactlyOnce => Exactly::new(settings).map(Box::new).map(Self::Exactly),
             Delivery::AtLeastOnce => Producer::plain(settings).map(Self::AtLeast),
         }
     }
