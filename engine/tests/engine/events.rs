@@ -73,7 +73,8 @@ fn a_life_is_told_in_order_with_what_is_known_of_it() {
     let flaky = world.submit_one(job("mail", 0).attempts(2));
     let lease = world.lease();
     world.fail(&lease, "exit:1");
-    world.advance_ms(60_000);
+    // Longer than the pause before the second attempt, shorter than its lease.
+    world.advance_ms(5_000);
     let lease = world.lease();
     world.complete(&lease, b"at last");
     let broken = world.submit_one(job("mail", 1).attempts(1));
@@ -109,7 +110,8 @@ fn attempts_are_told_to_begin_before_they_end() {
     let flaky = world.submit_one(job("mail", 0).attempts(2));
     let lease = world.lease();
     world.fail(&lease, "exit:1");
-    world.advance_ms(60_000);
+    // Longer than the pause before the second attempt, shorter than its lease.
+    world.advance_ms(5_000);
     let lease = world.lease();
     world.complete(&lease, b"at last");
     let begins = world.submit_one(job("mail", 1));
