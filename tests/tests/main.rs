@@ -9,6 +9,7 @@ mod disk_full;
 mod postgres;
 mod process;
 mod refusals;
+mod replay;
 mod services;
 mod simulator;
 mod states;
