@@ -14,6 +14,7 @@ mod background;
 mod checkpoints;
 mod gossip;
 mod greeting;
+mod model;
 mod peers;
 pub(crate) mod recovery;
 mod snapshots;
