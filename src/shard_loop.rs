@@ -15,6 +15,7 @@ mod checkpoints;
 mod events;
 mod gossip;
 mod greeting;
+mod model;
 mod peers;
 pub(crate) mod recovery;
 mod snapshots;

@@ -171,16 +171,14 @@ async fn run(mut start: Start) -> anyhow::Result<()> {
     while stands_alone && !shard_loop.shard.borrow().is_serving() {
         sleep(SERVING_POLL).await;
     }
-    for listener in listeners {
-        let accepting = Rc::clone(&shard_loop).accept_task(listener, start.connections_max);
-        glommio::spawn_local(accepting).detach();
-    }
+    accept(&shard_loop, listeners, start.connections_max);
     // The receiver waits for every shard's report before it goes on.
     let _ = start.started.send(Ok(()));
     drop(start.started);
     wait_for_stop(start.stop).await;
     drain(&shard_loop).await;
     logging.await;
+    shard_loop.save_model(&start.dir.shard_dir(number)).await;
     for connection in shard_loop.connections.borrow().values() {
         connection.close();
     }
@@ -192,8 +190,10 @@ fn start_tasks(shard_loop: &Rc<ShardLoop>, dir: &DataDir, identity: u64, term: u
     glommio::spawn_local(Rc::clone(shard_loop).turn_task()).detach();
     glommio::spawn_local(Rc::clone(shard_loop).timer_task()).detach();
     glommio::spawn_local(Rc::clone(shard_loop).mesh_retry_task()).detach();
-    let snapshots = dir.shard_dir(u32::try_from(shard_loop.number).expect("shards are few"));
-    glommio::spawn_local(Rc::clone(shard_loop).snapshot_task(snapshots, identity, term)).detach();
+    let own = dir.shard_dir(u32::try_from(shard_loop.number).expect("shards are few"));
+    shard_loop.restore_model(&own);
+    glommio::spawn_local(Rc::clone(shard_loop).model_task(own.clone())).detach();
+    glommio::spawn_local(Rc::clone(shard_loop).snapshot_task(own, identity, term)).detach();
     if shard_loop.number == 0 {
         glommio::spawn_local(Rc::clone(shard_loop).machine_task(dir.root().to_path_buf())).detach();
     }
@@ -207,6 +207,12 @@ fn client_listeners(shard_loop: &ShardLoop, shared: SocketAddr) -> anyhow::Resul
         listeners.push(listen(own)?);
     }
     Ok(listeners)
+}
+
+fn accept(shard_loop: &Rc<ShardLoop>, listeners: Vec<Listener>, connections_max: u32) {
+    for listener in listeners {
+        glommio::spawn_local(Rc::clone(shard_loop).accept_task(listener, connections_max)).detach();
+    }
 }
 
 /// Listens to other nodes and, on shard 0, looks for them.
