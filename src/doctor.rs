@@ -11,6 +11,7 @@ mod disk;
 mod host;
 mod kernel;
 mod postgres;
+mod redis;
 
 use serde::Serialize;
 
@@ -75,6 +76,7 @@ pub(crate) fn examine(config: &Config) -> Report {
     checks.extend([host::cgroup(), host::worker_limits(), host::port(config)]);
     checks.extend(host::peer_port(config));
     checks.extend(postgres::check(config));
+    checks.extend(redis::check(config));
     let status = checks.iter().map(|check| check.status).max().unwrap_or(Status::Ok);
     Report { status, checks }
 }

@@ -14,6 +14,7 @@ mod background;
 mod checkpoints;
 mod gossip;
 mod greeting;
+mod memo;
 mod peers;
 pub(crate) mod recovery;
 mod snapshots;
@@ -100,6 +101,8 @@ pub(crate) struct ShardLoop {
     gossip: Option<gossip::Gossiper>,
     /// Where final tasks are checkpointed.
     checkpoints: Option<Rc<checkpoints::Checkpoints>>,
+    /// Where results of memoised tasks are remembered.
+    memo: Option<Rc<memo::Memo>>,
     /// Log blocks that are not durable yet, each with the last record it holds.
     blocks: RefCell<VecDeque<(u64, u64)>>,
     connections: RefCell<HashMap<u64, Rc<Connection>>>,
@@ -157,6 +160,7 @@ impl ShardLoop {
         }
         let mut effects = self.effects.borrow_mut();
         self.log(&mut effects);
+        self.hand_out_made();
         let questions = effects.take_questions();
         if !questions.is_empty() {
             drop(effects);
@@ -261,7 +265,7 @@ impl ShardLoop {
 
     /// A request for this shard.
     fn request(&self, conn: ConnId, header: Header, body: &[u8]) {
-        if !self.looks_elsewhere(conn, &header, body) {
+        if !self.looks_elsewhere(conn, &header, body) && !self.waits_for_memo(conn, &header, body) {
             self.input(Input::Frame { conn, header, body });
         }
     }

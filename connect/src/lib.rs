@@ -7,4 +7,6 @@
 //! - Losing a system for any time loses nothing that was accepted: what cannot be written is kept by whoever gave it.
 //! - No password, and no address that holds one, appears in an error, a log line or a `Debug` text.
 
+mod backoff;
 pub mod postgres;
+pub mod redis;

@@ -1,6 +1,5 @@
 //! PostgreSQL: final tasks of a cluster, checkpointed in batches and exactly once; a schema with versions.
 
-mod backoff;
 mod batch;
 mod copy;
 mod day;

@@ -87,6 +87,8 @@ pub struct Options {
     pub defect: Option<Defect>,
     /// Final tasks are checkpointed to a store.
     pub checkpoints: bool,
+    /// Producers memoise some tasks. Apart, as `saves`.
+    pub memo: bool,
 }
 
 impl Options {
@@ -94,7 +96,7 @@ impl Options {
     #[must_use]
     pub const fn of_seed(seed: u64) -> Self {
         let faults = FaultSet::ALL;
-        Self { seed, nodes: 0, minutes: 0, faults, saves: false, defect: None, checkpoints: false }
+        Self { seed, nodes: 0, minutes: 0, faults, saves: false, defect: None, checkpoints: false, memo: false }
     }
 }
 
@@ -103,6 +105,9 @@ impl fmt::Display for Options {
         write!(f, "--seed {} --nodes {} --minutes {} --faults {}", self.seed, self.nodes, self.minutes, self.faults)?;
         if self.checkpoints {
             f.write_str(" --checkpoints")?;
+        }
+        if self.memo {
+            f.write_str(" --memo")?;
         }
         if self.saves {
             f.write_str(" --saves")?;
@@ -143,6 +148,8 @@ pub struct Report {
     pub saves_acknowledged: u64,
     /// The latter.
     pub states_read: u64,
+    /// Reads of tasks that ended with the result of another.
+    pub memoised: u64,
     /// Terms in which a leader served a partition.
     pub leaderships: u64,
     /// Processes that ended without warning.

@@ -11,7 +11,7 @@ mod ledger;
 mod links;
 mod names;
 mod networks;
-mod nodes;
+pub(crate) mod nodes;
 mod partition;
 mod probe;
 mod quorum;

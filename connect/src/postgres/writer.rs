@@ -18,12 +18,12 @@ use tokio::sync::mpsc::Receiver;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Statement};
 
-use super::backoff::Backoff;
 use super::batch::{Batch, Contract, Request, Stored};
 use super::day::Day;
 use super::leaves::Leaves;
 use super::session::connect;
 use super::{Error, Found, Session, Settings, Status, copy, schema};
+use crate::backoff::Backoff;
 
 /// Requests and bytes of one transaction at most, beyond the first request.
 const GROUP_MAX: usize = 256;

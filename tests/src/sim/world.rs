@@ -247,7 +247,7 @@ impl World {
         let pause_us_max = if options.minutes == 0 { 400_000 } else { 600_000 };
         let mut actors: Vec<Box<dyn Actor>> = Vec::new();
         for number in 0..scenario.producers {
-            actors.push(Box::new(Producer::new(number, scenario.partitions, pause_us_max, client())));
+            actors.push(Box::new(Producer::new(number, scenario.partitions, pause_us_max, options.memo, client())));
         }
         for number in 0..scenario.workers {
             actors.push(Box::new(Worker::new(number, dice.small(1, 24), client())));
@@ -318,6 +318,7 @@ impl World {
             reads: self.oracle.reads,
             saves_acknowledged: self.oracle.saves_acknowledged,
             states_read: self.oracle.states_read,
+            memoised: self.oracle.memoised,
             leaderships: self.oracle.leaderships(),
             replicas_compared: self.oracle.compared(),
             submits_acknowledged: self.oracle.submits_acknowledged,

@@ -8,7 +8,7 @@ const LONGEST: Duration = Duration::from_secs(15);
 
 /// The waits of one outage.
 #[derive(Debug)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     next: Duration,
 }
 
@@ -20,7 +20,7 @@ impl Default for Backoff {
 
 impl Backoff {
     /// The next wait: between half of the present length and all of it, so that nodes do not come back all at once.
-    pub(super) fn wait(&mut self) -> Duration {
+    pub(crate) fn wait(&mut self) -> Duration {
         let whole = self.next;
         self.next = (whole * 2).min(LONGEST);
         let chance = u32::try_from(RandomState::new().hash_one(0u8) % 1_000).unwrap_or(0);
