@@ -463,9 +463,9 @@ impl Task {
         self.rare(|rare| rare.unique_window_ms = millis_u32(window))
     }
 
-    /// The task may have the result of another with the same kind, payload and namespace, instead of running: one that is running, whose
-    /// end it then waits for, or one that succeeded earlier and is remembered. For kinds whose result follows from the payload alone; change the
-    /// version when the code does. Such a task has no unique key, no concurrency key, and is in no workflow.
+    /// The task may have the result of another with the same kind, payload and namespace, instead of running: one that is running,
+    /// whose end it then waits for, or one that succeeded earlier and is remembered. For kinds whose result follows from the payload
+    /// alone; change the version when the code does. Such a task has no unique key, no concurrency key, and is in no workflow.
     #[must_use]
     pub fn memoised(self, version: impl AsRef<[u8]>) -> Self {
         self.contract(|contract| contract.is_memo = true).rare(|rare| rare.unique_key = version.as_ref().to_vec())
