@@ -1,13 +1,13 @@
 //! Questions and results on their way to the server and back.
 //!
 //! All run on one thread over one connection, on which commands follow one another without waiting for answers. A keeper makes the
-//! connection, and makes it anew when it is lost, or when so many questions in a row found no answer in time that it is given up; while
+//! connection, and makes it anew when it is lost, or when so many waits in a row brought no answer in time that it is given up; while
 //! there is none, questions are answered with nothing at once.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use redis::{ErrorKind, RedisError, ServerErrorKind};
@@ -20,7 +20,7 @@ use super::value::Value;
 use super::{Settings, Status};
 use crate::backoff::Backoff;
 
-/// Questions in a row without an answer in time, after which the server is given up until it greets again.
+/// Waits in a row without an answer in time, after which the server is given up until it greets again.
 const LATE_MAX: u32 = 3;
 
 /// How often the server is greeted while nothing else is heard of it.
@@ -59,7 +59,9 @@ struct Store {
     link: RefCell<Option<Link>>,
     /// Rung when the connection was given up.
     given_up: Notify,
+    /// Waits in a row that ended without an answer, and when the last of them did.
     late: Cell<u32>,
+    late_at: Cell<Option<Instant>>,
 }
 
 /// Serves requests until the queue is closed. Within a `LocalSet`.
@@ -76,6 +78,7 @@ pub async fn serve(
         link: RefCell::new(None),
         given_up: Notify::new(),
         late: Cell::new(0),
+        late_at: Cell::new(None),
     });
     let keeper = spawn_local(Rc::clone(&store).keep_connected());
     while let Some(request) = queue.recv().await {
@@ -149,7 +152,12 @@ impl Store {
         }
     }
 
-    fn was_late(&self) {
+    /// What was asked at this time was not answered. Of those that waited side by side one counts.
+    fn was_late(&self, asked: Instant) {
+        if self.late_at.get().is_some_and(|last| asked < last) {
+            return;
+        }
+        self.late_at.set(Some(Instant::now()));
         self.late.set(self.late.get() + 1);
         if self.late.get() >= LATE_MAX {
             self.give_up(&format!("{} answers too late", self.settings.place()));
@@ -166,13 +174,13 @@ impl Store {
     }
 
     async fn ask(&self, link: &Link, keys: &[[u8; 32]]) -> Vec<Option<Value>> {
-        let local = link.local_answers();
+        let (asked, local) = (Instant::now(), link.local_answers());
         let one = async |key: &[u8; 32]| link.ask::<Option<Vec<u8>>>(redis::cmd("GET").arg(self.key(key))).await;
         let answers = match timeout(self.settings.timeout, join_all(keys.iter().map(one))).await {
             Ok(answers) => answers,
             Err(_) => {
                 Status::add(&self.status.failures, keys.len());
-                self.was_late();
+                self.was_late(asked);
                 return vec![None; keys.len()];
             }
         };
@@ -199,13 +207,14 @@ impl Store {
         let bytes = value.result.len() as u64;
         let link = self.link.borrow().clone();
         let Some(link) = link else { return self.status.not_kept(bytes) };
+        let asked = Instant::now();
         let ttl_ms = u64::try_from(self.settings.ttl.as_millis()).unwrap_or(u64::MAX);
         let mut command = redis::cmd("SET");
         command.arg(self.key(&key)).arg(value.encode(&key)).arg("PX").arg(ttl_ms);
         match timeout(self.settings.connect_timeout, link.ask::<()>(&command)).await {
             Ok(Ok(())) => return self.status.kept(bytes),
             Ok(Err(error)) => self.failed(&error),
-            Err(_) => self.was_late(),
+            Err(_) => self.was_late(asked),
         }
         self.status.not_kept(bytes);
     }

@@ -17,6 +17,8 @@ use crate::config::{Config, DatabaseUrl};
 /// Tasks, and those that are not measured at the beginning.
 const TASKS: u64 = 5_000;
 const WARM: u64 = 200;
+/// Tasks that the first node is given at once.
+const BATCH: u64 = 100;
 /// The highest bearable p99 of a hit.
 const HIT_MAX: Duration = Duration::from_millis(2);
 /// Longest wait for Redis to be there, or to have everything.
@@ -93,10 +95,13 @@ async fn fill(address: String, task: &impl Fn(u64) -> Task) -> Result<(), Failur
     reaches(&client, "redis_connected", 1).await?;
     let handler = |task: taskmaster_client::Context| async move { Ok(task.payload().to_vec()) };
     let worker = Worker::builder(&client).queue("memo").concurrency(64).handler("echo", handler).start().await?;
-    let outcomes = client.submit_many((0..TASKS).map(|number| task(number).memoised("1"))).await?;
-    let ids: Vec<TaskId> = outcomes.iter().map(|outcome| outcome.id).collect();
-    for id in ids {
-        client.result(id).await?;
+    for batch in 0..TASKS / BATCH {
+        let tasks = (batch * BATCH..(batch + 1) * BATCH).map(|number| task(number).memoised("1"));
+        let outcomes = client.submit_many(tasks).await?;
+        let ids: Vec<TaskId> = outcomes.iter().map(|outcome| outcome.id).collect();
+        for id in ids {
+            client.result(id).await?;
+        }
     }
     reaches(&client, "redis_stored", TASKS).await?;
     worker.shutdown().await?;
