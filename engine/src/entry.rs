@@ -4,7 +4,7 @@
 //! ```text
 //! offset size field
 //!      0    2 operation   as in the protocol; 0x100: settings of the partition; 0x101: how far it is checkpointed;
-//!                        0x102: final tasks from the store
+//!                        0x102: final tasks from the store; 0x110: a submission with remembered results
 //!      2    2 flags       bit 0: the request was a resend
 //!      4    4 body_len    bytes
 //!      8    8 time_us     when it was admitted, microseconds since 1970; never decreasing within a partition
@@ -22,6 +22,9 @@ const CHECKPOINTED: u16 = 0x101;
 /// The number of restored among the operations.
 const RESTORED: u16 = 0x102;
 
+/// The number of submissions with remembered results among the operations.
+const KNOWN: u16 = 0x110;
+
 /// What a command does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verb {
@@ -33,6 +36,8 @@ pub(crate) enum Verb {
     Checkpointed,
     /// Final tasks come back from the store: body a chunk of a snapshot.
     Restored,
+    /// A client's submission, with results that a store outside remembered: body [`crate::memo::known`].
+    Known,
 }
 
 /// What a partition's replicas must agree on and nodes are configured with.
@@ -173,6 +178,7 @@ pub(crate) fn append(
         Verb::Settings => SETTINGS,
         Verb::Checkpointed => CHECKPOINTED,
         Verb::Restored => RESTORED,
+        Verb::Known => KNOWN,
     };
     out.extend_from_slice(&number.to_le_bytes());
     out.extend_from_slice(&u16::from(resend).to_le_bytes());
@@ -202,6 +208,7 @@ pub(crate) fn next<'a>(rest: &mut &'a [u8], group: u16, index: u64) -> Result<Co
         None if number == SETTINGS => Verb::Settings,
         None if number == CHECKPOINTED => Verb::Checkpointed,
         None if number == RESTORED => Verb::Restored,
+        None if number == KNOWN => Verb::Known,
         None => return Err(EntryError::Operation { operation: number, group, index }),
     };
     *rest = behind;

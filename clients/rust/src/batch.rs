@@ -167,7 +167,8 @@ impl Batch {
             backoff_factor_centi: contract.retries.backoff_factor_centi,
             attempts_max: contract.retries.attempts_max,
             priority: contract.priority as u8,
-            reserved: [0; 3],
+            memo: contract.is_memo.into(),
+            reserved: [0; 2],
         });
         self.contracts.push(Arc::clone(contract));
         count(self.contracts.len() - 1)

@@ -325,6 +325,8 @@ pub(crate) struct Contract {
     pub(crate) lease_ms: u32,
     pub(crate) retention_ms: u32,
     pub(crate) priority: Priority,
+    /// Its tasks are memoised; the version of the kind is in the place of their unique key, the highest age in that of its window.
+    pub(crate) is_memo: bool,
 }
 
 /// What few tasks have.
@@ -362,6 +364,7 @@ impl Task {
             lease_ms: 30_000,
             retention_ms: 0,
             priority: Priority::Normal,
+            is_memo: false,
         };
         Self { contract: Arc::new(contract), payload: Payload::default(), rare: None, id: None }
     }
@@ -460,6 +463,20 @@ impl Task {
         self.rare(|rare| rare.unique_window_ms = millis_u32(window))
     }
 
+    /// The task may have the result of another with the same kind, payload and namespace, instead of running: one that is running,
+    /// whose end it then waits for, or one that succeeded earlier and is remembered. For kinds whose result follows from the payload
+    /// alone; change the version when the code does. Such a task has no unique key, no concurrency key, and is in no workflow.
+    #[must_use]
+    pub fn memoised(self, version: impl AsRef<[u8]>) -> Self {
+        self.contract(|contract| contract.is_memo = true).rare(|rare| rare.unique_key = version.as_ref().to_vec())
+    }
+
+    /// Of a memoised task: a remembered result will do only when it is no older than this.
+    #[must_use]
+    pub fn memo_age(self, age: Duration) -> Self {
+        self.rare(|rare| rare.unique_window_ms = millis_u32(age))
+    }
+
     /// At most `limit` tasks of the queue with this key run at once.
     #[must_use]
     pub fn concurrency_key(self, key: impl AsRef<[u8]>, limit: u32) -> Self {
@@ -511,6 +528,9 @@ impl Task {
             return invalid(format!("{} attempts are not between 1 and 10,000", contract.retries.attempts_max));
         }
         let Some(rare) = &self.rare else { return Ok(()) };
+        if contract.is_memo && (rare.unique_key.is_empty() || !rare.concurrency_key.is_empty()) {
+            return invalid("a memoised task has a version, which is not empty, and no concurrency key".to_owned());
+        }
         for (what, key) in [("unique", &rare.unique_key), ("concurrency", &rare.concurrency_key)] {
             if key.len() > limits::KEY_BYTES_MAX {
                 return invalid(format!("the {what} key has {} bytes, the limit is 512: use a hash of it", key.len()));

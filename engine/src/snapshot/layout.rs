@@ -109,6 +109,8 @@ fn tables_of_snapshot_records_are_their_layouts() {
         retention_ms,
         history,
         input,
+        memo_of,
+        memo_us,
     });
 }
 

@@ -153,6 +153,7 @@ impl Place {
                 retention_ms: 600_000,
                 auto_create_queues: true,
                 checkpoints: scenario.checkpoints.then_some(CHECKPOINTS),
+                memo_bytes_max: None,
             };
             loops.push(ShardLoop::start(config, disk, now_us, dice, defect)?);
         }
