@@ -45,7 +45,7 @@ impl Shard {
         let body = body::access::<ArchivedSubmitStream>(bytes)?;
         let (partition, config) = (self.partition(&header)?, &self.config);
         let (now_us, auto_create) = (self.last_time_us, config.auto_create_queues);
-        match command::submit_stream::admit(partition, body, config.partitions, now_us, auto_create)? {
+        match command::submit_stream::admit(partition, body, config.partitions, &self.arena, now_us, auto_create)? {
             StreamAdmitted::Elsewhere(reply) => {
                 effects.reply(conn, &header, &reply);
                 Ok(())
