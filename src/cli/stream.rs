@@ -12,7 +12,7 @@ use crate::config;
 use crate::doctor::{Status, streams};
 use crate::output::{Output, Side, Table};
 
-/// What to do with streams. They are added as [[stream]] tables of the configuration.
+/// What to do with streams. They are added as `[[stream]]` tables of the configuration.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// List how far each partition of each topic has become tasks, and what waits

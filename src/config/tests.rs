@@ -223,7 +223,7 @@ fn the_documented_stream_names_every_key() {
 fn streams_are_checked_with_sentences() {
     assert_eq!(read(STREAM).unwrap().streams[0].queue, "default");
     let with = |line: &str| refusal(&format!("{STREAM}{line}\n"));
-    assert!(with("que = \"q\"").contains("t.toml:6: unknown key 'que' in [[stream]]; did you mean 'queue'?"));
+    assert!(with("queu = \"q\"").contains("t.toml:6: unknown key 'queu' in [[stream]]; did you mean 'queue'?"));
     assert!(with("payload = \"body\"").contains("payload is \"body\", but must be \"value\""));
     assert!(with("start = \"now\"").contains("\"earliest\" or \"latest\""));
     assert!(with("dead_letter = \"t\"").contains("its own dead letters"));

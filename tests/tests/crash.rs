@@ -23,15 +23,6 @@ struct Ledger {
     done: AtomicBool,
 }
 
-async fn connect(setup: &Setup) -> Client {
-    Client::builder()
-        .backoff(Duration::from_millis(10), Duration::from_millis(200))
-        .wait_for_node(Duration::from_secs(30))
-        .connect(setup.address.to_string())
-        .await
-        .unwrap()
-}
-
 async fn submit(client: Client, ledger: Arc<Ledger>) {
     while !ledger.done.load(Ordering::Relaxed) {
         let retries = Retries::attempts(1_000).backoff(Duration::ZERO);
@@ -121,7 +112,7 @@ async fn kill_and_restart(shards: u16, kills: u64) {
     let directory = directory();
     let setup = Setup::new(&directory).shards(shards);
     let mut node = setup.start();
-    let client = connect(&setup).await;
+    let client = setup.client().await;
     let ledger = Arc::new(Ledger::default());
     let worker = work(&client, &ledger).await;
     let mut load = tokio::task::JoinSet::new();
@@ -160,7 +151,7 @@ async fn kill_and_restart(shards: u16, kills: u64) {
     assert!(node.terminate().success(), "{}", node.log());
     // An orderly stop leaves everything, too.
     let _node = setup.start();
-    let client = connect(&setup).await;
+    let client = setup.client().await;
     verify(&client, &ledger).await;
 }
 
@@ -182,7 +173,7 @@ async fn a_loaded_node_that_is_asked_to_end_drains_and_loses_nothing() {
     let ledger = Arc::new(Ledger::default());
     let mut load = tokio::task::JoinSet::new();
     let mut node = setup.start();
-    let client = connect(&setup).await;
+    let client = setup.client().await;
     let worker = work(&client, &ledger).await;
     for _ in 0..3 {
         load.spawn(submit(client.clone(), Arc::clone(&ledger)));

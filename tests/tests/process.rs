@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use taskmaster_client::Client;
 use tempfile::TempDir;
 
 /// The binary under test: the one that `TASKMASTER_BINARY` names, else that of this test's profile, brought up to date once
@@ -97,6 +98,16 @@ impl Setup {
              [wal]\nsegment_size = \"32MiB\"\nsegments_ahead = 1\nsnapshot_after = \"64MiB\"\n{}",
             self.more
         )
+    }
+
+    /// A client that waits for the node, and comes back soon when it was lost.
+    pub(crate) async fn client(&self) -> Client {
+        Client::builder()
+            .backoff(Duration::from_millis(10), Duration::from_millis(200))
+            .wait_for_node(Duration::from_secs(30))
+            .connect(self.address.to_string())
+            .await
+            .unwrap()
     }
 
     /// Starts the process without waiting for it.

@@ -46,7 +46,7 @@ impl Stage {
         let mut setup = Setup::new(&directory);
         setup.more = table(&kafka, more);
         let node = setup.start();
-        let client = client(&setup).await;
+        let client = setup.client().await;
         Self { kafka, setup, node, client, _directory: directory }
     }
 
@@ -58,15 +58,6 @@ impl Stage {
     async fn tasks(&self) -> Vec<TaskView> {
         tasks(&self.client).await
     }
-}
-
-async fn client(setup: &Setup) -> Client {
-    Client::builder()
-        .backoff(Duration::from_millis(10), Duration::from_millis(200))
-        .wait_for_node(Duration::from_secs(30))
-        .connect(setup.address.to_string())
-        .await
-        .unwrap()
 }
 
 async fn reaches(client: &Client, node: &Running, number: u32, position: u64) {

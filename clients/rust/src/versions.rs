@@ -303,8 +303,8 @@ impl<'a> Cut<'a> {
         let shorter = bytes.len().min(before.bytes.len());
         let begin = common(shorter, |at, len| bytes[at..at + len] == before.bytes[at..at + len]);
         let end = common(shorter - begin, |at, len| tail(bytes, at, len) == tail(&before.bytes, at, len));
-        // The last chunk ends where the state ends, and not where its content says.
-        let whole = before.ends.iter().take(before.len().saturating_sub(1)).take_while(|&&at| at <= begin).count();
+        // The last chunk ends where the state ends, and not where its content says; the cutter looks at two bytes behind a cut.
+        let whole = before.ends.iter().take(before.len().saturating_sub(1)).take_while(|&&at| at + 2 <= begin).count();
         (0..whole).for_each(|chunk| cut.reuse(before, chunk, |at| at));
         let from = if whole == 0 { 0 } else { before.ends[whole - 1] };
         for found in FastCDC::new(&bytes[from..], CHUNK_BYTES_MIN, CHUNK_BYTES_AVERAGE, limits::STATE_CHUNK_BYTES_MAX) {
@@ -477,6 +477,27 @@ mod tests {
         assert!(known(&zeros).len() <= limits::STATE_CHUNKS_MAX);
     }
 
+    fn cuts(cut: &Cut<'_>) -> Vec<usize> {
+        cut.chunks.iter().map(|&(at, len)| at + len).collect()
+    }
+
+    #[test]
+    fn a_change_next_to_a_cut_is_seen() {
+        let before = noise(60_000, 5);
+        let parent = known(&before);
+        for &cut in &parent.ends {
+            for at in cut.saturating_sub(3)..(cut + 4).min(before.len()) {
+                let mut changed = before.clone();
+                changed[at] ^= 0x55;
+                for after in
+                    [&changed, &before[..at], &[&before[..at], &before[(at + 700).min(before.len())..]].concat()[..]]
+                {
+                    assert_eq!(cuts(&Cut::new(after, &parent).unwrap()), known(after).ends, "{at} beside {cut}");
+                }
+            }
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
@@ -495,7 +516,7 @@ mod tests {
             let parent = known(&before);
             let (fresh, after_it) = (known(&after), Cut::new(&after, &parent).unwrap());
             prop_assert_eq!(&fresh.addresses, &after_it.addresses);
-            prop_assert_eq!(fresh.ends, after_it.chunks.iter().map(|&(at, len)| at + len).collect::<Vec<_>>());
+            prop_assert_eq!(fresh.ends, cuts(&after_it));
             let (body, _) = after_it.body(&HOLDER, &parent, "");
             prop_assert_eq!(rebuilt(&body, &parent), after);
         }

@@ -117,9 +117,7 @@ impl Partition {
             sum = sum.wrapping_add(crate::hash::mix64(hasher.finish()));
         }
         for position in self.streams.iter() {
-            let mut hasher = crate::hash::FixedState.build_hasher();
-            position.hash(&mut hasher);
-            sum = sum.wrapping_add(crate::hash::mix64(hasher.finish()));
+            sum = sum.wrapping_add(crate::hash::mix64(crate::hash::FixedState.hash_one(position)));
         }
         sum.wrapping_add(self.versions.chunks.digest())
     }

@@ -97,11 +97,11 @@ impl Peers {
         PeerAddr { node: NodeId(node), shard: if group == META_GROUP { 0 } else { group % shards } }
     }
 
-    /// Takes over that `leader` (0 for none known) leads a group in a term.
+    /// Takes over that `leader` leads a group in a term; 0: the replica here knows of none, or takes the one it knew for gone.
     pub(super) fn learn(&mut self, group: u16, term: u64, leader: u64) {
         let place = self.place(group);
         if let Some(known) = self.leaders.get_mut(place)
-            && (term > known.0 || (term == known.0 && leader != 0))
+            && term >= known.0
             && *known != (term, leader)
         {
             *known = (term, leader);

@@ -154,6 +154,25 @@ fn a_follower_that_was_cut_off_does_not_unseat_its_leader() {
 }
 
 #[test]
+fn the_last_of_three_knows_of_no_leader() {
+    let mut net = three(3);
+    net.run_ms(1_000);
+    let last = net.alive()[0];
+    for other in net.alive().into_iter().filter(|id| *id != last) {
+        net.kill(other);
+    }
+    net.run_ms(2_000);
+    for partition in 0..3 {
+        let read = net.send(last, partition, 0, &GetTask { id: id(partition, 0) });
+        net.run_ms(50);
+        let reply = net.reply(last, read).unwrap();
+        assert_eq!(reply.code(), Code::NotLeader);
+        let text = String::from_utf8_lossy(&reply.body);
+        assert!(text.contains("has no leader that is known here"), "{text}");
+    }
+}
+
+#[test]
 fn a_node_that_comes_back_is_given_no_leadership_before_it_has_had_everything_for_a_while() {
     let mut net = three(6);
     net.run_ms(5_000);

@@ -110,7 +110,10 @@ class Specification:
     # Writing.
 
     def write(self, name, value, vectors, at):
-        """The bytes of a value that will stand at offset `at`; `vectors` gives each vector's position."""
+        """The bytes of a value that will stand at offset `at`; `vectors` gives each vector's position, by the path of its field."""
+        return self.write_at(name, value, vectors, at, ())
+
+    def write_at(self, name, value, vectors, at, path):
         if name == "id":
             number = number_of_id(value)
             return struct.pack("<QQ", number >> 64, number & (1 << 64) - 1)
@@ -124,10 +127,10 @@ class Specification:
             out = bytearray(size)
             for offset, length, field, kind in fields:
                 if kind.startswith("vec of "):
-                    position, count = vectors[field]
+                    position, count = vectors[*path, field]
                     written = struct.pack("<iI", position - (at + offset), count)
                 else:
-                    written = self.write(kind, value[field], None, 0)
+                    written = self.write_at(kind, value[field], vectors, at + offset, (*path, field))
                 if len(written) != length:
                     raise Wrong(f"{name}.{field} has {length} bytes in the page, its type has {len(written)}")
                 out[offset:offset + length] = written
@@ -137,22 +140,29 @@ class Specification:
 
     def write_root(self, name, value):
         out, vectors = bytearray(), {}
+        self.write_vectors(name, value, out, vectors, ())
+        pad(out, self.records[name][1])
+        out += self.write(name, value, vectors, len(out))
+        return bytes(out)
+
+    def write_vectors(self, name, value, out, vectors, path):
+        """Appends what the vectors of a record hold, those of records in it where their fields stand."""
         for _, _, field, kind in self.records[name][2]:
+            at = (*path, field)
+            if kind in self.records:
+                self.write_vectors(kind, value[field], out, vectors, at)
             if not kind.startswith("vec of "):
                 continue
             element = kind[len("vec of "):]
             pad(out, self.size_and_alignment(element)[1])
             if element == "u8":
                 content = bytes_described(value[field])
-                vectors[field] = (len(out), len(content))
+                vectors[at] = (len(out), len(content))
                 out += content
             else:
-                vectors[field] = (len(out), len(value[field]))
+                vectors[at] = (len(out), len(value[field]))
                 for item in value[field]:
                     out += self.write(element, item, None, 0)
-        pad(out, self.records[name][1])
-        out += self.write(name, value, vectors, len(out))
-        return bytes(out)
 
     # Frames.
 

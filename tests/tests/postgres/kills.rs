@@ -47,12 +47,7 @@ async fn finished(client: &Client) -> Vec<TaskId> {
 async fn each_finished_task_is_stored_once_whatever_is_killed() {
     let kills = std::env::var("TASKMASTER_KILLS").map_or(KILLS, |text| text.parse().unwrap());
     let mut stage = Stage::new("kept = \"1h\"\n").await;
-    let client = Client::builder()
-        .backoff(Duration::from_millis(10), Duration::from_millis(200))
-        .wait_for_node(Duration::from_secs(30))
-        .connect(stage.setup.address.to_string())
-        .await
-        .unwrap();
+    let client = stage.setup.client().await;
     let worker = worker(&client).await;
     let done = Arc::new(AtomicBool::new(false));
     let loading = tokio::spawn(load(client.clone(), Arc::clone(&done)));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Stage, TOPIC, client, payloads};
+use super::{Stage, TOPIC, payloads};
 use crate::services::kafka::Sent;
 
 /// Rounds, unless `TASKMASTER_KILLS` says otherwise.
@@ -35,7 +35,7 @@ async fn each_message_becomes_one_task_whatever_is_killed() {
             stage.kafka.restart().await;
         }
     }
-    stage.client = client(&stage.setup).await;
+    stage.client = stage.setup.client().await;
     for (number, count) in (0..).zip(&sent) {
         stage.reaches(number, *count).await;
     }

@@ -55,7 +55,7 @@ async fn without_a_dead_letter_topic_a_partition_stops_before_it() {
     assert!(stage.node.terminate().success());
     stage.setup.more = super::table(&stage.kafka, &format!("dead_letter = \"{LETTERS}\"\n{MAPPING}"));
     stage.node = stage.setup.start();
-    stage.client = super::client(&stage.setup).await;
+    stage.client = stage.setup.client().await;
     stage.reaches(0, 4).await;
     assert_eq!(payloads(&stage.tasks().await).keys().collect::<Vec<_>>(), ["0", "1", "10", "11", "3"]);
     assert_eq!(stage.kafka.read(LETTERS, 0, 1).await[0].value, b"not json");

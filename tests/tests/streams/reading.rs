@@ -2,7 +2,7 @@
 
 use taskmaster_client::QueueSettings;
 
-use super::{LETTERS, Stage, TOPIC, client, logged, payloads, reaches, table};
+use super::{LETTERS, Stage, TOPIC, logged, payloads, reaches, table};
 use crate::process::{Setup, binary, directory};
 use crate::services::kafka::Sent;
 
@@ -25,7 +25,7 @@ async fn a_position_survives_a_restart_and_is_shown() {
     assert_eq!(stage.kafka.committed("taskmaster-shop", TOPIC, 0).await, Some(5), "for tools that show lag");
     stage.kafka.send(TOPIC, 0, numbers(5..8)).await;
     stage.node = stage.setup.start();
-    stage.client = client(&stage.setup).await;
+    stage.client = stage.setup.client().await;
     stage.reaches(0, 8).await;
     let tasks = stage.tasks().await;
     assert_eq!((tasks.len(), payloads(&tasks).len()), (8, 8));
@@ -49,13 +49,13 @@ async fn a_stream_that_starts_with_the_latest_passes_over_what_is_there_and_noth
     let mut setup = Setup::new(&other);
     setup.more = table(&stage.kafka, "start = \"latest\"\ngroup = \"another\"");
     let mut node = setup.start();
-    let late = client(&setup).await;
+    let late = setup.client().await;
     reaches(&late, &node, 0, 5).await;
     // What comes while it is away is not passed over.
     node.strike();
     stage.kafka.send(TOPIC, 0, numbers(5..7)).await;
     node = setup.start();
-    let late = client(&setup).await;
+    let late = setup.client().await;
     reaches(&late, &node, 0, 7).await;
     assert_eq!(payloads(&super::tasks(&late).await).keys().collect::<Vec<_>>(), ["5", "6"]);
 }
@@ -87,7 +87,7 @@ async fn a_topic_that_was_made_anew_stops_the_stream_and_says_so() {
     stage.kafka.make_topic(TOPIC, 1).await;
     stage.kafka.send(TOPIC, 0, numbers(100..102)).await;
     stage.node = stage.setup.start();
-    stage.client = client(&stage.setup).await;
+    stage.client = stage.setup.client().await;
     logged(&stage.node, "the topic ends at offset 2, and the stream was at 6").await;
     assert_eq!(stage.tasks().await.len(), 6);
 }

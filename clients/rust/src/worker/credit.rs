@@ -4,7 +4,8 @@
 //! with an equal share. A connection whose credit is used up shows a backlog, so it gets what the worker has free, while
 //! the shares of quiet connections stay where they are; the price is that all connections together may hold credit beyond
 //! the target. Connections that are away, as those to a node that is gone, have no share. Invariants:
-//! - held + unused ≤ 2 × target + connections × share (one connection: ≤ target);
+//! - held + unused ≤ 3 × target + (connections − 1) × share (one connection: ≤ target): the backlog of a connection is granted
+//!   within 2 × target; a connection without any credit gets a share beyond that, but only into what the worker has free;
 //! - while the worker has a free slot, every connection has unused credit, so no backlog waits for another shard.
 
 /// What one connection has.
@@ -162,7 +163,8 @@ mod tests {
             let mut credits = with_sessions(concurrency, shards);
             let target = concurrency + prefetch;
             let bound = if shards == 1 { target } else {
-                2 * target + u32::try_from(shards).unwrap() * target.div_ceil(u32::try_from(shards).unwrap())
+                let shards = u32::try_from(shards).unwrap();
+                3 * target + (shards - 1) * target.div_ceil(shards)
             };
             let mut held = 0u32;
             for session in 0..shards {

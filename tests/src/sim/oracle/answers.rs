@@ -146,11 +146,12 @@ impl Oracle {
         match exception {
             None => {
                 // Deduplication lasts as long as the outcome is kept. A copy that was under way for longer is a new task, if
-                // it does not say that it may be one.
-                if task.contract.may_be_forgotten && task.settled.is_some() && !request.is_resend {
+                // it does not say that it may be one. Nobody may have been told of the end of one with a deadline.
+                let may_be_over = task.settled.is_some() || task.contract.has_deadline;
+                if task.contract.may_be_forgotten && may_be_over && !request.is_resend {
                     task.begin_anew();
                 }
-                require(!task.accepted_row, || format!("{} was accepted twice", row.id))?;
+                require(!task.accepted_row, || format!("{} was accepted twice ({:?})", row.id, task.contract))?;
                 (task.accepted_row, task.acknowledged) = (true, true);
                 self.submits_acknowledged += 1;
                 self.check_unique(request, row.id)
