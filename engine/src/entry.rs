@@ -4,7 +4,7 @@
 //! ```text
 //! offset size field
 //!      0    2 operation   as in the protocol; 0x100: settings of the partition; 0x101: how far it is checkpointed;
-//!                        0x102: final tasks from the store; 0x110: a submission with remembered results
+//!                        0x103: final tasks from the store; 0x104: a submission with remembered results
 //!      2    2 flags       bit 0: the request was a resend
 //!      4    4 body_len    bytes
 //!      8    8 time_us     when it was admitted, microseconds since 1970; never decreasing within a partition
@@ -19,11 +19,10 @@ pub const COMMAND_HEADER_BYTES: usize = 16;
 const SETTINGS: u16 = 0x100;
 /// The number of checkpointed among the operations.
 const CHECKPOINTED: u16 = 0x101;
-/// The number of restored among the operations.
-const RESTORED: u16 = 0x102;
-
+/// The number of restored among the operations: its records are those of a snapshot's state, and it changes with that.
+const RESTORED: u16 = 0x103;
 /// The number of submissions with remembered results among the operations.
-const KNOWN: u16 = 0x110;
+const KNOWN: u16 = 0x104;
 
 /// What a command does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +142,9 @@ pub enum EntryError {
         missing: u64,
     },
     /// An operation that is never logged.
-    #[error("entry {index} of group {group} has the unknown operation {operation}")]
+    #[error(
+        "entry {index} of group {group} has the unknown operation {operation}: use the version that wrote it, or newer"
+    )]
     Operation {
         /// Its number.
         operation: u16,

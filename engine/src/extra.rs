@@ -36,7 +36,7 @@ pub(crate) struct Extra {
     pub(crate) forgiven: u16,
     /// Payload of a succeeded task that may be forked: a workflow's, or one that saved state.
     pub(crate) input: Handle,
-    /// Memoised, and the result is another's: the task that ran, and when it succeeded, in microseconds since 1970; else 0.
+    /// Memoised, and the outcome is another's: the task that ran, and when it ended, in microseconds since 1970; else 0.
     pub(crate) memo_of: TaskId,
     pub(crate) memo_us: u64,
     /// Index of the versions of its state, or [`NONE`].

@@ -1,9 +1,10 @@
-//! Memoised tasks: one that succeeded answers for those with the same kind, version and payload.
+//! Memoised tasks: one that ran answers for those with the same kind, version and payload.
 //!
 //! Such a task has a unique key made from what it is ([`taskmaster_protocol::memo`]). The task that holds the key runs; others with
-//! the key *follow* it: they wait, each durable and with an id of its own, and end with a copy of its result. When the holder ends
-//! otherwise, the follower that came first takes the key and runs in its place, by its own contract. A holder that succeeded goes on
-//! answering for as long as it is kept: a later task follows it if its result is young enough, and ends at once.
+//! the key *follow* it: they wait, each durable and with an id of its own, and end as it does: with a copy of its result, or of its
+//! error when its attempts are used up. When the holder is cancelled or expires, which says nothing about the others, the follower
+//! that came first takes the key and runs in its place, by its own contract. A holder that succeeded goes on answering for as long as
+//! it is kept: a later task follows it if its result is young enough, and ends at once. A failure is not remembered: a later task runs.
 //!
 //! Invariants:
 //! - Who holds a key and who follows it follow from the log alone, so replicas agree and a snapshot restores it.
@@ -22,7 +23,8 @@ use taskmaster_protocol::TaskId;
 use taskmaster_protocol::memo::Key;
 
 use crate::arena::{Arena, Handle};
-use crate::command::submit::store;
+use crate::command::submit::{copy, store};
+use crate::extra::{pack_error, unpack_error};
 use crate::partition::{Cx, Partition};
 use crate::state::State;
 use crate::task::Slot;
@@ -67,7 +69,7 @@ pub(crate) struct Outbox {
     pub(crate) result_bytes_max: Option<usize>,
     made: Vec<Made>,
     bytes: usize,
-    /// Tasks that ended with another's result and were not counted yet.
+    /// Tasks that ended as another did and were not counted yet.
     ended: u64,
 }
 
@@ -88,7 +90,7 @@ impl Outbox {
         self.made.push(Made { key, of, made_us, result: result.to_vec() });
     }
 
-    /// How many tasks ended with another's result since the last call.
+    /// How many tasks ended as another did since the last call.
     pub(crate) fn take_ended(&mut self) -> u64 {
         core::mem::take(&mut self.ended)
     }
@@ -107,7 +109,7 @@ type Crowd = BTreeSet<(u64, TaskId, Slot)>;
 #[derive(Debug, Default)]
 pub(crate) struct Followers {
     by_key: BTreeMap<Key, Crowd>,
-    /// Keys with followers whose holder has succeeded.
+    /// Keys with followers whose holder has succeeded or failed.
     due: BTreeSet<Key>,
     count: usize,
 }
@@ -135,6 +137,12 @@ pub(crate) fn unique_key(key: &Key) -> [u8; UNIQUE_BYTES] {
 /// The key in the unique key of a memoised task; `None` for other tasks'.
 pub(crate) fn key_in(unique: &[u8]) -> Option<Key> {
     unique.strip_prefix(&MARK)?.try_into().ok()
+}
+
+/// What a follower ends with.
+enum End {
+    Result(Handle),
+    Error(Handle),
 }
 
 /// How a key stands.
@@ -165,7 +173,7 @@ impl Partition {
         }
     }
 
-    /// The task that ran for a succeeded task's result, and when it succeeded.
+    /// The task that ran for a task's outcome, and when it came to it.
     fn maker(&self, slot: Slot) -> (TaskId, u64) {
         let task = &self.tasks[slot];
         match self.extras.get(task.extra) {
@@ -211,7 +219,7 @@ impl Partition {
         if self.memo_standing(key, 0, cx.arena, cx.time_us) == Standing::Free {
             self.hold_unique(slot, cx.arena);
         }
-        self.end_by(slot, of, made_us, store(cx.arena, result), cx);
+        self.end_by(slot, of, made_us, End::Result(store(cx.arena, result)), cx);
     }
 
     fn run_memoised(&mut self, slot: Slot, cx: &mut Cx<'_>) {
@@ -253,7 +261,7 @@ impl Partition {
             cx.outbox.put(key, id, at_us, cx.arena.get(blob));
         }
         if self.followers.by_key.contains_key(&key) && self.followed(slot, cx.arena).is_none() {
-            if succeeded {
+            if self.tasks[slot].state.answers_for_others() {
                 self.followers.due.insert(key);
             } else {
                 self.promote(&key, cx);
@@ -281,7 +289,7 @@ impl Partition {
         self.run_memoised(slot, cx);
     }
 
-    /// Ends followers whose result is there, as many as one command may.
+    /// Ends followers of holders that ran to their end, as many as one command may.
     pub(crate) fn end_followers(&mut self, cx: &mut Cx<'_>) {
         let (mut ended, mut copied) = (0, 0);
         while let Some(key) = self.followers.due.first().copied() {
@@ -290,32 +298,64 @@ impl Partition {
                 continue;
             };
             let holder_task = &self.tasks[holder];
-            if holder_task.state != State::Succeeded {
+            if !holder_task.state.answers_for_others() {
                 // It was taken over by a task that wanted a younger result, or was retried by hand: that one is followed.
                 self.followers.due.remove(&key);
                 continue;
             }
             let (blob, (of, made_us)) = (holder_task.blob, self.maker(holder));
+            let error = (holder_task.state == State::Failed).then(|| self.shared_error(holder, cx.arena));
             while let Some((_, _, slot)) = self.followers.by_key.get(&key).and_then(|crowd| crowd.first().copied()) {
                 if ended == FOLLOWERS_PER_COMMAND_MAX || copied > COPIED_PER_COMMAND_MAX {
                     return;
                 }
                 crate::snapshot::touch(self, slot, cx.arena);
                 self.unfollow(slot, cx.arena);
-                let result = if blob == Handle::NONE { blob } else { crate::command::submit::copy(cx.arena, blob) };
-                copied += cx.arena.get(result).len();
+                let blob = match &error {
+                    Some(error) => store(cx.arena, error),
+                    None if blob == Handle::NONE => blob,
+                    None => copy(cx.arena, blob),
+                };
+                copied += cx.arena.get(blob).len();
                 ended += 1;
-                self.end_by(slot, of, made_us, result, cx);
+                let end = if error.is_some() { End::Error(blob) } else { End::Result(blob) };
+                self.end_by(slot, of, made_us, end, cx);
             }
         }
     }
 
-    /// A waiting task ends with the result of another.
-    fn end_by(&mut self, slot: Slot, of: TaskId, made_us: u64, result: Handle, cx: &mut Cx<'_>) {
+    /// A failed task's error as its followers have it: without the log, which is of its own run.
+    fn shared_error(&self, slot: Slot, arena: &Arena) -> Vec<u8> {
+        let error = self.extras[self.tasks[slot].extra].error;
+        let (code, message, _) = unpack_error(arena.get(error));
+        pack_error(code, message, b"")
+    }
+
+    /// A waiting task ends as another did.
+    fn end_by(&mut self, slot: Slot, of: TaskId, made_us: u64, end: End, cx: &mut Cx<'_>) {
         let extra = self.extra_mut(slot);
         (extra.memo_of, extra.memo_us) = (of, made_us.max(1));
         cx.outbox.ended += 1;
-        self.finish(slot, State::Succeeded, result, cx);
+        match end {
+            End::Result(result) => self.finish(slot, State::Succeeded, result, cx),
+            End::Error(error) => {
+                cx.arena.free(core::mem::replace(&mut extra.error, error));
+                self.finish(slot, State::Failed, Handle::NONE, cx);
+            }
+        }
+    }
+
+    /// A final task that is retried follows another instead, where one runs for its key already.
+    pub(crate) fn follow_again(&mut self, slot: Slot, arena: &Arena, now_us: u64) -> bool {
+        let Some(holder) = self.followed(slot, arena) else { return false };
+        if self.tasks[holder].state.is_final() {
+            return false;
+        }
+        let key = self.memo_key(slot, arena).expect("it follows by its key");
+        self.set_state(slot, State::Waiting);
+        self.tasks[slot].at_us = now_us;
+        self.follow_holder(slot, &key);
+        true
     }
 
     /// After a restore: waiting tasks with a memo key that another holds follow it.
@@ -323,12 +363,12 @@ impl Partition {
         let Some(key) = self.memo_key(slot, arena) else { return };
         self.follow_holder(slot, &key);
         let holder = self.followed(slot, arena);
-        if holder.is_some_and(|holder| self.tasks[holder].state == State::Succeeded) {
+        if holder.is_some_and(|holder| self.tasks[holder].state.answers_for_others()) {
             self.followers.due.insert(key);
         }
     }
 
-    /// Which task's result a succeeded task has, and of when, if it did not run itself.
+    /// Which task's outcome a final task has, and of when, if it did not run itself.
     pub(crate) fn memo_of(&self, slot: Slot) -> Option<(TaskId, u64)> {
         let extra = self.extras.get(self.tasks[slot].extra).filter(|extra| extra.memo_us != 0)?;
         Some((extra.memo_of, extra.memo_us))

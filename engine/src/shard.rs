@@ -210,7 +210,7 @@ pub struct Stats {
     pub assigned: u64,
     /// Tasks completed with success.
     pub completed: u64,
-    /// Memoised tasks that ended with another's result, without running.
+    /// Memoised tasks that ended as another did, without running.
     pub memoised: u64,
     /// Attempts that failed.
     pub failed_attempts: u64,

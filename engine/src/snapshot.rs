@@ -133,7 +133,7 @@ struct TaskRecord {
     history: u32,
     /// Payload of a succeeded task that may be forked.
     input: Span,
-    /// Memoised, with another's result: the task that ran, and when it succeeded; else 0.
+    /// Memoised, with another's outcome: the task that ran, and when it ended; else 0.
     memo_of: TaskId,
     memo_us: u64,
 }

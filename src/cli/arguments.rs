@@ -211,7 +211,10 @@ impl Description {
             task = task.unique_key(key).unique_window(self.unique_window.map_or(Duration::ZERO, |window| window.0));
         }
         if let Some(version) = &self.memo {
-            task = task.memoised(version).memo_age(self.memo_age.map_or(Duration::ZERO, |age| age.0));
+            task = task.memoised(version);
+        }
+        if let Some(Interval(age)) = self.memo_age {
+            task = task.memo_age(age);
         }
         if let Some(key) = &self.concurrency_key {
             task = task.concurrency_key(key, self.concurrency_limit.unwrap_or(1));

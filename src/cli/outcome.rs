@@ -96,7 +96,7 @@ pub(crate) fn task_text(task: &TaskView, output: Output) -> String {
     let due = if task.state == State::Delayed { "due" } else { "since" };
     let progress = match (task.done_permille, task.note.as_str()) {
         (0, "") => String::new(),
-        (_, note) if task.is_memo => format!("{note}, which this one did not have to compute"),
+        (_, note) if task.is_memo => format!("{note}: this one did not run"),
         (done, note) => format!("{}.{}% {note}", done / 10, done % 10),
     };
     let error = match (task.error_code.as_str(), task.error.as_str()) {

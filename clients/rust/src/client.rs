@@ -317,7 +317,13 @@ impl Client {
         let rare = task.rare.as_deref()?;
         let namespace = task.contract.namespace.as_deref().unwrap_or(self.namespace());
         if task.contract.is_memo {
-            return Some(memo_partition(namespace, &task.contract.kind, &rare.unique_key, &task.payload.0, partitions));
+            return Some(memo_partition(
+                namespace,
+                &task.contract.kind,
+                &rare.memo_version,
+                &task.payload.0,
+                partitions,
+            ));
         }
         keyed_partition(namespace, &task.contract.queue, rare, partitions)
     }

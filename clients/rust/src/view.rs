@@ -81,9 +81,9 @@ pub struct TaskView {
     pub log_tail: Vec<u8>,
     /// Worker that holds or last held it.
     pub worker: String,
-    /// Last progress note; of a memoised task with another's result, which that was.
+    /// Last progress note; of a memoised task with another's result or error, which that was.
     pub note: String,
-    /// It is memoised and did not run: another had the result.
+    /// It is memoised and did not run: it has another's result, or failed with it.
     pub is_memo: bool,
     /// Progress, in parts per thousand.
     pub done_permille: u32,

@@ -98,7 +98,8 @@ fn describe(partition: &Partition, slot: Slot, arena: &Arena, dispatch: &Dispatc
         info.workflow = workflow_id(partition, extra.workflow);
         if let Some((of, _)) = partition.memo_of(slot) {
             info.memo = 1;
-            info.note = put(format!("result of {of}").as_bytes());
+            let what = if task.state == State::Succeeded { "result" } else { "failure" };
+            info.note = put(format!("{what} of {of}").as_bytes());
         }
     }
     page.rows.push(info);

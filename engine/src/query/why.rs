@@ -27,7 +27,7 @@ pub(crate) fn explain(
         State::Waiting if let Some(runner) = partition.followed(slot, arena) => {
             let runner = &partition.tasks[runner];
             let sentence = format!("task {} has the same kind, version and payload and is {}", runner.id, runner.state);
-            facts.push(("reason", format!("{sentence}: its result will be this one's too")));
+            facts.push(("reason", format!("{sentence}: its end will be this one's too")));
         }
         State::Waiting => {
             let needs = extra.map_or(0, |extra| extra.needs);
@@ -55,7 +55,8 @@ pub(crate) fn explain(
             facts.push(("reason", format!("it became final {ago_ms} ms ago")));
             if let Some((of, made_us)) = partition.memo_of(slot) {
                 let made_ms = now_us.saturating_sub(made_us) / 1_000;
-                facts.push(("memo", format!("it did not run: the result is that of task {of}, made {made_ms} ms ago")));
+                let what = if task.state == State::Succeeded { "result" } else { "failure" };
+                facts.push(("memo", format!("it did not run: the {what} is that of task {of}, {made_ms} ms ago")));
             }
         }
     }

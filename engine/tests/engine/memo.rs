@@ -101,12 +101,11 @@ fn equal_tasks_of_different_queues_meet() {
 }
 
 #[test]
-fn when_the_one_that_runs_ends_otherwise_the_next_runs_by_its_own_contract() {
+fn when_the_one_that_runs_is_cancelled_or_late_the_next_runs_by_its_own_contract() {
     let mut world = world();
-    world.submit(&[memo(0).attempts(1), memo(1), memo(2).deadline_in_ms(5_000), memo(3)]);
-    let lease = world.lease();
-    world.fail(&lease, "broken");
-    assert_eq!(world.state(id(0, 0)), State::Failed);
+    world.submit(&[memo(0), memo(1), memo(2).deadline_in_ms(5_000), memo(3)]);
+    assert_eq!(world.lease().id, id(0, 0));
+    world.cancel(&[id(0, 0)]);
     assert_eq!(world.lease().id, id(0, 1));
     assert_eq!((world.state(id(0, 2)), world.state(id(0, 3))), (State::Waiting, State::Waiting));
     world.advance_ms(6_000);
@@ -119,7 +118,69 @@ fn when_the_one_that_runs_ends_otherwise_the_next_runs_by_its_own_contract() {
     // Asked for by hand, it runs although a result is there.
     assert_eq!(world.retry(&[id(0, 0)]).accepted, 1);
     assert_eq!(world.lease().id, id(0, 0));
-    assert_eq!(world.retry(&[id(0, 1)]).accepted, 0, "another runs");
+    assert_eq!((world.retry(&[id(0, 1)]).accepted, world.state(id(0, 1))), (1, State::Waiting), "another runs");
+}
+
+#[test]
+fn when_the_one_that_runs_fails_those_that_wait_fail_with_its_error_and_later_ones_run() {
+    let mut world = world();
+    let ids = world.submit(&[memo(0).attempts(1), memo(1), memo(2).attempts(1)]);
+    let awaited = world.await_task(ids[2], 60_000);
+    let lease = world.lease();
+    world.fail_with(&lease, "broken", "no ink", b"log of the run", true);
+    assert_eq!(world.leases(), [], "nobody runs it again");
+    for &id in &ids {
+        let TaskView { state, error_code, error, .. } = world.task(id);
+        assert_eq!((state, &error_code[..], &error[..]), (State::Failed, "broken", "no ink"), "{id}");
+    }
+    let follower = world.task(ids[1]);
+    assert!(follower.memo && follower.attempt == 0 && follower.note.contains(&ids[0].to_string()), "{follower:?}");
+    assert!(follower.log_tail.is_empty(), "the log is that of the run");
+    assert_eq!(world.reply(awaited).unwrap().code(), Code::Ok);
+    assert_eq!(world.shard.stats().memoised, 2);
+    assert_eq!(world.shard.take_made(), [], "a failure is not remembered");
+    let later = world.submit_one(memo(3));
+    assert_eq!(world.lease().id, later);
+}
+
+#[test]
+fn a_crowd_that_failed_together_and_is_retried_runs_once() {
+    let mut world = world();
+    let ids = world.submit(&[memo(0).attempts(1), memo(1), memo(2)]);
+    let lease = world.lease();
+    world.fail_with(&lease, "broken", "", b"", true);
+    assert_eq!(world.retry(&ids).accepted, 3);
+    assert_eq!((world.state(ids[1]), world.state(ids[2])), (State::Waiting, State::Waiting));
+    let before = durable_state(&mut world);
+    world.crash();
+    assert_eq!(durable_state(&mut world), before);
+    world.worker(WORKER, &["mail"], 1_000);
+    let lease = world.lease();
+    assert_eq!(lease.id, ids[0]);
+    world.complete(&lease, b"result");
+    assert!(!world.task(ids[0]).memo);
+    for &id in &ids[1..] {
+        assert_eq!(ended(&mut world, id), (State::Succeeded, b"result".to_vec(), true, 0));
+    }
+    assert_eq!(world.leases(), []);
+}
+
+#[test]
+fn a_crowd_that_is_half_failed_survives_a_snapshot() {
+    let mut world = world();
+    let jobs: Vec<Job> = (0..6_000).map(memo).collect();
+    for batch in jobs.chunks(1_000) {
+        world.submit(batch);
+    }
+    let lease = world.lease();
+    world.fail_with(&lease, "broken", "no ink", b"", true);
+    let before = durable_state(&mut world);
+    let (sequence, chunks) = world.snapshot(|_| {});
+    world.crash();
+    world.restart(Some((sequence, &chunks)));
+    assert_eq!(durable_state(&mut world), before);
+    world.advance_ms(2_000);
+    assert_eq!((world.shard.stats().unfinished, world.task(id(0, 5_999)).state), (0, State::Failed));
 }
 
 #[test]
@@ -171,7 +232,7 @@ fn followers_survive_a_crash_and_a_snapshot() {
         world.worker(WORKER, &["mail"], 1_000);
         let lease = world.lease();
         assert_eq!(lease.id, id(0, 0));
-        world.fail_with(&lease, "broken", "", b"", true);
+        world.cancel(&[lease.id]);
         let lease = world.lease();
         assert_eq!(lease.id, id(0, 1), "the order of submission");
         world.complete(&lease, b"result");

@@ -94,15 +94,20 @@ impl Oracle {
         Ok(())
     }
 
-    /// A task ended with the result of another: one with the same kind, version and payload that ran, and is named.
+    /// A task ended as another did: one with the same kind, version and payload that ran, and is named.
     fn check_memo(&mut self, id: TaskId, state: State, result: &[u8], note: &str) -> Verdict {
         self.memoised += 1;
-        require(state == State::Succeeded, || format!("{id} has the result of another and is {state:?}"))?;
+        let is_failure = state == State::Failed;
+        require(is_failure || state == State::Succeeded, || format!("{id} ended as another did and is {state:?}"))?;
         let memo =
-            self.tasks[&id].contract.memo.ok_or_else(|| format!("{id} is not memoised and has another's result"))?;
+            self.tasks[&id].contract.memo.ok_or_else(|| format!("{id} is not memoised and ended as another did"))?;
         let sender = self.by_memo[&memo].iter().find(|other| **other != id && note.ends_with(&other.to_string()));
         let sender = sender.ok_or_else(|| format!("{id} has the {note}, which is not like it"))?;
-        let sent = self.tasks[sender].results.iter().any(|sent| sent == result);
+        let sender_task = &self.tasks[sender];
+        if is_failure {
+            return require(sender_task.attempts_seen > 0, || format!("{id} failed with {sender}, which never ran"));
+        }
+        let sent = sender_task.results.iter().any(|sent| sent == result);
         require(sent, || format!("{id} has a result that {sender} never sent"))
     }
 }
