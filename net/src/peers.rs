@@ -288,7 +288,7 @@ impl Peers {
 
     async fn watch(self: Rc<Self>) {
         while !self.stopped.get() {
-            sleep(WATCH_EVERY).await;
+            sleep(until_watch()).await;
             for outgoing in self.outgoing.borrow().values() {
                 outgoing.tick();
             }
@@ -372,4 +372,11 @@ fn taken(link: &Link, bytes: &[u8]) -> Sent {
         Taken::Yes => Sent::Queued,
         Taken::No => Sent::Dropped,
     }
+}
+
+/// Until the clock's next multiple of [`WATCH_EVERY`]: as the beats of groups are, so that a node at rest is woken once for both.
+fn until_watch() -> Duration {
+    let every_ns = WATCH_EVERY.as_nanos();
+    let into_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() % every_ns);
+    Duration::from_nanos(u64::try_from(every_ns - into_ns).expect("a second has few nanoseconds"))
 }

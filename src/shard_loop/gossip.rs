@@ -47,7 +47,8 @@ pub(super) struct Gossiper {
     membership: RefCell<Membership>,
     socket: Gossip,
     began: Instant,
-    earlier: Bell,
+    /// Rung when what is due next is not what the timers sleep for.
+    changed: Bell,
     sleeping_until_us: Cell<u64>,
     /// Where else an operator told the node to look.
     told: RefCell<Vec<SocketAddr>>,
@@ -65,7 +66,7 @@ impl Gossiper {
             membership: RefCell::new(Membership::new(own, &setting.cluster_name, Vec::new(), seed, 0)),
             socket,
             began: Instant::now(),
-            earlier: Bell::default(),
+            changed: Bell::default(),
             sleeping_until_us: Cell::new(0),
             told: RefCell::default(),
             seeds: RefCell::default(),
@@ -79,7 +80,7 @@ impl Gossiper {
     /// The node is of this cluster from now on.
     pub(super) fn set_cluster(&self, cluster: u128) {
         self.membership.borrow_mut().set_cluster(cluster);
-        self.earlier.ring();
+        self.changed.ring();
     }
 
     /// Where to look, from the configuration and from an operator.
@@ -89,7 +90,7 @@ impl Gossiper {
         }
         let all = self.seeds.borrow().iter().chain(self.told.borrow().iter()).copied().collect();
         self.membership.borrow_mut().set_seeds(all);
-        self.earlier.ring();
+        self.changed.ring();
     }
 }
 
@@ -107,7 +108,7 @@ impl ShardLoop {
             let wake_us = gossip.membership.borrow().next_wake_us();
             gossip.sleeping_until_us.set(wake_us);
             let wait = Duration::from_micros(wake_us.saturating_sub(gossip.now_us())).clamp(SLEEP_MIN, SLEEP_MAX);
-            or(async { _ = Timer::new(wait).await }, gossip.earlier.wait()).await;
+            or(async { _ = Timer::new(wait).await }, gossip.changed.wait()).await;
             let now_us = gossip.now_us();
             if gossip.membership.borrow().next_wake_us() <= now_us {
                 self.hear(|membership, now_us, out| membership.handle_timeout(now_us, out));
@@ -146,8 +147,9 @@ impl ShardLoop {
         for warning in out.warnings {
             self.shard.borrow_mut().give_notice(warning, false);
         }
-        if gossip.membership.borrow().next_wake_us() < gossip.sleeping_until_us.get() {
-            gossip.earlier.ring();
+        // Later, too: an answered probe needs no following up, and a wake-up costs more than another timer.
+        if gossip.membership.borrow().next_wake_us() != gossip.sleeping_until_us.get() {
+            gossip.changed.ring();
         }
         if is_warned || !out.changes.is_empty() {
             self.tell(out.changes);
