@@ -13,6 +13,9 @@ const LOOK_MAX: Duration = Duration::from_secs(10);
 /// Clocks further apart than this make ages of results wrong.
 const CLOCK_APART_MAX: Duration = Duration::from_secs(1);
 
+/// The first version that tells of changed values.
+const MAJOR_MIN: u32 = 6;
+
 /// One check, where there is a server.
 pub(super) fn check(config: &Config) -> Option<Check> {
     config.redis.is_configured().then(|| look(config))
@@ -46,6 +49,12 @@ fn judge(settings: &Settings, standing: &Standing) -> Check {
         let fix = format!("Let the user read and write keys that begin with \"{}:\".", settings.prefix);
         return Check::fail(NAME, format!("{place} refuses to remember anything: {refusal}."), fix);
     }
+    let major = standing.version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    if major.is_some_and(|major| major < MAJOR_MIN) {
+        let message =
+            format!("{place} has version {}: it cannot tell of changed values, so none stays here.", standing.version);
+        return Check::warn(NAME, message, format!("Use Redis {MAJOR_MIN} or later."));
+    }
     if standing.clocks_apart > CLOCK_APART_MAX {
         let message =
             format!("The clock of {place} is {:.1} s off this machine's.", standing.clocks_apart.as_secs_f64());
@@ -66,4 +75,32 @@ fn judge(settings: &Settings, standing: &Standing) -> Check {
     }
     let version = if standing.version.is_empty() { String::new() } else { format!(" (Redis {})", standing.version) };
     Check::ok(NAME, format!("{place} is there{version}."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Status;
+
+    fn standing() -> Standing {
+        let clocks_apart = Duration::ZERO;
+        Standing { version: "7.0.15".to_owned(), refusal: None, makes_room: true, clocks_apart, is_private: true }
+    }
+
+    #[test]
+    fn each_shortcoming_has_its_sentence() {
+        let settings = Settings::new("redis://cache", None).unwrap();
+        let refusal = Some("NOPERM".to_owned());
+        for (standing, status, word) in [
+            (standing(), Status::Ok, "Redis 7.0.15"),
+            (Standing { version: "5.0.7".to_owned(), ..standing() }, Status::Warn, "version 5.0.7"),
+            (Standing { refusal, ..standing() }, Status::Fail, "NOPERM"),
+            (Standing { clocks_apart: Duration::from_secs(5), ..standing() }, Status::Warn, "5.0 s"),
+            (Standing { makes_room: false, ..standing() }, Status::Warn, "noeviction"),
+            (Standing { is_private: false, ..standing() }, Status::Warn, "not encrypted"),
+        ] {
+            let check = judge(&settings, &standing);
+            assert!(check.status == status && check.message.contains(word), "{}", check.message);
+        }
+    }
 }
