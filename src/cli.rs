@@ -17,6 +17,7 @@ mod log;
 mod outcome;
 mod progress;
 mod queue;
+mod replay;
 mod run;
 mod serve;
 mod signal;
@@ -121,6 +122,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Run whole clusters in virtual time with seeded faults, and check that nothing is lost or doubled
     Sim(sim::Arguments),
+    /// Replay a recorded workload in virtual time under the scheduler's policies
+    Replay(replay::Arguments),
     /// Check this machine and say how to mend what is wrong
     Doctor(doctor::Arguments),
     /// Check or show a configuration
@@ -158,6 +161,7 @@ fn dispatch(global: &Global, command: Command) -> Result<Exit, Failure> {
         Command::Cluster(command) => cluster::run(global, &command),
         Command::Bench(arguments) => bench::run(global, &arguments),
         Command::Sim(arguments) => sim::run(global, &arguments),
+        Command::Replay(arguments) => replay::run(global, &arguments),
         Command::Doctor(arguments) => doctor::run(global, &arguments),
         Command::Config(command) => config::run(global, &command),
         Command::Completions(arguments) => completions::run(&arguments),

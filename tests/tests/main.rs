@@ -10,6 +10,7 @@ mod memo;
 mod postgres;
 mod process;
 mod refusals;
+mod replay;
 mod services;
 mod simulator;
 mod states;
