@@ -15,6 +15,7 @@ mod checkpoints;
 mod gossip;
 mod greeting;
 mod memo;
+mod model;
 mod peers;
 pub(crate) mod recovery;
 mod snapshots;

@@ -56,6 +56,8 @@ pub(crate) struct Learned {
     predictor: Predictor,
     classes: Vec<Class>,
     by_name: HashMap<(u32, String, Resources), u32, FixedState>,
+    /// Something was learned since it was last asked for.
+    is_new: bool,
 }
 
 impl core::fmt::Debug for Learned {
@@ -66,7 +68,12 @@ impl core::fmt::Debug for Learned {
 
 impl Default for Learned {
     fn default() -> Self {
-        Self { predictor: Predictor::new(CELLS, FLOOR_MS), classes: Vec::new(), by_name: HashMap::default() }
+        Self {
+            predictor: Predictor::new(CELLS, FLOOR_MS),
+            classes: Vec::new(),
+            by_name: HashMap::default(),
+            is_new: false,
+        }
     }
 }
 
@@ -81,9 +88,10 @@ fn millis(us: u64) -> f64 {
 }
 
 impl Learned {
-    /// The class of tasks of a queue, made on first use; `tenant` is the queue's namespace.
-    pub(crate) fn class(&mut self, queue: u32, tenant: &str, kind: &str, resources: &Resources) -> u32 {
-        let name = (queue, kind.to_owned(), resources.clone());
+    /// The class of tasks of a queue, by number and name, made on first use; `tenant` is the queue's namespace. What is learned goes
+    /// by the name, since numbers are given anew after a restart.
+    pub(crate) fn class(&mut self, queue: (u32, &str), tenant: &str, kind: &str, resources: &Resources) -> u32 {
+        let name = (queue.0, kind.to_owned(), resources.clone());
         if let Some(&class) = self.by_name.get(&name) {
             return class;
         }
@@ -91,7 +99,8 @@ impl Learned {
             return 0;
         }
         let width = u32::try_from(resources.cpu_milli.div_ceil(1_000)).unwrap_or(u32::MAX).max(1);
-        let facts = Facts { tenant: short(tenant), kind: short(kind), labels: queue, width, ..Facts::default() };
+        let labels = short(queue.1);
+        let facts = Facts { tenant: short(tenant), kind: short(kind), labels, width, ..Facts::default() };
         let class = u32::try_from(self.classes.len()).expect("bounded above");
         let (rank, ranked_us, learned_us, samples) = (0.0, 0, 0, 0);
         let keys = Keys::new(&facts);
@@ -110,10 +119,12 @@ impl Learned {
         known.rank
     }
 
-    /// What is expected of a class, and how many of its tasks taught it.
+    /// What is expected of a class, and how many of its tasks taught it, of those before a restart as many as count still.
     pub(crate) fn expected(&self, class: u32) -> (Prediction, u32) {
         let known = &self.classes[class as usize];
-        (self.predictor.predict(&known.keys, 0), known.samples)
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a bounded weight")]
+        let counting = self.predictor.weight(&known.keys).round() as u32;
+        (self.predictor.predict(&known.keys, 0), known.samples.max(counting))
     }
 
     /// A task of a class ended after so many microseconds; whether that was longer than nine in ten were predicted to take, if it
@@ -126,11 +137,22 @@ impl Learned {
         let run = millis(run_us);
         let made = self.predictor.predict(&known.keys, 0);
         self.predictor.learn(&known.keys, 0, run, failed, Some(&made));
+        self.is_new = true;
         #[expect(clippy::cast_possible_truncation, reason = "a run time")]
         let short = run as f32;
         known.runs[known.samples as usize % RUNS] = short;
         (known.samples, known.learned_us, known.ranked_us) = (known.samples.saturating_add(1), now_us, 0);
         Some(f64::from(made.q90) < run.max(1.0).ln())
+    }
+
+    /// What was learned, as bytes for after a restart; `None` if nothing was since the last call.
+    pub(crate) fn save(&mut self) -> Option<Vec<u8>> {
+        core::mem::take(&mut self.is_new).then(|| self.predictor.to_bytes())
+    }
+
+    /// Takes over what was saved; how many cells of it.
+    pub(crate) fn restore(&mut self, bytes: &[u8]) -> usize {
+        self.predictor.restore(bytes)
     }
 
     /// One of the last run times of a class, in milliseconds.
@@ -290,7 +312,7 @@ mod tests {
     /// Two kinds, 1 ms and 400 ms, that come at once and wait: `auto` finds that the short ones should go first.
     fn taught(slow_ms: u64) -> (Learned, Order, [u32; 2]) {
         let mut learned = Learned::default();
-        let classes = ["short", "long"].map(|kind| learned.class(0, "default", kind, &Resources::default()));
+        let classes = ["short", "long"].map(|kind| learned.class((0, "q"), "default", kind, &Resources::default()));
         let mut now_us = 1;
         for _ in 0..20 {
             for (class, run_ms) in [(classes[0], 1), (classes[1], slow_ms)] {

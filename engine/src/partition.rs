@@ -285,7 +285,7 @@ impl Partition {
         let lane = self.lane(queue, spec.priority, &resources);
         let class = {
             let queue = self.queues[queue as usize].dispatch;
-            dispatch.learned.class(queue, spec.namespace, spec.kind, &resources)
+            dispatch.learned.class((queue, spec.queue), spec.namespace, spec.kind, &resources)
         };
         let list = self.class_list(lane, class);
         let lease_list = self.lease_list(spec.lease_ms);

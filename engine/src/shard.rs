@@ -442,6 +442,18 @@ impl Shard {
         self.notices.take()
     }
 
+    /// What was learned about run times, as bytes for [`Self::restore_model`] after a restart; `None` if nothing was since the last
+    /// call.
+    #[must_use]
+    pub fn save_model(&mut self) -> Option<Vec<u8>> {
+        self.dispatch.learned.save()
+    }
+
+    /// Takes over what [`Self::save_model`] gave, as far as it is sound; how many cells of it.
+    pub fn restore_model(&mut self, bytes: &[u8]) -> usize {
+        self.dispatch.learned.restore(bytes)
+    }
+
     /// Something that was found out and operators should know: it shows in answers about the cluster, and goes to the log
     /// unless it `is_logged`.
     pub fn give_notice(&mut self, sentence: String, is_logged: bool) {

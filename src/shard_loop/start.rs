@@ -182,6 +182,7 @@ async fn run(mut start: Start) -> anyhow::Result<()> {
     wait_for_stop(start.stop).await;
     drain(&shard_loop).await;
     logging.await;
+    shard_loop.save_model(&start.dir.shard_dir(number)).await;
     for connection in shard_loop.connections.borrow().values() {
         connection.close();
     }
@@ -193,8 +194,10 @@ fn start_tasks(shard_loop: &Rc<ShardLoop>, dir: &DataDir, identity: u64, term: u
     glommio::spawn_local(Rc::clone(shard_loop).turn_task()).detach();
     glommio::spawn_local(Rc::clone(shard_loop).timer_task()).detach();
     glommio::spawn_local(Rc::clone(shard_loop).mesh_retry_task()).detach();
-    let snapshots = dir.shard_dir(u32::try_from(shard_loop.number).expect("shards are few"));
-    glommio::spawn_local(Rc::clone(shard_loop).snapshot_task(snapshots, identity, term)).detach();
+    let own = dir.shard_dir(u32::try_from(shard_loop.number).expect("shards are few"));
+    shard_loop.restore_model(&own);
+    glommio::spawn_local(Rc::clone(shard_loop).model_task(own.clone())).detach();
+    glommio::spawn_local(Rc::clone(shard_loop).snapshot_task(own, identity, term)).detach();
     if shard_loop.number == 0 {
         glommio::spawn_local(Rc::clone(shard_loop).machine_task(dir.root().to_path_buf())).detach();
     }

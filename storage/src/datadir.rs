@@ -6,6 +6,7 @@
 //! <dir>/shard-000/term            how often this shard was started
 //! <dir>/shard-000/wal/            the shard's log
 //! <dir>/shard-000/snapshot-*.snap its snapshots
+//! <dir>/shard-000/model           what its scheduler learned
 //! ```
 //!
 //! Invariants: a directory is used by one process at a time; a directory that is not ours, or of a newer format, is left as it
@@ -357,7 +358,7 @@ fn lock(root: &Path) -> Result<File, Error> {
 }
 
 /// Writes `name` in `dir` so that it is there whole and durably, or as it was.
-fn write_whole(dir: &Path, unfinished: &str, name: &str, bytes: &[u8]) -> Result<(), Error> {
+pub(crate) fn write_whole(dir: &Path, unfinished: &str, name: &str, bytes: &[u8]) -> Result<(), Error> {
     let path = dir.join(unfinished);
     let write = || {
         let mut file = File::create(&path)?;

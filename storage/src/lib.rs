@@ -7,6 +7,7 @@
 pub mod buffer;
 pub mod datadir;
 mod field;
+pub mod model;
 pub mod offload;
 mod reading;
 pub mod recovery;

@@ -9,6 +9,7 @@
 //! are dropped. It is a model, not state: losing it costs quality only.
 
 pub mod conformal;
+mod saved;
 pub mod table;
 
 use conformal::Correction;
@@ -187,6 +188,13 @@ impl Predictor {
             found.q90 = found.q90.min(most);
         }
         found
+    }
+
+    /// Weight of the samples that had all of these keys, forgetting.
+    #[must_use]
+    pub fn weight(&self, keys: &Keys) -> f32 {
+        let narrowest = keys.0.into_iter().rev().find(|key| *key != 0);
+        narrowest.and_then(|key| self.table.get(key)).map_or(0.0, |cell| cell.weight)
     }
 
     /// Learns that a task ran for `run` (milliseconds) and whether it failed. What is no time is dropped. `made` is what

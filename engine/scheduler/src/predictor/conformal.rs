@@ -13,6 +13,8 @@ const STEP_MAX: f32 = 0.5;
 const STEP_MIN: f32 = 0.05;
 /// Corrections are no larger, as a factor of e to this.
 const CORRECTION_MAX: f32 = 6.0;
+/// Samples that are counted.
+const COUNT_MAX: f32 = 1e6;
 
 /// The corrections.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -27,6 +29,28 @@ fn class(prediction: &Prediction) -> usize {
 }
 
 impl Correction {
+    /// Values of the corrections: shifts, then counts.
+    pub(super) const VALUES: usize = 2 * CLASSES;
+
+    pub(super) fn values(&self) -> [f32; Self::VALUES] {
+        let mut values = [0.0; Self::VALUES];
+        values[..CLASSES].copy_from_slice(&self.shift);
+        values[CLASSES..].copy_from_slice(&self.count);
+        values
+    }
+
+    /// The corrections of these values; one that is none is as if nothing had been learned.
+    pub(super) fn from_values(values: [f32; Self::VALUES]) -> Self {
+        let mut correction = Self::default();
+        for class in 0..CLASSES {
+            let (shift, count) = (values[class], values[CLASSES + class]);
+            if shift.abs() <= CORRECTION_MAX && (0.0..=COUNT_MAX).contains(&count) {
+                (correction.shift[class], correction.count[class]) = (shift, count);
+            }
+        }
+        correction
+    }
+
     /// What is to be added to the logarithm of the quantile.
     #[must_use]
     pub fn of(&self, prediction: &Prediction) -> f32 {
@@ -38,7 +62,7 @@ impl Correction {
         let class = class(made);
         let (shift, count) = (&mut self.shift[class], &mut self.count[class]);
         let step = (STEP_MAX / count.sqrt().max(1.0)).max(STEP_MIN);
-        *count = (*count + 1.0).min(1e6);
+        *count = (*count + 1.0).min(COUNT_MAX);
         let missed = log > made.q90 + 1e-6;
         *shift += if missed { step * (1.0 - MISS) } else { -step * MISS };
         *shift = shift.clamp(-CORRECTION_MAX, CORRECTION_MAX);

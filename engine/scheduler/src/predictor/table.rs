@@ -44,6 +44,16 @@ impl Table {
         Self { keys: vec![0; size].into_boxed_slice(), cells, mask: size - 1 }
     }
 
+    /// Its cells, used and unused.
+    pub(super) fn size(&self) -> usize {
+        self.cells.len()
+    }
+
+    /// The keys that have weight, with their cells.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &Cell)> {
+        self.keys.iter().copied().zip(&self.cells).filter(|(key, cell)| *key != 0 && cell.weight > 0.0)
+    }
+
     fn home(&self, key: u64) -> usize {
         // The first of a run is aligned to it.
         let home = (key >> 8) as usize;
