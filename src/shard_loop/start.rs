@@ -168,14 +168,7 @@ async fn run(mut start: Start) -> anyhow::Result<()> {
     shard_loop.start_checkpoints(wake);
     shard_loop.start_memo(memo_wake);
     shard_loop.perform();
-    // A node that stands alone elects itself, which takes a write.
-    while stands_alone && !shard_loop.shard.borrow().is_serving() {
-        sleep(SERVING_POLL).await;
-    }
-    for listener in listeners {
-        let accepting = Rc::clone(&shard_loop).accept_task(listener, start.connections_max);
-        glommio::spawn_local(accepting).detach();
-    }
+    take_clients(&shard_loop, listeners, start.connections_max, stands_alone).await;
     // The receiver waits for every shard's report before it goes on.
     let _ = start.started.send(Ok(()));
     drop(start.started);
@@ -200,6 +193,16 @@ fn start_tasks(shard_loop: &Rc<ShardLoop>, dir: &DataDir, identity: u64, term: u
     glommio::spawn_local(Rc::clone(shard_loop).snapshot_task(own, identity, term)).detach();
     if shard_loop.number == 0 {
         glommio::spawn_local(Rc::clone(shard_loop).machine_task(dir.root().to_path_buf())).detach();
+    }
+}
+
+/// Accepts clients, once what the shard leads alone is served: a node that stands alone elects itself, which takes a write.
+async fn take_clients(shard_loop: &Rc<ShardLoop>, listeners: Vec<Listener>, connections_max: u32, stands_alone: bool) {
+    while stands_alone && !shard_loop.shard.borrow().is_serving() {
+        sleep(SERVING_POLL).await;
+    }
+    for listener in listeners {
+        glommio::spawn_local(Rc::clone(shard_loop).accept_task(listener, connections_max)).detach();
     }
 }
 
