@@ -19,6 +19,7 @@ mod events;
 mod kafka;
 mod machine;
 mod postgres;
+mod redis;
 mod secret;
 mod sections;
 mod setting;

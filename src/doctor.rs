@@ -12,6 +12,7 @@ mod events;
 mod host;
 mod kernel;
 mod postgres;
+mod redis;
 pub(crate) mod streams;
 
 use serde::Serialize;
@@ -79,6 +80,7 @@ pub(crate) fn examine(config: &Config) -> Report {
     checks.extend(postgres::check(config));
     checks.extend(streams::checks(config));
     checks.extend(events::check(config));
+    checks.extend(redis::check(config));
     let status = checks.iter().map(|check| check.status).max().unwrap_or(Status::Ok);
     Report { status, checks }
 }

@@ -5,6 +5,7 @@ mod config;
 mod doctor;
 mod events;
 mod foreign;
+mod memo;
 mod node;
 mod output;
 mod placement;

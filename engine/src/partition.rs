@@ -17,6 +17,7 @@ use crate::dispatch::{Dispatch, LaneRef};
 use crate::entry::Settings;
 use crate::extra::{Extra, Extras};
 use crate::hash::FixedState;
+use crate::memo::{Findings, Followers};
 use crate::queue::{Queue, QueueSettings};
 use crate::resources::Resources;
 use crate::state::State;
@@ -31,6 +32,7 @@ mod events;
 mod keys;
 mod leadership;
 mod retention;
+mod unique;
 
 pub(crate) use checkpoint::Sending;
 use checkpoint::Waiting;
@@ -119,6 +121,8 @@ pub(crate) struct Cx<'a> {
     pub(crate) settled: &'a mut Vec<Awaited>,
     /// Leases of cancelled or expired tasks: worker, task, token.
     pub(crate) revoked: &'a mut Vec<(u32, TaskId, u64)>,
+    /// Results of memoised tasks for a store outside.
+    pub(crate) findings: &'a mut Findings,
 }
 
 /// One partition.
@@ -144,6 +148,8 @@ pub(crate) struct Partition {
     key_bytes: usize,
     /// Who holds each unique key, by the key's bytes in the arena.
     unique: HashTable<Slot>,
+    /// Memoised tasks that wait for the result of another.
+    pub(crate) followers: Followers,
     pub(crate) workflows: Workflows,
     /// States that tasks saved.
     pub(crate) versions: Versions,
@@ -202,6 +208,7 @@ impl Partition {
             key_by_bytes: HashMap::default(),
             key_bytes: 0,
             unique: HashTable::new(),
+            followers: Followers::default(),
             workflows: Workflows::default(),
             versions: Versions::default(),
             streams: Streams::default(),
@@ -403,7 +410,8 @@ impl Partition {
                 lane.len -= 1;
             }
             State::Leased => self.end_lease(slot, cx.dispatch),
-            State::Waiting | State::Delayed => {}
+            State::Waiting => self.unfollow(slot, cx.arena),
+            State::Delayed => {}
             State::Succeeded | State::Failed | State::Cancelled | State::Expired => {
                 unreachable!("final tasks are on retention lists")
             }
@@ -560,53 +568,16 @@ impl Partition {
         }
         self.kept += 1;
         self.note_end(slot, end, cx.time_us, cx.arena);
-        let workflow = self.extras.get(extra).map_or(NONE, |extra| extra.workflow);
+        let extra = self.extras.get(extra);
+        let (workflow, unique) = extra.map_or((NONE, Handle::NONE), |extra| (extra.workflow, extra.unique));
         if workflow == NONE {
             self.retain(slot, cx.arena);
+            if unique != Handle::NONE {
+                self.unique_ended(slot, cx);
+            }
         } else {
             crate::workflow::task_finished(self, workflow, slot, cx);
         }
-    }
-
-    /// For the mutation check: as if nobody held a unique key.
-    pub(crate) fn forget_unique(&mut self) {
-        self.unique.clear();
-    }
-
-    /// Who holds a unique key.
-    pub(crate) fn unique_holder(&self, key: &[u8], arena: &Arena) -> Option<Slot> {
-        self.unique.find(hash_of(key), |&slot| arena.get(self.unique_key(slot)) == key).copied()
-    }
-
-    /// Who holds a unique key that may not be taken over at `now_us`.
-    pub(crate) fn unique_conflict(&self, key: &[u8], arena: &Arena, now_us: u64) -> Option<Slot> {
-        self.unique_holder(key, arena).filter(|&slot| {
-            let task = &self.tasks[slot];
-            !task.state.is_final() || self.extras[task.extra].unique_until_us > now_us
-        })
-    }
-
-    /// Makes a task the holder of its unique key, whoever holds it. A snapshot in progress has the former one as the holder.
-    pub(crate) fn hold_unique(&mut self, slot: Slot, arena: &Arena) {
-        let key = arena.get(self.unique_key(slot));
-        if let Some(holder) = self.unique_holder(key, arena) {
-            crate::snapshot::touch(self, holder, arena);
-            self.release_unique(holder, arena);
-        }
-        let (tasks, extras) = (&self.tasks, &self.extras);
-        let hash = |&other: &Slot| hash_of(arena.get(extras[tasks[other].extra].unique));
-        self.unique.insert_unique(hash_of(key), slot, hash);
-    }
-
-    fn release_unique(&mut self, holder: Slot, arena: &Arena) {
-        let key = arena.get(self.unique_key(holder));
-        if let Ok(entry) = self.unique.find_entry(hash_of(key), |&slot| slot == holder) {
-            entry.remove();
-        }
-    }
-
-    fn unique_key(&self, slot: Slot) -> Handle {
-        self.extras[self.tasks[slot].extra].unique
     }
 
     /// A contract that referred to a lane is gone.
@@ -706,7 +677,8 @@ impl Partition {
         let keys = self.keys.capacity() * size_of::<Key>() + self.key_by_bytes.allocation_size() + self.key_bytes;
         let queues = self.queues.capacity() * size_of::<Queue>();
         let shared = self.contracts.reserved_bytes() + self.workflows.reserved_bytes() + keys + queues;
-        let lists = self.waiting.reserved_bytes() + self.streams.reserved_bytes() + self.outbox.reserved_bytes();
+        let lists = self.waiting.reserved_bytes() + self.streams.reserved_bytes();
+        let lists = lists + self.outbox.reserved_bytes() + self.followers.reserved_bytes();
         let records = self.tasks.reserved_bytes() + self.extras.reserved_bytes() + self.versions.reserved_bytes();
         records + tables + shared + lists
     }
@@ -719,10 +691,6 @@ fn hash_of_id(id: TaskId) -> u64 {
     const RUN: u64 = 64;
     let run = TaskId { hi: id.hi, lo: id.lo / RUN };
     run.mix() ^ (id.lo % RUN) ^ (id.lo << 57)
-}
-
-fn hash_of(key: &[u8]) -> u64 {
-    FixedState.hash_one(key)
 }
 
 fn hash_of_name(namespace: &str, name: &str) -> u64 {

@@ -16,6 +16,7 @@ mod events;
 mod group;
 mod groups;
 pub(crate) mod hooks;
+mod memo;
 mod meta;
 mod notices;
 mod owners;
@@ -46,6 +47,8 @@ use crate::cluster::membership::Member;
 use crate::dispatch::Dispatch;
 use crate::effects::{ConnId, Effects};
 use crate::events::Events;
+use crate::memo::Findings;
+use crate::memo::known::Known;
 use crate::partition::{Awaited, Cx, Partition};
 use crate::peer::{META_GROUP, PeerAddr};
 use crate::refused::Refused;
@@ -88,6 +91,8 @@ pub struct Config {
     pub checkpoints: Option<Checkpoints>,
     /// Whether what happens to tasks is told outside, and how.
     pub events: Option<Events>,
+    /// Longest result of a memoised task that is handed out by [`Shard::take_made`]; `None`: no store takes any.
+    pub memo_bytes_max: Option<usize>,
 }
 
 impl Config {
@@ -119,6 +124,7 @@ impl Config {
             auto_create_queues: true,
             checkpoints: None,
             events: None,
+            memo_bytes_max: None,
         }
     }
 }
@@ -134,6 +140,17 @@ pub enum Input<'a> {
         header: Header,
         /// Its body, 16-byte aligned.
         body: &'a [u8],
+    },
+    /// A submission, and what the store outside remembered for some of its rows.
+    Known {
+        /// Where it came from and the answer goes.
+        conn: ConnId,
+        /// Its header: of a Submit.
+        header: Header,
+        /// Its body, 16-byte aligned.
+        body: &'a [u8],
+        /// Results, in order of rows.
+        known: &'a [Known],
     },
     /// A connection is gone.
     Disconnected {
@@ -207,6 +224,8 @@ pub struct Stats {
     pub assigned: u64,
     /// Tasks completed with success.
     pub completed: u64,
+    /// Memoised tasks that ended as another did, without running.
+    pub memoised: u64,
     /// Attempts that failed.
     pub failed_attempts: u64,
     /// Requests refused as overloaded.
@@ -274,6 +293,7 @@ pub struct Shard {
     waiters: Waiters,
     settled: Vec<Awaited>,
     revoked: Vec<(u32, TaskId, u64)>,
+    findings: Findings,
     fired: Vec<Timer>,
     stats: Stats,
     hooks: hooks::Hooks,
@@ -334,6 +354,7 @@ impl Shard {
             waiters: Waiters::default(),
             settled: Vec::new(),
             revoked: Vec::new(),
+            findings: Findings::new(config.memo_bytes_max),
             fired: Vec::new(),
             stats: Stats::default(),
             hooks: hooks::Hooks::default(),
@@ -361,6 +382,12 @@ impl Shard {
         match input {
             Input::Frame { conn, header, body } => {
                 if let Err(refused) = self.request(conn, header, body, effects) {
+                    self.stats.overloaded += u64::from(refused.code == Code::Overloaded);
+                    effects.refuse(conn, &header, &refused);
+                }
+            }
+            Input::Known { conn, header, body, known } => {
+                if let Err(refused) = self.submit_known(conn, header, body, known) {
                     self.stats.overloaded += u64::from(refused.code == Code::Overloaded);
                     effects.refuse(conn, &header, &refused);
                 }
@@ -513,6 +540,7 @@ impl Shard {
             dispatch: &mut self.dispatch,
             settled: &mut self.settled,
             revoked: &mut self.revoked,
+            findings: &mut self.findings,
         };
         Some((partition, cx))
     }

@@ -2,6 +2,7 @@
 //! several as a cluster ([`several`]).
 
 mod checkpoint;
+mod memo;
 mod nodes;
 mod rejoin;
 mod several;
@@ -91,6 +92,9 @@ pub(crate) struct Arguments {
     /// Measure with finished tasks going to this PostgreSQL database, and without
     #[arg(long, value_name = "URL", conflicts_with_all = ["suite", "baseline", "failover", "idle"])]
     checkpoint: Option<String>,
+    /// Measure memoised tasks whose results this Redis remembers, beside plain submissions
+    #[arg(long, value_name = "URL", conflicts_with_all = ["suite", "baseline", "failover", "idle", "rate", "checkpoint"])]
+    memo: Option<String>,
     /// Measure saves of tasks' state: 64 KiB each, of which one percent changes; --connections tasks at once
     #[arg(long, conflicts_with_all = ["suite", "baseline", "failover", "idle", "rate"])]
     states: bool,
@@ -209,6 +213,9 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
     }
     if let Some(url) = &arguments.checkpoint {
         return checkpoint::run(global, arguments, url, &config);
+    }
+    if let Some(url) = &arguments.memo {
+        return memo::run(global, arguments, url, &config);
     }
     let node = Embedded::start_private(config, arguments.data_dir.as_deref())?;
     let info = NodeInfo {

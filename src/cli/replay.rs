@@ -97,8 +97,8 @@ fn workflow(graph: &Graph, policies: &[Policy], slots: u32, output: Output) -> R
                 return Err(Failure::new(Exit::Usage, message));
             }
         };
-        let (makespan_s, over) =
-            (graph.makespan(&starts) as f64 / MILLIS_PER_SECOND, graph.makespan(&starts) as f64 / bound as f64);
+        let makespan = graph.makespan(&starts) as f64;
+        let (makespan_s, over) = (makespan / MILLIS_PER_SECOND, makespan / bound as f64);
         table.row(vec![policy.name().to_owned(), format!("{makespan_s:.1} s"), format!("{over:.3}")]);
         rows.push(json!({
             "policy": policy.name(), "makespan_s": makespan_s, "over_bound": over, "took_s": began.elapsed().as_secs_f64(),

@@ -44,6 +44,9 @@ pub(crate) struct Arguments {
     /// Workers save versions of their tasks' state, and these are checked too
     #[arg(long)]
     saves: bool,
+    /// Producers memoise some tasks
+    #[arg(long)]
+    memo: bool,
     /// Look for the fewest faults with which a failing run still fails
     #[arg(long)]
     minimise: bool,
@@ -64,6 +67,7 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
             checkpoints: arguments.checkpoints,
             streams: arguments.streams,
             events: arguments.events,
+            memo: arguments.memo,
         };
         eprintln!("taskmaster {commit} sim {options}");
         let began = Instant::now();

@@ -93,6 +93,8 @@ pub struct Options {
     pub streams: bool,
     /// What happens to tasks is told in a topic.
     pub events: bool,
+    /// Producers memoise some tasks. Apart, as `saves`.
+    pub memo: bool,
 }
 
 impl Options {
@@ -110,6 +112,7 @@ impl Options {
             checkpoints: false,
             streams: false,
             events: false,
+            memo: false,
         }
     }
 }
@@ -125,6 +128,9 @@ impl fmt::Display for Options {
         }
         if self.events {
             f.write_str(" --events")?;
+        }
+        if self.memo {
+            f.write_str(" --memo")?;
         }
         if self.saves {
             f.write_str(" --saves")?;
@@ -165,6 +171,8 @@ pub struct Report {
     pub saves_acknowledged: u64,
     /// The latter.
     pub states_read: u64,
+    /// Reads of tasks that ended with the result of another.
+    pub memoised: u64,
     /// Terms in which a leader served a partition.
     pub leaderships: u64,
     /// Processes that ended without warning.

@@ -7,6 +7,7 @@ mod cluster;
 mod crash;
 mod disk_full;
 mod events;
+mod memo;
 mod model;
 mod postgres;
 mod process;

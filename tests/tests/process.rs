@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -48,14 +49,18 @@ pub(crate) fn directory() -> TempDir {
     tempfile::Builder::new().prefix("node-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
-/// An address whose port and the few above it are free at the moment.
+/// An address whose port and the three above it are free. They are below those that the kernel gives to connections: one of these
+/// would take a node's port while the node is down.
 pub(crate) fn free_address() -> SocketAddr {
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 20_000;
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    let begin = std::process::id().wrapping_mul(2_654_435_761) % COUNT;
     for _ in 0..200 {
-        let first = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = first.local_addr().unwrap().port();
-        let above: Vec<_> = (1..4).map_while(|offset| port.checked_add(offset)).collect();
-        if above.len() == 3 && above.iter().all(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()) {
-            return SocketAddr::from(([127, 0, 0, 1], port));
+        let port = FIRST + (begin + TAKEN.fetch_add(4, Ordering::Relaxed)) % COUNT;
+        let mut ports = (0..4).map(|above| u16::try_from(port + above).unwrap());
+        if ports.all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
+            return SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).unwrap()));
         }
     }
     panic!("no four free ports in a row");

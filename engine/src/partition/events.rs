@@ -113,8 +113,8 @@ impl Partition {
     fn note_down(&mut self, slot: Slot, change: Change, at_us: u64, bytes: usize) {
         let task = &self.tasks[slot];
         // Leases are the leader's own: of what the log does not know, nothing is said.
-        let state = if task.state == State::Leased { State::Ready } else { task.state };
-        let attempt = if change == Change::Started { task.attempt() } else { begun(state, task.failures) };
+        let unlogged = u32::from(task.state == State::Leased && change != Change::Started);
+        let attempt = begun(self, slot) - unlogged;
         let (attempt, bytes) =
             (u16::try_from(attempt).unwrap_or(u16::MAX), u32::try_from(bytes).expect("results are bounded"));
         self.outbox.push(Happened { id: task.id, at_us, bytes, attempt, change });

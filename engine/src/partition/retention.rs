@@ -101,8 +101,11 @@ impl Partition {
         until_us.min(self.checkpointed_until_us(task, since_us))
     }
 
-    /// When the next task is to be forgotten.
+    /// When the next task is to be forgotten, or followers are to end: at once.
     pub(crate) fn next_eviction_us(&self) -> Option<u64> {
+        if self.followers.are_due() {
+            return Some(0);
+        }
         let lists = self.retention.iter().filter(|list| self.may_go(list.list.head));
         lists.map(|list| self.retained_until_us(list)).min()
     }
@@ -131,6 +134,7 @@ impl Partition {
         let id_ms = task.id.time_ms().min(cx.time_us / 1_000 + CLOCK_SKEW_MS);
         self.forgotten_ms = self.forgotten_ms.max(id_ms);
         if task.extra != NONE {
+            self.unique_forgotten(slot, cx);
             self.release_unique(slot, cx.arena);
             let extra = self.extras.remove(task.extra);
             self.drop_extra(&extra, cx.arena);

@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::path::Path;
 
+use plotters::coord::ranged1d::Ranged;
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
 const SIZE: (u32, u32) = (1_200, 1_350);
@@ -62,7 +64,7 @@ pub(super) fn draw(path: &Path, trace: &str, curves: &[Curves]) -> Result<(), Bo
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 type Lines = [(&'static str, Vec<(f64, f64)>)];
 
-fn distributed(area: &Area<'_>, title: &str, unit: &str, lines: &Lines) -> Result<(), Box<dyn Error>> {
+fn distributed<'a>(area: &Area<'a>, title: &str, unit: &str, lines: &Lines) -> Result<(), Box<dyn Error>> {
     let last = lines.iter().flat_map(|(_, points)| points.last()).map(|(x, _)| *x).fold(10.0, f64::max);
     let mut chart = ChartBuilder::on(area)
         .caption(title, TITLE)
@@ -71,22 +73,10 @@ fn distributed(area: &Area<'_>, title: &str, unit: &str, lines: &Lines) -> Resul
         .y_label_area_size(64)
         .build_cartesian_2d((1.0..last).log_scale(), 0.0..1.0)?;
     chart.configure_mesh().x_desc(unit).y_desc("part of the tasks").label_style(LABEL).draw()?;
-    for (number, (name, points)) in lines.iter().enumerate() {
-        let style = Palette99::pick(number).stroke_width(3);
-        let line = chart.draw_series(LineSeries::new(points.iter().copied(), style))?;
-        line.label(*name).legend(move |(x, y)| PathElement::new([(x, y), (x + 24, y)], style));
-    }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
-        .border_style(BLACK)
-        .background_style(WHITE)
-        .label_font(LABEL)
-        .draw()?;
-    Ok(())
+    draw_lines(&mut chart, lines, 3)
 }
 
-fn timed(area: &Area<'_>, lines: &Lines) -> Result<(), Box<dyn Error>> {
+fn timed<'a>(area: &Area<'a>, lines: &Lines) -> Result<(), Box<dyn Error>> {
     let mut chart = ChartBuilder::on(area)
         .caption("Slots in use", TITLE)
         .margin(16)
@@ -98,13 +88,22 @@ fn timed(area: &Area<'_>, lines: &Lines) -> Result<(), Box<dyn Error>> {
         .y_desc("% of the slots")
         .label_style(LABEL)
         .draw()?;
+    draw_lines(&mut chart, lines, 2)
+}
+
+/// Draws the lines of all policies, so many pixels wide, and says which is whose.
+fn draw_lines<'a, X: Ranged<ValueType = f64>>(
+    chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, RangedCoordf64>>,
+    lines: &Lines,
+    width: u32,
+) -> Result<(), Box<dyn Error>> {
     for (number, (name, points)) in lines.iter().enumerate() {
-        let style = Palette99::pick(number).stroke_width(2);
+        let style = Palette99::pick(number).stroke_width(width);
         let line = chart.draw_series(LineSeries::new(points.iter().copied(), style))?;
         line.label(*name).legend(move |(x, y)| PathElement::new([(x, y), (x + 24, y)], style));
     }
-    chart
-        .configure_series_labels()
+    let mut legend = chart.configure_series_labels();
+    legend
         .position(SeriesLabelPosition::LowerRight)
         .border_style(BLACK)
         .background_style(WHITE)

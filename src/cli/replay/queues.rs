@@ -28,6 +28,16 @@ impl Outcome {
         self.reports.iter().map(figure).sum::<f64>() / self.reports.len() as f64
     }
 
+    /// The mean of a quantile of the slowdowns.
+    fn slowdown(&self, part: f64) -> f64 {
+        self.mean(|report| quantile(&mut report.slowdowns.clone(), part))
+    }
+
+    /// The mean of a quantile of the waits, in seconds.
+    fn wait_s(&self, part: f64) -> f64 {
+        self.mean(|report| quantile(&mut waits_s(report), part))
+    }
+
     /// Part of the weeks with tasks that are worse than under another policy, of equal seeds.
     #[expect(clippy::cast_precision_loss, reason = "few weeks")]
     fn weeks_worse(&self, plain: &Self) -> f64 {
@@ -102,19 +112,17 @@ pub(super) fn run(trace: &Trace, policies: &[Policy], arguments: &Arguments, out
 }
 
 fn json(trace: &Trace, outcome: &Outcome, plain: &Outcome) -> Value {
-    let slowdown = |part| outcome.mean(|report| quantile(&mut report.slowdowns.clone(), part));
-    let wait_s = |part| outcome.mean(|report| quantile(&mut waits_s(report), part));
     json!({
         "policy": outcome.policy.name(),
         "refused": outcome.reports[0].refused,
         "slowdown": {
             "mean": outcome.mean(|report| report.slowdown_mean),
-            "p50": slowdown(0.5), "p90": slowdown(0.9), "p99": slowdown(0.99),
+            "p50": outcome.slowdown(0.5), "p90": outcome.slowdown(0.9), "p99": outcome.slowdown(0.99),
             "by_seed": outcome.reports.iter().map(|report| report.slowdown_mean).collect::<Vec<_>>(),
         },
         "wait_s": {
             "mean": outcome.mean(|report| report.wait_mean / MILLIS_PER_SECOND),
-            "p50": wait_s(0.5), "p90": wait_s(0.9), "p99": wait_s(0.99), "max": wait_s(1.0),
+            "p50": outcome.wait_s(0.5), "p90": outcome.wait_s(0.9), "p99": outcome.wait_s(0.99), "max": outcome.wait_s(1.0),
         },
         "late": outcome.mean(|report| report.late),
         "waste": outcome.mean(|report| report.waste),
@@ -145,14 +153,13 @@ fn text(trace: &Trace, slots: u32, seeds: u64, outcomes: &[Outcome]) -> String {
     ]);
     let percent = |part: f64| format!("{:.1} %", 100.0 * part);
     for outcome in outcomes {
-        let slowdown = |part| outcome.mean(|report| quantile(&mut report.slowdowns.clone(), part));
         table.row(vec![
             outcome.policy.name().to_owned(),
             format!("{:.2}", outcome.mean(|report| report.slowdown_mean)),
-            format!("{:.2}", slowdown(0.5)),
-            format!("{:.1}", slowdown(0.99)),
+            format!("{:.2}", outcome.slowdown(0.5)),
+            format!("{:.1}", outcome.slowdown(0.99)),
             format!("{:.0} s", outcome.mean(|report| report.wait_mean / MILLIS_PER_SECOND)),
-            format!("{:.0} s", outcome.mean(|report| quantile(&mut waits_s(report), 1.0))),
+            format!("{:.0} s", outcome.wait_s(1.0)),
             percent(outcome.mean(|report| report.late)),
             percent(outcome.mean(|report| report.waste)),
             percent(outcome.mean(utilisation)),

@@ -8,7 +8,7 @@ use crate::field::{u16_at, u32_at, u64_at};
 /// First four bytes: `TMSN`.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"TMSN");
 /// The layout written and the newest one read.
-pub const FORMAT_VERSION: u16 = 2;
+pub const FORMAT_VERSION: u16 = 1;
 /// Bytes of the file header.
 pub const HEADER_LEN: usize = 64;
 /// Bytes of a chunk header.

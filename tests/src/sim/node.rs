@@ -154,6 +154,7 @@ impl Place {
                 auto_create_queues: true,
                 checkpoints: scenario.checkpoints.then_some(CHECKPOINTS),
                 events: scenario.events,
+                memo_bytes_max: None,
             };
             loops.push(ShardLoop::start(config, disk, now_us, dice, defect)?);
         }

@@ -108,6 +108,7 @@ pub fn run(seed: u64) -> Result<u64, Failure> {
             auto_create_queues: true,
             checkpoints: None,
             events: None,
+            memo_bytes_max: None,
         };
         let mut shard = Shard::new(config, START_US);
         shard.start(START_US);

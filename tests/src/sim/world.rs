@@ -259,7 +259,7 @@ impl World {
         let pause_us_max = if options.minutes == 0 { 400_000 } else { 600_000 };
         let mut actors: Vec<Box<dyn Actor>> = Vec::new();
         for number in 0..scenario.producers {
-            actors.push(Box::new(Producer::new(number, scenario.partitions, pause_us_max, client())));
+            actors.push(Box::new(Producer::new(number, scenario.partitions, pause_us_max, options.memo, client())));
         }
         for number in 0..scenario.stream_readers {
             actors.push(Box::new(StreamReader::new(number, scenario.partitions, client())));
@@ -334,6 +334,7 @@ impl World {
             reads: self.oracle.reads,
             saves_acknowledged: self.oracle.saves_acknowledged,
             states_read: self.oracle.states_read,
+            memoised: self.oracle.memoised,
             leaderships: self.oracle.leaderships(),
             replicas_compared: self.oracle.compared(),
             submits_acknowledged: self.oracle.submits_acknowledged,
