@@ -188,6 +188,11 @@ impl Partition {
         if unique == Handle::NONE { None } else { key_in(arena.get(unique)) }
     }
 
+    /// Whether a task is memoised.
+    pub(crate) fn is_memoised(&self, slot: Slot, arena: &Arena) -> bool {
+        self.memo_key(slot, arena).is_some()
+    }
+
     /// The task that a memoised one follows.
     pub(crate) fn followed(&self, slot: Slot, arena: &Arena) -> Option<Slot> {
         let key = self.memo_key(slot, arena)?;

@@ -89,13 +89,13 @@ fn again(partition: &mut Partition, slot: Slot, needs_of: &mut Needs, cx: &mut C
     let extra = partition.extra_mut(slot);
     (extra.forgiven, extra.deadline_us, extra.done_permille) = (failures, 0, 0);
     (extra.memo_of, extra.memo_us) = (TaskId::default(), 0);
+    partition.note(slot, Change::Retried, cx.time_us);
     if partition.follow_again(slot, cx.arena, cx.time_us) {
         return true;
     }
     if unique != Handle::NONE {
         partition.hold_unique(slot, cx.arena);
     }
-    partition.note(slot, Change::Retried, cx.time_us);
     partition.enter_ready(slot, cx);
     true
 }

@@ -164,7 +164,13 @@ fn describe(
     if extra.key != NONE {
         details.key = body::put(bytes, &partition.keys[extra.key as usize].bytes);
     }
-    if matches!(happened.change, Change::AttemptFailed | Change::Failed) && happened.attempt == task.failures {
+    let is_errors = match happened.change {
+        Change::AttemptFailed => true,
+        // The error of another is no attempt of its own: two such failures have one number.
+        Change::Failed => happened.at_us == task.at_us || !partition.is_memoised(slot, arena),
+        _ => false,
+    };
+    if is_errors && happened.attempt == task.failures {
         let (code, message, _) = unpack_error(arena.get(extra.error));
         details.error = [code, message].map(|part| body::put(bytes, part));
     }

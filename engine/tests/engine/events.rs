@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use taskmaster_engine::checkpoint::{BatchBounds, Stored};
 use taskmaster_engine::events::{Batch, Change, Events, ForTopic};
-use taskmaster_engine::{Config, Input};
-use taskmaster_protocol::{PartitionId, TaskId};
+use taskmaster_engine::{Config, Input, Known};
+use taskmaster_protocol::{Code, PartitionId, TaskId};
 
-use super::job::{id, job, jobs};
+use super::job::{Job, id, job, jobs};
 use super::random::Random;
-use super::world::{World, config};
+use super::world::{START_US, World, config};
 
 const WORKER: u64 = 50;
 const BOUNDS: BatchBounds = BatchBounds { tasks_min: 0, tasks: 100, bytes: 1 << 20 };
@@ -216,6 +216,101 @@ fn too_many_that_wait_leave_a_gap_that_is_counted() {
     let last = world.events().unwrap();
     let details = last.events.last().unwrap().details.as_ref().unwrap();
     assert_eq!(details.result.map(|result| result.len), Some(4_000));
+}
+
+fn memo(number: u32) -> Job {
+    job("mail", number).memo("1", 0, "input").attempts(1)
+}
+
+#[test]
+fn memoised_tasks_are_told_to_end_as_their_like_each_once_and_behind_it() {
+    let mut world = telling(Events { waiting_kib_max: 1_000, starts: true });
+    let ids = world.submit(&[memo(0), memo(1), memo(2)]);
+    let lease = world.lease();
+    world.complete(&lease, b"result");
+    let later = world.submit_one(memo(3));
+    let known = Known { row: 0, of: id(9, 9), made_us: START_US, result: b"known".to_vec() };
+    let asked = world.send_known(&[job("mail", 4).memo("1", 0, "else")], &[known]);
+    world.settle();
+    assert_eq!(world.reply(asked).unwrap().code(), Code::Ok);
+    world.open_topic(None);
+    let batch = world.events().unwrap();
+    let told: Vec<_> = batch.events.iter().map(|event| (event.id, event.change, event.attempt)).collect();
+    assert_eq!(
+        told,
+        [
+            (ids[0], Submitted, 0),
+            (ids[1], Submitted, 0),
+            (ids[2], Submitted, 0),
+            (ids[0], Started, 1),
+            (ids[0], Completed, 1),
+            (ids[1], Completed, 0),
+            (ids[2], Completed, 0),
+            (later, Submitted, 0),
+            (later, Completed, 0),
+            (id(0, 4), Submitted, 0),
+            (id(0, 4), Completed, 0),
+        ]
+    );
+    let results = batch.events.iter().filter_map(|event| event.details.as_ref()?.result);
+    let results: Vec<_> = results.map(|result| text(&batch, result)).collect();
+    assert_eq!(results, ["result", "result", "result", "result", "known"]);
+}
+
+#[test]
+fn memoised_tasks_that_fail_together_are_told_to_and_to_be_retried() {
+    let mut world = world(1_000);
+    let ids = world.submit(&[memo(0), memo(1)]);
+    let mut ends = Vec::new();
+    for code in ["first", "second"] {
+        let lease = world.lease();
+        world.fail(&lease, code);
+        ends.extend(ids.iter().map(|&id| (id, Failed)));
+        if code == "first" {
+            assert_eq!(world.retry(&ids).accepted, 2);
+            ends.extend(ids.iter().map(|&id| (id, Retried)));
+            world.advance_ms(1);
+        }
+    }
+    world.open_topic(None);
+    let batch = world.events().unwrap();
+    let told = batch.events[2..].iter();
+    assert_eq!(told.map(|event| (event.id, event.change)).collect::<Vec<_>>(), ends);
+    let errors = batch.events[2..].iter().map(|event| text(&batch, event.details.as_ref().unwrap().error[0]));
+    let errors: Vec<_> = errors.collect();
+    assert_eq!(errors, ["", "", "", "", "second", "second"], "an error is that of its own event");
+}
+
+#[test]
+fn copies_of_a_result_count_for_what_waits_and_a_crowd_that_ends_in_slices_is_told_whole() {
+    let mut world = world(1_000);
+    let crowd: Vec<Job> = (0..5_000).map(memo).collect();
+    for jobs in crowd.chunks(1_000) {
+        world.submit(jobs);
+    }
+    world.open_topic(None);
+    world.tell_all();
+    let lease = world.lease();
+    world.complete(&lease, b"");
+    let (covered, chunks) = world.snapshot(|_| {});
+    world.restart(Some((covered, &chunks)));
+    world.advance_ms(2_000);
+    assert_eq!((world.shard.stats().unfinished, world.shard.stats().events_lost), (0, 0));
+    world.open_topic(None);
+    let told = world.tell_all();
+    assert_eq!(told.iter().map(|event| event.0).collect::<Vec<_>>(), (5_001..=10_000).collect::<Vec<_>>());
+    let mut ended: Vec<TaskId> = told.iter().map(|event| event.1).collect();
+    ended.sort_unstable();
+    assert_eq!(ended, (0..5_000).map(|number| id(0, number)).collect::<Vec<_>>());
+    assert!(told.iter().all(|event| event.2 == Completed) && told[0].1 == lease.id);
+
+    let large: Vec<Job> = (0..20).map(|number| job("mail", 6_000 + number).memo("1", 0, "large")).collect();
+    world.submit(&large);
+    world.worker(WORKER, &["mail"], 1_000_000);
+    let lease = world.lease();
+    world.complete(&lease, &[7; 100_000]);
+    let stats = world.shard.stats();
+    assert_eq!((stats.events_waiting, stats.events_lost), (10, 20 + 20 - 10), "1,000 KiB hold ten of the results");
 }
 
 #[test]
