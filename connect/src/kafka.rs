@@ -4,6 +4,7 @@
 //! commits to Kafka is for people who look at lag, and is never read here.
 
 mod consumer;
+mod floor;
 mod letters;
 mod mapping;
 mod reader;
@@ -12,6 +13,7 @@ mod standing;
 mod status;
 
 pub use consumer::consume;
+pub use floor::{fill, floor, remove};
 pub use mapping::{From, Mapping, Order};
 pub use settings::{Settings, Start};
 pub use standing::{Standing, TopicStanding, standing};
