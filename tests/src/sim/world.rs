@@ -31,6 +31,7 @@ mod links;
 mod mishaps;
 mod nodes;
 mod peers;
+pub(crate) mod remembered;
 mod stores;
 
 /// A right clock at virtual time zero, in microseconds since 1970.
@@ -227,6 +228,7 @@ pub(crate) struct World {
     wake_of: Vec<u64>,
     oracle: Oracle,
     store_down_until_us: u64,
+    remembered: remembered::Remembered,
     phase: Phase,
     /// When replicas are compared next.
     compare_us: u64,
@@ -280,6 +282,7 @@ impl World {
             actors,
             oracle: Oracle::new(options.checkpoints),
             store_down_until_us: 0,
+            remembered: remembered::Remembered::default(),
             phase: Phase::Faults,
             compare_us: 0,
             defect: options.defect,
