@@ -36,14 +36,14 @@ pub(super) fn run(global: &Global, arguments: &Arguments, brokers: &str, config:
     };
     let settings = stream.settings().map_err(|error| Failure::new(Exit::Usage, format!("{error:#}")))?;
     let failed = |sentence: String| Failure::new(Exit::Failed, format!("Kafka at {brokers}: {sentence}"));
-    let sent = block_on(kafka::fill(&settings, PARTITIONS, messages, payload)).map_err(failed)?;
+    let sent = block_on(async { kafka::fill(&settings, PARTITIONS, messages, payload).await.map_err(failed) })?;
     let floor = kafka::floor(&settings, PARTITIONS, messages).map_err(failed)?;
     let mut config = config.clone();
     config.streams = vec![stream];
     let node = Embedded::start_private(config, arguments.data_dir.as_deref())?;
     let (counted, took) = block_on(read(node.address().to_string(), messages))?;
     node.stop()?;
-    block_on(kafka::remove(&settings)).map_err(failed)?;
+    block_on(async { kafka::remove(&settings).await.map_err(failed) })?;
     let rate = |(count, took): (u64, Duration)| count as f64 / took.as_secs_f64().max(1e-9);
     let [sent, floor, tasks] = [(messages, sent), (messages, floor), (counted, took)].map(rate);
     let text = format!(
