@@ -17,6 +17,7 @@ mod cluster;
 mod error;
 mod machine;
 mod postgres;
+mod redis;
 mod secret;
 mod sections;
 mod setting;

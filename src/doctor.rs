@@ -11,6 +11,7 @@ mod disk;
 mod host;
 mod kernel;
 mod postgres;
+mod redis;
 pub(crate) mod streams;
 
 use serde::Serialize;
@@ -77,6 +78,7 @@ pub(crate) fn examine(config: &Config) -> Report {
     checks.extend(host::peer_port(config));
     checks.extend(postgres::check(config));
     checks.extend(streams::checks(config));
+    checks.extend(redis::check(config));
     let status = checks.iter().map(|check| check.status).max().unwrap_or(Status::Ok);
     Report { status, checks }
 }

@@ -4,6 +4,7 @@ mod cli;
 mod config;
 mod doctor;
 mod foreign;
+mod memo;
 mod node;
 mod output;
 mod placement;

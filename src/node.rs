@@ -21,10 +21,9 @@ use taskmaster_storage::wal;
 
 use crate::config::{Config, ShardPorts};
 use crate::foreign::{Foreign, Port, Restorer};
-use crate::placement;
-use crate::reachable;
 use crate::shard_loop::{NodeMap, Start, spawn};
 use crate::streams::Streams;
+use crate::{memo, placement, reachable};
 
 /// Configuration of a node.
 pub(crate) type NodeConfig = Config;
@@ -90,6 +89,7 @@ impl Node {
         let map = Arc::new(NodeMap { node: dir.meta().id, shard_ports, partition_shards });
         let open_connections = Arc::new(AtomicU32::new(0));
         let mut store_ports = store_ports.into_iter();
+        let mut memo_ports = memo::start(config, shards)?.into_iter();
         let cpus = placement::cpus_for(shards);
         let (started, reports) = mpsc::channel();
         let mut running = Vec::new();
@@ -108,6 +108,7 @@ impl Node {
                 ends,
                 port: store_ports.next(),
                 streams: streams.clone().filter(|_| number == 0),
+                memo: memo_ports.next(),
                 map: Arc::clone(&map),
                 address,
                 stop: stopped,

@@ -14,6 +14,7 @@ mod background;
 mod checkpoints;
 mod gossip;
 mod greeting;
+mod memo;
 mod model;
 mod peers;
 pub(crate) mod recovery;
@@ -104,6 +105,8 @@ pub(crate) struct ShardLoop {
     checkpoints: Option<Rc<checkpoints::Checkpoints>>,
     /// How the node's streams are doing: on shard 0, where there are some.
     streams: Option<Arc<Status>>,
+    /// Where results of memoised tasks are remembered.
+    memo: Option<Rc<memo::Memo>>,
     /// Log blocks that are not durable yet, each with the last record it holds.
     blocks: RefCell<VecDeque<(u64, u64)>>,
     connections: RefCell<HashMap<u64, Rc<Connection>>>,
@@ -161,6 +164,7 @@ impl ShardLoop {
         }
         let mut effects = self.effects.borrow_mut();
         self.log(&mut effects);
+        self.hand_out_made();
         let questions = effects.take_questions();
         if !questions.is_empty() {
             drop(effects);
@@ -265,7 +269,7 @@ impl ShardLoop {
 
     /// A request for this shard.
     fn request(&self, conn: ConnId, header: Header, body: &[u8]) {
-        if !self.looks_elsewhere(conn, &header, body) {
+        if !self.looks_elsewhere(conn, &header, body) && !self.waits_for_memo(conn, &header, body) {
             self.input(Input::Frame { conn, header, body });
         }
     }

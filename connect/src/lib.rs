@@ -11,3 +11,4 @@ mod backoff;
 
 pub mod kafka;
 pub mod postgres;
+pub mod redis;

@@ -88,6 +88,8 @@ pub(crate) struct SpecView<'a> {
     pub(crate) backoff_factor_centi: u16,
     pub(crate) attempts_max: u16,
     pub(crate) priority: u8,
+    /// Its tasks are memoised, as this submission has it: no part of the contract.
+    pub(crate) is_memo: bool,
 }
 
 /// The namespace used when none is given.
@@ -113,6 +115,7 @@ impl<'a> SpecView<'a> {
             backoff_factor_centi: spec.backoff_factor_centi.to_native(),
             attempts_max: spec.attempts_max.to_native(),
             priority: spec.priority,
+            is_memo: spec.memo != 0,
         })
     }
 
@@ -172,6 +175,7 @@ impl<'a> SpecView<'a> {
             backoff_factor_centi,
             attempts_max,
             priority,
+            is_memo: false,
         })
     }
 }
@@ -299,6 +303,7 @@ mod tests {
             backoff_factor_centi: 200,
             attempts_max: 3,
             priority: 2,
+            is_memo: false,
         };
         let mut bytes = Vec::new();
         spec.write_canonical(&mut bytes);

@@ -4,7 +4,7 @@
 //! ```text
 //! offset size field
 //!      0    2 operation   as in the protocol; 0x100: settings of the partition; 0x101: how far it is checkpointed;
-//!                        0x102: final tasks from the store
+//!                        0x103: final tasks from the store; 0x104: a submission with remembered results
 //!      2    2 flags       bit 0: the request was a resend
 //!      4    4 body_len    bytes
 //!      8    8 time_us     when it was admitted, microseconds since 1970; never decreasing within a partition
@@ -19,8 +19,10 @@ pub const COMMAND_HEADER_BYTES: usize = 16;
 const SETTINGS: u16 = 0x100;
 /// The number of checkpointed among the operations.
 const CHECKPOINTED: u16 = 0x101;
-/// The number of restored among the operations.
-const RESTORED: u16 = 0x102;
+/// The number of restored among the operations: its records are those of a snapshot's state, and it changes with that.
+const RESTORED: u16 = 0x103;
+/// The number of submissions with remembered results among the operations.
+const KNOWN: u16 = 0x104;
 
 /// What a command does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +35,8 @@ pub(crate) enum Verb {
     Checkpointed,
     /// Final tasks come back from the store: body a chunk of a snapshot.
     Restored,
+    /// A client's submission, with results that a store outside remembered: body [`crate::memo::known`].
+    Known,
 }
 
 /// What a partition's replicas must agree on and nodes are configured with.
@@ -138,7 +142,9 @@ pub enum EntryError {
         missing: u64,
     },
     /// An operation that is never logged.
-    #[error("entry {index} of group {group} has the unknown operation {operation}")]
+    #[error(
+        "entry {index} of group {group} has the unknown operation {operation}: use the version that wrote it, or newer"
+    )]
     Operation {
         /// Its number.
         operation: u16,
@@ -173,6 +179,7 @@ pub(crate) fn append(
         Verb::Settings => SETTINGS,
         Verb::Checkpointed => CHECKPOINTED,
         Verb::Restored => RESTORED,
+        Verb::Known => KNOWN,
     };
     out.extend_from_slice(&number.to_le_bytes());
     out.extend_from_slice(&u16::from(resend).to_le_bytes());
@@ -202,6 +209,7 @@ pub(crate) fn next<'a>(rest: &mut &'a [u8], group: u16, index: u64) -> Result<Co
         None if number == SETTINGS => Verb::Settings,
         None if number == CHECKPOINTED => Verb::Checkpointed,
         None if number == RESTORED => Verb::Restored,
+        None if number == KNOWN => Verb::Known,
         None => return Err(EntryError::Operation { operation: number, group, index }),
     };
     *rest = behind;

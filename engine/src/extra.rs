@@ -1,5 +1,7 @@
 //! What few tasks need beyond their record: deadline, keys, workflow membership, the last error, progress.
 
+use taskmaster_protocol::TaskId;
+
 use crate::arena::Handle;
 use crate::task::NONE;
 
@@ -34,6 +36,9 @@ pub(crate) struct Extra {
     pub(crate) forgiven: u16,
     /// Payload of a succeeded task that may be forked: a workflow's, or one that saved state.
     pub(crate) input: Handle,
+    /// Memoised, and the outcome is another's: the task that ran, and when it ended, in microseconds since 1970; else 0.
+    pub(crate) memo_of: TaskId,
+    pub(crate) memo_us: u64,
     /// Index of the versions of its state, or [`NONE`].
     pub(crate) history: u32,
     /// When it became ready, in microseconds since 1970. Volatile.
@@ -59,6 +64,8 @@ impl Default for Extra {
             done_permille: 0,
             forgiven: 0,
             input: Handle::NONE,
+            memo_of: TaskId::default(),
+            memo_us: 0,
             history: NONE,
             ready_us: 0,
             started_us: 0,

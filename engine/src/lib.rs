@@ -20,6 +20,7 @@ mod effects;
 mod entry;
 mod extra;
 mod hash;
+mod memo;
 mod order;
 mod partition;
 mod peer;
@@ -42,6 +43,8 @@ pub use cluster::{ClusterMap, META_GROUP, Member, Membership, NodeInfo, NodeStat
 pub use contract::DEFAULT_NAMESPACE;
 pub use effects::{ConnId, Effects, Outgoing, Question};
 pub use entry::{COMMAND_HEADER_BYTES, EntryError};
+pub use memo::known::Known;
+pub use memo::{Made, Unknown};
 pub use peer::PeerAddr;
 pub use refused::Refused;
 pub use replica::record;

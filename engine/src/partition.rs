@@ -17,6 +17,7 @@ use crate::dispatch::{Dispatch, LaneRef};
 use crate::entry::Settings;
 use crate::extra::{Extra, Extras};
 use crate::hash::FixedState;
+use crate::memo::{Followers, Outbox};
 use crate::queue::{Queue, QueueSettings};
 use crate::resources::Resources;
 use crate::state::State;
@@ -29,7 +30,8 @@ use crate::workflow::Workflows;
 mod checkpoint;
 mod keys;
 mod leadership;
-mod retention;
+pub(crate) mod retention;
+mod unique;
 
 pub(crate) use checkpoint::Sending;
 use checkpoint::Waiting;
@@ -116,6 +118,8 @@ pub(crate) struct Cx<'a> {
     pub(crate) settled: &'a mut Vec<Awaited>,
     /// Leases of cancelled or expired tasks: worker, task, token.
     pub(crate) revoked: &'a mut Vec<(u32, TaskId, u64)>,
+    /// Results of memoised tasks for a store outside.
+    pub(crate) outbox: &'a mut Outbox,
 }
 
 /// One partition.
@@ -141,6 +145,8 @@ pub(crate) struct Partition {
     key_bytes: usize,
     /// Who holds each unique key, by the key's bytes in the arena.
     unique: HashTable<Slot>,
+    /// Memoised tasks that wait for the result of another.
+    pub(crate) followers: Followers,
     pub(crate) workflows: Workflows,
     /// States that tasks saved.
     pub(crate) versions: Versions,
@@ -153,7 +159,8 @@ pub(crate) struct Partition {
     retained: u32,
     /// Number of the latest retention.
     pub(crate) last_retained: u64,
-    retention_armed: bool,
+    /// When the timer of retention is due that was set last.
+    retention_armed_us: u64,
     /// All final tasks up to this number are in the store outside.
     pub(crate) checkpointed: u64,
     /// Final tasks behind it.
@@ -197,6 +204,7 @@ impl Partition {
             key_by_bytes: HashMap::default(),
             key_bytes: 0,
             unique: HashTable::new(),
+            followers: Followers::default(),
             workflows: Workflows::default(),
             versions: Versions::default(),
             streams: Streams::default(),
@@ -204,7 +212,7 @@ impl Partition {
             kept: 0,
             retained: 0,
             last_retained: 0,
-            retention_armed: false,
+            retention_armed_us: retention::NEVER_US,
             checkpointed: 0,
             waiting: Waiting::default(),
             sending: Sending::default(),
@@ -397,7 +405,8 @@ impl Partition {
                 lane.len -= 1;
             }
             State::Leased => self.end_lease(slot, cx.dispatch),
-            State::Waiting | State::Delayed => {}
+            State::Waiting => self.unfollow(slot, cx.arena),
+            State::Delayed => {}
             State::Succeeded | State::Failed | State::Cancelled | State::Expired => {
                 unreachable!("final tasks are on retention lists")
             }
@@ -553,53 +562,16 @@ impl Partition {
             cx.settled.push(Awaited::Task(id));
         }
         self.kept += 1;
-        let workflow = self.extras.get(extra).map_or(NONE, |extra| extra.workflow);
+        let extra = self.extras.get(extra);
+        let (workflow, unique) = extra.map_or((NONE, Handle::NONE), |extra| (extra.workflow, extra.unique));
         if workflow == NONE {
             self.retain(slot, cx.arena);
+            if unique != Handle::NONE {
+                self.unique_ended(slot, cx);
+            }
         } else {
             crate::workflow::task_finished(self, workflow, slot, cx);
         }
-    }
-
-    /// For the mutation check: as if nobody held a unique key.
-    pub(crate) fn forget_unique(&mut self) {
-        self.unique.clear();
-    }
-
-    /// Who holds a unique key.
-    pub(crate) fn unique_holder(&self, key: &[u8], arena: &Arena) -> Option<Slot> {
-        self.unique.find(hash_of(key), |&slot| arena.get(self.unique_key(slot)) == key).copied()
-    }
-
-    /// Who holds a unique key that may not be taken over at `now_us`.
-    pub(crate) fn unique_conflict(&self, key: &[u8], arena: &Arena, now_us: u64) -> Option<Slot> {
-        self.unique_holder(key, arena).filter(|&slot| {
-            let task = &self.tasks[slot];
-            !task.state.is_final() || self.extras[task.extra].unique_until_us > now_us
-        })
-    }
-
-    /// Makes a task the holder of its unique key, whoever holds it. A snapshot in progress has the former one as the holder.
-    pub(crate) fn hold_unique(&mut self, slot: Slot, arena: &Arena) {
-        let key = arena.get(self.unique_key(slot));
-        if let Some(holder) = self.unique_holder(key, arena) {
-            crate::snapshot::touch(self, holder, arena);
-            self.release_unique(holder, arena);
-        }
-        let (tasks, extras) = (&self.tasks, &self.extras);
-        let hash = |&other: &Slot| hash_of(arena.get(extras[tasks[other].extra].unique));
-        self.unique.insert_unique(hash_of(key), slot, hash);
-    }
-
-    fn release_unique(&mut self, holder: Slot, arena: &Arena) {
-        let key = arena.get(self.unique_key(holder));
-        if let Ok(entry) = self.unique.find_entry(hash_of(key), |&slot| slot == holder) {
-            entry.remove();
-        }
-    }
-
-    fn unique_key(&self, slot: Slot) -> Handle {
-        self.extras[self.tasks[slot].extra].unique
     }
 
     /// A contract that referred to a lane is gone.
@@ -699,7 +671,7 @@ impl Partition {
         let keys = self.keys.capacity() * size_of::<Key>() + self.key_by_bytes.allocation_size() + self.key_bytes;
         let queues = self.queues.capacity() * size_of::<Queue>();
         let shared = self.contracts.reserved_bytes() + self.workflows.reserved_bytes() + keys + queues;
-        let lists = self.waiting.reserved_bytes() + self.streams.reserved_bytes();
+        let lists = self.waiting.reserved_bytes() + self.streams.reserved_bytes() + self.followers.reserved_bytes();
         let records = self.tasks.reserved_bytes() + self.extras.reserved_bytes() + self.versions.reserved_bytes();
         records + tables + shared + lists
     }
@@ -712,10 +684,6 @@ fn hash_of_id(id: TaskId) -> u64 {
     const RUN: u64 = 64;
     let run = TaskId { hi: id.hi, lo: id.lo / RUN };
     run.mix() ^ (id.lo % RUN) ^ (id.lo << 57)
-}
-
-fn hash_of(key: &[u8]) -> u64 {
-    FixedState.hash_one(key)
 }
 
 fn hash_of_name(namespace: &str, name: &str) -> u64 {

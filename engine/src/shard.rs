@@ -15,6 +15,7 @@ mod elections;
 mod group;
 mod groups;
 pub(crate) mod hooks;
+mod memo;
 mod meta;
 mod notices;
 mod owners;
@@ -44,6 +45,8 @@ use crate::cluster::map::{ClusterMap, NodeInfo};
 use crate::cluster::membership::Member;
 use crate::dispatch::Dispatch;
 use crate::effects::{ConnId, Effects};
+use crate::memo::Outbox;
+use crate::memo::known::Known;
 use crate::partition::{Awaited, Cx, Partition};
 use crate::peer::{META_GROUP, PeerAddr};
 use crate::refused::Refused;
@@ -84,6 +87,8 @@ pub struct Config {
     pub auto_create_queues: bool,
     /// Whether final tasks are copied to a store outside, and how.
     pub checkpoints: Option<Checkpoints>,
+    /// Longest result of a memoised task that is handed out by [`Shard::take_made`]; `None`: no store takes any.
+    pub memo_bytes_max: Option<usize>,
 }
 
 impl Config {
@@ -114,6 +119,7 @@ impl Config {
             retention_ms: crate::queue::RETENTION_MS_DEFAULT,
             auto_create_queues: true,
             checkpoints: None,
+            memo_bytes_max: None,
         }
     }
 }
@@ -129,6 +135,17 @@ pub enum Input<'a> {
         header: Header,
         /// Its body, 16-byte aligned.
         body: &'a [u8],
+    },
+    /// A submission, and what the store outside remembered for some of its rows.
+    Known {
+        /// Where it came from and the answer goes.
+        conn: ConnId,
+        /// Its header: of a Submit.
+        header: Header,
+        /// Its body, 16-byte aligned.
+        body: &'a [u8],
+        /// Results, in order of rows.
+        known: &'a [Known],
     },
     /// A connection is gone.
     Disconnected {
@@ -193,6 +210,8 @@ pub struct Stats {
     pub assigned: u64,
     /// Tasks completed with success.
     pub completed: u64,
+    /// Memoised tasks that ended as another did, without running.
+    pub memoised: u64,
     /// Attempts that failed.
     pub failed_attempts: u64,
     /// Requests refused as overloaded.
@@ -256,6 +275,7 @@ pub struct Shard {
     waiters: Waiters,
     settled: Vec<Awaited>,
     revoked: Vec<(u32, TaskId, u64)>,
+    outbox: Outbox,
     fired: Vec<Timer>,
     stats: Stats,
     hooks: hooks::Hooks,
@@ -312,6 +332,7 @@ impl Shard {
             waiters: Waiters::default(),
             settled: Vec::new(),
             revoked: Vec::new(),
+            outbox: Outbox::new(config.memo_bytes_max),
             fired: Vec::new(),
             stats: Stats::default(),
             hooks: hooks::Hooks::default(),
@@ -337,6 +358,12 @@ impl Shard {
         match input {
             Input::Frame { conn, header, body } => {
                 if let Err(refused) = self.request(conn, header, body, effects) {
+                    self.stats.overloaded += u64::from(refused.code == Code::Overloaded);
+                    effects.refuse(conn, &header, &refused);
+                }
+            }
+            Input::Known { conn, header, body, known } => {
+                if let Err(refused) = self.submit_known(conn, header, body, known) {
                     self.stats.overloaded += u64::from(refused.code == Code::Overloaded);
                     effects.refuse(conn, &header, &refused);
                 }
@@ -484,6 +511,7 @@ impl Shard {
             dispatch: &mut self.dispatch,
             settled: &mut self.settled,
             revoked: &mut self.revoked,
+            outbox: &mut self.outbox,
         };
         Some((partition, cx))
     }

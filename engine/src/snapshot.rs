@@ -133,6 +133,9 @@ struct TaskRecord {
     history: u32,
     /// Payload of a succeeded task that may be forked.
     input: Span,
+    /// Memoised, with another's outcome: the task that ran, and when it ended; else 0.
+    memo_of: TaskId,
+    memo_us: u64,
 }
 
 const MARK_LATE: u32 = 1;
@@ -238,6 +241,7 @@ fn copy(partition: &mut Partition, slot: Slot, arena: &Arena) {
         (record.unique_until_us, record.forgiven) = (extra.unique_until_us, extra.forgiven);
         (record.error, record.name, record.unique) = (put(extra.error), put(extra.name), put(extra.unique));
         record.input = put(extra.input);
+        (record.memo_of, record.memo_us) = (extra.memo_of, extra.memo_us);
         if holds_unique {
             record.marks |= MARK_HOLDS_UNIQUE;
         }
@@ -515,6 +519,8 @@ impl Restore {
             error: store(cx.arena, body::slice(&chunk.bytes, record.error)?),
             input: store(cx.arena, body::slice(&chunk.bytes, record.input)?),
             forgiven: record.forgiven.to_native().min(record.failures.to_native()),
+            memo_of: TaskId::from(&record.memo_of),
+            memo_us: record.memo_us.to_native(),
             ..Extra::default()
         };
         let key = body::slice(&chunk.bytes, record.key)?;
@@ -552,7 +558,8 @@ impl Restore {
                     let due_us = task.at_us;
                     partition.enter_delayed(slot, due_us, cx);
                 }
-                State::Waiting | State::Leased => {}
+                State::Waiting => partition.restore_follower(slot, cx.arena),
+                State::Leased => {}
                 State::Succeeded | State::Failed | State::Cancelled | State::Expired => {
                     let extra = partition.extras.get(task.extra).filter(|extra| extra.workflow != NONE);
                     if extra.is_none_or(|extra| partition.workflows[extra.workflow].unfinished == 0) {

@@ -6,7 +6,7 @@ use core::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum State {
-    /// Some task it needs is not final yet.
+    /// Some task it needs is not final yet, or another task computes its result.
     Waiting = 0,
     /// Not due yet: a delay, or the pause between attempts.
     Delayed = 1,
@@ -32,9 +32,10 @@ use State::{Cancelled, Delayed, Expired, Failed, Leased, Ready, Succeeded, Waiti
 /// The states a task may enter from each state, in the order of the state numbers.
 ///
 /// `Succeeded` and the failures are reachable from every unfinished state because leases are volatile: a replica that
-/// replays the log has not seen the lease under which the logged completion was accepted.
+/// replays the log has not seen the lease under which the logged completion was accepted. A task that waits succeeds or fails with
+/// another, where it is memoised.
 const LEGAL: [&[State]; STATES] = [
-    /* Waiting   */ &[Delayed, Ready, Cancelled, Expired],
+    /* Waiting   */ &[Delayed, Ready, Succeeded, Failed, Cancelled, Expired],
     /* Delayed   */ &[Delayed, Ready, Succeeded, Failed, Cancelled, Expired],
     /* Ready     */ &[Delayed, Leased, Succeeded, Failed, Cancelled, Expired],
     /* Leased    */ &[Delayed, Ready, Succeeded, Failed, Cancelled, Expired],
@@ -67,6 +68,12 @@ impl State {
     #[must_use]
     pub const fn is_final(self) -> bool {
         matches!(self, Succeeded | Failed | Cancelled | Expired)
+    }
+
+    /// Whether a memoised task in this state has an outcome that equal tasks share. That it was cancelled or late is its own.
+    #[must_use]
+    pub(crate) const fn answers_for_others(self) -> bool {
+        matches!(self, Succeeded | Failed)
     }
 
     /// Whether the table allows going from `self` to `next`.

@@ -17,6 +17,9 @@ mod leases;
 #[path = "engine/keys.rs"]
 mod keys;
 
+#[path = "engine/memo.rs"]
+mod memo;
+
 #[path = "engine/queues.rs"]
 mod queues;
 

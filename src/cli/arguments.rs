@@ -110,6 +110,13 @@ pub(crate) struct Description {
     #[arg(long, value_name = "TIME")]
     #[serde(deserialize_with = "from_text")]
     pub(crate) unique_window: Option<Interval>,
+    /// The task may have the result of another with the same kind, payload and this version of the kind, instead of running
+    #[arg(long, value_name = "VERSION", conflicts_with_all = ["unique_key", "concurrency_key"])]
+    pub(crate) memo: Option<String>,
+    /// A remembered result will do only when it is no older than this
+    #[arg(long, value_name = "TIME", requires = "memo")]
+    #[serde(deserialize_with = "from_text")]
+    pub(crate) memo_age: Option<Interval>,
     /// Tasks of the queue with this key share a limit of how many run at once
     #[arg(long, value_name = "KEY", requires = "concurrency_limit")]
     pub(crate) concurrency_key: Option<String>,
@@ -168,6 +175,8 @@ impl Description {
             deadline: self.deadline.or(flags.deadline),
             unique_key: self.unique_key.or_else(|| flags.unique_key.clone()),
             unique_window: self.unique_window.or(flags.unique_window),
+            memo: self.memo.or_else(|| flags.memo.clone()),
+            memo_age: self.memo_age.or(flags.memo_age),
             concurrency_key: self.concurrency_key.or_else(|| flags.concurrency_key.clone()),
             concurrency_limit: self.concurrency_limit.or(flags.concurrency_limit),
             attempts: self.attempts.or(flags.attempts),
@@ -200,6 +209,12 @@ impl Description {
         }
         if let Some(key) = &self.unique_key {
             task = task.unique_key(key).unique_window(self.unique_window.map_or(Duration::ZERO, |window| window.0));
+        }
+        if let Some(version) = &self.memo {
+            task = task.memoised(version);
+        }
+        if let Some(Interval(age)) = self.memo_age {
+            task = task.memo_age(age);
         }
         if let Some(key) = &self.concurrency_key {
             task = task.concurrency_key(key, self.concurrency_limit.unwrap_or(1));

@@ -2,6 +2,7 @@
 //! several as a cluster ([`several`]).
 
 mod checkpoint;
+mod memo;
 mod nodes;
 mod rejoin;
 mod several;
@@ -92,6 +93,9 @@ pub(crate) struct Arguments {
     /// Measure with finished tasks going to this PostgreSQL database, and without
     #[arg(long, value_name = "URL", conflicts_with_all = ["suite", "baseline", "failover", "idle"])]
     checkpoint: Option<String>,
+    /// Measure memoised tasks whose results this Redis remembers, beside plain submissions
+    #[arg(long, value_name = "URL", conflicts_with_all = ["suite", "baseline", "failover", "idle", "rate", "checkpoint"])]
+    memo: Option<String>,
     /// Measure messages that become tasks: --tasks of them, sent to a topic of these Kafka brokers for it
     #[arg(long, value_name = "BROKERS", conflicts_with_all = ["suite", "baseline", "failover", "idle", "rate", "checkpoint"])]
     stream: Option<String>,
@@ -213,6 +217,9 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
     }
     if let Some(url) = &arguments.checkpoint {
         return checkpoint::run(global, arguments, url, &config);
+    }
+    if let Some(url) = &arguments.memo {
+        return memo::run(global, arguments, url, &config);
     }
     if let Some(brokers) = &arguments.stream {
         return stream::run(global, arguments, brokers, &config);

@@ -51,6 +51,7 @@ pub(crate) fn task_json(task: &TaskView, with_bytes: bool) -> Value {
         "started_at": time_json(task.started_us),
         "deadline_at": time_json(task.deadline_ms.saturating_mul(1_000)),
         "late": task.is_late,
+        "memo": task.is_memo,
         "worker": text_json(&task.worker),
         "note": text_json(&task.note),
         "done_permille": task.done_permille,
@@ -95,6 +96,7 @@ pub(crate) fn task_text(task: &TaskView, output: Output) -> String {
     let due = if task.state == State::Delayed { "due" } else { "since" };
     let progress = match (task.done_permille, task.note.as_str()) {
         (0, "") => String::new(),
+        (_, note) if task.is_memo => format!("{note}: this one did not run"),
         (done, note) => format!("{}.{}% {note}", done / 10, done % 10),
     };
     let error = match (task.error_code.as_str(), task.error.as_str()) {

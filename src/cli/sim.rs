@@ -41,6 +41,9 @@ pub(crate) struct Arguments {
     /// Workers save versions of their tasks' state, and these are checked too
     #[arg(long)]
     saves: bool,
+    /// Producers memoise some tasks
+    #[arg(long)]
+    memo: bool,
     /// Look for the fewest faults with which a failing run still fails
     #[arg(long)]
     minimise: bool,
@@ -60,6 +63,7 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
             defect: None,
             checkpoints: arguments.checkpoints,
             streams: arguments.streams,
+            memo: arguments.memo,
         };
         eprintln!("taskmaster {commit} sim {options}");
         let began = Instant::now();

@@ -374,6 +374,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_line_that_is_memoised_and_has_a_key_is_refused_with_a_sentence() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("tasks.ndjson");
+        let lines = [
+            "{\"memo\": \"1\", \"unique_key\": \"k\"}",
+            "{\"memo_age\": \"1h\"}",
+            "{\"memo\": \"1\", \"memo_age\": \"1h\"}",
+        ];
+        std::fs::write(&file, lines.join("\n")).unwrap();
+        let tally = Arc::new(Mutex::new(Tally::default()));
+        push_all(&client().await, &arguments(&file), &file, &tally, true).await.unwrap();
+        let tally = tally.lock().unwrap();
+        assert_eq!((tally.accepted, tally.refused), (1, 2));
+        for (number, sentence) in [(1, "no unique key"), (2, "not memoised")] {
+            let refusal = tally.refusals.iter().find(|(task, ..)| *task == number).unwrap();
+            assert!(refusal.2.contains(sentence), "{refusal:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_bad_line_is_named_and_the_lines_before_it_are_kept() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("tasks.ndjson");

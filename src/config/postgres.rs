@@ -3,6 +3,7 @@
 use anyhow::Context;
 use taskmaster_connect::postgres::{Settings, TlsMode};
 
+use super::secret::password;
 use super::sections::Postgres;
 use super::value::DatabaseTls;
 
@@ -17,14 +18,7 @@ impl Postgres {
     /// # Errors
     /// What is wrong, without secrets.
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
-        let password = match &self.password_file {
-            Some(file) => {
-                let text = std::fs::read_to_string(file)
-                    .with_context(|| format!("postgres.password_file {} cannot be read", file.display()))?;
-                Some(text.trim_end_matches(['\r', '\n']).to_owned())
-            }
-            None => Some(self.password.0.clone()).filter(|password| !password.is_empty()),
-        };
+        let password = password("postgres", self.password_file.as_deref(), &self.password)?;
         let mut settings = Settings::new(&self.url.0, password.as_deref()).context("postgres.url")?;
         let mode = match self.tls {
             DatabaseTls::Disable => TlsMode::Disable,

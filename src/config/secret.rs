@@ -1,7 +1,9 @@
 //! Values that hold secrets: shown without them.
 
 use std::fmt;
+use std::path::Path;
 
+use anyhow::Context;
 use serde_json::{Value, json};
 
 use super::setting::{Raw, Setting};
@@ -44,6 +46,17 @@ impl Setting for Secret {
     }
 }
 
+/// A password: from its file if there is one, else from the environment.
+///
+/// # Errors
+/// When the file cannot be read.
+pub(super) fn password(section: &str, file: Option<&Path>, secret: &Secret) -> anyhow::Result<Option<String>> {
+    let Some(file) = file else { return Ok(Some(secret.0.clone()).filter(|password| !password.is_empty())) };
+    let text = std::fs::read_to_string(file)
+        .with_context(|| format!("{section}.password_file {} cannot be read", file.display()))?;
+    Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned()))
+}
+
 /// The address of a database, which may hold a password.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct DatabaseUrl(pub(crate) String);
@@ -76,7 +89,9 @@ impl DatabaseUrl {
 
 impl Setting for DatabaseUrl {
     fn read(raw: &Raw) -> Result<Self, String> {
-        let text = raw.text().ok_or("must be a text in quotes, such as \"postgres://user@host:5432/name\"")?;
+        let text = raw
+            .text()
+            .ok_or("must be a text in quotes, such as \"postgres://user@host:5432/name\" or \"redis://host:6379\"")?;
         Ok(Self(text.to_owned()))
     }
 

@@ -229,6 +229,29 @@ sections! {
         /// How long history is kept in the database, by whole days; 0: for ever.
         retention: Interval = Interval::ms(0), |&value| interval_between(value, Interval::ms(0), HISTORY_MAX);
     }
+    /// The server that remembers results of memoised tasks; only where a URL is given.
+    redis: Redis {
+        /// Where it is; empty for none.
+        url: DatabaseUrl = DatabaseUrl::default(), any;
+        /// A file with the password.
+        password_file: Option<PathBuf> = None, any;
+        /// The password, from the environment.
+        password: Secret = Secret::default(), any;
+        /// Authorities that are trusted; empty for those of the system.
+        tls_ca: Option<PathBuf> = None, any;
+        /// What keys begin with.
+        prefix: String = "taskmaster".to_owned(), |prefix| name_like(prefix);
+        /// Longest wait for what is remembered.
+        timeout: Interval = Interval::ms(20), |&value| interval_between(value, Interval::ms(1), Interval::ms(1_000));
+        /// Longest wait for a connection.
+        connect_timeout: Interval = Interval::ms(1_000), |&value| interval_between(value, Interval::ms(10), Interval::ms(60_000));
+        /// How long results are remembered there.
+        ttl: Interval = Interval::ms(86_400_000), |&value| interval_between(value, Interval::ms(1_000), HISTORY_MAX);
+        /// Longest result that is.
+        max_result: ByteSize = ByteSize(256 << 10), |&value| size_between(value, ByteSize(1), ByteSize::mib(1));
+        /// Room for values on this side, while the server vouches for them; 0 for none.
+        local_size: ByteSize = ByteSize::mib(16), |&value| size_between(value, ByteSize(0), ByteSize::gib(4));
+    }
     /// Workers inside the node's process (`dev` and `run`).
     workers: Workers {
         /// Most tasks at once; 0 means twice the cores.

@@ -35,6 +35,7 @@ pub(super) fn shard_config(config: &Config, info: &NodeInfo, dir: u128, number: 
         retention_ms: u32::try_from(config.queues.retention.as_ms()).unwrap_or(u32::MAX),
         auto_create_queues: config.queues.auto_create,
         checkpoints: config.postgres.is_configured().then(|| checkpoints(config)),
+        memo_bytes_max: config.redis.result_bytes_max(),
     }
 }
 

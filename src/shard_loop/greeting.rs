@@ -70,6 +70,7 @@ impl ShardLoop {
             ("submitted", engine.submitted),
             ("assigned", engine.assigned),
             ("completed", engine.completed),
+            ("memoised", engine.memoised),
             ("failed_attempts", engine.failed_attempts),
             ("overloaded", engine.overloaded),
             ("entries", engine.entries),
@@ -109,6 +110,9 @@ impl ShardLoop {
                 let status = &checkpoints.port.status;
                 pairs.extend(status.counters());
             }
+        }
+        if let Some(memo) = self.memo.as_ref().filter(|_| self.number == 0) {
+            pairs.extend(memo.port.status.counters());
         }
         if self.number == 0 {
             pairs.push(("rss_bytes", rss_bytes().unwrap_or(0)));

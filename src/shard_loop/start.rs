@@ -28,9 +28,11 @@ use taskmaster_storage::wal::driver::Wal;
 
 use super::checkpoints::Checkpoints;
 use super::gossip::Gossiper;
+use super::memo::Memo;
 use super::recovery::Recovered;
 use super::{GossipSetting, Message, NodeMap, ShardLoop, fatal, now_us};
 use crate::foreign::Port;
+use crate::memo;
 
 /// Memory registered with each of an executor's three rings, in bytes: it counts against the memlock limit.
 const RING_BYTES: usize = 1 << 20;
@@ -64,6 +66,8 @@ pub(crate) struct Start {
     pub(crate) port: Option<Port>,
     /// How the node's streams are doing: on shard 0, where there are some.
     pub(crate) streams: Option<Arc<Status>>,
+    /// The way to the server that remembers results, where there is one.
+    pub(crate) memo: Option<memo::Port>,
     pub(crate) map: Arc<NodeMap>,
     /// Shared by all shards.
     pub(crate) address: SocketAddr,
@@ -120,6 +124,7 @@ async fn run(mut start: Start) -> anyhow::Result<()> {
     let (mesh, rings) = start.ends.connect().await;
     let gossip = start.peers.as_ref().and_then(|peers| peers.gossip.as_ref());
     let wake = start.port.as_mut().and_then(|port| port.wake.take());
+    let memo_wake = start.memo.as_mut().and_then(|port| port.wake.take());
     let shard_loop = Rc::new(ShardLoop {
         number: start.number,
         own,
@@ -130,6 +135,7 @@ async fn run(mut start: Start) -> anyhow::Result<()> {
         gossip: gossip.map(|setting| Gossiper::new(setting, term, seed)).transpose()?,
         streams: start.streams.take(),
         checkpoints: start.port.take().map(|port| Rc::new(Checkpoints::new(port))),
+        memo: start.memo.take().map(|port| Rc::new(Memo::new(port))),
         blocks: RefCell::new(VecDeque::new()),
         connections: RefCell::new(HashMap::new()),
         last_connection: Cell::new(0),
@@ -160,15 +166,9 @@ async fn run(mut start: Start) -> anyhow::Result<()> {
         meet_peers(&shard_loop, peers)?;
     }
     shard_loop.start_checkpoints(wake);
+    shard_loop.start_memo(memo_wake);
     shard_loop.perform();
-    // A node that stands alone elects itself, which takes a write.
-    while stands_alone && !shard_loop.shard.borrow().is_serving() {
-        sleep(SERVING_POLL).await;
-    }
-    for listener in listeners {
-        let accepting = Rc::clone(&shard_loop).accept_task(listener, start.connections_max);
-        glommio::spawn_local(accepting).detach();
-    }
+    take_clients(&shard_loop, listeners, start.connections_max, stands_alone).await;
     // The receiver waits for every shard's report before it goes on.
     let _ = start.started.send(Ok(()));
     drop(start.started);
@@ -193,6 +193,16 @@ fn start_tasks(shard_loop: &Rc<ShardLoop>, dir: &DataDir, identity: u64, term: u
     glommio::spawn_local(Rc::clone(shard_loop).snapshot_task(own, identity, term)).detach();
     if shard_loop.number == 0 {
         glommio::spawn_local(Rc::clone(shard_loop).machine_task(dir.root().to_path_buf())).detach();
+    }
+}
+
+/// Accepts clients, once what the shard leads alone is served: a node that stands alone elects itself, which takes a write.
+async fn take_clients(shard_loop: &Rc<ShardLoop>, listeners: Vec<Listener>, connections_max: u32, stands_alone: bool) {
+    while stands_alone && !shard_loop.shard.borrow().is_serving() {
+        sleep(SERVING_POLL).await;
+    }
+    for listener in listeners {
+        glommio::spawn_local(Rc::clone(shard_loop).accept_task(listener, connections_max)).detach();
     }
 }
 

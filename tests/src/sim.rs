@@ -90,6 +90,8 @@ pub struct Options {
     pub checkpoints: bool,
     /// Streams are read too.
     pub streams: bool,
+    /// Producers memoise some tasks. Apart, as `saves`.
+    pub memo: bool,
 }
 
 impl Options {
@@ -97,7 +99,17 @@ impl Options {
     #[must_use]
     pub const fn of_seed(seed: u64) -> Self {
         let faults = FaultSet::ALL;
-        Self { seed, nodes: 0, minutes: 0, faults, saves: false, defect: None, checkpoints: false, streams: false }
+        Self {
+            seed,
+            nodes: 0,
+            minutes: 0,
+            faults,
+            saves: false,
+            defect: None,
+            checkpoints: false,
+            streams: false,
+            memo: false,
+        }
     }
 }
 
@@ -109,6 +121,9 @@ impl fmt::Display for Options {
         }
         if self.streams {
             f.write_str(" --streams")?;
+        }
+        if self.memo {
+            f.write_str(" --memo")?;
         }
         if self.saves {
             f.write_str(" --saves")?;
@@ -149,6 +164,8 @@ pub struct Report {
     pub saves_acknowledged: u64,
     /// The latter.
     pub states_read: u64,
+    /// Reads of tasks that ended with the result of another.
+    pub memoised: u64,
     /// Terms in which a leader served a partition.
     pub leaderships: u64,
     /// Processes that ended without warning.

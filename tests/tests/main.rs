@@ -6,6 +6,7 @@ mod client_node;
 mod cluster;
 mod crash;
 mod disk_full;
+mod memo;
 mod model;
 mod postgres;
 mod process;

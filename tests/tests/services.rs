@@ -3,6 +3,7 @@
 
 pub(crate) mod kafka;
 pub(crate) mod postgres;
+pub(crate) mod redis;
 
 use std::ffi::OsStr;
 use std::os::unix::process::CommandExt;

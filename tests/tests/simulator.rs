@@ -185,6 +185,28 @@ fn every_message_of_a_stream_becomes_one_task() {
     );
 }
 
+/// Producers that memoise tasks: of equal ones one runs at a time, and whoever ends with another's result has one that it sent.
+#[test]
+fn memoised_tasks_run_one_at_a_time_and_have_results_of_their_like() {
+    let from = number("TASKMASTER_SIM_FROM").unwrap_or(1);
+    let count = number("TASKMASTER_SIM_SEEDS").unwrap_or(2_000) / 5;
+    let (mut memoised, mut failures) = (0, Vec::new());
+    for seed in from..from + count {
+        match sim::run(&Options { memo: true, ..options(seed) }) {
+            Ok(report) => memoised += report.memoised,
+            Err(failure) => failures.push(failure.to_string()),
+        }
+    }
+    eprintln!("{count} seeds: {memoised} reads of tasks that ended with the result of another");
+    assert!(
+        failures.is_empty(),
+        "{} of {count} seeds failed:\n{}",
+        failures.len(),
+        failures[..failures.len().min(20)].join("\n")
+    );
+    assert!(memoised > 10 * count);
+}
+
 #[test]
 fn the_same_seed_is_the_same_run() {
     for seed in [1, 2, 3, 77, 4_711] {

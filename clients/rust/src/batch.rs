@@ -115,6 +115,10 @@ impl Batch {
             0
         } else {
             let rare = task.rare.unwrap_or_default();
+            let (key, window_ms) = match task.contract.is_memo {
+                true => (&rare.memo_version, rare.memo_age_ms),
+                false => (&rare.unique_key, rare.unique_window_ms),
+            };
             let needs = Span { at: count(self.body.needs.len()), len: count(step.needs.len()) };
             self.body.needs.extend_from_slice(step.needs);
             self.body.extras.push(Extra {
@@ -122,11 +126,11 @@ impl Batch {
                 delay_ms: rare.delay_ms,
                 deadline_ms: rare.deadline_ms,
                 deadline_in_ms: rare.deadline_in_ms,
-                unique_key: body::put(area, &rare.unique_key),
+                unique_key: body::put(area, key),
                 concurrency_key: body::put(area, &rare.concurrency_key),
                 needs,
                 name: body::put(area, step.name.as_bytes()),
-                unique_window_ms: rare.unique_window_ms,
+                unique_window_ms: window_ms,
                 concurrency_limit: rare.concurrency_limit,
             });
             count(self.body.extras.len())
@@ -167,7 +171,8 @@ impl Batch {
             backoff_factor_centi: contract.retries.backoff_factor_centi,
             attempts_max: contract.retries.attempts_max,
             priority: contract.priority as u8,
-            reserved: [0; 3],
+            memo: contract.is_memo.into(),
+            reserved: [0; 2],
         });
         self.contracts.push(Arc::clone(contract));
         count(self.contracts.len() - 1)

@@ -21,7 +21,7 @@ use crate::cluster::{Cluster, Connector, Patience, Target};
 use crate::error::{Error, Refusal};
 use crate::memory::TestServer;
 use crate::queue::{ListPosition, QueueSettings, TaskFilter};
-use crate::routing::{keyed_partition, now_ms};
+use crate::routing::{keyed_partition, memo_partition, now_ms};
 use crate::submitter::Submitter;
 use crate::task::{State, Task, millis_u32};
 use crate::view::{
@@ -316,6 +316,15 @@ impl Client {
         }
         let rare = task.rare.as_deref()?;
         let namespace = task.contract.namespace.as_deref().unwrap_or(self.namespace());
+        if task.contract.is_memo {
+            return Some(memo_partition(
+                namespace,
+                &task.contract.kind,
+                &rare.memo_version,
+                &task.payload.0,
+                partitions,
+            ));
+        }
         keyed_partition(namespace, &task.contract.queue, rare, partitions)
     }
 

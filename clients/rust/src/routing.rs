@@ -1,12 +1,13 @@
 //! Ids and partitions: which partition a task belongs to, made without asking the server.
 //!
-//! A concurrency key, else a unique key, decides the partition; tasks without either go wherever their batch goes.
+//! A concurrency key, else the memo key of a memoised task, else a unique key decides the partition; tasks without go wherever their
+//! batch goes.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::SystemTime;
 
-use taskmaster_protocol::{PartitionId, TaskId};
+use taskmaster_protocol::{PartitionId, TaskId, memo};
 
 use crate::task::{Rare, unix_ms};
 
@@ -29,6 +30,18 @@ pub(crate) fn keyed_partition(namespace: &str, queue: &str, rare: &Rare, partiti
     hash = crc32c::crc32c_append(hash, tag);
     hash = crc32c::crc32c_append(hash, key);
     Some(PartitionId(u16::try_from(hash % u32::from(partitions)).expect("below a u16")))
+}
+
+/// The partition where a memoised task meets those whose result is its own.
+pub(crate) fn memo_partition(
+    namespace: &str,
+    kind: &str,
+    version: &[u8],
+    payload: &[u8],
+    partitions: u16,
+) -> PartitionId {
+    let namespace = if namespace.is_empty() { DEFAULT_NAMESPACE } else { namespace };
+    memo::partition(&memo::key(namespace, kind, version, payload), partitions)
 }
 
 /// A random number good enough for ids and jitter, from the standard library's hash seeds.

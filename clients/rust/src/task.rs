@@ -325,6 +325,8 @@ pub(crate) struct Contract {
     pub(crate) lease_ms: u32,
     pub(crate) retention_ms: u32,
     pub(crate) priority: Priority,
+    /// Its tasks are memoised.
+    pub(crate) is_memo: bool,
 }
 
 /// What few tasks have.
@@ -338,6 +340,10 @@ pub(crate) struct Rare {
     pub(crate) concurrency_key: Vec<u8>,
     pub(crate) unique_window_ms: u32,
     pub(crate) concurrency_limit: u32,
+    /// Of a memoised task: the version of its kind, and the highest age of a result. On the wire they are in the place of the unique key
+    /// and its window.
+    pub(crate) memo_version: Vec<u8>,
+    pub(crate) memo_age_ms: u32,
 }
 
 /// A task to submit.
@@ -362,6 +368,7 @@ impl Task {
             lease_ms: 30_000,
             retention_ms: 0,
             priority: Priority::Normal,
+            is_memo: false,
         };
         Self { contract: Arc::new(contract), payload: Payload::default(), rare: None, id: None }
     }
@@ -460,6 +467,21 @@ impl Task {
         self.rare(|rare| rare.unique_window_ms = millis_u32(window))
     }
 
+    /// The task may have the result of another with the same kind, payload and namespace, instead of running: one that is running,
+    /// whose end it then waits for, or one that succeeded earlier and is remembered. For kinds whose result follows from the payload
+    /// alone; change the version when the code does. If the one that runs fails, those that wait fail with its error. Such a task has no
+    /// unique key, no concurrency key, and is in no workflow.
+    #[must_use]
+    pub fn memoised(self, version: impl AsRef<[u8]>) -> Self {
+        self.contract(|contract| contract.is_memo = true).rare(|rare| rare.memo_version = version.as_ref().to_vec())
+    }
+
+    /// Of a memoised task: a remembered result will do only when it is no older than this.
+    #[must_use]
+    pub fn memo_age(self, age: Duration) -> Self {
+        self.rare(|rare| rare.memo_age_ms = millis_u32(age))
+    }
+
     /// At most `limit` tasks of the queue with this key run at once.
     #[must_use]
     pub fn concurrency_key(self, key: impl AsRef<[u8]>, limit: u32) -> Self {
@@ -511,12 +533,33 @@ impl Task {
             return invalid(format!("{} attempts are not between 1 and 10,000", contract.retries.attempts_max));
         }
         let Some(rare) = &self.rare else { return Ok(()) };
-        for (what, key) in [("unique", &rare.unique_key), ("concurrency", &rare.concurrency_key)] {
+        let keys = [
+            ("unique key", &rare.unique_key),
+            ("concurrency key", &rare.concurrency_key),
+            ("version for memoising", &rare.memo_version),
+        ];
+        for (what, key) in keys {
             if key.len() > limits::KEY_BYTES_MAX {
-                return invalid(format!("the {what} key has {} bytes, the limit is 512: use a hash of it", key.len()));
+                return invalid(format!("the {what} has {} bytes, the limit is 512: use a hash of it", key.len()));
             }
         }
-        if self.id.is_some() && !(rare.unique_key.is_empty() && rare.concurrency_key.is_empty()) {
+        let has_keys = !(rare.unique_key.is_empty() && rare.concurrency_key.is_empty());
+        if contract.is_memo && rare.memo_version.is_empty() {
+            return invalid("a memoised task names a version of its kind, which is not empty".to_owned());
+        }
+        if contract.is_memo && has_keys {
+            let message =
+                "a memoised task has no unique key and no concurrency key: its kind, version and payload are its key";
+            return invalid(message.to_owned());
+        }
+        if contract.is_memo && (rare.delay_ms > 0 || rare.not_before_ms > 0) {
+            let message = "a memoised task cannot be delayed: equal ones that come meanwhile would wait for it";
+            return invalid(message.to_owned());
+        }
+        if !contract.is_memo && rare.memo_age_ms > 0 {
+            return invalid("a highest age of remembered results is given, and the task is not memoised".to_owned());
+        }
+        if self.id.is_some() && (contract.is_memo || has_keys) {
             return invalid("a task with a key cannot have an id of its own: the key decides its partition".to_owned());
         }
         Ok(())

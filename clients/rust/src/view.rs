@@ -81,8 +81,10 @@ pub struct TaskView {
     pub log_tail: Vec<u8>,
     /// Worker that holds or last held it.
     pub worker: String,
-    /// Last progress note.
+    /// Last progress note; of a memoised task with another's result or error, which that was.
     pub note: String,
+    /// It is memoised and did not run: it has another's result, or failed with it.
+    pub is_memo: bool,
     /// Progress, in parts per thousand.
     pub done_permille: u32,
 }
@@ -121,6 +123,7 @@ fn task_view(row: &ArchivedTaskInfo, page: &ArchivedTaskPage) -> Result<TaskView
         log_tail: slice(row.log_tail)?,
         worker: text(row.worker)?,
         note: text(row.note)?,
+        is_memo: row.memo != 0,
         done_permille: row.done_permille.to_native(),
     })
 }

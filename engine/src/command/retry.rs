@@ -1,11 +1,12 @@
 //! Retry: failed, expired or cancelled tasks run again, with a fresh attempt budget. Attempts go on being counted: an outcome of an
-//! earlier one that comes late must not be taken for one of the next.
+//! earlier one that comes late must not be taken for one of the next. A memoised task follows the one that runs for its key, if one does.
 
 use taskmaster_protocol::body::{ArchivedRetry, BatchReply};
 use taskmaster_protocol::{Code, TaskId};
 
 use super::except;
 use crate::arena::Handle;
+use crate::memo::key_in;
 use crate::partition::{Cx, Partition};
 use crate::state::State;
 use crate::task::{NONE, Slot, flag};
@@ -63,8 +64,10 @@ fn again(partition: &mut Partition, slot: Slot, needs_of: &mut Needs, cx: &mut C
     let extra = partition.extras.get(partition.tasks[slot].extra);
     let (index, row, needs) = extra.map_or((NONE, 0, 0), |extra| (extra.workflow, extra.row, extra.needs));
     let unique = extra.map_or(Handle::NONE, |extra| extra.unique);
-    let conflict =
-        |key: &[u8]| partition.unique_conflict(key, cx.arena, cx.time_us).is_some_and(|holder| holder != slot);
+    let conflict = |key: &[u8]| {
+        let holder = partition.unique_conflict(key, cx.arena, cx.time_us);
+        key_in(key).is_none() && holder.is_some_and(|holder| holder != slot)
+    };
     if needs > 0 || (unique != Handle::NONE && conflict(cx.arena.get(unique))) {
         return false;
     }
@@ -84,6 +87,10 @@ fn again(partition: &mut Partition, slot: Slot, needs_of: &mut Needs, cx: &mut C
     let failures = task.failures;
     let extra = partition.extra_mut(slot);
     (extra.forgiven, extra.deadline_us, extra.done_permille) = (failures, 0, 0);
+    (extra.memo_of, extra.memo_us) = (TaskId::default(), 0);
+    if partition.follow_again(slot, cx.arena, cx.time_us) {
+        return true;
+    }
     if unique != Handle::NONE {
         partition.hold_unique(slot, cx.arena);
     }

@@ -1,12 +1,15 @@
 //! Submit: a batch of tasks, or one workflow.
 
 use taskmaster_protocol::body::{self, ArchivedExtra, ArchivedSubmit, ArchivedTaskRow, BatchReply, ExceptionRow};
+use taskmaster_protocol::memo::Key;
 use taskmaster_protocol::{Code, TaskId, limits};
 
 use super::except;
 use crate::arena::{Arena, Handle};
 use crate::contract::SpecView;
 use crate::extra::Extra;
+use crate::memo::known::KnownRow;
+use crate::memo::{self, Standing};
 use crate::partition::{Cx, Partition};
 use crate::refused::Refused;
 use crate::resources::Resources;
@@ -33,6 +36,7 @@ const NEEDS_MAX: usize = 1 << 20;
 pub(crate) fn admit(
     partition: &Partition,
     body: &ArchivedSubmit,
+    arena: &Arena,
     now_us: u64,
     auto_create: bool,
 ) -> Result<Size, Refused> {
@@ -53,9 +57,12 @@ pub(crate) fn admit(
         check_spec(partition, &SpecView::of(spec, &body.bytes)?, auto_create)?;
     }
     check_new_names(partition, body)?;
+    if body.specs.iter().any(|spec| spec.memo != 0) {
+        check_hashed(body)?;
+    }
     let mut size = Size { tasks: count as u64, ..Size::default() };
     for (row, task) in (0u32..).zip(body.tasks.iter()) {
-        check_row(partition, body, row, task, now_us, &mut size).map_err(|refused| refused.at_row(row))?;
+        check_row(partition, body, row, task, arena, now_us, &mut size).map_err(|refused| refused.at_row(row))?;
     }
     check_workflow(partition, body)?;
     Ok(size)
@@ -156,6 +163,7 @@ fn check_row(
     body: &ArchivedSubmit,
     row: u32,
     task: &ArchivedTaskRow,
+    arena: &Arena,
     now_us: u64,
     size: &mut Size,
 ) -> Result<(), Refused> {
@@ -183,6 +191,90 @@ fn check_row(
         })?;
         check_extra(body, extra, now_us, size)?;
         check_needs(body, row, extra, size)?;
+    }
+    if body.specs[task.spec.to_native() as usize].memo != 0 {
+        check_memo(partition, body, task, now_us, arena, size)?;
+    }
+    Ok(())
+}
+
+fn check_memo(
+    partition: &Partition,
+    body: &ArchivedSubmit,
+    task: &ArchivedTaskRow,
+    now_us: u64,
+    arena: &Arena,
+    size: &mut Size,
+) -> Result<(), Refused> {
+    let spec = &body.specs[task.spec.to_native() as usize];
+    let invalid = |message: &str| Err(Refused::new(Code::Invalid, message));
+    if spec.memo > 1 {
+        return invalid("a spec's memo is 0 or 1");
+    }
+    if !body.workflow.is_empty() {
+        return invalid("tasks of a workflow cannot be memoised: those of other partitions have the results");
+    }
+    let extra = extra_of(body, task);
+    let Some(extra) = extra.filter(|extra| extra.unique_key.len.to_native() > 0) else {
+        return invalid("a memoised task names its kind's version in the place of a unique key");
+    };
+    if extra.concurrency_key.len.to_native() > 0 {
+        return invalid("a memoised task cannot have a concurrency key: its own key decides where it runs");
+    }
+    if extra.delay_ms.to_native() > 0 || extra.not_before_ms.to_native() > 0 {
+        return invalid("a memoised task cannot be delayed: equal ones that come meanwhile would wait for it");
+    }
+    let key = memo_key(body, task, extra, &SpecView::of(spec, &body.bytes)?);
+    let age_max_ms = extra.unique_window_ms.to_native();
+    size.blob_bytes += memo::UNIQUE_BYTES as u64;
+    if let Standing::Known(bytes) = partition.memo_standing(&key, age_max_ms, arena, now_us) {
+        size.blob_bytes += bytes as u64;
+    }
+    Ok(())
+}
+
+fn extra_of<'a>(body: &'a ArchivedSubmit, task: &ArchivedTaskRow) -> Option<&'a ArchivedExtra> {
+    task.extra.to_native().checked_sub(1).and_then(|number| body.extras.get(number as usize))
+}
+
+/// The key of a row of a memoised spec.
+pub(crate) fn memo_key(
+    body: &ArchivedSubmit,
+    task: &ArchivedTaskRow,
+    extra: &ArchivedExtra,
+    spec: &SpecView<'_>,
+) -> Key {
+    let version = body::slice(&body.bytes, extra.unique_key).unwrap_or_default();
+    let payload = body::slice(&body.bytes, task.payload).unwrap_or_default();
+    taskmaster_protocol::memo::key(spec.namespace, spec.kind, version, payload)
+}
+
+/// The extra of a row, if it is memoised.
+pub(crate) fn memoised_extra<'a>(body: &'a ArchivedSubmit, task: &ArchivedTaskRow) -> Option<&'a ArchivedExtra> {
+    body.specs.get(task.spec.to_native() as usize).filter(|spec| spec.memo == 1)?;
+    extra_of(body, task).filter(|extra| extra.unique_key.len.to_native() > 0)
+}
+
+/// The rows of a submission that are memoised, with their extra and key; none if it is not as it should be.
+pub(crate) fn memoised(body: &ArchivedSubmit) -> impl Iterator<Item = (u32, &ArchivedExtra, Key)> {
+    (0u32..).zip(body.tasks.iter()).filter_map(|(row, task)| {
+        let extra = memoised_extra(body, task)?;
+        let spec = &body.specs[task.spec.to_native() as usize];
+        Some((row, extra, memo_key(body, task, extra, &SpecView::of(spec, &body.bytes).ok()?)))
+    })
+}
+
+/// Bounds what is hashed: rows may share a payload, and each of them is hashed.
+pub(crate) fn check_hashed(body: &ArchivedSubmit) -> Result<(), Refused> {
+    let is_memo =
+        |task: &&ArchivedTaskRow| body.specs.get(task.spec.to_native() as usize).is_some_and(|spec| spec.memo != 0);
+    let hashed: u64 = body.tasks.iter().filter(is_memo).map(|task| u64::from(task.payload.len.to_native())).sum();
+    if hashed > limits::BODY_BYTES_MAX as u64 {
+        let message = format!(
+            "payloads of memoised tasks have {hashed} bytes in one frame, at most {} are taken: split the batch",
+            limits::BODY_BYTES_MAX
+        );
+        return Err(Refused::new(Code::TooLarge, message));
     }
     Ok(())
 }
@@ -292,16 +384,34 @@ fn check_workflow(partition: &Partition, body: &ArchivedSubmit) -> Result<(), Re
     Ok(())
 }
 
-/// Carries a logged submission out.
-pub(crate) fn apply(partition: &mut Partition, body: &ArchivedSubmit, resend: bool, cx: &mut Cx<'_>) -> BatchReply {
+/// Carries a logged submission out, some of whose results may be known.
+pub(crate) fn apply(
+    partition: &mut Partition,
+    body: &ArchivedSubmit,
+    known: &[KnownRow<'_>],
+    resend: bool,
+    cx: &mut Cx<'_>,
+) -> BatchReply {
     let mut reply = BatchReply::default();
     let specs: Vec<SpecView<'_>> = body.specs.iter().filter_map(|spec| SpecView::of(spec, &body.bytes).ok()).collect();
+    let mut known = known.iter().peekable();
     let contracts: Vec<u32> = specs.iter().map(|spec| partition.contract(spec, cx.dispatch)).collect();
     if let Some(row) = body.workflow.first() {
         apply_workflow(partition, body, row, &contracts, resend, &mut reply, cx);
     } else {
         for (index, row) in body.tasks.iter().enumerate() {
-            apply_row(partition, body, index, row, &specs, &contracts, resend, &mut reply, cx);
+            let spec = row.spec.to_native() as usize;
+            if !is_new(partition, index, TaskId::from(&row.id), resend, &mut reply) {
+                continue;
+            }
+            if specs[spec].is_memo {
+                while known.next_if(|known| (known.row as usize) < index).is_some() {}
+                let known = known.next_if(|known| known.row as usize == index);
+                apply_memoised(partition, body, row, &specs[spec], contracts[spec], known, cx);
+                reply.accepted += 1;
+            } else {
+                apply_row(partition, body, index, row, &specs[spec], contracts[spec], &mut reply, cx);
+            }
         }
     }
     for contract in contracts {
@@ -338,21 +448,14 @@ fn apply_row(
     body: &ArchivedSubmit,
     index: usize,
     row: &ArchivedTaskRow,
-    specs: &[SpecView<'_>],
-    contracts: &[u32],
-    resend: bool,
+    spec: &SpecView<'_>,
+    contract: u32,
     reply: &mut BatchReply,
     cx: &mut Cx<'_>,
 ) {
-    let id = TaskId::from(&row.id);
-    if !is_new(partition, index, id, resend, reply) {
-        return;
-    }
-    let spec = row.spec.to_native() as usize;
-    let extra = row.extra.to_native().checked_sub(1).and_then(|number| body.extras.get(number as usize));
     let mut record = NONE;
-    if let Some(extra) = extra {
-        match claim_keys(partition, body, &specs[spec], extra, cx) {
+    if let Some(extra) = extra_of(body, row) {
+        match claim_keys(partition, body, spec, extra, cx) {
             Ok(made) => record = partition.extras.insert(made),
             Err((holder, state)) => {
                 reply.exceptions.push(ExceptionRow {
@@ -366,7 +469,7 @@ fn apply_row(
             }
         }
     }
-    let slot = insert(partition, body, row, contracts[spec], record, State::Ready, cx);
+    let slot = insert(partition, body, row, contract, record, State::Ready, cx);
     if record != NONE {
         let (unique, due_us) = (partition.extras[record].unique, partition.extras[record].due_us);
         if unique != Handle::NONE {
@@ -380,6 +483,31 @@ fn apply_row(
     }
     partition.enter_ready(slot, cx);
     reply.accepted += 1;
+}
+
+/// A new task that runs, follows another, or ends with what is known.
+fn apply_memoised(
+    partition: &mut Partition,
+    body: &ArchivedSubmit,
+    row: &ArchivedTaskRow,
+    spec: &SpecView<'_>,
+    contract: u32,
+    known: Option<&KnownRow<'_>>,
+    cx: &mut Cx<'_>,
+) {
+    let extra = extra_of(body, row).expect("checked at admission");
+    let key = memo_key(body, row, extra, spec);
+    let record = partition.extras.insert(Extra {
+        due_us: due_us(extra, cx.time_us),
+        deadline_us: deadline_us(extra, cx.time_us),
+        unique: store(cx.arena, &memo::unique_key(&key)),
+        ..Extra::default()
+    });
+    let slot = insert(partition, body, row, contract, record, State::Waiting, cx);
+    match known {
+        Some(known) => partition.enter_known(slot, &key, known.of, known.made_us, known.result, cx),
+        None => partition.enter_memoised(slot, &key, extra.unique_window_ms.to_native(), cx),
+    }
 }
 
 /// Stores a new task. It is counted in `state` and on no list.
@@ -478,14 +606,11 @@ fn apply_workflow(
     if !reply.exceptions.is_empty() {
         return;
     }
-    let extra_of = |task: &ArchivedTaskRow| {
-        task.extra.to_native().checked_sub(1).and_then(|number| body.extras.get(number as usize))
-    };
     let needs: Vec<Vec<u32>> = body
         .tasks
         .iter()
         .map(|task| {
-            let needs = extra_of(task).and_then(|extra| needs_of(body, extra).ok()).unwrap_or_default();
+            let needs = extra_of(body, task).and_then(|extra| needs_of(body, extra).ok()).unwrap_or_default();
             let mut needs: Vec<u32> = needs.iter().map(|need| need.to_native()).collect();
             needs.sort_unstable();
             needs.dedup();
@@ -499,7 +624,7 @@ fn apply_workflow(
     for ((number, task), needs) in (0u32..).zip(body.tasks.iter()).zip(&needs) {
         let mut made = Extra { workflow, row: number, ..Extra::default() };
         made.needs = u32::try_from(needs.len()).expect("rows are bounded");
-        if let Some(extra) = extra_of(task) {
+        if let Some(extra) = extra_of(body, task) {
             made.due_us = due_us(extra, cx.time_us);
             made.deadline_us = deadline_us(extra, cx.time_us);
             made.name = store(cx.arena, body::slice(&body.bytes, extra.name).unwrap_or_default());

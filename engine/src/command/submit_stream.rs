@@ -5,6 +5,7 @@ use taskmaster_protocol::stream::partition_of;
 use taskmaster_protocol::{Code, limits};
 
 use super::submit::{self, Size, check_name};
+use crate::arena::Arena;
 use crate::partition::{Cx, Partition};
 use crate::refused::Refused;
 use crate::streams::Piece;
@@ -22,6 +23,7 @@ pub(crate) fn admit(
     partition: &Partition,
     body: &ArchivedSubmitStream,
     partitions: u16,
+    arena: &Arena,
     now_us: u64,
     auto_create: bool,
 ) -> Result<Admitted, Refused> {
@@ -56,7 +58,7 @@ pub(crate) fn admit(
     if batch.tasks.is_empty() {
         return Ok(Admitted::Next(Size::default()));
     }
-    submit::admit(partition, batch, now_us, auto_create).map(Admitted::Next)
+    submit::admit(partition, batch, arena, now_us, auto_create).map(Admitted::Next)
 }
 
 /// Carries a logged piece out, if it goes on from the position.
@@ -75,6 +77,6 @@ pub(crate) fn apply(
     }
     partition.streams.set(piece.source, piece.to);
     // Whether it comes again is decided by the position alone.
-    let reply = submit::apply(partition, &body.batch, false, cx);
+    let reply = submit::apply(partition, &body.batch, &[], false, cx);
     Ok(StreamReply { position: piece.to, accepted: reply.accepted, reserved: 0, exceptions: reply.exceptions })
 }

@@ -68,7 +68,7 @@ fn describe(partition: &Partition, slot: Slot, arena: &Arena, dispatch: &Dispatc
         namespace: put(queue.namespace.as_bytes()),
         queue: put(queue.name.as_bytes()),
         kind: put(contract.kind.as_bytes()),
-        attempt: begun(task.state, task.failures),
+        attempt: begun(partition, slot),
         attempts_max: u32::from(contract.retry.attempts_max),
         state: task.state.number(),
         priority: contract.priority,
@@ -96,6 +96,11 @@ fn describe(partition: &Partition, slot: Slot, arena: &Arena, dispatch: &Dispatc
         info.deadline_ms = extra.deadline_us / 1_000;
         info.done_permille = extra.done_permille;
         info.workflow = workflow_id(partition, extra.workflow);
+        if let Some((of, _)) = partition.memo_of(slot) {
+            info.memo = 1;
+            let what = if task.state == State::Succeeded { "result" } else { "failure" };
+            info.note = put(format!("{what} of {of}").as_bytes());
+        }
     }
     page.rows.push(info);
 }
@@ -105,6 +110,12 @@ pub(crate) fn workflow_id(partition: &Partition, index: u32) -> TaskId {
 }
 
 /// Attempts begun so far.
-pub(crate) fn begun(state: State, failures: u16) -> u32 {
-    u32::from(failures) + u32::from(matches!(state, State::Leased | State::Succeeded))
+pub(crate) fn begun(partition: &Partition, slot: Slot) -> u32 {
+    let task = &partition.tasks[slot];
+    let runs = match task.state {
+        State::Leased => true,
+        State::Succeeded => partition.memo_of(slot).is_none(),
+        _ => false,
+    };
+    u32::from(task.failures) + u32::from(runs)
 }

@@ -24,6 +24,11 @@ pub(crate) fn explain(
     let extra = partition.extras.get(task.extra);
     let mut facts: Vec<(&str, String)> = vec![("state", task.state.name().to_owned())];
     match task.state {
+        State::Waiting if let Some(runner) = partition.followed(slot, arena) => {
+            let runner = &partition.tasks[runner];
+            let sentence = format!("task {} has the same kind, version and payload and is {}", runner.id, runner.state);
+            facts.push(("reason", format!("{sentence}: its end will be this one's too")));
+        }
         State::Waiting => {
             let needs = extra.map_or(0, |extra| extra.needs);
             facts.push(("reason", format!("it needs {needs} other tasks of its workflow that are not final yet")));
@@ -48,6 +53,11 @@ pub(crate) fn explain(
         State::Succeeded | State::Failed | State::Cancelled | State::Expired => {
             let ago_ms = now_us.saturating_sub(task.at_us) / 1_000;
             facts.push(("reason", format!("it became final {ago_ms} ms ago")));
+            if let Some((of, made_us)) = partition.memo_of(slot) {
+                let made_ms = now_us.saturating_sub(made_us) / 1_000;
+                let what = if task.state == State::Succeeded { "result" } else { "failure" };
+                facts.push(("memo", format!("it did not run: the {what} is that of task {of}, {made_ms} ms ago")));
+            }
         }
     }
     if let Some(extra) = extra {

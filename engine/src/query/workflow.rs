@@ -29,7 +29,7 @@ pub(crate) fn one(partition: &Partition, index: u32, from: u32, limit: u32, aren
             started_us: extra.started_us,
             finished_us: if task.state.is_final() { task.at_us } else { 0 },
             name: body::put(&mut page.bytes, arena.get(extra.name)),
-            attempt: begun(task.state, task.failures),
+            attempt: begun(partition, slot),
             state: u32::from(task.state.number()),
         });
     }

@@ -10,6 +10,7 @@ use taskmaster_protocol::{Code, Operation, PartitionId, TaskId, limits};
 
 use super::group::{BACKLOG_BYTES_MAX, Request};
 use super::{Effects, Shard};
+use crate::command::submit::Size;
 use crate::command::submit_stream::Admitted as StreamAdmitted;
 use crate::command::{self, Admitted};
 use crate::effects::ConnId;
@@ -18,7 +19,7 @@ use crate::partition::Partition;
 use crate::refused::Refused;
 
 /// Memory a task takes beside its blobs, as admission counts it, in bytes.
-const TASK_BYTES: u64 = 128;
+pub(super) const TASK_BYTES: u64 = 128;
 /// The part of the free memory that may be used between two measurements.
 const ROOM_PART: u64 = 16;
 /// When a client refused as overloaded should come back, in milliseconds.
@@ -29,8 +30,7 @@ impl Shard {
         self.check_new_tasks()?;
         let body = body::access::<ArchivedSubmit>(bytes)?;
         let partition = self.partition(&header)?;
-        let size = command::submit::admit(partition, body, self.last_time_us, self.config.auto_create_queues)?;
-        self.check_depth(partition, body, size.tasks)?;
+        let size = self.admit_submit(partition, body)?;
         self.append_new(Operation::Submit, conn, header, bytes, (size.tasks, size.blob_bytes))
     }
 
@@ -45,7 +45,7 @@ impl Shard {
         let body = body::access::<ArchivedSubmitStream>(bytes)?;
         let (partition, config) = (self.partition(&header)?, &self.config);
         let (now_us, auto_create) = (self.last_time_us, config.auto_create_queues);
-        match command::submit_stream::admit(partition, body, config.partitions, now_us, auto_create)? {
+        match command::submit_stream::admit(partition, body, config.partitions, &self.arena, now_us, auto_create)? {
             StreamAdmitted::Elsewhere(reply) => {
                 effects.reply(conn, &header, &reply);
                 Ok(())
@@ -57,8 +57,16 @@ impl Shard {
         }
     }
 
+    /// Checks a submission against the present state; what it will take.
+    pub(super) fn admit_submit(&self, partition: &Partition, body: &ArchivedSubmit) -> Result<Size, Refused> {
+        let auto_create = self.config.auto_create_queues;
+        let size = command::submit::admit(partition, body, &self.arena, self.last_time_us, auto_create)?;
+        self.check_depth(partition, body, size.tasks)?;
+        Ok(size)
+    }
+
     /// Refuses what adds tasks where no more are taken.
-    fn check_new_tasks(&self) -> Result<(), Refused> {
+    pub(super) fn check_new_tasks(&self) -> Result<(), Refused> {
         if self.draining {
             let message = "the node is shutting down: reconnect and resend";
             return Err(Refused::new(Code::ShuttingDown, message).retry_after_ms(1_000));
@@ -85,7 +93,7 @@ impl Shard {
 
     /// Refuses what the memory budget or the log's backlog has no room for. Measuring the memory takes longer than a
     /// small submission, so each measurement allows a part of what is free to be used before the next.
-    fn check_room(&mut self, bytes: u64) -> Result<(), Refused> {
+    pub(super) fn check_room(&mut self, bytes: u64) -> Result<(), Refused> {
         self.check_backlog(BACKLOG_BYTES_MAX)?;
         if bytes <= self.room_bytes {
             self.room_bytes -= bytes;

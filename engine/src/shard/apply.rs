@@ -12,6 +12,7 @@ use super::group::{Group, Request};
 use super::{Effects, Shard};
 use crate::command;
 use crate::entry::{self, Command, EntryError, Settings, Verb, read_checkpointed};
+use crate::memo::known;
 use crate::partition::{Cx, Partition};
 use crate::peer::META_GROUP;
 use crate::replica::log::Position;
@@ -135,7 +136,7 @@ impl Shard {
                 let inserted = crate::snapshot::restored::insert(command.body, partition, &mut cx);
                 inserted.map_err(|_| EntryError::Record("a chunk of restored tasks"))?;
             }
-            Verb::Operation(_) => unreachable!("clients ask for operations"),
+            Verb::Operation(_) | Verb::Known => unreachable!("clients ask for them"),
         }
         Ok(Reply::Done)
     }
@@ -145,6 +146,7 @@ impl Shard {
         let id = PartitionId(group);
         let operation = match command.verb {
             Verb::Operation(operation) => operation,
+            Verb::Known => Operation::Submit,
             Verb::Settings | Verb::Checkpointed | Verb::Restored => return self.apply_own(id, command),
         };
         let wrong =
@@ -154,6 +156,8 @@ impl Shard {
         };
         partition.command_us = command.time_us;
         let reply = apply_operation(operation, command, partition, &mut cx).map_err(wrong)?;
+        partition.end_followers(&mut cx);
+        self.stats.memoised += cx.outbox.take_ended();
         let accepted = match &reply {
             Reply::Rows(reply) => u64::from(reply.accepted),
             Reply::Stream(reply) => u64::from(reply.accepted),
@@ -178,8 +182,12 @@ fn apply_operation(
     let (bytes, resend) = (command.body, command.resend);
     Ok(match operation {
         Operation::Submit => {
+            let (bytes, known) = match command.verb {
+                Verb::Known => known::read(bytes).ok_or_else(|| Malformed("remembered results".to_owned()))?,
+                _ => (bytes, Vec::new()),
+            };
             let body = body::access::<ArchivedSubmit>(bytes)?;
-            Reply::Rows(command::submit::apply(partition, body, resend, cx))
+            Reply::Rows(command::submit::apply(partition, body, &known, resend, cx))
         }
         Operation::SubmitStream => {
             let body = body::access::<ArchivedSubmitStream>(bytes)?;

@@ -145,7 +145,7 @@ fn describe(partition: &Partition, slot: Slot, contract: u32, arena: &Arena, byt
         finished_us: task.at_us,
         deadline_us: 0,
         contract,
-        attempts: begun(task.state, task.failures),
+        attempts: begun(partition, slot),
         failures: task.failures,
         state: task.state,
         is_late: task.has(flag::LATE),

@@ -19,8 +19,6 @@ use crate::snapshot;
 
 /// What a chunk holds.
 pub mod tag {
-    /// Part of a partition's state.
-    pub const STATE: u32 = 1;
     /// A group's head.
     pub const HEAD: u32 = 2;
     /// Entries of the group behind its position.
@@ -29,6 +27,8 @@ pub mod tag {
     pub const MAP: u32 = 4;
     /// Term and vote of a replica that was removed.
     pub const REMOVED: u32 = 5;
+    /// Part of a partition's state. Number 1 was one of tasks that could not be memoised; its records were shorter.
+    pub const STATE: u32 = 6;
 }
 
 /// Bytes of entries per chunk.

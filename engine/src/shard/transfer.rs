@@ -379,6 +379,7 @@ impl Shard {
                     dispatch: &mut self.dispatch,
                     settled: &mut self.settled,
                     revoked: &mut self.revoked,
+                    outbox: &mut self.outbox,
                 };
                 restore.chunk(&aligned, partition, &mut cx).map_err(|_| "a partition's state")?;
             }
@@ -444,6 +445,7 @@ impl Shard {
             dispatch: &mut self.dispatch,
             settled: &mut self.settled,
             revoked: &mut self.revoked,
+            outbox: &mut self.outbox,
         };
         partition.clear(&mut cx);
     }
@@ -476,6 +478,7 @@ impl Shard {
                     dispatch: &mut self.dispatch,
                     settled: &mut self.settled,
                     revoked: &mut self.revoked,
+                    outbox: &mut self.outbox,
                 };
                 restore.finish(&mut partition, &mut cx);
                 partition.arm_retention(cx.timers, now_us);

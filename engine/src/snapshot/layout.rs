@@ -109,6 +109,8 @@ fn tables_of_snapshot_records_are_their_layouts() {
         retention_ms,
         history,
         input,
+        memo_of,
+        memo_us,
     });
 }
 
@@ -284,11 +286,11 @@ fn kinds_and_tags_are_those_of_the_page() {
     ];
     assert_eq!(numbers("kind"), named(&kinds));
     let tags = [
-        (tag::STATE, "STATE"),
         (tag::HEAD, "HEAD"),
         (tag::ENTRIES, "ENTRIES"),
         (tag::MAP, "MAP"),
         (tag::REMOVED, "REMOVED"),
+        (tag::STATE, "STATE"),
     ];
     assert_eq!(numbers("tag"), named(&tags));
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use proptest::prelude::*;
-use taskmaster_engine::{Config, Input, SnapshotStep};
+use taskmaster_engine::{Config, Input, Known, SnapshotStep, State};
 use taskmaster_protocol::body::{BatchReply, Cancel, Leases, Retry, queue_field};
 use taskmaster_protocol::frame::FLAG_RESEND;
 use taskmaster_protocol::{Code, FrameBuffer, Operation, TaskId};
@@ -123,6 +123,9 @@ impl Chaos {
         for _ in 0..count {
             let mut made = self.new_job(partition);
             if self.random.once_in(4) {
+                made =
+                    made.delay_ms(0).memo("1", *self.random.pick(&[0, 0, 500]), &format!("p{}", self.random.below(3)));
+            } else if self.random.once_in(4) {
                 made = made.unique(&format!("u{}", self.random.below(4)), 0);
                 // Keys are scoped by queue and concurrency key; the model knows one scope.
                 made.queue = "mail".to_owned();
@@ -134,7 +137,16 @@ impl Chaos {
             self.model.submitted(&made, None, Vec::new());
             batch.push(made);
         }
-        let correlation = self.world.send(CLIENT, partition, &body_of(&batch));
+        let correlation = match batch.iter().position(|made| made.spec.memo == 1 && self.random.once_in(4)) {
+            Some(row) => {
+                let result = format!("known {}", self.next_number).into_bytes();
+                self.model.made(&batch[row], &result);
+                let made_us = self.world.now_us - 1_000 * u64::from(self.random.below(1_000));
+                let known = Known { row: u32::try_from(row).unwrap(), of: id(7, 7), made_us, result };
+                self.world.send_known(&batch, &[known])
+            }
+            None => self.world.send(CLIENT, partition, &body_of(&batch)),
+        };
         self.asked.insert(correlation, Asked::Submit(batch));
     }
 
@@ -236,6 +248,7 @@ impl Chaos {
             0..=4 => {
                 let result = format!("{} under {}", lease.id, lease.token).into_bytes();
                 let body = complete_body(&[(&lease, &result)]);
+                self.model.made(&self.model.tasks[&lease.id].job.clone(), &result);
                 (self.world.send(lease.conn, partition, &body), Asked::Complete(lease, result))
             }
             5 | 7 => {
@@ -411,6 +424,7 @@ impl Chaos {
             let from = self.leases.len().saturating_sub(2_000);
             for lease in self.leases.split_off(from) {
                 let result = b"at last".to_vec();
+                self.model.made(&self.model.tasks[&lease.id].job.clone(), &result);
                 let partition = lease.id.partition().0;
                 self.model.may_have_ended(lease.id);
                 let correlation = self.world.send(lease.conn, partition, &complete_body(&[(&lease, &result)]));
@@ -426,6 +440,12 @@ impl Chaos {
         self.listen();
         let stats = self.world.shard.stats();
         assert_eq!((stats.unfinished, self.world.shard.leased()), (0, 0), "something never came to its end");
+        for (id, known) in &self.model.tasks {
+            let task = self.world.find_without_settling(*id).filter(|task| task.state == State::Succeeded);
+            if let Some(task) = task.filter(|_| known.job.spec.memo == 1) {
+                assert!(self.model.was_made(&known.job, &task.result), "nothing like {id} came to its result");
+            }
+        }
         self.check();
     }
 }

@@ -105,6 +105,13 @@ impl Job {
         self
     }
 
+    /// Memoised, as of this version of its kind; a result of this age will do.
+    pub(crate) fn memo(self, version: &str, age_max_ms: u32, payload: &str) -> Self {
+        let mut job = self.unique(version, age_max_ms).with_spec(|spec| spec.memo = 1);
+        job.payload = payload.into();
+        job
+    }
+
     pub(crate) fn concurrency(mut self, key: &str, limit: u32) -> Self {
         self.concurrency_key = key.into();
         self.extra.concurrency_limit = limit;
@@ -166,7 +173,7 @@ fn append(body: &mut Submit, job: &Job) {
         let numbers = |spec: &Spec| {
             let pause = [spec.backoff_ms, spec.backoff_max_ms, spec.backoff_factor_centi.into()];
             let rest = [spec.cpu_milli, spec.gpu_milli, spec.lease_ms, spec.retention_ms, spec.attempts_max.into()];
-            (spec.memory_bytes, spec.priority, pause, rest)
+            (spec.memory_bytes, spec.priority, spec.memo, pause, rest)
         };
         texts(known) == texts(&spec) && numbers(known) == numbers(&spec)
     };

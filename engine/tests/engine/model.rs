@@ -33,6 +33,8 @@ pub(crate) struct Model {
     /// Workflows whose steps were retried by hand, or that continue after failures.
     pub(crate) loose: HashSet<TaskId>,
     pub(crate) completions: u64,
+    /// What runs of memoised tasks came to, by partition and payload: versions and kinds are all the same.
+    results: HashSet<(u16, Vec<u8>, Vec<u8>)>,
     /// Retries by hand.
     pub(crate) retries: u32,
 }
@@ -56,6 +58,17 @@ impl Model {
             lease: None,
         };
         self.tasks.entry(job.id).or_insert(known);
+    }
+
+    /// A run of a memoised task may come to this result, or a store outside has it.
+    pub(crate) fn made(&mut self, job: &Job, result: &[u8]) {
+        if job.spec.memo == 1 {
+            self.results.insert((job.id.partition().0, job.payload.clone(), result.to_vec()));
+        }
+    }
+
+    pub(crate) fn was_made(&self, job: &Job, result: &[u8]) -> bool {
+        self.results.contains(&(job.id.partition().0, job.payload.clone(), result.to_vec()))
     }
 
     pub(crate) fn acknowledged(&mut self, id: TaskId) {
@@ -130,13 +143,17 @@ impl Model {
         let mut by_state = [0u64; 8];
         let mut by_key: HashMap<&[u8], u32> = HashMap::new();
         let mut by_unique: HashMap<&[u8], u32> = HashMap::new();
+        let mut by_memo: HashMap<&[u8], u32> = HashMap::new();
         for task in tasks {
             by_state[usize::from(task.state.number())] += 1;
             let known = &self.tasks[&task.id];
             if task.state == State::Leased && !known.job.concurrency_key.is_empty() {
                 *by_key.entry(&known.job.concurrency_key).or_default() += 1;
             }
-            if !task.state.is_final() && !known.job.unique_key.is_empty() {
+            if known.job.spec.memo == 1 {
+                let runs = !task.state.is_final() && task.state != State::Waiting;
+                *by_memo.entry(&known.job.payload).or_default() += u32::from(runs);
+            } else if !task.state.is_final() && !known.job.unique_key.is_empty() {
                 *by_unique.entry(&known.job.unique_key).or_default() += 1;
             }
             assert!(task.attempt <= attempts_max(known, self.retries), "{task:?}");
@@ -147,6 +164,7 @@ impl Model {
             assert!(leased <= limit, "{leased} of at most {limit} run under one key");
         }
         assert!(by_unique.values().all(|&unfinished| unfinished <= 1), "two unfinished tasks hold one unique key");
+        assert!(by_memo.values().all(|&running| running <= 1), "two tasks run for one result");
         for (id, known) in self.tasks.iter().filter(|(id, _)| id.partition().0 == partition) {
             let Some(task) = told.get(id) else {
                 assert!(!known.is_acknowledged, "{id} was acknowledged and is lost");

@@ -349,3 +349,18 @@ fn a_snapshot_knows_who_held_a_unique_key_when_it_began() {
     world.restart(Some((sequence, &chunks)));
     assert_eq!([0, 1, 2, 3].map(|number| world.find(id(0, number)).is_some()), live);
 }
+
+#[test]
+fn a_state_of_an_earlier_format_is_refused_with_the_version_to_use() {
+    let mut world = World::new();
+    world.submit(&jobs("mail", 0, 3));
+    let (_, chunks) = world.snapshot(|_| {});
+    let mut shard = Shard::new(config(1), START_US);
+    let (state, earlier) = (6, 1);
+    let refusal = chunks.iter().find_map(|(tag, chunk)| {
+        let tag = if *tag == state { earlier } else { *tag };
+        shard.restore_chunk(tag, chunk).err()
+    });
+    let sentence = refusal.expect("one chunk is a state").to_string();
+    assert!(sentence.contains("use the version that wrote it"), "{sentence}");
+}

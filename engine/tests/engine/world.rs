@@ -11,7 +11,7 @@ use rkyv::bytecheck::CheckBytes;
 use rkyv::rancor::Error;
 use rkyv::{Archive, Deserialize};
 use taskmaster_engine::cluster::map::ClusterMap;
-use taskmaster_engine::{Config, ConnId, Effects, Input, PeerAddr, Refused, Shard, SnapshotStep, State};
+use taskmaster_engine::{Config, ConnId, Effects, Input, Known, PeerAddr, Refused, Shard, SnapshotStep, State};
 use taskmaster_protocol::body::{
     self, Assign, AwaitTask, BatchReply, Cancel, Complete, CompleteRow, ConfigureQueue, Credit, Empty, Explanation,
     Fail, FailRow, GetTask, GetWorkflow, LeaseRow, Leases, ListQueues, ListTasks, QueueInfo, QueuePage, Refusal, Retry,
@@ -110,6 +110,7 @@ pub(crate) struct TaskView {
     pub(crate) workflow: TaskId,
     pub(crate) name: String,
     pub(crate) late: bool,
+    pub(crate) memo: bool,
     pub(crate) at_us: u64,
     pub(crate) deadline_ms: u64,
 }
@@ -132,6 +133,7 @@ pub(crate) fn view(page: &TaskPage, row: &TaskInfo) -> TaskView {
         workflow: row.workflow,
         name: text(row.name),
         late: row.late == 1,
+        memo: row.memo == 1,
         at_us: row.at_us,
         deadline_ms: row.deadline_ms,
     }
@@ -279,6 +281,16 @@ impl World {
         let mut bytes = FrameBuffer::new();
         body.append_to(&mut bytes);
         self.send_bytes(operation.number(), flags, conn, partition, &bytes)
+    }
+
+    /// Sends a submission together with what a store outside remembered for some of its rows.
+    pub(crate) fn send_known(&mut self, jobs: &[Job], known: &[Known]) -> u64 {
+        let mut body = FrameBuffer::new();
+        job::body_of(jobs).append_to(&mut body);
+        self.correlation += 1;
+        let header = Header::request(Operation::Submit, self.correlation, Some(jobs[0].id.partition()));
+        self.handle(Input::Known { conn: ConnId(CLIENT), header, body: &body, known });
+        self.correlation
     }
 
     /// Sends any bytes as a body.

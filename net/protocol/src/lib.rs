@@ -14,6 +14,7 @@ pub mod code;
 pub mod frame;
 pub mod id;
 pub mod limits;
+pub mod memo;
 pub mod operation;
 pub mod peer;
 pub mod state;

@@ -41,6 +41,8 @@ pub(crate) struct Contract {
     pub(crate) needs: Vec<TaskId>,
     pub(crate) continues: bool,
     pub(crate) queue: u32,
+    /// It is memoised; tasks with this number have one result at a time.
+    pub(crate) memo: Option<u32>,
     /// Its retention is short: once it is final it may be unknown.
     pub(crate) may_be_forgotten: bool,
 }
@@ -174,6 +176,7 @@ pub(crate) struct Oracle {
     workflows: HashMap<TaskId, Vec<TaskId>>,
     by_key: BTreeMap<u32, Vec<TaskId>>,
     by_unique: BTreeMap<u32, Vec<TaskId>>,
+    by_memo: BTreeMap<u32, Vec<TaskId>>,
     /// Accepted holders of unique keys with windows, by key.
     windows: BTreeMap<u32, Vec<Window>>,
     requests: HashMap<(u64, u64), Request>,
@@ -200,6 +203,7 @@ pub(crate) struct Oracle {
     pub(crate) reads: u64,
     pub(crate) saves_acknowledged: u64,
     pub(crate) states_read: u64,
+    pub(crate) memoised: u64,
     /// States that workers saved, by digest.
     states: HashMap<Address, Vec<u8>>,
 }
@@ -241,6 +245,9 @@ impl Oracle {
         }
         if let Some(key) = contract.unique {
             self.by_unique.entry(key).or_default().push(id);
+        }
+        if let Some(memo) = contract.memo {
+            self.by_memo.entry(memo).or_default().push(id);
         }
         self.ids.push(id);
         self.tasks.insert(id, Task { contract, ..Task::default() });

@@ -36,6 +36,8 @@ pub(crate) struct Scenario {
     pub(crate) log_bytes_kept: u64,
     /// Final tasks are checkpointed.
     pub(crate) checkpoints: bool,
+    /// A store outside remembers results of memoised tasks.
+    pub(crate) memo: bool,
     /// Bytes of snapshots that a shard sends per second.
     pub(crate) transfer_bytes_per_s: u64,
     pub(crate) faults: Vec<Planned>,
@@ -85,6 +87,7 @@ impl Scenario {
             snapshot_every: dice.range(5, 120),
             log_bytes_kept: if dice.chance(60) { dice.range(1 << 10, 64 << 10) } else { 1 << 20 },
             checkpoints: options.checkpoints,
+            memo: options.memo,
             transfer_bytes_per_s: if dice.chance(20) { dice.range(16 << 10, 1 << 20) } else { 1 << 30 },
             faults,
             dice: Dice::new(dice.roll()),

@@ -28,6 +28,8 @@ pub(crate) struct Producer {
     partitions: u16,
     /// Longest pause between two submissions.
     pause_us_max: u64,
+    /// Some tasks are memoised.
+    is_memo: bool,
     is_over: bool,
     next_us: u64,
     sequence: u32,
@@ -35,8 +37,9 @@ pub(crate) struct Producer {
 }
 
 impl Producer {
-    pub(crate) fn new(number: u64, partitions: u16, pause_us_max: u64, client: Client) -> Self {
-        Self { number, client, partitions, pause_us_max, is_over: false, next_us: 0, sequence: 0, resumed_us: 0 }
+    pub(crate) fn new(number: u64, partitions: u16, pause_us_max: u64, is_memo: bool, client: Client) -> Self {
+        let (next_us, sequence, resumed_us) = (0, 0, 0);
+        Self { number, client, partitions, pause_us_max, is_memo, is_over: false, next_us, sequence, resumed_us }
     }
 
     fn pick_partition(&self, cx: &mut Cx<'_>) -> PartitionId {
@@ -79,7 +82,8 @@ impl Producer {
         let mut submit = Submit::default();
         let queues: Vec<u32> = (0..cx.dice.range(1, 3)).map(|_| cx.dice.small(0, QUEUES - 1)).collect();
         for &queue in &queues {
-            let spec = Self::spec(&mut submit.bytes, queue, cx);
+            let mut spec = Self::spec(&mut submit.bytes, queue, cx);
+            spec.memo = (self.is_memo && cx.dice.chance(50)).into();
             submit.specs.push(spec);
         }
         let count = if cx.dice.chance(20) { cx.dice.range(10, 40) } else { cx.dice.range(1, 6) };
@@ -87,13 +91,19 @@ impl Producer {
             let index = cx.dice.index(queues.len());
             let (queue, spec) = (queues[index], submit.specs[index]);
             let mut contract = Self::contract(&spec, queue);
-            let extra = Self::extra(&mut submit.bytes, partition, &mut contract, cx);
+            let extra = match spec.memo {
+                0 => Self::extra(&mut submit.bytes, partition, &mut contract, cx),
+                _ => Some(Self::memo_extra(&mut submit.bytes, partition, &mut contract, cx)),
+            };
             let extra = extra.map_or(0, |extra| {
                 submit.extras.push(extra);
                 u32::try_from(submit.extras.len()).expect("few")
             });
             let id = self.id(partition, cx);
-            let payload = Self::payload(&mut submit.bytes, id, cx);
+            let payload = match contract.memo {
+                Some(memo) => body::put(&mut submit.bytes, &memo.to_le_bytes()),
+                None => Self::payload(&mut submit.bytes, id, cx),
+            };
             submit.tasks.push(TaskRow { id, spec: u32::try_from(index).expect("few"), extra, payload });
             cx.oracle.register(id, contract);
         }
@@ -146,6 +156,21 @@ impl Producer {
             needed = true;
         }
         needed.then_some(extra)
+    }
+
+    /// One of a few equal tasks of the partition: at most one of each runs at once, as under a key of limit 1.
+    fn memo_extra(area: &mut Vec<u8>, partition: PartitionId, contract: &mut Contract, cx: &mut Cx<'_>) -> Extra {
+        let memo = u32::from(partition.0) * 10 + cx.dice.small(0, 2);
+        (contract.memo, contract.key, contract.key_limit) = (Some(memo), Some(1_000_000 + memo), 1);
+        let mut extra = Extra { unique_key: body::put(area, b"1"), ..Extra::default() };
+        if cx.dice.chance(50) {
+            extra.unique_window_ms = cx.dice.small(50, 1_000);
+        }
+        if cx.dice.chance(15) {
+            extra.deadline_in_ms = cx.dice.range(20, 3_000);
+            contract.has_deadline = true;
+        }
+        extra
     }
 
     fn submit_workflow(&mut self, cx: &mut Cx<'_>) {

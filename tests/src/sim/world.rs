@@ -31,6 +31,7 @@ mod links;
 mod mishaps;
 mod nodes;
 mod peers;
+pub(crate) mod remembered;
 mod stores;
 
 /// A right clock at virtual time zero, in microseconds since 1970.
@@ -227,6 +228,7 @@ pub(crate) struct World {
     wake_of: Vec<u64>,
     oracle: Oracle,
     store_down_until_us: u64,
+    remembered: remembered::Remembered,
     phase: Phase,
     /// When replicas are compared next.
     compare_us: u64,
@@ -248,7 +250,7 @@ impl World {
         let pause_us_max = if options.minutes == 0 { 400_000 } else { 600_000 };
         let mut actors: Vec<Box<dyn Actor>> = Vec::new();
         for number in 0..scenario.producers {
-            actors.push(Box::new(Producer::new(number, scenario.partitions, pause_us_max, client())));
+            actors.push(Box::new(Producer::new(number, scenario.partitions, pause_us_max, options.memo, client())));
         }
         for number in 0..scenario.stream_readers {
             actors.push(Box::new(StreamReader::new(number, scenario.partitions, client())));
@@ -280,6 +282,7 @@ impl World {
             actors,
             oracle: Oracle::new(options.checkpoints),
             store_down_until_us: 0,
+            remembered: remembered::Remembered::default(),
             phase: Phase::Faults,
             compare_us: 0,
             defect: options.defect,
@@ -322,6 +325,7 @@ impl World {
             reads: self.oracle.reads,
             saves_acknowledged: self.oracle.saves_acknowledged,
             states_read: self.oracle.states_read,
+            memoised: self.oracle.memoised,
             leaderships: self.oracle.leaderships(),
             replicas_compared: self.oracle.compared(),
             submits_acknowledged: self.oracle.submits_acknowledged,

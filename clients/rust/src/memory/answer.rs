@@ -415,7 +415,7 @@ impl Engine {
                 state: task.state.number(),
                 priority: task.priority,
                 late: 0,
-                reserved: 0,
+                memo: 0,
             });
         }
         page

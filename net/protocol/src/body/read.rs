@@ -102,8 +102,8 @@ pub struct TaskInfo {
     pub priority: u8,
     /// 1: the deadline passed and the queue only flags.
     pub late: u8,
-    /// Zero.
-    pub reserved: u8,
+    /// 1: the result is that of another task, which `note` names: this one did not run.
+    pub memo: u8,
 }
 
 /// The answer to `why`: facts as name and sentence, in order of importance.

@@ -70,8 +70,11 @@ pub struct Spec {
     pub attempts_max: u16,
     /// 0 critical, 1 high, 2 normal, 3 low.
     pub priority: u8,
+    /// 1: tasks are memoised. The unique key of each is then the kind's version, and its window the highest age of a result that will do,
+    /// in milliseconds, 0 for any.
+    pub memo: u8,
     /// Zero.
-    pub reserved: [u8; 3],
+    pub reserved: [u8; 2],
 }
 
 /// Properties that few tasks have.

@@ -271,7 +271,7 @@ records! {
     Spec {
         memory_bytes: u64, cpu_milli: u32, gpu_milli: u32, custom: Span, namespace: Span, queue: Span, kind: Span,
         non_retryable: Span, lease_ms: u32, backoff_ms: u32, backoff_max_ms: u32, retention_ms: u32,
-        backoff_factor_centi: u16, attempts_max: u16, priority: u8, reserved: [u8; 3]
+        backoff_factor_centi: u16, attempts_max: u16, priority: u8, memo: u8, reserved: [u8; 2]
     }
     Extra {
         not_before_ms: u64, delay_ms: u64, deadline_ms: u64, deadline_in_ms: u64, unique_key: Span,
@@ -341,7 +341,7 @@ records! {
         id: TaskId, workflow: TaskId, at_us: u64, started_us: u64, deadline_ms: u64, namespace: Span, queue: Span,
         kind: Span, name: Span, payload: Span, result: Span, error_code: Span, error: Span, log_tail: Span,
         worker: Span, note: Span, done_permille: u32, attempt: u32, attempts_max: u32, state: u8, priority: u8,
-        late: u8, reserved: u8
+        late: u8, memo: u8
     }
     Explanation { facts: Vec<Span>, bytes: Vec<u8> }
     ListQueues { reserved: u32 }

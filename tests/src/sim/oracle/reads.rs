@@ -60,6 +60,11 @@ impl Oracle {
         let blob = body::slice(&page.bytes, span).map_err(|error| error.to_string())?;
         self.watch(id, || format!("is {state:?}"));
         self.streams.seen(id)?;
+        let is_memo = info.memo != 0;
+        if is_memo {
+            let note = body::text(&page.bytes, info.note).map_err(|error| error.to_string())?;
+            self.check_memo(id, state, blob, note)?;
+        }
         let task = self.tasks.get_mut(&id).expect("registered");
         if let Some(result) = &before.result {
             require(state == State::Succeeded, || format!("{id} was completed and is {state:?}"))?;
@@ -72,7 +77,7 @@ impl Oracle {
         match state {
             State::Succeeded => {
                 let sent_by_any = task.results.iter().any(|result| result == blob);
-                require(sent_by_any, || format!("{id} has a result that nobody sent"))?;
+                require(sent_by_any || is_memo, || format!("{id} has a result that nobody sent"))?;
             }
             State::Expired => {
                 require(task.contract.has_deadline, || format!("{id} has no deadline and expired"))?;
@@ -87,5 +92,22 @@ impl Oracle {
             self.settle(id, state, sent.term)?;
         }
         Ok(())
+    }
+
+    /// A task ended as another did: one with the same kind, version and payload that ran, and is named.
+    fn check_memo(&mut self, id: TaskId, state: State, result: &[u8], note: &str) -> Verdict {
+        self.memoised += 1;
+        let is_failure = state == State::Failed;
+        require(is_failure || state == State::Succeeded, || format!("{id} ended as another did and is {state:?}"))?;
+        let memo =
+            self.tasks[&id].contract.memo.ok_or_else(|| format!("{id} is not memoised and ended as another did"))?;
+        let sender = self.by_memo[&memo].iter().find(|other| **other != id && note.ends_with(&other.to_string()));
+        let sender = sender.ok_or_else(|| format!("{id} has the {note}, which is not like it"))?;
+        let sender_task = &self.tasks[sender];
+        if is_failure {
+            return require(sender_task.attempts_seen > 0, || format!("{id} failed with {sender}, which never ran"));
+        }
+        let sent = sender_task.results.iter().any(|sent| sent == result);
+        require(sent, || format!("{id} has a result that {sender} never sent"))
     }
 }

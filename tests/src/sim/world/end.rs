@@ -26,6 +26,7 @@ impl World {
             self.compare_replicas()?;
         }
         self.send_checkpoints();
+        self.remember();
         if self.is_calm() {
             self.activate_drained();
         }

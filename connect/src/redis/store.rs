@@ -1,0 +1,221 @@
+//! Questions and results on their way to the server and back.
+//!
+//! All run on one thread over one connection, on which commands follow one another without waiting for answers. A keeper makes the
+//! connection, and makes it anew when it is lost, or when so many waits in a row brought no answer in time that it is given up; while
+//! there is none, questions are answered with nothing at once.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::spawn_local;
+use tokio::time::{sleep, timeout};
+
+use super::link::{Link, server_error};
+use super::value::Value;
+use super::{Settings, Status};
+use crate::backoff::Backoff;
+
+/// Waits in a row without an answer in time, after which the server is given up until it greets again.
+const LATE_MAX: u32 = 3;
+
+/// How often the server is greeted while nothing else is heard of it.
+const PING_PAUSE: Duration = Duration::from_secs(1);
+
+/// A question about results.
+#[derive(Debug)]
+pub struct Question {
+    /// Who asks, and the number of the question there.
+    pub by: usize,
+    /// See `by`.
+    pub number: u64,
+    /// Keys of tasks.
+    pub keys: Vec<[u8; 32]>,
+}
+
+/// What is asked of the store.
+#[derive(Debug)]
+pub enum Request {
+    /// What is remembered?
+    Find(Question),
+    /// Remember a result under a key; [`Status::may_keep`] let it in.
+    Keep([u8; 32], Value),
+}
+
+/// Who hears.
+pub trait Answers {
+    /// The answer to a question, by key. Every question has one.
+    fn found(&self, by: usize, number: u64, values: Vec<Option<Value>>);
+}
+
+struct Store {
+    settings: Settings,
+    status: Arc<Status>,
+    answers: Box<dyn Answers>,
+    link: RefCell<Option<Link>>,
+    /// Rung when the connection was given up.
+    given_up: Notify,
+    /// Waits in a row that ended without an answer, and when the last of them did.
+    late: Cell<u32>,
+    late_at: Cell<Option<Instant>>,
+}
+
+/// Serves requests until the queue is closed. Within a `LocalSet`.
+pub async fn serve(
+    settings: Settings,
+    mut queue: mpsc::Receiver<Request>,
+    answers: Box<dyn Answers>,
+    status: Arc<Status>,
+) {
+    let store = Rc::new(Store {
+        settings,
+        status,
+        answers,
+        link: RefCell::new(None),
+        given_up: Notify::new(),
+        late: Cell::new(0),
+        late_at: Cell::new(None),
+    });
+    let keeper = spawn_local(Rc::clone(&store).keep_connected());
+    while let Some(request) = queue.recv().await {
+        match request {
+            Request::Find(question) => drop(spawn_local(Rc::clone(&store).find(question))),
+            Request::Keep(key, value) => drop(spawn_local(Rc::clone(&store).keep(key, value))),
+        }
+    }
+    keeper.abort();
+}
+
+impl Store {
+    async fn keep_connected(self: Rc<Self>) {
+        let mut backoff = Backoff::default();
+        let mut was_told = false;
+        loop {
+            match Link::connect(&self.settings).await {
+                Ok(link) => {
+                    tracing::info!("results are remembered in {}", self.settings.place());
+                    (backoff, was_told) = (Backoff::default(), false);
+                    self.late.set(0);
+                    self.link.replace(Some(link));
+                    self.status.set_connected(true);
+                    self.until_given_up().await;
+                    Status::add(&self.status.outages, 1);
+                }
+                Err(error) => {
+                    self.status.failed(&error.to_string());
+                    if !core::mem::replace(&mut was_told, true) {
+                        tracing::warn!("results are not remembered outside for now, tasks run instead: {error}");
+                    }
+                    sleep(backoff.wait()).await;
+                }
+            }
+        }
+    }
+
+    /// Looks after the connection, so that an outage is noticed also while nobody asks.
+    async fn until_given_up(&self) {
+        while timeout(PING_PAUSE, self.given_up.notified()).await.is_err() {
+            let Some(link) = self.link.borrow().clone() else { return };
+            match timeout(self.settings.connect_timeout, link.ask::<()>(&redis::cmd("PING"))).await {
+                Ok(Ok(())) => self.late.set(0),
+                Ok(Err(error)) => self.failed(&error),
+                Err(_) => self.give_up(&format!("{} does not answer", self.settings.place())),
+            }
+        }
+    }
+
+    /// The connection is of no use any more.
+    fn give_up(&self, sentence: &str) {
+        self.status.failed(sentence);
+        if self.link.take().is_some() {
+            self.status.set_connected(false);
+            self.given_up.notify_one();
+        }
+    }
+
+    fn key(&self, key: &[u8; 32]) -> String {
+        let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{}:memo:{hex}", self.settings.prefix)
+    }
+
+    fn failed(&self, error: &RedisError) {
+        // A master that was replaced refuses writes.
+        let is_replaced = error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly);
+        if error.is_io_error() || error.is_unrecoverable_error() || is_replaced {
+            self.give_up(&server_error(&self.settings, error).to_string());
+        } else {
+            self.status.failed(&error.to_string());
+        }
+    }
+
+    /// What was asked at this time was not answered. Of those that waited side by side one counts.
+    fn was_late(&self, asked: Instant) {
+        if self.late_at.get().is_some_and(|last| asked < last) {
+            return;
+        }
+        self.late_at.set(Some(Instant::now()));
+        self.late.set(self.late.get() + 1);
+        if self.late.get() >= LATE_MAX {
+            self.give_up(&format!("{} answers too late", self.settings.place()));
+        }
+    }
+
+    async fn find(self: Rc<Self>, question: Question) {
+        let link = self.link.borrow().clone();
+        let values = match link {
+            None => vec![None; question.keys.len()],
+            Some(link) => self.ask(&link, &question.keys).await,
+        };
+        self.answers.found(question.by, question.number, values);
+    }
+
+    async fn ask(&self, link: &Link, keys: &[[u8; 32]]) -> Vec<Option<Value>> {
+        let (asked, local) = (Instant::now(), link.local_answers());
+        let one = async |key: &[u8; 32]| link.ask::<Option<Vec<u8>>>(redis::cmd("GET").arg(self.key(key))).await;
+        let answers = match timeout(self.settings.timeout, join_all(keys.iter().map(one))).await {
+            Ok(answers) => answers,
+            Err(_) => {
+                Status::add(&self.status.failures, keys.len());
+                self.was_late(asked);
+                return vec![None; keys.len()];
+            }
+        };
+        self.late.set(0);
+        Status::add(&self.status.local, link.local_answers().saturating_sub(local));
+        keys.iter().zip(answers).map(|(key, answer)| self.judge(key, answer)).collect()
+    }
+
+    fn judge(&self, key: &[u8; 32], answer: Result<Option<Vec<u8>>, RedisError>) -> Option<Value> {
+        let (counter, value) = match answer.map(|bytes| bytes.map(|bytes| Value::decode(&bytes, key))) {
+            Ok(None) => (&self.status.misses, None),
+            Ok(Some(Ok(value))) => (&self.status.hits, Some(value)),
+            Ok(Some(Err(_))) => (&self.status.unusable, None),
+            Err(error) => {
+                self.failed(&error);
+                (&self.status.failures, None)
+            }
+        };
+        Status::add(counter, 1);
+        value
+    }
+
+    async fn keep(self: Rc<Self>, key: [u8; 32], value: Value) {
+        let bytes = value.result.len() as u64;
+        let link = self.link.borrow().clone();
+        let Some(link) = link else { return self.status.not_kept(bytes) };
+        let asked = Instant::now();
+        let ttl_ms = u64::try_from(self.settings.ttl.as_millis()).unwrap_or(u64::MAX);
+        let mut command = redis::cmd("SET");
+        command.arg(self.key(&key)).arg(value.encode(&key)).arg("PX").arg(ttl_ms);
+        match timeout(self.settings.connect_timeout, link.ask::<()>(&command)).await {
+            Ok(Ok(())) => return self.status.kept(bytes),
+            Ok(Err(error)) => self.failed(&error),
+            Err(_) => self.was_late(asked),
+        }
+        self.status.not_kept(bytes);
+    }
+}

@@ -1,0 +1,37 @@
+//! `[redis]` raised into what the connection needs.
+
+use anyhow::Context;
+use taskmaster_connect::redis::Settings;
+
+use super::secret::password;
+use super::sections::Redis;
+
+impl Redis {
+    /// Whether there is a server.
+    pub(crate) fn is_configured(&self) -> bool {
+        !self.url.0.is_empty()
+    }
+
+    /// Longest result that is remembered there, if any is.
+    pub(crate) fn result_bytes_max(&self) -> Option<usize> {
+        self.is_configured().then(|| usize::try_from(self.max_result.0).unwrap_or(usize::MAX))
+    }
+
+    /// Where it is, with the password read from its file if there is one.
+    ///
+    /// # Errors
+    /// What is wrong, without secrets.
+    pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
+        let password = password("redis", self.password_file.as_deref(), &self.password)?;
+        let mut settings = Settings::new(&self.url.0, password.as_deref()).context("redis.url")?;
+        if let Some(file) = &self.tls_ca {
+            let ca = std::fs::read(file).with_context(|| format!("redis.tls_ca {} cannot be read", file.display()))?;
+            settings.tls_ca = Some(ca);
+        }
+        settings.prefix.clone_from(&self.prefix);
+        (settings.timeout, settings.connect_timeout, settings.ttl) =
+            (self.timeout.0, self.connect_timeout.0, self.ttl.0);
+        settings.local_max = usize::try_from(self.local_size.0 / self.max_result.0).unwrap_or(usize::MAX);
+        Ok(settings)
+    }
+}

@@ -1,0 +1,183 @@
+//! A Redis server: alone, a cluster of one, or watched by a sentinel; with a password.
+
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use redis::aio::MultiplexedConnection;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::{directory, kill_all, private_file, program};
+
+/// The password: looked for in every text that must not have it.
+pub(crate) const PASSWORD: &str = "hunter3-is-secret";
+
+/// A server; dropping it kills it.
+pub(crate) struct Redis {
+    folder: TempDir,
+    port: u16,
+    child: Option<Child>,
+    options: Vec<String>,
+}
+
+impl Redis {
+    /// Starts one that keeps nothing on disk.
+    pub(crate) async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts one with further options.
+    pub(crate) async fn start_with(options: &[&str]) -> Self {
+        let folder = directory("redis-");
+        private_file(&folder.path().join("secret"), PASSWORD);
+        let options = options.iter().map(|option| (*option).to_owned()).collect();
+        let mut server = Self { folder, port: crate::process::free_address().port(), child: None, options };
+        server.restart().await;
+        server
+    }
+
+    /// Starts the one node of a cluster.
+    pub(crate) async fn start_cluster() -> Self {
+        let server = Self::start_with(&["--cluster-enabled", "yes"]).await;
+        let mut client = server.client().await;
+        let mut slots = redis::cmd("CLUSTER");
+        slots.arg("ADDSLOTSRANGE").arg(0).arg(16_383);
+        slots.query_async::<()>(&mut client).await.unwrap();
+        let until = Instant::now() + Duration::from_secs(30);
+        loop {
+            let info: String = redis::cmd("CLUSTER").arg("INFO").query_async(&mut client).await.unwrap();
+            if info.contains("cluster_state:ok") {
+                return server;
+            }
+            assert!(Instant::now() < until, "no cluster: {info}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Starts a sentinel that calls this server `prime`.
+    pub(crate) fn watched(&self) -> Sentinel {
+        let folder = directory("sentinel-");
+        let port = crate::process::free_address().port();
+        let config = folder.path().join("sentinel.conf");
+        private_file(
+            &config,
+            &format!(
+                "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor prime 127.0.0.1 {} 1\nsentinel auth-pass prime {PASSWORD}\n",
+                folder.path().display(),
+                self.port
+            ),
+        );
+        let mut command = program("redis-server");
+        command.arg(&config).arg("--sentinel").current_dir(folder.path());
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        Sentinel { _folder: folder, port, child }
+    }
+
+    /// Starts the server, after it was killed, and waits until it answers.
+    pub(crate) async fn restart(&mut self) {
+        assert!(self.child.is_none(), "it runs");
+        let mut command = program("redis-server");
+        command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+        command.args(["--requirepass", PASSWORD, "--dir"]).arg(self.folder.path()).args(&self.options);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().expect("redis-server is not installed: scripts/setup --test");
+        self.child = Some(child);
+        let until = Instant::now() + Duration::from_secs(30);
+        while self.connect().await.is_none() {
+            assert!(Instant::now() < until, "the server does not start");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Where a node finds it, without the password.
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn cluster_url(&self) -> String {
+        format!("redis+cluster://127.0.0.1:{}", self.port)
+    }
+
+    /// A file with the password.
+    pub(crate) fn password_file(&self) -> String {
+        self.folder.path().join("secret").display().to_string()
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(&mut self) {
+        let mut child = self.child.take().expect("it runs");
+        kill_all(&child);
+        child.wait().unwrap();
+    }
+
+    /// It stands still: connections stay, and nothing answers.
+    pub(crate) fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub(crate) fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(self.child.as_ref().expect("it runs")), signal).unwrap();
+    }
+
+    async fn connect(&self) -> Option<MultiplexedConnection> {
+        let client = redis::Client::open(format!("redis://:{PASSWORD}@127.0.0.1:{}", self.port)).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.ok()?;
+        redis::cmd("PING").query_async::<()>(&mut connection).await.ok()?;
+        Some(connection)
+    }
+
+    /// A connection for looking around.
+    pub(crate) async fn client(&self) -> MultiplexedConnection {
+        self.connect().await.expect("it runs")
+    }
+
+    /// The keys and values that are there.
+    pub(crate) async fn values(&self) -> Vec<(String, Vec<u8>)> {
+        let mut client = self.client().await;
+        let mut keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut client).await.unwrap();
+        keys.sort();
+        let mut values = Vec::new();
+        for key in keys {
+            let value: Vec<u8> = redis::cmd("GET").arg(&key).query_async(&mut client).await.unwrap();
+            values.push((key, value));
+        }
+        values
+    }
+
+    pub(crate) async fn set(&self, key: &str, value: &[u8]) {
+        redis::cmd("SET").arg(key).arg(value).query_async::<()>(&mut self.client().await).await.unwrap();
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            kill_all(child);
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Who knows where the server is.
+pub(crate) struct Sentinel {
+    _folder: TempDir,
+    port: u16,
+    child: Child,
+}
+
+impl Sentinel {
+    pub(crate) fn url(&self) -> String {
+        format!("redis+sentinel://127.0.0.1:{}/prime", self.port)
+    }
+}
+
+impl Drop for Sentinel {
+    fn drop(&mut self) {
+        kill_all(&self.child);
+        let _ = self.child.wait();
+    }
+}
