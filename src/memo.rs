@@ -23,7 +23,7 @@ use crate::config::Config;
 const REQUESTS_MAX: usize = 4_096;
 /// Questions of one shard without an answer at most: as many answers fit its queue.
 pub(crate) const QUESTIONS_MAX: usize = 1_024;
-/// Bytes of results on their way to the server at most, over all shards.
+/// What results on their way to the server may be charged, over all shards.
 const KEEPING_BYTES_MAX: u64 = 64 << 20;
 
 /// An answer: the number of the question, and by key what was found.
@@ -103,13 +103,13 @@ impl Port {
     /// Gives results to be remembered, if there is room for them.
     pub(crate) fn keep(&self, made: Vec<Made>) {
         for Made { key, of, made_us, result } in made {
-            let bytes = result.len() as u64;
-            if !self.status.may_keep(bytes, KEEPING_BYTES_MAX) {
+            let len = result.len();
+            if !self.status.may_keep(len, KEEPING_BYTES_MAX) {
                 continue;
             }
             let value = Value { of: of.as_u128(), made_us, result };
             if self.requests.try_send(Request::Keep(key, value)).is_err() {
-                self.status.not_kept(bytes);
+                self.status.not_kept(len);
             }
         }
     }

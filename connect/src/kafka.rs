@@ -5,6 +5,7 @@
 
 mod consumer;
 pub mod events;
+mod floor;
 mod letters;
 mod mapping;
 mod reader;
@@ -13,6 +14,7 @@ mod standing;
 mod status;
 
 pub use consumer::consume;
+pub use floor::{fill, floor, remove};
 pub use mapping::{From, Mapping, Order};
 pub use settings::{Settings, Start};
 pub use standing::{Standing, TopicStanding, standing};

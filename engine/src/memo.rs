@@ -11,7 +11,9 @@
 //! - Of the tasks with a key that came to one partition, at most one is ready, delayed or leased, unless it was retried by hand while
 //!   nobody was.
 //! - A follower is `waiting`, and on no list but this one.
-//! - Copies are made in bounded slices, one with each command; what is left of a large crowd has the next command, or a timer.
+//! - Copies are made in bounded slices, one with each command; what is left of a large crowd has the next command, or a timer. The last
+//!   one that ended holds the key from then on, so that the answer is kept as long as somebody waits for it.
+//! - A run is answered for by bounded bytes: where copies of a large result would take more, the first of those that are left runs.
 //!
 //! What stores outside remember comes in with a submission ([`known`]), and goes out through [`Findings`]; nothing depends on either.
 
@@ -33,9 +35,9 @@ use crate::task::Slot;
 const MARK: [u8; 4] = [0xFF; 4];
 /// Bytes of their unique keys.
 pub(crate) const UNIQUE_BYTES: usize = MARK.len() + size_of::<Key>();
-/// Followers that end with one command, and bytes of copies beyond which the next one waits.
+/// Followers that end with one command, and bytes of copies beyond which no more are made with it.
 const FOLLOWERS_PER_COMMAND_MAX: usize = 4_096;
-const COPIED_PER_COMMAND_MAX: usize = 64 << 20;
+const COPIED_PER_COMMAND_MAX: usize = 128 << 20;
 /// Results that wait to be taken from [`Findings`], and their bytes; what is beyond is not handed out.
 const MADE_MAX: usize = 4_096;
 const MADE_BYTES_MAX: usize = 64 << 20;
@@ -229,10 +231,7 @@ impl Partition {
 
     fn run_memoised(&mut self, slot: Slot, cx: &mut Cx<'_>) {
         self.hold_unique(slot, cx.arena);
-        match self.extras[self.tasks[slot].extra].due_us {
-            due_us if due_us > cx.time_us => self.enter_delayed(slot, due_us, cx),
-            _ => self.enter_ready(slot, cx),
-        }
+        self.enter_ready(slot, cx);
     }
 
     fn follow_holder(&mut self, slot: Slot, key: &Key) {
@@ -310,8 +309,16 @@ impl Partition {
             }
             let (blob, (of, made_us)) = (holder_task.blob, self.maker(holder));
             let error = (holder_task.state == State::Failed).then(|| self.shared_error(holder, cx.arena));
+            let mut last = None;
             while let Some((_, _, slot)) = self.followers.by_key.get(&key).and_then(|crowd| crowd.first().copied()) {
+                if copied > COPIED_PER_COMMAND_MAX && last.is_some() {
+                    self.promote(&key, cx);
+                    break;
+                }
                 if ended == FOLLOWERS_PER_COMMAND_MAX || copied > COPIED_PER_COMMAND_MAX {
+                    if let Some(last) = last {
+                        self.hold_unique(last, cx.arena);
+                    }
                     return;
                 }
                 crate::snapshot::touch(self, slot, cx.arena);
@@ -325,6 +332,7 @@ impl Partition {
                 ended += 1;
                 let end = if error.is_some() { End::Error(blob) } else { End::Result(blob) };
                 self.end_by(slot, of, made_us, end, cx);
+                last = Some(slot);
             }
         }
     }

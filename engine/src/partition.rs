@@ -31,7 +31,7 @@ mod checkpoint;
 mod events;
 mod keys;
 mod leadership;
-mod retention;
+pub(crate) mod retention;
 mod unique;
 
 pub(crate) use checkpoint::Sending;
@@ -162,7 +162,8 @@ pub(crate) struct Partition {
     retained: u32,
     /// Number of the latest retention.
     pub(crate) last_retained: u64,
-    retention_armed: bool,
+    /// When the timer of retention is due that was set last.
+    retention_armed_us: u64,
     /// All final tasks up to this number are in the store outside.
     pub(crate) checkpointed: u64,
     /// Final tasks behind it.
@@ -216,7 +217,7 @@ impl Partition {
             kept: 0,
             retained: 0,
             last_retained: 0,
-            retention_armed: false,
+            retention_armed_us: retention::NEVER_US,
             checkpointed: 0,
             waiting: Waiting::default(),
             sending: Sending::default(),

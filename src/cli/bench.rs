@@ -6,6 +6,7 @@ mod memo;
 mod nodes;
 mod rejoin;
 mod several;
+mod stream;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -95,6 +96,9 @@ pub(crate) struct Arguments {
     /// Measure memoised tasks whose results this Redis remembers, beside plain submissions
     #[arg(long, value_name = "URL", conflicts_with_all = ["suite", "baseline", "failover", "idle", "rate", "checkpoint"])]
     memo: Option<String>,
+    /// Measure messages that become tasks: --tasks of them, sent to a topic of these Kafka brokers for it
+    #[arg(long, value_name = "BROKERS", conflicts_with_all = ["suite", "baseline", "failover", "idle", "rate", "checkpoint"])]
+    stream: Option<String>,
     /// Measure saves of tasks' state: 64 KiB each, of which one percent changes; --connections tasks at once
     #[arg(long, conflicts_with_all = ["suite", "baseline", "failover", "idle", "rate"])]
     states: bool,
@@ -216,6 +220,9 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
     }
     if let Some(url) = &arguments.memo {
         return memo::run(global, arguments, url, &config);
+    }
+    if let Some(brokers) = &arguments.stream {
+        return stream::run(global, arguments, brokers, &config);
     }
     let node = Embedded::start_private(config, arguments.data_dir.as_deref())?;
     let info = NodeInfo {

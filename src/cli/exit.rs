@@ -163,7 +163,7 @@ mod tests {
         let exit = |error| Failure::from(error).exit.number();
         assert_eq!(exit(Error::Connect { address: "a".into(), reason: "b".into() }), 4);
         assert_eq!(exit(Error::Lost { reason: "b".into() }), 4);
-        assert_eq!(exit(Error::Timeout { after: Duration::ZERO }), 7);
+        assert_eq!(exit(Error::Timeout { after: Duration::ZERO, refusal: None }), 7);
         assert_eq!(exit_of(Code::UnknownTask).number(), 5);
         assert_eq!(exit_of(Code::UnknownQueue).number(), 5);
         assert_eq!(exit_of(Code::UnknownWorkflow).number(), 5);
@@ -175,7 +175,8 @@ mod tests {
 
     #[test]
     fn a_wrapped_error_keeps_its_exit_code_and_its_context() {
-        let error = anyhow::Error::from(Error::Timeout { after: Duration::from_secs(1) }).context("while waiting");
+        let error = anyhow::Error::from(Error::Timeout { after: Duration::from_secs(1), refusal: None })
+            .context("while waiting");
         let failure = Failure::from(error);
         assert_eq!(failure.exit, Exit::TimedOut);
         assert!(failure.to_string().starts_with("while waiting: "));

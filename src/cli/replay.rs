@@ -87,10 +87,7 @@ fn workflow(graph: &Graph, policies: &[Policy], slots: u32, output: Output) -> R
     for policy in policies {
         let began = Instant::now();
         let starts = match policy {
-            Policy::Fifo => {
-                let order: Vec<f64> = (0..graph.len()).map(|task| -(task as f64)).collect();
-                graph.list(places, &order, false)
-            }
+            Policy::Fifo => graph.list_in_order(places),
             Policy::Auto => graph.improve(places, SCHEDULES, 1, bound),
             Policy::Shortest | Policy::Deadline => {
                 let message = format!("a workflow is replayed under fifo or auto, not {}", policy.name());
@@ -123,17 +120,13 @@ fn placement(pods: &[Ask], machines: &[Worker], output: Output) -> Result<(), Fa
     for (name, fit) in
         [("worst", Fit::Worst), ("first", Fit::First), ("best", Fit::Best), ("fragmentation", Fit::Fragmentation)]
     {
-        let mut placement = Placement::new(machines.to_vec(), fit);
         let mut asked = 0;
-        for pod in pods.iter().cycle() {
-            if asked >= whole {
-                break;
-            }
+        let asks = pods.iter().cycle().take_while(|pod| {
+            let is_enough = asked >= whole;
             asked += pod.devices * pod.share;
-            placement.place(pod);
-        }
-        let free: u32 = placement.workers().iter().map(Worker::free_share).sum();
-        let used = f64::from(whole - free) / f64::from(whole);
+            !is_enough
+        });
+        let used = Placement::devices_in_use(machines, asks, fit);
         table.row(vec![name.to_owned(), format!("{:.1} %", 100.0 * used)]);
         rows.push(json!({ "fit": name, "devices_in_use": used }));
     }

@@ -58,7 +58,7 @@ pub(crate) fn fill(volume: &Path, left: u64) -> PathBuf {
 }
 
 async fn impatient(setup: &Setup) -> Client {
-    Client::builder().call_timeout(Duration::from_secs(1)).connect(setup.address.to_string()).await.unwrap()
+    Client::builder().call_timeout(Duration::from_secs(3)).connect(setup.address.to_string()).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -145,7 +145,7 @@ async fn a_torn_tail_is_cut_and_reported() {
 /// What the node answers before it closes the connection, or within a moment.
 fn exchange(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     // The node may close before all is written.
     let _ = stream.write_all(bytes);
     let _ = stream.shutdown(std::net::Shutdown::Write);
@@ -290,7 +290,7 @@ async fn a_reader_that_reads_nothing_holds_up_nobody() {
         slowest = slowest.max(began.elapsed());
     }
     eprintln!("slowest of 50 submits and pings beside a connection that does not read: {slowest:?}");
-    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
     assert!(node.is_running());
     drop(idle);
 }

@@ -177,6 +177,7 @@ impl Cluster {
         let give_up = Instant::now() + allowed;
         let mut wait = Backoff::new(&self.patience);
         let mut election = Election::new(&self.patience);
+        let mut refused = None;
         loop {
             let looks = self.looks();
             let topology = self.topology();
@@ -216,9 +217,12 @@ impl Cluster {
             };
             if Instant::now() + pause >= give_up {
                 return Err(match failed.into_error() {
-                    Error::Timeout { .. } => Error::Timeout { after: allowed },
+                    Error::Timeout { .. } => Error::Timeout { after: allowed, refusal: refused },
                     error => error,
                 });
+            }
+            if let Failed::By(Error::Refused(refusal)) = &failed {
+                refused = Some(Box::new(refusal.clone()));
             }
             if !pause.is_zero() {
                 tokio::select! {
@@ -290,7 +294,7 @@ impl Cluster {
         if let Some(connection) = used.get() {
             connection.end("no answer in time");
         }
-        Err(Failed::By(Error::Timeout { after: self.patience.answer }))
+        Err(Failed::By(Error::timeout(self.patience.answer)))
     }
 
     async fn exchange<B: Body + Sync>(

@@ -51,6 +51,10 @@ impl Refusal {
     }
 }
 
+fn earlier(refusal: Option<&Refusal>) -> String {
+    refusal.map(|refusal| format!(" (an earlier try was told: {refusal})")).unwrap_or_default()
+}
+
 /// Why a call did not succeed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -71,11 +75,14 @@ pub enum Error {
     },
     /// No answer in time; the request may or may not have been carried out.
     #[error(
-        "no answer within {after:?}; the node is slow or unreachable, and the call is safe to repeat with the same ids"
+        "no answer within {after:?}{}; the node is slow or unreachable, and the call is safe to repeat with the same ids",
+        earlier(.refusal.as_deref())
     )]
     Timeout {
         /// How long the call was tried.
         after: Duration,
+        /// The last answer that an earlier try of the same call had: a temporary no.
+        refusal: Option<Box<Refusal>>,
     },
     /// The server's answer was no.
     #[error(transparent)]
@@ -108,6 +115,10 @@ impl Error {
             Self::Refused(refusal) => refusal.retry_after,
             _ => None,
         }
+    }
+
+    pub(crate) fn timeout(after: Duration) -> Self {
+        Self::Timeout { after, refusal: None }
     }
 
     pub(crate) fn lost(reason: impl Into<String>) -> Self {

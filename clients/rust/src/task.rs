@@ -552,6 +552,10 @@ impl Task {
                 "a memoised task has no unique key and no concurrency key: its kind, version and payload are its key";
             return invalid(message.to_owned());
         }
+        if contract.is_memo && (rare.delay_ms > 0 || rare.not_before_ms > 0) {
+            let message = "a memoised task cannot be delayed: equal ones that come meanwhile would wait for it";
+            return invalid(message.to_owned());
+        }
         if !contract.is_memo && rare.memo_age_ms > 0 {
             return invalid("a highest age of remembered results is given, and the task is not memoised".to_owned());
         }

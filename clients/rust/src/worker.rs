@@ -259,7 +259,7 @@ impl Worker {
         }
         self.to_drain.send_replace(Drain::GiveUp);
         self.join().await;
-        Err(Error::Timeout { after: longest })
+        Err(Error::timeout(longest))
     }
 
     /// Waits until all sessions ended: nothing is ever sent, the channel only closes.

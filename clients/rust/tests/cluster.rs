@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
 /// How long elections take here.
-const ELECTION: Duration = Duration::from_millis(200);
+const ELECTION: Duration = Duration::from_secs(1);
 
 fn task_of(client: &Client, partition: u16) -> Task {
     loop {
@@ -120,13 +120,13 @@ async fn failover(fail: impl Fn(&Nodes)) -> Duration {
 #[tokio::test]
 async fn a_killed_leader_costs_little_once_another_leads() {
     let took = failover(|nodes| nodes.kill(1)).await;
-    assert!(took < Duration::from_millis(150), "{took:?}");
+    assert!(took < Duration::from_millis(500), "{took:?}");
 }
 
 #[tokio::test]
 async fn a_silent_leader_is_left_once_another_leads() {
     let took = failover(|nodes| nodes.silence(1, true)).await;
-    assert!(took < Duration::from_millis(600), "{took:?}");
+    assert!(took < Duration::from_secs(2), "{took:?}");
 }
 
 #[tokio::test]
@@ -145,7 +145,7 @@ async fn a_connection_that_is_silent_is_left_for_a_new_one() {
     for submission in submitting {
         submission.await.unwrap();
     }
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     assert_eq!(nodes.state().accepted.len(), 21);
 }
 
@@ -205,7 +205,7 @@ async fn a_node_that_shuts_down_is_left_for_others() {
     let start = Instant::now();
     let ((), outcome) = tokio::join!(electing, client.submit(task_of(&client, 1)));
     outcome.unwrap();
-    assert!(start.elapsed() < Duration::from_millis(500), "the named second concerns that node only");
+    assert!(start.elapsed() < Duration::from_secs(5), "the named time concerns that node only");
 }
 
 #[tokio::test]
@@ -248,7 +248,7 @@ async fn any_of_several_addresses_will_do() {
     let start = Instant::now();
     let client = Client::connect(addresses.join(",")).await.unwrap();
     client.submit(task_of(&client, 0)).await.unwrap();
-    assert!(start.elapsed() < Duration::from_secs(2), "a silent address is not waited for");
+    assert!(start.elapsed() < Duration::from_secs(5), "a silent address is not waited for");
     Client::connect(&addresses[..]).await.unwrap();
 }
 
@@ -426,7 +426,7 @@ async fn a_worker_starts_while_a_node_is_away_or_hangs() {
     nodes.elect(0, |_| true);
     let start = Instant::now();
     let (worker, _) = worker(&client, 2, Duration::from_millis(1)).await;
-    assert!(start.elapsed() < Duration::from_secs(2));
+    assert!(start.elapsed() < Duration::from_secs(5));
     client.submit_many((0..50).map(|_| Task::new("work"))).await.unwrap();
     until("all tasks", || succeeded(&nodes) == 50).await;
     nodes.silence(2, false);

@@ -345,6 +345,20 @@ async fn a_silent_node_is_given_up_after_the_answer_timeout() {
 }
 
 #[tokio::test]
+async fn who_gives_up_is_told_why_an_earlier_try_was_refused() {
+    let script = Script::listen(1).await;
+    let (client, mut peer) = script.client_of(Client::builder().call_timeout(Duration::from_millis(200))).await;
+    let submitting = tokio::spawn(async move { client.submit(Task::new("work")).await.unwrap_err() });
+    let first = peer.expect(Operation::Submit).await;
+    peer.refuse(&first, Code::Overloaded, 1).await;
+    peer.expect(Operation::Submit).await;
+    let error = submitting.await.unwrap();
+    let Error::Timeout { refusal: Some(refusal), .. } = &error else { panic!("{error}") };
+    assert_eq!(refusal.code, Code::Overloaded);
+    assert!(error.to_string().contains("by script"), "{error}");
+}
+
+#[tokio::test]
 async fn a_stranger_at_the_port_is_named() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

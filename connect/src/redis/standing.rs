@@ -49,7 +49,7 @@ pub async fn standing(settings: &Settings) -> Result<Standing, Error> {
             let told =
                 link.ask::<(u64, u64)>(&redis::cmd("TIME")).await.map_err(|error| server_error(settings, &error))?;
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            (Duration::from_secs(told.0) + Duration::from_micros(told.1)).abs_diff(now)
+            Duration::from_secs(told.0).saturating_add(Duration::from_micros(told.1)).abs_diff(now)
         }
         Link::Cluster(_) => Duration::ZERO,
     };

@@ -3,6 +3,14 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+/// What a result costs on its way beside its bytes: its key, its command and the task that sends it.
+const OVERHEAD_BYTES: u64 = 1 << 10;
+
+/// Memory that a result of such a length takes on its way, so that empty ones are bounded too.
+pub(super) fn charge(len: usize) -> u64 {
+    len as u64 + OVERHEAD_BYTES
+}
+
 /// Counters since start, and what is so now.
 #[derive(Debug, Default)]
 pub struct Status {
@@ -23,7 +31,7 @@ pub struct Status {
     pub dropped: AtomicU64,
     /// Times that the server was lost, or given up for being late; until it is back it is not asked.
     pub outages: AtomicU64,
-    /// Bytes of results on their way to the server.
+    /// What results on their way to the server are charged.
     keeping: AtomicU64,
     last_error: Mutex<String>,
 }
@@ -39,10 +47,11 @@ impl Status {
         self.connected.store(connected, Ordering::Relaxed);
     }
 
-    /// Whether a result of so many bytes may be given to be kept while at most `bytes_max` are on their way; else it is counted as dropped.
-    /// Who was let gives it, or says [`Self::not_kept`].
+    /// Whether a result of such a length may be given to be kept while what is on its way is at most [`charge`]d so many bytes; else it
+    /// is counted as dropped. Who was let gives it, or says [`Self::not_kept`].
     #[must_use]
-    pub fn may_keep(&self, bytes: u64, bytes_max: u64) -> bool {
+    pub fn may_keep(&self, len: usize, bytes_max: u64) -> bool {
+        let bytes = charge(len);
         let may = !self.is_away() && self.keeping.load(Ordering::Relaxed) + bytes <= bytes_max;
         if may {
             self.keeping.fetch_add(bytes, Ordering::Relaxed);
@@ -52,15 +61,15 @@ impl Status {
         may
     }
 
-    /// A result that was let in is not kept.
-    pub fn not_kept(&self, bytes: u64) {
-        self.keeping.fetch_sub(bytes, Ordering::Relaxed);
+    /// A result of such a length that was let in is not kept.
+    pub fn not_kept(&self, len: usize) {
+        self.keeping.fetch_sub(charge(len), Ordering::Relaxed);
         Self::add(&self.dropped, 1);
     }
 
-    /// A result was stored.
-    pub(super) fn kept(&self, bytes: u64) {
-        self.keeping.fetch_sub(bytes, Ordering::Relaxed);
+    /// A result of such a length was stored.
+    pub(super) fn kept(&self, len: usize) {
+        self.keeping.fetch_sub(charge(len), Ordering::Relaxed);
         Self::add(&self.stored, 1);
     }
 
@@ -96,5 +105,21 @@ impl Status {
     #[must_use]
     pub fn last_error(&self) -> String {
         self.last_error.lock().map(|last| last.clone()).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_results_on_their_way_are_bounded_too_and_leave_their_room() {
+        let status = Status::default();
+        status.set_connected(true);
+        let let_in = || (0..10_000).filter(|_| status.may_keep(0, 100 << 10)).count();
+        assert_eq!(let_in(), 100);
+        (0..60).for_each(|_| status.kept(0));
+        (0..40).for_each(|_| status.not_kept(0));
+        assert_eq!(let_in(), 100);
     }
 }

@@ -2,26 +2,36 @@
 //!
 //! All run on one thread over one connection, on which commands follow one another without waiting for answers. A keeper makes the
 //! connection, and makes it anew when it is lost, or when so many waits in a row brought no answer in time that it is given up; while
-//! there is none, questions are answered with nothing at once.
+//! there is none, questions are answered with nothing at once. Pauses between connections double while these are of no use: a server
+//! that greets well and serves badly is not asked most of the time.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use redis::{ErrorKind, RedisError, ServerErrorKind};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
 use super::link::{Link, server_error};
+use super::status::charge;
 use super::value::Value;
 use super::{Settings, Status};
 use crate::backoff::Backoff;
 
-/// Waits in a row without an answer in time, after which the server is given up until it greets again.
+/// Waits in a row without an answer in time, after which the server is given up for a while.
 const LATE_MAX: u32 = 3;
+
+/// How long a connection is to last, and be of use, for the next pause to be the shortest again. A replica answers questions and refuses
+/// results: use alone says too little.
+const STEADY: Duration = Duration::from_secs(15);
+
+/// Bytes of results on the wire at most: answers to questions, which are waited for, come behind them.
+const WIRE_BYTES_MAX: u32 = 1 << 20;
 
 /// How often the server is greeted while nothing else is heard of it.
 const PING_PAUSE: Duration = Duration::from_secs(1);
@@ -57,11 +67,17 @@ struct Store {
     status: Arc<Status>,
     answers: Box<dyn Answers>,
     link: RefCell<Option<Link>>,
-    /// Rung when the connection was given up.
+    /// When it was made: what was asked before says nothing of it.
+    since: Cell<Instant>,
+    /// Whether anything was answered over it in time and well.
+    is_of_use: Cell<bool>,
+    /// Rung when it was given up.
     given_up: Notify,
     /// Waits in a row that ended without an answer, and when the last of them did.
     late: Cell<u32>,
     late_at: Cell<Option<Instant>>,
+    /// Room for results on the wire, in bytes.
+    wire: Semaphore,
 }
 
 /// Serves requests until the queue is closed. Within a `LocalSet`.
@@ -76,9 +92,12 @@ pub async fn serve(
         status,
         answers,
         link: RefCell::new(None),
+        since: Cell::new(Instant::now()),
+        is_of_use: Cell::new(false),
         given_up: Notify::new(),
         late: Cell::new(0),
         late_at: Cell::new(None),
+        wire: Semaphore::new(WIRE_BYTES_MAX as usize),
     });
     let keeper = spawn_local(Rc::clone(&store).keep_connected());
     while let Some(request) = queue.recv().await {
@@ -98,31 +117,41 @@ impl Store {
             match Link::connect(&self.settings).await {
                 Ok(link) => {
                     tracing::info!("results are remembered in {}", self.settings.place());
-                    (backoff, was_told) = (Backoff::default(), false);
-                    self.late.set(0);
-                    self.link.replace(Some(link));
-                    self.status.set_connected(true);
+                    was_told = false;
+                    self.begin(link);
                     self.until_given_up().await;
                     Status::add(&self.status.outages, 1);
-                }
-                Err(error) => {
-                    self.status.failed(&error.to_string());
-                    if !core::mem::replace(&mut was_told, true) {
-                        tracing::warn!("results are not remembered outside for now, tasks run instead: {error}");
+                    if self.is_of_use.get() && self.since.get().elapsed() >= STEADY {
+                        backoff = Backoff::default();
                     }
-                    sleep(backoff.wait()).await;
                 }
+                Err(error) => self.status.failed(&error.to_string()),
             }
+            if !core::mem::replace(&mut was_told, true) {
+                let error = self.status.last_error();
+                tracing::warn!("results are not remembered outside for now, tasks run instead: {error}");
+            }
+            sleep(backoff.wait()).await;
         }
+    }
+
+    fn begin(&self, link: Link) {
+        self.since.set(Instant::now());
+        self.is_of_use.set(false);
+        self.late.set(0);
+        self.link.replace(Some(link));
+        self.status.set_connected(true);
     }
 
     /// Looks after the connection, so that an outage is noticed also while nobody asks.
     async fn until_given_up(&self) {
         while timeout(PING_PAUSE, self.given_up.notified()).await.is_err() {
             let Some(link) = self.link.borrow().clone() else { return };
+            let asked = Instant::now();
             match timeout(self.settings.connect_timeout, link.ask::<()>(&redis::cmd("PING"))).await {
-                Ok(Ok(())) => self.late.set(0),
-                Ok(Err(error)) => self.failed(&error),
+                // That it greets does not say that it answers in time.
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => self.failed(asked, &error),
                 Err(_) => self.give_up(&format!("{} does not answer", self.settings.place())),
             }
         }
@@ -142,10 +171,12 @@ impl Store {
         format!("{}:memo:{hex}", self.settings.prefix)
     }
 
-    fn failed(&self, error: &RedisError) {
+    /// What was asked at this time brought an error.
+    fn failed(&self, asked: Instant, error: &RedisError) {
         // A master that was replaced refuses writes.
         let is_replaced = error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly);
-        if error.is_io_error() || error.is_unrecoverable_error() || is_replaced {
+        let is_lost = error.is_io_error() || error.is_unrecoverable_error() || is_replaced;
+        if is_lost && asked >= self.since.get() {
             self.give_up(&server_error(&self.settings, error).to_string());
         } else {
             self.status.failed(&error.to_string());
@@ -154,7 +185,7 @@ impl Store {
 
     /// What was asked at this time was not answered. Of those that waited side by side one counts.
     fn was_late(&self, asked: Instant) {
-        if self.late_at.get().is_some_and(|last| asked < last) {
+        if asked < self.since.get() || self.late_at.get().is_some_and(|last| asked < last) {
             return;
         }
         self.late_at.set(Some(Instant::now()));
@@ -173,29 +204,39 @@ impl Store {
         self.answers.found(question.by, question.number, values);
     }
 
+    /// What came in time, by key.
     async fn ask(&self, link: &Link, keys: &[[u8; 32]]) -> Vec<Option<Value>> {
         let (asked, local) = (Instant::now(), link.local_answers());
-        let one = async |key: &[u8; 32]| link.ask::<Option<Vec<u8>>>(redis::cmd("GET").arg(self.key(key))).await;
-        let answers = match timeout(self.settings.timeout, join_all(keys.iter().map(one))).await {
-            Ok(answers) => answers,
-            Err(_) => {
-                Status::add(&self.status.failures, keys.len());
-                self.was_late(asked);
-                return vec![None; keys.len()];
+        let one = async |at: usize| {
+            let answer = link.ask::<Option<Vec<u8>>>(redis::cmd("GET").arg(self.key(&keys[at]))).await;
+            (at, answer)
+        };
+        let mut waits: FuturesUnordered<_> = (0..keys.len()).map(one).collect();
+        let mut values = vec![None; keys.len()];
+        let taking = async {
+            while let Some((at, answer)) = waits.next().await {
+                values[at] = self.judge(asked, &keys[at], answer);
             }
         };
-        self.late.set(0);
+        let is_late = timeout(self.settings.timeout, taking).await.is_err();
+        if is_late && waits.len() == keys.len() {
+            self.was_late(asked);
+        } else {
+            self.late.set(0);
+        }
+        Status::add(&self.status.failures, waits.len());
         Status::add(&self.status.local, link.local_answers().saturating_sub(local));
-        keys.iter().zip(answers).map(|(key, answer)| self.judge(key, answer)).collect()
+        values
     }
 
-    fn judge(&self, key: &[u8; 32], answer: Result<Option<Vec<u8>>, RedisError>) -> Option<Value> {
+    fn judge(&self, asked: Instant, key: &[u8; 32], answer: Result<Option<Vec<u8>>, RedisError>) -> Option<Value> {
+        self.is_of_use.set(self.is_of_use.get() || answer.is_ok());
         let (counter, value) = match answer.map(|bytes| bytes.map(|bytes| Value::decode(&bytes, key))) {
             Ok(None) => (&self.status.misses, None),
             Ok(Some(Ok(value))) => (&self.status.hits, Some(value)),
             Ok(Some(Err(_))) => (&self.status.unusable, None),
             Err(error) => {
-                self.failed(&error);
+                self.failed(asked, &error);
                 (&self.status.failures, None)
             }
         };
@@ -204,18 +245,29 @@ impl Store {
     }
 
     async fn keep(self: Rc<Self>, key: [u8; 32], value: Value) {
-        let bytes = value.result.len() as u64;
+        let len = value.result.len();
+        let bytes = u32::try_from(charge(len)).unwrap_or(u32::MAX).min(WIRE_BYTES_MAX);
+        let room = self.wire.acquire_many(bytes).await;
         let link = self.link.borrow().clone();
-        let Some(link) = link else { return self.status.not_kept(bytes) };
+        match (room, link) {
+            (Ok(_), Some(link)) if self.give(&link, &key, value).await => self.status.kept(len),
+            _ => self.status.not_kept(len),
+        }
+    }
+
+    /// Whether a result was taken.
+    async fn give(&self, link: &Link, key: &[u8; 32], value: Value) -> bool {
         let asked = Instant::now();
         let ttl_ms = u64::try_from(self.settings.ttl.as_millis()).unwrap_or(u64::MAX);
         let mut command = redis::cmd("SET");
-        command.arg(self.key(&key)).arg(value.encode(&key)).arg("PX").arg(ttl_ms);
-        match timeout(self.settings.connect_timeout, link.ask::<()>(&command)).await {
-            Ok(Ok(())) => return self.status.kept(bytes),
-            Ok(Err(error)) => self.failed(&error),
+        command.arg(self.key(key)).arg(value.encode(key)).arg("PX").arg(ttl_ms);
+        drop(value);
+        let answer = timeout(self.settings.connect_timeout, link.ask::<()>(&command)).await;
+        match &answer {
+            Ok(Ok(())) => self.is_of_use.set(true),
+            Ok(Err(error)) => self.failed(asked, error),
             Err(_) => self.was_late(asked),
         }
-        self.status.not_kept(bytes);
+        matches!(answer, Ok(Ok(())))
     }
 }

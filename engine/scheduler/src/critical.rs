@@ -82,6 +82,14 @@ impl Graph {
         heads
     }
 
+    /// Starts of the tasks on `slots` slots: whenever one is free, the ready task that comes first in the graph starts.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a place in the graph")]
+    pub fn list_in_order(&self, slots: usize) -> Vec<Millis> {
+        let order: Vec<f64> = (0..self.len()).map(|task| -(task as f64)).collect();
+        self.list(slots, &order, false)
+    }
+
     /// Starts of the tasks on `slots` slots: whenever one is free, the ready task with the greatest priority starts.
     /// `backward` runs the graph from its end, and gives times from there.
     #[must_use]

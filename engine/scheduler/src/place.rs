@@ -121,6 +121,19 @@ impl Placement {
         Self { workers, lost, fit, seen: BTreeMap::new(), count: 0, shapes: Vec::new() }
     }
 
+    /// Part of the device share of `workers`, which are free, that is in use once these tasks were placed as far as they fit; 0 where
+    /// there is none.
+    #[must_use]
+    pub fn devices_in_use<'a>(workers: &[Worker], asks: impl IntoIterator<Item = &'a Ask>, fit: Fit) -> f64 {
+        let share = |workers: &[Worker]| workers.iter().map(Worker::free_share).sum::<u32>();
+        let mut placement = Self::new(workers.to_vec(), fit);
+        for ask in asks {
+            placement.place(ask);
+        }
+        let whole = share(workers);
+        f64::from(whole - share(placement.workers())) / f64::from(whole.max(1))
+    }
+
     /// The workers.
     #[must_use]
     pub fn workers(&self) -> &[Worker] {

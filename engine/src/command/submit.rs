@@ -58,6 +58,9 @@ pub(crate) fn admit(
         check_spec(partition, &SpecView::of(spec, &body.bytes)?, auto_create)?;
     }
     check_new_names(partition, body)?;
+    if body.specs.iter().any(|spec| spec.memo != 0) {
+        check_hashed(body)?;
+    }
     let mut size = Size { tasks: count as u64, ..Size::default() };
     for (row, task) in (0u32..).zip(body.tasks.iter()) {
         check_row(partition, body, row, task, arena, now_us, &mut size).map_err(|refused| refused.at_row(row))?;
@@ -219,6 +222,9 @@ fn check_memo(
     if extra.concurrency_key.len.to_native() > 0 {
         return invalid("a memoised task cannot have a concurrency key: its own key decides where it runs");
     }
+    if extra.delay_ms.to_native() > 0 || extra.not_before_ms.to_native() > 0 {
+        return invalid("a memoised task cannot be delayed: equal ones that come meanwhile would wait for it");
+    }
     let key = memo_key(body, task, extra, &SpecView::of(spec, &body.bytes)?);
     let age_max_ms = extra.unique_window_ms.to_native();
     size.blob_bytes += memo::UNIQUE_BYTES as u64;
@@ -244,13 +250,34 @@ pub(crate) fn memo_key(
     taskmaster_protocol::memo::key(spec.namespace, spec.kind, version, payload)
 }
 
+/// The extra of a row, if it is memoised.
+pub(crate) fn memoised_extra<'a>(body: &'a ArchivedSubmit, task: &ArchivedTaskRow) -> Option<&'a ArchivedExtra> {
+    body.specs.get(task.spec.to_native() as usize).filter(|spec| spec.memo == 1)?;
+    extra_of(body, task).filter(|extra| extra.unique_key.len.to_native() > 0)
+}
+
 /// The rows of a submission that are memoised, with their extra and key; none if it is not as it should be.
 pub(crate) fn memoised(body: &ArchivedSubmit) -> impl Iterator<Item = (u32, &ArchivedExtra, Key)> {
     (0u32..).zip(body.tasks.iter()).filter_map(|(row, task)| {
-        let spec = body.specs.get(task.spec.to_native() as usize).filter(|spec| spec.memo == 1)?;
-        let extra = extra_of(body, task).filter(|extra| extra.unique_key.len.to_native() > 0)?;
+        let extra = memoised_extra(body, task)?;
+        let spec = &body.specs[task.spec.to_native() as usize];
         Some((row, extra, memo_key(body, task, extra, &SpecView::of(spec, &body.bytes).ok()?)))
     })
+}
+
+/// Bounds what is hashed: rows may share a payload, and each of them is hashed.
+pub(crate) fn check_hashed(body: &ArchivedSubmit) -> Result<(), Refused> {
+    let is_memo =
+        |task: &&ArchivedTaskRow| body.specs.get(task.spec.to_native() as usize).is_some_and(|spec| spec.memo != 0);
+    let hashed: u64 = body.tasks.iter().filter(is_memo).map(|task| u64::from(task.payload.len.to_native())).sum();
+    if hashed > limits::BODY_BYTES_MAX as u64 {
+        let message = format!(
+            "payloads of memoised tasks have {hashed} bytes in one frame, at most {} are taken: split the batch",
+            limits::BODY_BYTES_MAX
+        );
+        return Err(Refused::new(Code::TooLarge, message));
+    }
+    Ok(())
 }
 
 fn check_extra(body: &ArchivedSubmit, extra: &ArchivedExtra, now_us: u64, size: &mut Size) -> Result<(), Refused> {
@@ -368,6 +395,7 @@ pub(crate) fn apply(
 ) -> BatchReply {
     let mut reply = BatchReply::default();
     let specs: Vec<SpecView<'_>> = body.specs.iter().filter_map(|spec| SpecView::of(spec, &body.bytes).ok()).collect();
+    let mut known = known.iter().peekable();
     let contracts: Vec<u32> = specs.iter().map(|spec| partition.contract(spec, cx.dispatch)).collect();
     if let Some(row) = body.workflow.first() {
         apply_workflow(partition, body, row, &contracts, resend, &mut reply, cx);
@@ -378,7 +406,8 @@ pub(crate) fn apply(
                 continue;
             }
             if specs[spec].is_memo {
-                let known = known.iter().find(|known| known.row as usize == index);
+                while known.next_if(|known| (known.row as usize) < index).is_some() {}
+                let known = known.next_if(|known| known.row as usize == index);
                 apply_memoised(partition, body, row, &specs[spec], contracts[spec], known, cx);
                 reply.accepted += 1;
             } else {

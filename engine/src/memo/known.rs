@@ -41,6 +41,18 @@ pub(crate) struct KnownRow<'a> {
     pub(crate) result: &'a [u8],
 }
 
+/// Bytes of the command's body with a submission of so many bytes, before results.
+pub(crate) fn bytes_before_results(submit: usize) -> usize {
+    HEAD_BYTES + submit.next_multiple_of(16)
+}
+
+impl Known {
+    /// Bytes that it adds to the command's body.
+    pub(crate) fn bytes(&self) -> usize {
+        ROW_BYTES + self.result.len()
+    }
+}
+
 fn length(bytes: usize) -> [u8; 4] {
     u32::try_from(bytes).expect("bounded at admission").to_le_bytes()
 }
@@ -100,6 +112,7 @@ mod tests {
         let (submit, rows) = read(&out).unwrap();
         assert_eq!(submit, b"the body of Submit");
         let rows: Vec<_> = rows.iter().map(|row| (row.row, row.of, row.made_us, row.result)).collect();
+        assert_eq!(out.len(), bytes_before_results(18) + known.iter().map(Known::bytes).sum::<usize>());
         assert_eq!(rows, [(1, of, 5, &b"one"[..]), (3, of, 6, &b"three"[..])]);
         for cut in 0..out.len() {
             assert_eq!(read(&out[..cut]), None, "{cut}");

@@ -98,7 +98,7 @@ impl Partition {
             }
             if let Some(extra) = self.extras.get(task.extra) {
                 (extra.due_us, extra.deadline_us, extra.unique_until_us, extra.forgiven).hash(&mut hasher);
-                (extra.memo_of, extra.memo_us).hash(&mut hasher);
+                (extra.memo_of, extra.memo_us, self.holds_unique(slot, arena)).hash(&mut hasher);
                 for blob in [extra.unique, extra.name, extra.error, extra.input] {
                     hasher.write(arena.get(blob));
                 }

@@ -10,7 +10,9 @@ use crate::timer::{Timer, TimerKind, Timers};
 const RETENTION_PAUSE_US: u64 = 250_000;
 /// How far clients' clocks may run ahead of the server's before their ids are no longer told from forgotten ones, in
 /// milliseconds.
-const CLOCK_SKEW_MS: u64 = 60_000;
+pub(crate) const CLOCK_SKEW_MS: u64 = 60_000;
+/// When a timer is due that is not set.
+pub(super) const NEVER_US: u64 = u64::MAX;
 
 impl Partition {
     fn retention_list(&mut self, retention_ms: u32) -> usize {
@@ -112,18 +114,25 @@ impl Partition {
 
     /// Sets the timer that ends retention when no entry of the partition comes by to do so.
     pub(crate) fn arm_retention(&mut self, timers: &mut Timers, now_us: u64) {
-        if !self.retention_armed
-            && let Some(due_us) = self.next_eviction_us()
-        {
-            self.retention_armed = true;
-            let due_us = due_us.max(now_us + RETENTION_PAUSE_US);
-            timers.insert(due_us, Timer::of_index(self.id, TimerKind::Retention, 0));
+        let soonest_us = now_us + RETENTION_PAUSE_US;
+        let is_set = self.retention_armed_us != NEVER_US;
+        // Followers do not wait for a task that is kept for long.
+        if is_set && !(self.followers.are_due() && soonest_us < self.retention_armed_us) {
+            return;
+        }
+        if let Some(due_us) = self.next_eviction_us() {
+            self.retention_armed_us = due_us.max(soonest_us);
+            timers.insert(self.retention_armed_us, Timer::of_index(self.id, TimerKind::Retention, 0));
         }
     }
 
-    /// The timer fired.
-    pub(crate) fn disarm_retention(&mut self) {
-        self.retention_armed = false;
+    /// The timer fired; whether it is the one that was set last.
+    pub(crate) fn disarm_retention(&mut self, now_us: u64) -> bool {
+        let is_due = self.retention_armed_us <= now_us;
+        if is_due {
+            self.retention_armed_us = NEVER_US;
+        }
+        is_due
     }
 
     /// Removes a final task whose retention was ended.

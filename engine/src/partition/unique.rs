@@ -18,6 +18,12 @@ impl Partition {
         self.unique.find(hash_of(key), |&slot| arena.get(self.unique_key(slot)) == key).copied()
     }
 
+    /// Whether a task holds its unique key.
+    pub(super) fn holds_unique(&self, slot: Slot, arena: &Arena) -> bool {
+        let key = self.unique_key(slot);
+        key != Handle::NONE && self.unique.find(hash_of(arena.get(key)), |&other| other == slot).is_some()
+    }
+
     /// Who holds a unique key that may not be taken over at `now_us`.
     pub(crate) fn unique_conflict(&self, key: &[u8], arena: &Arena, now_us: u64) -> Option<Slot> {
         self.unique_holder(key, arena).filter(|&slot| {

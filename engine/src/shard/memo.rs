@@ -2,16 +2,17 @@
 
 use taskmaster_protocol::body::{self, ArchivedSubmit};
 use taskmaster_protocol::frame::Header;
-use taskmaster_protocol::{Code, Operation, PartitionId, limits};
+use taskmaster_protocol::{Operation, PartitionId, limits};
 
 use super::Shard;
 use super::admission::TASK_BYTES;
 use super::group::Request;
-use crate::command::submit::memoised;
+use crate::command::submit::{check_hashed, memoised, memoised_extra};
 use crate::effects::ConnId;
 use crate::entry::Verb;
 use crate::memo::known::{self, Known};
 use crate::memo::{Made, Standing, Unknown};
+use crate::partition::retention::CLOCK_SKEW_MS;
 use crate::refused::Refused;
 
 impl Shard {
@@ -26,6 +27,9 @@ impl Shard {
             return Vec::new();
         };
         if body.specs.iter().all(|spec| spec.memo == 0) {
+            return Vec::new();
+        }
+        if check_hashed(body).is_err() {
             return Vec::new();
         }
         let mut unknown: Vec<Unknown> = Vec::new();
@@ -45,8 +49,8 @@ impl Shard {
         self.findings.take()
     }
 
-    /// A submission of which a store outside remembered some results. Those that are too old for their rows, or that are none of
-    /// theirs, are left out.
+    /// A submission of which a store outside remembered some results, in order of rows. Those that are too old for their rows, or of
+    /// a time to come, or that have no room beside the submission in a command, are left out: their rows run.
     pub(super) fn submit_known(
         &mut self,
         conn: ConnId,
@@ -58,24 +62,28 @@ impl Shard {
         let body = body::access::<ArchivedSubmit>(bytes)?;
         let partition = self.partition(&header)?;
         let size = self.admit_submit(partition, body)?;
+        let mut room = limits::BODY_BYTES_MAX.saturating_sub(known::bytes_before_results(bytes.len()));
         let fits = |known: &&Known| {
-            let mut rows = memoised(body);
-            rows.find(|(row, ..)| *row == known.row).is_some_and(|(_, extra, _)| {
-                let age_max_us = u64::from(extra.unique_window_ms.to_native()) * 1_000;
-                age_max_us == 0 || self.last_time_us.saturating_sub(known.made_us) <= age_max_us
-            })
+            let left = room.checked_sub(known.bytes()).filter(|_| self.will_do(body, known));
+            room = left.unwrap_or(room);
+            left.is_some()
         };
         let known: Vec<Known> = known.iter().filter(fits).cloned().collect();
         let result_bytes: usize = known.iter().map(|known| known.result.len()).sum();
-        if result_bytes > limits::BODY_BYTES_MAX {
-            let message =
-                format!("{result_bytes} bytes of remembered results, at most {} are taken", limits::BODY_BYTES_MAX);
-            return Err(Refused::new(Code::TooLarge, message));
-        }
         let blob_bytes = size.blob_bytes + result_bytes as u64;
         self.check_room(blob_bytes + size.tasks * TASK_BYTES)?;
         let request = Request { origin: Some((conn, header)), blob_bytes, tasks: size.tasks, ..Request::default() };
         self.push(Verb::Known, PartitionId(header.partition), request, |out| known::write(bytes, &known, out));
         Ok(())
+    }
+
+    /// Whether the row is memoised, and a result of that time is neither too old for it nor of a time to come.
+    fn will_do(&self, body: &ArchivedSubmit, known: &Known) -> bool {
+        let Some(extra) = body.tasks.get(known.row as usize).and_then(|task| memoised_extra(body, task)) else {
+            return false;
+        };
+        let age_max_us = u64::from(extra.unique_window_ms.to_native()) * 1_000;
+        let is_young = age_max_us == 0 || self.last_time_us.saturating_sub(known.made_us) <= age_max_us;
+        is_young && known.made_us <= self.last_time_us + CLOCK_SKEW_MS * 1_000
     }
 }

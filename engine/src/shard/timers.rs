@@ -102,7 +102,9 @@ impl Shard {
     fn retention(&mut self, timer: Timer) {
         let now_us = self.last_time_us;
         let Some((partition, cx)) = self.split(PartitionId(timer.partition), now_us) else { return };
-        partition.disarm_retention();
+        if !partition.disarm_retention(now_us) {
+            return;
+        }
         if !partition.is_leading() {
             partition.arm_retention(cx.timers, now_us);
         } else if partition.next_eviction_us().is_some_and(|due_us| due_us <= now_us) {

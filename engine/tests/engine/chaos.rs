@@ -123,7 +123,8 @@ impl Chaos {
         for _ in 0..count {
             let mut made = self.new_job(partition);
             if self.random.once_in(4) {
-                made = made.memo("1", *self.random.pick(&[0, 0, 500]), &format!("p{}", self.random.below(3)));
+                made =
+                    made.delay_ms(0).memo("1", *self.random.pick(&[0, 0, 500]), &format!("p{}", self.random.below(3)));
             } else if self.random.once_in(4) {
                 made = made.unique(&format!("u{}", self.random.below(4)), 0);
                 // Keys are scoped by queue and concurrency key; the model knows one scope.

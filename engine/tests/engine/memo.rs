@@ -1,7 +1,7 @@
 //! Memoised tasks: one runs, those with the same kind, version and payload have its result.
 
 use taskmaster_engine::{Config, Known, Made, State, Unknown};
-use taskmaster_protocol::body::BatchReply;
+use taskmaster_protocol::body::{BatchReply, put};
 use taskmaster_protocol::frame::Header;
 use taskmaster_protocol::memo::key;
 use taskmaster_protocol::{Body, Code, FrameBuffer, Operation, PartitionId, TaskId};
@@ -221,7 +221,7 @@ fn followers_survive_a_crash_and_a_snapshot() {
         let leases = world.leases();
         assert_eq!(leases.len(), 2);
         world.complete(&leases[1], b"else");
-        world.submit(&[job("mail", 4).memo("1", 0, "else"), memo(5).delay_ms(9)]);
+        world.submit(&[job("mail", 4).memo("1", 0, "else"), memo(5)]);
         let before = durable_state(&mut world);
         let (sequence, chunks) = world.snapshot(|_| {});
         world.crash();
@@ -257,6 +257,8 @@ fn what_cannot_be_memoised_is_refused() {
     assert!(code == Code::Invalid && sentence.contains("version"), "{sentence}");
     let (code, sentence) = refused(&mut world, memo(0).with_spec(|spec| spec.memo = 2));
     assert!(code == Code::Invalid && sentence.contains("0 or 1"), "{sentence}");
+    let (code, sentence) = refused(&mut world, memo(0).delay_ms(9));
+    assert!(code == Code::Invalid && sentence.contains("cannot be delayed"), "{sentence}");
     let workflow = workflow_of(id(0, 77), "w", false, &[memo(0)]);
     let message = world.call(1, 0, &workflow);
     assert!(message.code() == Code::Invalid, "{}", message.sentence());
@@ -310,4 +312,84 @@ fn a_result_from_outside_ends_a_task_for_good_and_answers_for_others() {
     world.crash();
     assert_eq!(durable_state(&mut world), before);
     assert_eq!(ended(&mut world, id(0, 1)).1, b"known");
+}
+
+#[test]
+fn payloads_that_rows_share_are_hashed_within_a_bound() {
+    let mut world = world();
+    let mut body = body_of(&(0..40).map(memo).collect::<Vec<_>>());
+    let payload = put(&mut body.bytes, &vec![7; 1 << 20]);
+    body.tasks.iter_mut().for_each(|task| task.payload = payload);
+    let mut bytes = FrameBuffer::new();
+    body.append_to(&mut bytes);
+    assert_eq!(world.shard.unknown_results(&Header::request(Operation::Submit, 1, Some(PartitionId(0))), &bytes), []);
+    let message = world.call(1, 0, &body);
+    assert!(message.code() == Code::TooLarge && message.sentence().contains("split"), "{}", message.sentence());
+}
+
+#[test]
+fn what_is_remembered_outside_never_makes_a_submission_too_large() {
+    let mut world = world();
+    let jobs: Vec<Job> = (0..30).map(|n| job("mail", n).memo("1", 0, &format!("{n}{}", "x".repeat(300_000)))).collect();
+    let known = |row| Known { row, of: id(9, 9), made_us: START_US, result: vec![1; 256 << 10] };
+    let known: Vec<Known> = (0..30).map(known).collect();
+    let asked = world.send_known(&jobs, &known);
+    world.settle();
+    let reply: BatchReply = world.reply(asked).unwrap().read();
+    assert_eq!(reply.accepted, 30);
+    let states: Vec<State> = (0..30).map(|n| world.state(id(0, n))).collect();
+    let ended = states.iter().filter(|state| **state == State::Succeeded).count();
+    assert!((20..30).contains(&ended) && states[..ended].iter().all(|state| *state == State::Succeeded), "{states:?}");
+    assert_eq!(world.shard.stats().unfinished, 30 - ended as u64, "the others run");
+}
+
+#[test]
+fn a_result_of_a_time_to_come_does_not_count() {
+    let mut world = world();
+    let known = Known { row: 0, of: id(9, 9), made_us: START_US + 3_600_000_000, result: b"known".to_vec() };
+    world.send_known(&[memo(0)], &[known]);
+    world.settle();
+    assert_eq!(world.state(id(0, 0)), State::Leased);
+}
+
+#[test]
+fn a_crowd_does_not_wait_for_a_task_that_is_kept_for_long() {
+    let mut world = world();
+    world.submit_one(job("mail", 9_999));
+    let lease = world.lease();
+    world.complete(&lease, b"");
+    world.advance_ms(1_000);
+    let jobs: Vec<Job> = (0..6_000).map(memo).collect();
+    jobs.chunks(1_000).for_each(|batch| drop(world.submit(batch)));
+    let lease = world.lease();
+    world.complete(&lease, b"result");
+    world.advance_ms(2_000);
+    assert_eq!(world.shard.stats().unfinished, 0);
+}
+
+#[test]
+fn a_crowd_that_is_larger_than_what_is_kept_has_one_run() {
+    let mut world = World::with(Config { kept_max: 100, ..config(1) });
+    world.worker(WORKER, &["mail"], 1_000);
+    let jobs: Vec<Job> = (0..10_000).map(memo).collect();
+    jobs.chunks(1_000).for_each(|batch| drop(world.submit(batch)));
+    let lease = world.lease();
+    world.complete(&lease, b"result");
+    world.advance_ms(5_000);
+    assert_eq!(world.leases(), [], "nobody runs it again");
+    assert_eq!(world.shard.stats().unfinished, 0);
+}
+
+#[test]
+fn copies_of_a_large_result_are_bounded_by_further_runs() {
+    let mut world = world();
+    let jobs: Vec<Job> = (0..300).map(memo).collect();
+    world.submit(&jobs);
+    for run in 0..3 {
+        let lease = world.lease();
+        world.complete(&lease, &vec![run; 1 << 20]);
+    }
+    assert_eq!(world.shard.stats().unfinished, 0);
+    let results: Vec<u8> = (0..300).map(|n| ended(&mut world, id(0, n)).1[0]).collect();
+    assert!(results.is_sorted() && (results[128], results[299]) == (0, 2), "{results:?}");
 }

@@ -93,7 +93,9 @@ impl Asker {
 
     async fn request<B: Body>(&self, operation: Operation, body: &B) -> Result<Message, Error> {
         let answer = self.connection.request(Header::request(operation, 0, None), body);
-        tokio::time::timeout(ANSWER_TIMEOUT, answer).await.unwrap_or(Err(Error::Timeout { after: ANSWER_TIMEOUT }))
+        tokio::time::timeout(ANSWER_TIMEOUT, answer)
+            .await
+            .unwrap_or(Err(Error::Timeout { after: ANSWER_TIMEOUT, refusal: None }))
     }
 }
 

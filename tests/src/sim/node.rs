@@ -15,6 +15,7 @@ use super::dice::{Dice, mix};
 use super::disk::Disk;
 use super::scenario::{Scenario, Site};
 use super::shard_loop::{ShardLoop, StartError};
+use super::world::remembered::RESULT_BYTES_MAX;
 
 const PEER_PORT: u16 = 7_000;
 const CLUSTER_NAME: &str = "simulated";
@@ -154,7 +155,7 @@ impl Place {
                 auto_create_queues: true,
                 checkpoints: scenario.checkpoints.then_some(CHECKPOINTS),
                 events: scenario.events,
-                memo_bytes_max: None,
+                memo_bytes_max: scenario.memo.then_some(RESULT_BYTES_MAX),
             };
             loops.push(ShardLoop::start(config, disk, now_us, dice, defect)?);
         }

@@ -40,6 +40,8 @@ pub(crate) struct Scenario {
     pub(crate) checkpoints: bool,
     /// It is told what happens: in some runs with room for so little that some is dropped.
     pub(crate) events: Option<Events>,
+    /// A store outside remembers results of memoised tasks.
+    pub(crate) memo: bool,
     /// Bytes of snapshots that a shard sends per second.
     pub(crate) transfer_bytes_per_s: u64,
     pub(crate) faults: Vec<Planned>,
@@ -90,6 +92,7 @@ impl Scenario {
             log_bytes_kept: if dice.chance(60) { dice.range(1 << 10, 64 << 10) } else { 1 << 20 },
             checkpoints: options.checkpoints,
             events: options.events.then(|| events_of(options.seed)),
+            memo: options.memo,
             transfer_bytes_per_s: if dice.chance(20) { dice.range(16 << 10, 1 << 20) } else { 1 << 30 },
             faults,
             dice: Dice::new(dice.roll()),

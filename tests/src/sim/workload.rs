@@ -166,12 +166,8 @@ impl Producer {
         if cx.dice.chance(50) {
             extra.unique_window_ms = cx.dice.small(50, 1_000);
         }
-        if cx.dice.chance(10) {
-            extra.delay_ms = cx.dice.range(1, 500);
-            contract.delay_us = extra.delay_ms * 1_000;
-        }
         if cx.dice.chance(15) {
-            extra.deadline_in_ms = extra.delay_ms + cx.dice.range(20, 3_000);
+            extra.deadline_in_ms = cx.dice.range(20, 3_000);
             contract.has_deadline = true;
         }
         extra

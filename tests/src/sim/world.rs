@@ -31,6 +31,7 @@ mod links;
 mod mishaps;
 mod nodes;
 mod peers;
+pub(crate) mod remembered;
 mod stores;
 mod topics;
 
@@ -238,6 +239,7 @@ pub(crate) struct World {
     oracle: Oracle,
     store_down_until_us: u64,
     topic_down_until_us: u64,
+    remembered: remembered::Remembered,
     phase: Phase,
     /// When replicas are compared next.
     compare_us: u64,
@@ -292,6 +294,7 @@ impl World {
             oracle: Oracle::new(options.checkpoints, scenario.events),
             store_down_until_us: 0,
             topic_down_until_us: 0,
+            remembered: remembered::Remembered::default(),
             phase: Phase::Faults,
             compare_us: 0,
             defect: options.defect,

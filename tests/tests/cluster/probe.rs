@@ -27,7 +27,7 @@ impl Probe {
 
     async fn ask<B: Body>(&self, header: Header, body: &B, longest: Duration) -> Result<Message, Error> {
         let answer = tokio::time::timeout(longest, self.connection.request(header, body)).await;
-        answer.unwrap_or(Err(Error::Timeout { after: longest }))?.accepted()
+        answer.unwrap_or(Err(Error::Timeout { after: longest, refusal: None }))?.accepted()
     }
 
     pub(crate) async fn view(&self) -> Result<ClusterView, Error> {

@@ -140,7 +140,7 @@ async fn tasks_that_left_memory_are_answered_from_the_database() {
     stage.postgres.kill();
     // Whoever asks meanwhile is not kept waiting: repeated for a while, then told why.
     let patient =
-        Client::builder().call_timeout(Duration::from_secs(2)).connect(stage.node.address.to_string()).await.unwrap();
+        Client::builder().call_timeout(Duration::from_secs(5)).connect(stage.node.address.to_string()).await.unwrap();
     let refused = patient.task(ids[0]).await.unwrap_err();
     assert!(refused.to_string().contains("database"), "{refused}");
     worker.shutdown().await.unwrap();

@@ -175,7 +175,7 @@ async fn ask(connection: &Connection, seen: Option<IpAddr>, longest: Duration) -
     let header = Header::request(Operation::ClusterMap, 0, None);
     let reply = match timeout(longest, connection.request(header, &Empty::default())).await {
         Ok(reply) => reply?,
-        Err(_) => return Err(Error::Timeout { after: longest }),
+        Err(_) => return Err(Error::timeout(longest)),
     };
     let map = match reply.accepted() {
         Ok(reply) => Some(ClusterView::read(reply.read::<ArchivedClusterMapReply>()?)?),

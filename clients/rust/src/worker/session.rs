@@ -184,7 +184,7 @@ impl Session {
                 let request = connection.request(Header::request(Operation::Subscribe, 0, None), &body);
                 match tokio::time::timeout(offer.cluster.patience.answer, request).await {
                     Ok(reply) => drop(reply?.accepted()?),
-                    Err(_) => return Err(Error::Timeout { after: offer.cluster.patience.answer }),
+                    Err(_) => return Err(Error::timeout(offer.cluster.patience.answer)),
                 }
             }
             Ok(Line { connection, pushes, mailbox, replies, is_subscribed })
@@ -500,7 +500,7 @@ impl Session {
             let answer = self.offer.cluster.patience.answer;
             if self.outbox.is_waiting() && self.last_reply + QUIET + answer <= now {
                 line.connection.end("no answer in time");
-                return Err(Error::Timeout { after: answer });
+                return Err(Error::timeout(answer));
             }
             self.ping_at = now + QUIET;
             let header = Header::request(Operation::Ping, 0, None);

@@ -292,7 +292,7 @@ impl Shared {
                     return true;
                 }
                 if trick == Some(Trick::ShutDown) {
-                    send(out, header.response(Code::ShuttingDown), &Refusal::new("by script", None, 1_000));
+                    send(out, header.response(Code::ShuttingDown), &Refusal::new("by script", None, 10_000));
                     return true;
                 }
                 if operation == Operation::AwaitTask {

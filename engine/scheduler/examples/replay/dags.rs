@@ -39,10 +39,7 @@ pub(crate) fn workflows(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dy
                 |(graph, bound): (&Graph, &i64)| graph.makespan(&schedule(graph, *bound)) as f64 / *bound as f64;
             geometric(graphs.iter().zip(&bounds).filter(|(graph, _)| !graph.is_empty()).map(ratio))
         };
-        let plain = over(&|graph, _| {
-            let fifo: Vec<f64> = (0..graph.len()).map(|task| -(task as f64)).collect();
-            graph.list(slots, &fifo, false)
-        });
+        let plain = over(&|graph, _| graph.list_in_order(slots));
         let ranked = over(&|graph, _| {
             let ranks: Vec<f64> = graph.ranks().iter().map(|rank| *rank as f64).collect();
             graph.list(slots, &ranks, false)

@@ -4,7 +4,7 @@ use std::error::Error;
 
 use taskmaster_scheduler::critical::project::Random;
 use taskmaster_scheduler::place::contention::{Contention, Sample};
-use taskmaster_scheduler::place::{Ask, Fit, Placement, Worker};
+use taskmaster_scheduler::place::{Fit, Placement, Worker};
 use taskmaster_scheduler::replay::{lucid, openb};
 
 use crate::Options;
@@ -103,16 +103,6 @@ pub(crate) fn colocation(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<d
     Ok(vec![row("one beside the best of 15", &chosen), row("all 16 in pairs", &ours)])
 }
 
-fn allocated(workers: &[Worker], asks: &[Ask], fit: Fit) -> f64 {
-    let whole: u32 = workers.iter().map(Worker::free_share).sum();
-    let mut placement = Placement::new(workers.to_vec(), fit);
-    for ask in asks {
-        placement.place(ask);
-    }
-    let free: u32 = placement.workers().iter().map(Worker::free_share).sum();
-    f64::from(whole - free) / f64::from(whole)
-}
-
 /// Device share in use when as much was asked for as there is.
 pub(crate) fn placement(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
     let nodes = "scheduling/alibaba/openb_node_list_all_node.csv.gz";
@@ -136,7 +126,7 @@ pub(crate) fn placement(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dy
             asks.push(ask);
         }
         for (sum, fit) in sums.iter_mut().zip(fits) {
-            *sum += allocated(&workers, &asks, fit) / seeds as f64;
+            *sum += Placement::devices_in_use(&workers, &asks, fit) / seeds as f64;
         }
     }
     let [worst, first, best, ours] = sums.map(|sum| format!("{:.1}%", 100.0 * sum));

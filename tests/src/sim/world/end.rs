@@ -27,6 +27,7 @@ impl World {
         }
         self.send_checkpoints();
         self.send_events();
+        self.remember();
         if self.is_calm() {
             self.activate_drained();
         }

@@ -78,7 +78,15 @@ impl World {
                 let time_us = own.time_us(clock_us);
                 self.oracle.clock(time_us);
                 self.oracle.received(number, life, &header, body, time_us);
-                own.input(Input::Frame { conn: ConnId(number), header, body }, clock_us);
+                let conn = ConnId(number);
+                let known = match self.options.memo {
+                    true => self.remembered.known(&own.shard, &header, body, &mut self.dice),
+                    false => Vec::new(),
+                };
+                match &known[..] {
+                    [] => own.input(Input::Frame { conn, header, body }, clock_us),
+                    known => own.input(Input::Known { conn, header, body, known }, clock_us),
+                }
             }
         })?;
         if let Some(link) = self.links.get_mut(&number) {
