@@ -1,5 +1,7 @@
 //! The store and servers that serve badly: each test scripts one, which greets as Redis does.
 
+#![expect(clippy::unwrap_used, reason = "tests, and what they share")]
+
 #[path = "redis/server.rs"]
 mod server;
 

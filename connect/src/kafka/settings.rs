@@ -71,6 +71,8 @@ impl Settings {
         let mut config = ClientConfig::new();
         // Bounds of what is fetched ahead, for each partition of a topic.
         config.set("queued.max.messages.kbytes", "4096").set("queued.min.messages", "10000");
+        // Once that much is there, a second is long: the engine takes it in a few hundredths of one.
+        config.set("fetch.queue.backoff.ms", "20");
         config.set("auto.commit.interval.ms", "1000").set("allow.auto.create.topics", "false");
         let mut config = self.with_properties(config);
         config
