@@ -121,7 +121,7 @@ pub struct Event {
     pub change: Change,
     /// When, in microseconds since 1970.
     pub at_us: u64,
-    /// Attempts begun until then, as the log knows; of an attempt's start or end, its own number.
+    /// Attempts that had ended by then, without one that is interrupted; of an attempt's start or end, its own number.
     pub attempt: u32,
     /// What else is known of the task, unless it is forgotten.
     pub details: Option<Details>,

@@ -113,8 +113,11 @@ impl Partition {
     fn note_down(&mut self, slot: Slot, change: Change, at_us: u64, bytes: usize) {
         let task = &self.tasks[slot];
         // Leases are the leader's own: of what the log does not know, nothing is said.
-        let unlogged = u32::from(task.state == State::Leased && change != Change::Started);
-        let attempt = begun(self, slot) - unlogged;
+        let attempt = match (change, task.state) {
+            (Change::Started, _) => task.attempt(),
+            (_, State::Leased) => task.failures.into(),
+            _ => begun(self, slot),
+        };
         let (attempt, bytes) =
             (u16::try_from(attempt).unwrap_or(u16::MAX), u32::try_from(bytes).expect("results are bounded"));
         self.outbox.push(Happened { id: task.id, at_us, bytes, attempt, change });

@@ -116,6 +116,8 @@ fn attempts_are_told_to_begin_before_they_end() {
     world.complete(&lease, b"at last");
     let begins = world.submit_one(job("mail", 1));
     world.lease();
+    // A replica, as a replay, knows of no lease, and has the same line.
+    world.crash();
     world.open_topic(None);
     let batch = world.events().unwrap();
     let told: Vec<_> = batch.events.iter().map(|event| (event.id, event.change, event.attempt)).collect();

@@ -11,7 +11,8 @@ use taskmaster_protocol::TaskId;
 /// What was told of a task.
 struct Life {
     last: Change,
-    attempt: u32,
+    /// Attempts that have ended. Who ends a task from outside does not count the one that it interrupts.
+    ended: u32,
 }
 
 /// All partitions' events.
@@ -57,7 +58,7 @@ impl Topic {
                 self.refused += 1;
                 Ok(Stored::Upto(*upto))
             }
-            ForTopic::Open { sent, .. } if *sent > *upto => {
+            ForTopic::Open { sent, .. } if *sent > *upto && !self.has_gaps => {
                 Err(format!("partition {partition} has {sent} events for sent, and the topic has {upto}"))
             }
             ForTopic::Open { .. } => Ok(Stored::Upto(*upto)),
@@ -93,7 +94,8 @@ impl Topic {
             (None, _) => false,
             (Some(life), _) => !is_over(life.last),
         };
-        let goes_back = before.is_some_and(|life| event.attempt < life.attempt) && event.change != Change::Retried;
+        let ended = event.attempt - u32::from(event.change == Change::Started);
+        let goes_back = before.is_some_and(|life| ended < life.ended) && event.change != Change::Retried;
         if !self.has_gaps && (!may_be || (goes_back && event.change != Change::Submitted)) {
             let before = before.map_or_else(|| "nothing".to_owned(), |life| format!("{:?}", life.last));
             return Err(format!(
@@ -101,7 +103,7 @@ impl Topic {
                 event.id, event.change, event.attempt
             ));
         }
-        self.lives.insert(event.id, Life { last: event.change, attempt: event.attempt });
+        self.lives.insert(event.id, Life { last: event.change, ended });
         Ok(())
     }
 
