@@ -587,6 +587,19 @@ fn scoped_key(spec: &SpecView<'_>, parts: &[&[u8]]) -> Vec<u8> {
     scoped
 }
 
+/// The concurrency key, as it was given, in a scoped one: the last of its parts.
+pub(crate) fn key_in_scope(scoped: &[u8]) -> &[u8] {
+    let mut parts = scoped;
+    while let Some((len, behind)) = parts.split_first_chunk() {
+        match behind.split_at_checked(u32::from_le_bytes(*len) as usize) {
+            Some((part, [])) => return part,
+            Some((_, rest)) => parts = rest,
+            None => break,
+        }
+    }
+    &[]
+}
+
 fn apply_workflow(
     partition: &mut Partition,
     body: &ArchivedSubmit,

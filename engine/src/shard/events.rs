@@ -9,6 +9,7 @@ use super::Shard;
 use super::group::Request;
 use crate::arena::Arena;
 use crate::checkpoint::{BatchBounds, Stored};
+use crate::command::submit::key_in_scope;
 use crate::entry::{Verb, checkpointed_bytes, put_start};
 use crate::events::{Batch, Change, Details, Event, ForTopic, Labels};
 use crate::extra::unpack_error;
@@ -162,7 +163,7 @@ fn describe(
     details.workflow = workflow_id(partition, extra.workflow);
     details.step = body::put(bytes, arena.get(extra.name));
     if extra.key != NONE {
-        details.key = body::put(bytes, &partition.keys[extra.key as usize].bytes);
+        details.key = body::put(bytes, key_in_scope(&partition.keys[extra.key as usize].bytes));
     }
     let is_errors = match happened.change {
         Change::AttemptFailed => true,
