@@ -42,11 +42,12 @@ mod workflow;
 
 pub use cluster::{ClusterMap, META_GROUP, Member, Membership, NodeInfo, NodeStatus, Placement};
 pub use contract::DEFAULT_NAMESPACE;
-pub use effects::{ConnId, Effects, Outgoing, Question};
+pub use effects::{About, ConnId, Effects, Outgoing, Question};
 pub use entry::{COMMAND_HEADER_BYTES, EntryError};
 pub use memo::known::Known;
 pub use memo::{Made, Unknown};
 pub use peer::PeerAddr;
+pub use query::listing::{StoredPage, StoredPlace};
 pub use refused::Refused;
 pub use replica::record;
 #[doc(hidden)]

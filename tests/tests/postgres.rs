@@ -2,6 +2,7 @@
 
 mod history;
 mod kills;
+mod listing;
 mod outages;
 mod restore;
 mod retention;

@@ -22,7 +22,7 @@ use super::batch::{Batch, Contract, Request, Stored};
 use super::day::Day;
 use super::leaves::Leaves;
 use super::session::connect;
-use super::{Error, Found, Session, Settings, Status, copy, schema};
+use super::{Error, Found, Listed, Session, Settings, Status, copy, schema};
 use crate::backoff::Backoff;
 
 /// Requests and bytes of one transaction at most, beyond the first request.
@@ -49,6 +49,9 @@ pub trait Answers: Send + Sync {
 
     /// The answer to a question about a task.
     fn found(&self, by: usize, number: u64, found: Found);
+
+    /// A page of the history.
+    fn listed(&self, by: usize, number: u64, listed: Listed);
 }
 
 /// Writes until the other end of the queue is gone.
