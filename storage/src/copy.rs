@@ -142,7 +142,9 @@ fn try_copy(
     }
     let end = read(to, identity, seqs.first().copied().unwrap_or(0), sink)?.end;
     // Those that were only made ready hold nothing.
-    for segment in copied.into_iter().filter(|segment| end.used.iter().all(|used| used.segment != *segment)) {
+    for segment in
+        copied.into_iter().filter(|segment| end.used.iter().all(|used| used.segment.number != segment.number))
+    {
         let path = segment_path(&wal_to, segment.number);
         std::fs::remove_file(&path).map_err(at(&path))?;
     }
@@ -171,7 +173,6 @@ fn copy_segment(
     let (from, to) = (segment_path(wal_from, segment.number), segment_path(wal_to, segment.number));
     let input = ReadFile::open(&from).map_err(at(&from))?;
     let output = File::create_new(&to).map_err(at(&to))?;
-    output.set_len(segment.len).map_err(at(&to))?;
     let mut buffer = AlignedBuffer::zeroed(READ_LEN);
     let mut end = segment.len;
     while end > 0 {
@@ -179,7 +180,7 @@ fn copy_segment(
         let start = end - u64::try_from(len).expect("a read is small");
         let bytes = &mut buffer.as_mut()[..len];
         input.read_exact_at(start, bytes).map_err(at(&from))?;
-        // What was never written stays a hole.
+        // What was never written stays a hole, and at the end is left out.
         if bytes.iter().any(|byte| *byte != 0) {
             output.write_all_at(bytes, start).map_err(at(&to))?;
         }
