@@ -183,7 +183,7 @@ fn open(config: &Config) -> anyhow::Result<DataDir> {
 }
 
 /// Randomness from the standard library's per-process keys, which come from the system.
-fn random_id() -> u128 {
+pub(crate) fn random_id() -> u128 {
     let half = || u128::from(RandomState::new().hash_one(std::process::id()));
     (half() << 64) | half()
 }

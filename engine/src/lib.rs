@@ -54,6 +54,7 @@ pub use replica::record;
 pub use shard::cluster::Standing;
 pub use shard::hooks::Planted;
 pub use shard::past::{Horizon, Moment};
+pub use shard::positions::{Positions, Reached};
 pub use shard::snapshots::{SnapshotStep, tag};
 pub use shard::{Config, Input, Shard, Stats};
 pub use state::{STATES, State};

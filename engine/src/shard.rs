@@ -7,6 +7,7 @@
 //! - Work per input is bounded: by the frame limit, or by a named constant.
 
 mod admission;
+mod anew;
 mod apply;
 mod checkpoints;
 mod clock;
@@ -22,6 +23,7 @@ mod notices;
 mod owners;
 pub(crate) mod past;
 mod peers;
+pub(crate) mod positions;
 mod reads;
 mod reconcile;
 mod recovery;
