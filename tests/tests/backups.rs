@@ -112,6 +112,18 @@ async fn see(client: &Client, ids: &[TaskId], workflow: TaskId) -> Seen {
     }
 }
 
+/// Thirty tasks of each kind that [`worker`] knows, in turn.
+async fn submit_mixed(client: &Client) -> Vec<TaskId> {
+    let mut ids = Vec::new();
+    for n in 0..120usize {
+        let kind = ["echo", "shaky", "broken", "saving"][n % 4];
+        let retries = Retries::attempts(2).backoff(Duration::ZERO);
+        let task = Task::new(kind).queue("mixed").retries(retries).payload(vec![9; n * 10]);
+        ids.push(client.submit(task).await.unwrap().id);
+    }
+    ids
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_whose_disk_is_lost_comes_back_with_every_task_result_workflow_and_state() {
     let directory = directory();
@@ -120,13 +132,7 @@ async fn a_node_whose_disk_is_lost_comes_back_with_every_task_result_workflow_an
     let client = setup.client().await;
     let working = worker(&client).await;
     client.configure_queue("mixed", QueueSettings::new().concurrency(12)).await.unwrap();
-    let mut ids = Vec::new();
-    for n in 0..120usize {
-        let kind = ["echo", "shaky", "broken", "saving"][n % 4];
-        let retries = Retries::attempts(2).backoff(Duration::ZERO);
-        let task = Task::new(kind).queue("mixed").retries(retries).payload(vec![9; n * 10]);
-        ids.push(client.submit(task).await.unwrap().id);
-    }
+    let mut ids = submit_mixed(&client).await;
     let mut workflow = Workflow::new("chain");
     let task = Task::new("echo").queue("mixed");
     let first = workflow.add("first", task.clone().payload("1"), []);

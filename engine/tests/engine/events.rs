@@ -114,10 +114,11 @@ fn attempts_are_told_to_begin_before_they_end() {
     world.advance_ms(5_000);
     let lease = world.lease();
     world.complete(&lease, b"at last");
-    let begins = world.submit_one(job("mail", 1));
-    world.lease();
     // A replica, as a replay, knows of no lease, and has the same line.
     world.crash();
+    world.worker(WORKER, &["mail"], 1_000_000);
+    let begins = world.submit_one(job("mail", 1));
+    world.lease();
     world.open_topic(None);
     let batch = world.events().unwrap();
     let told: Vec<_> = batch.events.iter().map(|event| (event.id, event.change, event.attempt)).collect();
