@@ -40,7 +40,10 @@ async fn a_schema_that_is_older_or_newer_keeps_a_node_from_starting_and_says_wha
     assert!(migrated && said.contains("already"), "{said}");
     drop(setup.start());
     let client = postgres.client().await;
-    client.execute("INSERT INTO taskmaster.migration (version, software) VALUES (1000, 'tomorrow')", &[]).await.unwrap();
+    client
+        .execute("INSERT INTO taskmaster.migration (version, software) VALUES (1000, 'tomorrow')", &[])
+        .await
+        .unwrap();
     let (_, said) = setup.refusal();
     assert!(said.contains("use a newer program"), "{said}");
     let (migrated, said) = migrate(&postgres);
