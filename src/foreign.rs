@@ -350,6 +350,37 @@ impl Port {
     }
 }
 
+fn saved(version: checkpoint::SavedVersion) -> postgres::SavedVersion {
+    postgres::SavedVersion {
+        number: version.number,
+        parent: version.parent,
+        attempt: version.attempt,
+        time_us: version.time_us,
+        bytes: version.bytes,
+        new_bytes: version.new_bytes,
+        digest: version.digest,
+        label: version.label,
+        branches: version.branches,
+        tags: version.tags,
+    }
+}
+
+fn setting(queue: checkpoint::BatchQueue) -> postgres::QueueSetting {
+    postgres::QueueSetting {
+        namespace: queue.namespace,
+        queue: queue.queue,
+        paused: queue.paused,
+        draining: queue.draining,
+        rate_milli_per_s: queue.rate_milli_per_s,
+        rate_burst: queue.rate_burst,
+        concurrency: queue.concurrency,
+        depth_max: queue.depth_max,
+        retention_ms: queue.retention_ms,
+        flags_deadlines: queue.flags_deadlines,
+        policy: queue.policy,
+    }
+}
+
 fn batch_of(batch: checkpoint::Batch) -> postgres::Batch {
     let place = |span: Span| postgres::Place { at: span.at, len: span.len };
     let task = |task: checkpoint::FinalTask| {
@@ -372,6 +403,7 @@ fn batch_of(batch: checkpoint::Batch) -> postgres::Batch {
             error,
             log_tail,
             blob: place(task.blob),
+            versions: task.versions.into_iter().map(saved).collect(),
         }
     };
     let contract = |contract: checkpoint::BatchContract| postgres::Contract {
@@ -390,6 +422,7 @@ fn batch_of(batch: checkpoint::Batch) -> postgres::Batch {
         to: batch.to,
         tasks: batch.tasks.into_iter().map(task).collect(),
         contracts: batch.contracts.into_iter().map(contract).collect(),
+        queues: batch.queues.into_iter().map(setting).collect(),
         bytes: batch.bytes,
     }
 }
@@ -412,6 +445,7 @@ fn returning(batch: postgres::Batch) -> checkpoint::Batch {
         name: span(task.name),
         error: [task.error_code, task.error, task.log_tail].map(span),
         blob: span(task.blob),
+        versions: Vec::new(),
     };
     let contract = |contract: postgres::Contract| checkpoint::BatchContract {
         canonical: contract.canonical,
@@ -429,6 +463,7 @@ fn returning(batch: postgres::Batch) -> checkpoint::Batch {
         to: batch.to,
         tasks: batch.tasks.into_iter().map(task).collect(),
         contracts: batch.contracts.into_iter().map(contract).collect(),
+        queues: Vec::new(),
         bytes: batch.bytes,
     }
 }

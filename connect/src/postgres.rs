@@ -10,6 +10,7 @@ mod lister;
 mod reader;
 mod restore;
 mod retention;
+mod saved;
 mod schema;
 mod session;
 mod settings;
@@ -18,7 +19,7 @@ mod status;
 mod tls;
 mod writer;
 
-pub use batch::{Batch, Contract, FinalTask, Place, Request, Stored};
+pub use batch::{Batch, Contract, FinalTask, Place, QueueSetting, Request, SavedVersion, Stored};
 pub use error::Error;
 pub use floor::floor;
 pub use lister::{HistoryPlace, Listed, Listing, list};

@@ -172,6 +172,8 @@ pub(crate) struct Partition {
     pub(crate) sending: Sending,
     /// What happened and is not in the topic outside.
     pub(crate) outbox: Outbox,
+    /// Queues whose settings the store is to be told. Volatile.
+    untold: Vec<u32>,
     /// Highest creation time of an id whose outcome was forgotten, in milliseconds since 1970.
     pub(crate) forgotten_ms: u64,
     /// Fencing tokens given out, with the leader's term in the upper 24 bits.
@@ -222,6 +224,7 @@ impl Partition {
             waiting: Waiting::default(),
             sending: Sending::default(),
             outbox: Outbox::default(),
+            untold: Vec::new(),
             forgotten_ms: 0,
             last_token: 0,
             snapshot: crate::snapshot::Progress::default(),
@@ -257,7 +260,9 @@ impl Partition {
             settings: QueueSettings { retention_ms: self.settings.retention_ms, ..QueueSettings::default() },
             counts: [0; crate::state::STATES],
             dispatch: dispatch.queue(namespace, name),
+            is_told: true,
         });
+        self.tell_settings(index);
         let queues = &self.queues;
         let hash = |&index: &u32| {
             let queue = &queues[index as usize];

@@ -8,6 +8,7 @@ mod restore;
 mod retention;
 mod start;
 mod tls;
+mod versions;
 mod writer;
 
 use std::time::{Duration, Instant};

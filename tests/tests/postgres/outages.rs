@@ -15,7 +15,7 @@ pub(super) async fn worker(client: &Client) -> Worker {
     worker.handler("echo", |task| async move { Ok(task.payload().to_vec()) }).start().await.unwrap()
 }
 
-async fn finish(client: &Client, tasks: u32) -> Vec<TaskId> {
+pub(super) async fn finish(client: &Client, tasks: u32) -> Vec<TaskId> {
     let tasks = (0..tasks).map(|n| Task::new("echo").queue("plain").payload(n.to_string()));
     let ids: Vec<TaskId> = client.submit_many(tasks).await.unwrap().iter().map(|outcome| outcome.id).collect();
     for &id in &ids {

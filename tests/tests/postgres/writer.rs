@@ -93,6 +93,7 @@ fn batch(partition: u16, term: u64, from: u64, to: u64) -> Request {
             error: none,
             log_tail: none,
             blob: Place { at, len: 6 },
+            versions: Vec::new(),
         });
     }
     Request::Batch(batch)
