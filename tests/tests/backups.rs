@@ -112,16 +112,25 @@ async fn see(client: &Client, ids: &[TaskId], workflow: TaskId) -> Seen {
     }
 }
 
-/// Thirty tasks of each kind that [`worker`] knows, in turn.
-async fn submit_mixed(client: &Client) -> Vec<TaskId> {
-    let mut ids = Vec::new();
-    for n in 0..120usize {
-        let kind = ["echo", "shaky", "broken", "saving"][n % 4];
-        let retries = Retries::attempts(2).backoff(Duration::ZERO);
-        let task = Task::new(kind).queue("mixed").retries(retries).payload(vec![9; n * 10]);
-        ids.push(client.submit(task).await.unwrap().id);
+/// What was waiting runs, what failed can be retried, what was saved is resumed.
+async fn goes_on(client: &Client, ids: &[TaskId], workflow: TaskId) {
+    let later = Worker::builder(client)
+        .queue("later")
+        .handler("echo", |task| async move { Ok(task.payload().to_vec()) })
+        .start()
+        .await
+        .unwrap();
+    for id in &ids[120..] {
+        assert_eq!(client.result_within(*id, LONG).await.unwrap().unwrap().state, State::Succeeded, "{id}");
     }
-    ids
+    assert!(client.await_workflow(workflow, LONG).await.unwrap().is_success());
+    let working = worker(client).await;
+    client.retry([ids[2], ids[3]]).await.unwrap();
+    assert_eq!(client.result_within(ids[2], LONG).await.unwrap().unwrap().state, State::Failed);
+    assert_eq!(client.result_within(ids[3], LONG).await.unwrap().unwrap().state, State::Failed);
+    assert_eq!(client.state_log(ids[3]).await.unwrap().head, 6);
+    later.shutdown().await.unwrap();
+    working.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -132,7 +141,13 @@ async fn a_node_whose_disk_is_lost_comes_back_with_every_task_result_workflow_an
     let client = setup.client().await;
     let working = worker(&client).await;
     client.configure_queue("mixed", QueueSettings::new().concurrency(12)).await.unwrap();
-    let mut ids = submit_mixed(&client).await;
+    let mut ids = Vec::new();
+    for n in 0..120usize {
+        let kind = ["echo", "shaky", "broken", "saving"][n % 4];
+        let retries = Retries::attempts(2).backoff(Duration::ZERO);
+        let task = Task::new(kind).queue("mixed").retries(retries).payload(vec![9; n * 10]);
+        ids.push(client.submit(task).await.unwrap().id);
+    }
     let mut workflow = Workflow::new("chain");
     let task = Task::new("echo").queue("mixed");
     let first = workflow.add("first", task.clone().payload("1"), []);
@@ -173,24 +188,7 @@ async fn a_node_whose_disk_is_lost_comes_back_with_every_task_result_workflow_an
     let client = setup.client().await;
     assert_eq!(see(&client, &ids, workflow.id).await, before);
 
-    // It goes on: what was waiting runs, what failed can be retried, what was saved is resumed.
-    let later = Worker::builder(&client)
-        .queue("later")
-        .handler("echo", |task| async move { Ok(task.payload().to_vec()) })
-        .start()
-        .await
-        .unwrap();
-    for id in &ids[120..] {
-        assert_eq!(client.result_within(*id, LONG).await.unwrap().unwrap().state, State::Succeeded, "{id}");
-    }
-    assert!(client.await_workflow(workflow.id, LONG).await.unwrap().is_success());
-    let working = worker(&client).await;
-    client.retry([ids[2], ids[3]]).await.unwrap();
-    assert_eq!(client.result_within(ids[2], LONG).await.unwrap().unwrap().state, State::Failed);
-    assert_eq!(client.result_within(ids[3], LONG).await.unwrap().unwrap().state, State::Failed);
-    assert_eq!(client.state_log(ids[3]).await.unwrap().head, 6);
-    later.shutdown().await.unwrap();
-    working.shutdown().await.unwrap();
+    goes_on(&client, &ids, workflow.id).await;
     // And once more, from its own log and from a backup of what was restored.
     assert!(node.terminate().success(), "{}", node.log());
     let backup = fresh.path().join("second");
