@@ -1,7 +1,7 @@
 //! `[events]`: a topic of Kafka that hears what happens to tasks. The same on all nodes.
 
 use serde_json::Value;
-use taskmaster_connect::kafka::events::{Delivery, KeyOf, Settings};
+use taskmaster_connect::kafka::events::{Delivery, KeyOf, MESSAGE_BYTES_MAX, Settings};
 use taskmaster_protocol::limits;
 use toml::Spanned;
 use toml::de::DeValue;
@@ -13,6 +13,8 @@ use super::{Loaded, Problem, did_you_mean, line_of, raw};
 
 /// The section's name.
 pub(super) const SECTION: &str = "events";
+/// Most events of a batch: they are gathered by a shard at once.
+const BATCH_EVENTS_MAX: u32 = 16_384;
 
 /// Where events go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,6 +123,9 @@ impl Events {
                 return Err(format!("needs a {key} of 1 to {} bytes", limits::TOPIC_BYTES_MAX));
             }
         }
+        if self.batch_events > BATCH_EVENTS_MAX {
+            return Err(format!("takes at most {BATCH_EVENTS_MAX} batch_events: a shard gathers them at once"));
+        }
         if self.topic == self.positions() {
             return Err("would keep positions in the topic itself".to_owned());
         }
@@ -163,6 +168,7 @@ impl Events {
             key: self.key_of().map_err(anyhow::Error::msg)?,
             partitions,
             node,
+            message_bytes_max: MESSAGE_BYTES_MAX,
             properties: self.properties.read("events")?,
         })
     }

@@ -186,7 +186,7 @@ impl ShardLoop {
         let mut page = TaskPage { cursor: asked.cursor(next), ..TaskPage::default() };
         let shard = self.shard.borrow();
         for task in &tasks {
-            match shard.list_kept(task.id.into(), &mut page) {
+            match shard.list_kept(task.id.into(), asked.checkpointed, &mut page) {
                 Ok(true) => {}
                 Ok(false) => put(task, &mut page),
                 Err(refused) => return self.effects.borrow_mut().answer(&question, Err(&refused)),

@@ -42,6 +42,12 @@ pub enum Error {
     /// The log could not be read back, or the sink refused a record.
     #[error(transparent)]
     Log(#[from] RecoverError),
+    /// Each time something was missing from the copy.
+    #[error(
+        "the node wrote faster than it could be copied, {TRIES} times: try again at a quieter time or when it is stopped (if it is \
+         stopped already, its data is damaged); the last time: {0}"
+    )]
+    Outrun(Box<Error>),
 }
 
 impl Error {
@@ -54,7 +60,7 @@ impl Error {
             Self::Log(RecoverError::Corrupt { kind, .. }) => {
                 matches!(kind, BlockLost | ChainBroken | SegmentMissing | SnapshotUncovered)
             }
-            Self::Log(_) => false,
+            Self::Log(_) | Self::Outrun(_) => false,
         }
     }
 }
@@ -84,7 +90,8 @@ pub fn copy_shard<S: Sink>(
             Err(Error::Snapshot(snapshot::Error::Damaged { .. })) if passed_over + 1 < snapshots(from)?.len() => {
                 passed_over += 1;
             }
-            Err(error) if tries < TRIES && error.may_pass() => tries += 1,
+            Err(error) if error.may_pass() && tries < TRIES => tries += 1,
+            Err(error) if error.may_pass() => return Err(Error::Outrun(Box::new(error))),
             Err(error) => return Err(error),
         }
         std::fs::remove_dir_all(to).map_err(at(to))?;

@@ -41,6 +41,10 @@ impl Stage {
     async fn new(more: &str) -> Self {
         let kafka = Kafka::start().await;
         kafka.make_topic(TOPIC, PARTITIONS).await;
+        Self::with(kafka, more).await
+    }
+
+    async fn with(kafka: Kafka, more: &str) -> Self {
         let directory = directory();
         let mut setup = Setup::new(&directory);
         setup.more = section(&kafka, more);

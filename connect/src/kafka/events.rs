@@ -13,6 +13,7 @@ mod sink;
 mod standing;
 mod status;
 
+pub use message::MESSAGE_BYTES_MAX;
 pub use settings::{Delivery, KeyOf, Settings};
 pub use sink::{Given, produce};
 pub use standing::{EventsStanding, PositionsStanding, standing};

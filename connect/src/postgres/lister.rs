@@ -97,6 +97,11 @@ pub async fn list(settings: Settings, mut queue: Receiver<Listing>, answers: Arc
     let mut open = None;
     while let Some(listing) = queue.recv().await {
         let left = LIST_MAX.saturating_sub(listing.asked.elapsed());
+        if left.is_zero() {
+            // Others took the time, and the connection is as good as it was.
+            answers.listed(listing.by, listing.number, Listed::Failed(Error::Slow(LIST_MAX).to_string()));
+            continue;
+        }
         let looked = tokio::time::timeout(left, look(&settings, &mut open, &listing)).await;
         let listed = looked.unwrap_or(Err(Error::Slow(LIST_MAX))).unwrap_or_else(|error| {
             open = None;

@@ -202,9 +202,16 @@ fn in_memory(
     (slot < end).then_some(slot)
 }
 
-/// Lists a task that the store has as memory has it: not at all if it lived on since.
-pub(crate) fn kept(partition: &Partition, slot: Slot, arena: &Arena, dispatch: &Dispatch, page: &mut TaskPage) {
-    if is_stored(partition, &partition.tasks[slot], partition.checkpointed) {
+/// Lists a task that the store has as memory has it: not at all if it lived on since it was checkpointed by then.
+pub(crate) fn kept(
+    partition: &Partition,
+    slot: Slot,
+    checkpointed: u64,
+    arena: &Arena,
+    dispatch: &Dispatch,
+    page: &mut TaskPage,
+) {
+    if is_stored(partition, &partition.tasks[slot], checkpointed) {
         describe(partition, slot, arena, dispatch, false, page);
     }
 }

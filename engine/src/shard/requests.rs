@@ -271,17 +271,18 @@ impl Shard {
         Ok(())
     }
 
-    /// Lists a task that the store has as it is here, if it is: not at all if it lived on since. `false` when it is not here.
+    /// Lists a task that the store has as it is here, if it is: not at all if it lived on since all up to number `checkpointed` was
+    /// checkpointed, as the listing's pages have it. `false` when it is not here.
     ///
     /// # Errors
     /// The partition is not led here any more.
-    pub fn list_kept(&self, id: TaskId, page: &mut TaskPage) -> Result<bool, Refused> {
+    pub fn list_kept(&self, id: TaskId, checkpointed: u64, page: &mut TaskPage) -> Result<bool, Refused> {
         let number = id.partition().0;
         let place = self.partitions.get(usize::from(number)).and_then(Option::as_deref);
         let partition = place.filter(|partition| partition.is_leading()).ok_or_else(|| self.not_here(number))?;
         let slot = partition.find(id, NONE);
         if let Some(slot) = slot {
-            query::listing::kept(partition, slot, &self.arena, &self.dispatch, page);
+            query::listing::kept(partition, slot, checkpointed, &self.arena, &self.dispatch, page);
         }
         Ok(slot.is_some())
     }

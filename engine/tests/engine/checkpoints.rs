@@ -268,7 +268,7 @@ fn a_listing_leaves_to_the_store_what_was_checkpointed_when_it_began() {
     let mut page = TaskPage::default();
     world.retry(&[failed]);
     for (id, here) in [(tasks[1], true), (failed, true), (id(0, 999), false)] {
-        assert_eq!(world.shard.list_kept(id, &mut page).unwrap(), here);
+        assert_eq!(world.shard.list_kept(id, 8, &mut page).unwrap(), here);
     }
     assert_eq!(page.rows.iter().map(|row| row.id).collect::<Vec<_>>(), [tasks[1]], "one that lives on is not final");
     let ready = ListTasks { states: 1 << State::Ready.number(), limit: 100, ..ListTasks::default() };

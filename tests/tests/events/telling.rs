@@ -5,7 +5,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use taskmaster_client::{Retries, TaskId};
 
-use super::{Stage, TOPIC, assert_told, assert_whole, by_task, counter, nothing_waits, section, task, told, worker};
+use super::{
+    PARTITIONS, Stage, TOPIC, assert_told, assert_whole, by_task, counter, nothing_waits, section, task, told, worker,
+};
 use crate::process::{Setup, binary, directory};
 use crate::services::kafka::Kafka;
 
@@ -48,6 +50,24 @@ async fn what_happens_to_a_task_is_told_in_order() {
     client.retry([failed]).await.unwrap();
     client.result(failed).await.unwrap();
     assert_eq!(life(&stage, failed).await.0, ["submitted", "started", "failed", "retried", "started", "failed"]);
+    worker.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn results_that_brokers_find_too_long_are_left_out() {
+    let kafka = Kafka::start().await;
+    kafka.make_narrow_topic(TOPIC, PARTITIONS, 20_000).await;
+    let stage = Stage::with(kafka, "").await;
+    let worker = worker(&stage.client).await;
+    let long = stage.client.submit(task(&"x".repeat(100_000))).await.unwrap().id;
+    let short = stage.client.submit(task("some")).await.unwrap().id;
+    for id in [long, short] {
+        stage.client.result(id).await.unwrap();
+    }
+    let (names, last) = life(&stage, long).await;
+    assert_eq!(names, ["submitted", "started", "completed"]);
+    assert_eq!((last.get("result"), &last["result_bytes"]), (None, &json!(100_008)));
+    assert_eq!(life(&stage, short).await.1["result"], "some is done");
     worker.shutdown().await.unwrap();
 }
 

@@ -168,8 +168,18 @@ impl Kafka {
 
     /// Makes a topic.
     pub(crate) async fn make_topic(&self, name: &str, partitions: i32) {
-        let admin: AdminClient<DefaultClientContext> = self.config().create().unwrap();
+        self.make_topic_of(NewTopic::new(name, partitions, TopicReplication::Fixed(1))).await;
+    }
+
+    /// Makes a topic that takes no messages longer than so many bytes.
+    pub(crate) async fn make_narrow_topic(&self, name: &str, partitions: i32, message_bytes_max: u32) {
+        let max = message_bytes_max.to_string();
         let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        self.make_topic_of(topic.set("max.message.bytes", &max)).await;
+    }
+
+    async fn make_topic_of(&self, topic: NewTopic<'_>) {
+        let admin: AdminClient<DefaultClientContext> = self.config().create().unwrap();
         let options = AdminOptions::new().operation_timeout(Some(ANSWER_MAX));
         admin.create_topics([&topic], &options).await.unwrap()[0].as_ref().unwrap();
     }

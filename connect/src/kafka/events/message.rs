@@ -8,8 +8,8 @@ use super::{Batch, Change, Details, Event, KeyOf, Place};
 
 /// Version of the schema: counts up when a consumer of the one before could misread a message.
 const SCHEMA: u32 = 1;
-/// Longest message; a result that makes it longer is left out. Brokers take 1 MiB by default, with headers and framing.
-const MESSAGE_BYTES_MAX: usize = 900_000;
+/// Longest message at first; a result that makes it longer is left out. Brokers take 1 MiB by default, with headers and framing.
+pub const MESSAGE_BYTES_MAX: usize = 900_000;
 
 impl Batch {
     fn text(&self, place: Place) -> String {
@@ -27,8 +27,8 @@ pub(super) fn key_of(batch: &Batch, event: &Event, by: KeyOf) -> String {
     if by == KeyOf::ConcurrencyKey && !concurrency.is_empty() { concurrency } else { event.task.clone() }
 }
 
-/// The message.
-pub(super) fn message_of(batch: &Batch, event: &Event) -> Vec<u8> {
+/// The message, with the result as far as it takes no more than `bytes_max` in all.
+pub(super) fn message_of(batch: &Batch, event: &Event, bytes_max: usize) -> Vec<u8> {
     let mut message = Map::new();
     let mut put = |name: &str, value: Value| drop(message.insert(name.to_owned(), value));
     put("schema", json!(SCHEMA));
@@ -56,22 +56,22 @@ pub(super) fn message_of(batch: &Batch, event: &Event) -> Vec<u8> {
     {
         put("error", json!({"code": batch.text(details.error_code), "message": batch.text(details.error)}));
     }
-    with_result(message, batch, details)
+    with_result(message, batch, details, bytes_max)
 }
 
 /// The whole message, with the result if there is one and there is room.
-fn with_result(mut message: Map<String, Value>, batch: &Batch, details: &Details) -> Vec<u8> {
+fn with_result(mut message: Map<String, Value>, batch: &Batch, details: &Details, bytes_max: usize) -> Vec<u8> {
     let Some(place) = details.result else { return Value::Object(message).to_string().into_bytes() };
     let result = batch.bytes(place);
     message.insert("result_bytes".to_owned(), json!(result.len()));
-    if result.len() <= MESSAGE_BYTES_MAX {
+    if result.len() <= bytes_max {
         let mut whole = message.clone();
         match std::str::from_utf8(result) {
             Ok(text) => whole.insert("result".to_owned(), json!(text)),
             Err(_) => whole.insert("result_base64".to_owned(), json!(STANDARD.encode(result))),
         };
         let whole = Value::Object(whole).to_string().into_bytes();
-        if whole.len() <= MESSAGE_BYTES_MAX {
+        if whole.len() <= bytes_max {
             return whole;
         }
     }
@@ -112,7 +112,7 @@ mod tests {
     }
 
     fn read(batch: &Batch, event: usize) -> Value {
-        serde_json::from_slice(&message_of(batch, &batch.events[event])).unwrap()
+        serde_json::from_slice(&message_of(batch, &batch.events[event], MESSAGE_BYTES_MAX)).unwrap()
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A producer that is driven by one thread, and knows whether a message was lost.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rdkafka::client::ClientContext;
@@ -20,6 +20,8 @@ pub(super) const ANSWER_MAX: Duration = Duration::from_secs(30);
 #[derive(Default)]
 pub(super) struct Reports {
     lost: AtomicU64,
+    /// Some of them because they were too long.
+    too_long: AtomicBool,
 }
 
 impl ClientContext for Reports {}
@@ -28,7 +30,9 @@ impl ProducerContext for Reports {
     type DeliveryOpaque = ();
 
     fn delivery(&self, delivery: &DeliveryResult<'_>, (): ()) {
-        if delivery.is_err() {
+        if let Err((error, _)) = delivery {
+            let is_too_long = error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge);
+            self.too_long.fetch_or(is_too_long, Ordering::Relaxed);
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -57,7 +61,8 @@ impl Producer {
     /// Gives librdkafka the messages of a batch. They are on their way in this order.
     pub(super) fn enqueue(&self, settings: &Settings, batch: &Batch) -> KafkaResult<()> {
         for event in &batch.events {
-            let (key, message) = (key_of(batch, event, settings.key), message_of(batch, event));
+            let (key, message) =
+                (key_of(batch, event, settings.key), message_of(batch, event, settings.message_bytes_max));
             let at_ms = i64::try_from(event.at_us / 1_000).unwrap_or(i64::MAX);
             let mut record = BaseRecord::to(&settings.topic).key(&key).payload(&message).timestamp(at_ms);
             while let Err((error, back)) = self.0.send(record) {
@@ -75,7 +80,10 @@ impl Producer {
     pub(super) fn settle(&self) -> KafkaResult<()> {
         self.0.flush(ANSWER_MAX * 2)?;
         if self.0.context().lost.load(Ordering::Relaxed) > 0 {
-            return Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut));
+            let is_too_long = self.0.context().too_long.load(Ordering::Relaxed);
+            let code =
+                if is_too_long { RDKafkaErrorCode::MessageSizeTooLarge } else { RDKafkaErrorCode::MessageTimedOut };
+            return Err(KafkaError::MessageProduction(code));
         }
         Ok(())
     }

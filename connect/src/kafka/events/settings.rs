@@ -42,6 +42,8 @@ pub struct Settings {
     pub partitions: u16,
     /// Who the node is: no other node, and the same after a restart.
     pub node: u128,
+    /// Longest message with a result, in bytes; made shorter where brokers take none as long.
+    pub message_bytes_max: usize,
     /// Any property of librdkafka; may hold secrets.
     pub properties: BTreeMap<String, String>,
 }
@@ -76,6 +78,8 @@ impl Settings {
         let mut config = ClientConfig::new();
         // Long enough for a broker to come back, short enough that a stuck producer does not hold readers up for long.
         config.set("linger.ms", "2").set("transaction.timeout.ms", "30000").set("queue.buffering.max.kbytes", "65536");
+        // What is too long for one message is so for several in one request.
+        config.set("batch.size", self.message_bytes_max.to_string());
         let mut config = self.with_properties(config, |_| true);
         config.set("enable.idempotence", "true");
         match transactional_id {

@@ -9,8 +9,9 @@ use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::Duration;
 
-use rdkafka::error::KafkaResult;
+use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 
+use super::super::said;
 use super::exactly::Exactly;
 use super::producer::Producer;
 use super::{Answers, Delivery, Request, Sent, Settings, Status};
@@ -19,6 +20,8 @@ use crate::backoff::Backoff;
 /// Requests and bytes of one group at most, beyond the first request.
 const GROUP_MAX: usize = 1_024;
 const GROUP_BYTES_MAX: usize = 4 << 20;
+/// Messages with results are not made shorter than this, in bytes.
+const RESULT_BYTES_LEAST: usize = 256;
 /// How often a thread that waits looks whether it should end.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -71,17 +74,25 @@ impl Sink {
 
 /// Sends until the other end of the queue is gone. Blocks.
 pub fn produce(settings: &Settings, queue: &Receiver<Given>, answers: &dyn Answers, status: &Status) {
+    let mut settings = settings.clone();
     let mut taken = Vec::new();
     let mut waits = Backoff::default();
     while !status.is_over() {
-        let ended = Sink::new(settings).and_then(|mut sink| {
+        let ended = Sink::new(&settings).and_then(|mut sink| {
             status.connected.store(true, Ordering::Relaxed);
-            run(&mut sink, settings, queue, &mut taken, answers, status, &mut waits)
+            run(&mut sink, &settings, queue, &mut taken, answers, status, &mut waits)
         });
         status.connected.store(false, Ordering::Relaxed);
         let Err(error) = ended else { return };
         status.outages.fetch_add(1, Ordering::Relaxed);
-        let sentence = error.to_string();
+        let is_too_long = error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge);
+        if is_too_long && settings.message_bytes_max > RESULT_BYTES_LEAST {
+            settings.message_bytes_max /= 2;
+            let bytes = settings.message_bytes_max;
+            tracing::warn!("brokers take no messages so long: events over {bytes} bytes go without their results");
+            continue;
+        }
+        let sentence = said(&error);
         if status.failed(&sentence) {
             tracing::warn!("events wait: {sentence}");
         }

@@ -7,6 +7,7 @@ use rdkafka::error::KafkaResult;
 use rdkafka::producer::Producer as _;
 
 use super::super::TopicStanding;
+use super::super::said;
 use super::super::standing::topic_standing;
 use super::positions::create_topic;
 use super::producer::Producer;
@@ -44,10 +45,10 @@ pub struct PositionsStanding {
 /// # Errors
 /// Why no broker answers, or which property is wrong.
 pub fn standing(settings: &Settings, longest: Duration) -> Result<EventsStanding, String> {
-    let asker: BaseConsumer = settings.asker(DOCTOR, "read_committed").create().map_err(|error| error.to_string())?;
+    let asker: BaseConsumer = settings.asker(DOCTOR, "read_committed").create().map_err(|error| said(&error))?;
     let (brokers, topic) = topic_standing(&asker, &settings.topic, longest)?;
     // What the producer alone has among its properties is looked at too.
-    Producer::plain(settings).map_err(|error| error.to_string())?;
+    Producer::plain(settings).map_err(|error| said(&error))?;
     let positions = match settings.delivery {
         Delivery::AtLeastOnce => None,
         Delivery::ExactlyOnce => Some(positions(settings, &asker, longest)?),
@@ -57,7 +58,7 @@ pub fn standing(settings: &Settings, longest: Duration) -> Result<EventsStanding
 
 fn positions(settings: &Settings, asker: &BaseConsumer, longest: Duration) -> Result<PositionsStanding, String> {
     let (_, topic) = topic_standing(asker, &settings.positions, longest)?;
-    let says = |outcome: KafkaResult<()>| outcome.err().map(|error| error.to_string());
+    let says = |outcome: KafkaResult<()>| outcome.err().map(|error| said(&error));
     let make_error = if topic.partitions == 0 { says(create_topic(settings, longest, true)) } else { None };
     let transaction_error = says(Producer::transactional_within(settings, DOCTOR, longest).and_then(|producer| {
         producer.0.begin_transaction()?;

@@ -134,6 +134,10 @@ fn fill(
             progress.set(restored.len() as u64, || format!("{} of {} partitions", restored.len(), chosen.len()));
         }
     }
+    if let Some(missing) = chosen.keys().find(|partition| !restored.contains_key(partition)) {
+        let sentence = "did not come back from the backup that says it has it: the backup cannot be used";
+        return Err(failed(format!("partition {missing} {sentence}")));
+    }
     files.into_iter().try_for_each(|file| file.finish().map(|_| ()).map_err(failed))?;
     progress.finish();
     Ok(restored)
