@@ -15,6 +15,8 @@
 
 mod cluster;
 mod error;
+mod events;
+mod kafka;
 mod machine;
 mod postgres;
 mod redis;
@@ -120,8 +122,13 @@ fn apply_file(loaded: &mut Loaded, text: &str, root: &DeTable<'_>, problems: &mu
             streams::read(loaded, text, table, problems);
             continue;
         }
+        if section == events::SECTION {
+            events::read(loaded, text, table, problems);
+            continue;
+        }
         let Some(keys) = Config::keys(section) else {
-            let hint = did_you_mean(section, Config::SECTIONS.iter().copied().chain([streams::SECTION]));
+            let others = [streams::SECTION, events::SECTION];
+            let hint = did_you_mean(section, Config::SECTIONS.iter().copied().chain(others));
             problems.push(Problem::at(line, format!("unknown section [{section}]{hint}")));
             continue;
         };

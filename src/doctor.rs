@@ -8,6 +8,7 @@
 //! directory above it) and removes it; [`preflight`] raises this process's own soft limits up to its hard limits.
 
 mod disk;
+mod events;
 mod host;
 mod kernel;
 mod postgres;
@@ -78,6 +79,7 @@ pub(crate) fn examine(config: &Config) -> Report {
     checks.extend(host::peer_port(config));
     checks.extend(postgres::check(config));
     checks.extend(streams::checks(config));
+    checks.extend(events::check(config));
     checks.extend(redis::check(config));
     let status = checks.iter().map(|check| check.status).max().unwrap_or(Status::Ok);
     Report { status, checks }

@@ -14,11 +14,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use taskmaster_connect::postgres::{self, Answers, Error, Found, Given, Question, Request, Settings, Status};
-use taskmaster_engine::State;
+use taskmaster_connect::postgres::{
+    self, Answers, Error, Found, Given, HistoryPlace, Listed, Listing, Question, Request, Settings, Status,
+};
 use taskmaster_engine::checkpoint::{self, BatchBounds, ForStore, Stored};
+use taskmaster_engine::{About, State, StoredPage};
+use taskmaster_protocol::PartitionId;
 use taskmaster_protocol::body::Span;
-use taskmaster_protocol::{PartitionId, TaskId};
 use tokio::runtime;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
@@ -29,6 +31,8 @@ use crate::config::Config;
 const REQUESTS_MAX: usize = 64;
 /// Questions about tasks that wait at most.
 const QUESTIONS_MAX: usize = 1_024;
+/// Listings that wait at most.
+const LISTINGS_MAX: usize = 64;
 /// How long the thread may take to end after the shards.
 const END_MAX: Duration = Duration::from_secs(5);
 /// How long a start waits for the database; one that cannot be reached does not keep a node from starting.
@@ -46,6 +50,7 @@ pub(crate) struct Port {
     pub(crate) sends: bool,
     writers: Vec<mpsc::Sender<Given>>,
     reader: mpsc::Sender<Question>,
+    lister: mpsc::Sender<Listing>,
     /// Answers from the thread.
     pub(crate) answers: thread_queue::Receiver<ToShard>,
     /// Has something to read when there are answers.
@@ -71,6 +76,8 @@ pub(crate) enum ToShard {
     },
     /// What the store knows of a task: the number of the question, and the answer.
     Found(u64, Found),
+    /// A page of what the store has: the number of the question, and the answer.
+    Listed(u64, Listed),
     /// Final tasks that come back.
     Restore(checkpoint::Batch),
     /// How many final tasks has a partition? Nothing, if it is not led there.
@@ -90,6 +97,7 @@ impl Foreign {
         let status = Arc::new(Status::default());
         let (backs, own) = backs(config, shards)?;
         let (reader, questions) = mpsc::channel(QUESTIONS_MAX);
+        let (lister, listings) = mpsc::channel(LISTINGS_MAX);
         let (writers, queues): (Vec<_>, Vec<_>) =
             (0..config.postgres.connections).map(|_| mpsc::channel(REQUESTS_MAX)).unzip();
         let ports = own.into_iter().enumerate().map(|(shard, (answers, wake))| Port {
@@ -97,6 +105,7 @@ impl Foreign {
             sends: true,
             writers: writers.clone(),
             reader: reader.clone(),
+            lister: lister.clone(),
             answers,
             wake: Some(wake),
             interval: config.postgres.interval.0,
@@ -108,10 +117,10 @@ impl Foreign {
             status: Arc::clone(&status),
         });
         let ports = ports.collect();
-        drop((writers, reader));
+        drop((writers, reader, lister));
         let (end, ended) = thread_queue::channel();
         let retention = Some(config.postgres.retention.0).filter(|retention| !retention.is_zero());
-        Work { settings, retention, questions, queues, answers: Arc::new(backs), status }.start(end)?;
+        Work { settings, retention, questions, listings, queues, answers: Arc::new(backs), status }.start(end)?;
         Ok(Some((Self { ended }, ports)))
     }
 
@@ -129,6 +138,7 @@ struct Work {
     /// How long history is kept in the database, if not for ever.
     retention: Option<Duration>,
     questions: mpsc::Receiver<Question>,
+    listings: mpsc::Receiver<Listing>,
     queues: Vec<mpsc::Receiver<Given>>,
     answers: Arc<dyn Answers>,
     status: Arc<Status>,
@@ -158,7 +168,7 @@ impl Work {
     /// Everything that runs there; over when the shards' ends of the queues are gone.
     fn tasks(self) -> LocalSet {
         let tasks = LocalSet::new();
-        let Self { settings, retention, questions, queues, answers, status } = self;
+        let Self { settings, retention, questions, listings, queues, answers, status } = self;
         let dropping =
             retention.map(|retention| tasks.spawn_local(postgres::drop_old_days(settings.clone(), retention)));
         let reading = postgres::read(settings.clone(), questions, Arc::clone(&answers));
@@ -169,6 +179,7 @@ impl Work {
                 dropping.abort();
             }
         });
+        tasks.spawn_local(postgres::list(settings.clone(), listings, Arc::clone(&answers)));
         for queue in queues {
             let (answers, status) = (Arc::clone(&answers), Arc::clone(&status));
             tasks.spawn_local(postgres::write(settings.clone(), queue, answers, status));
@@ -196,6 +207,7 @@ impl Restorer {
             sends: false,
             writers: Vec::new(),
             reader: mpsc::channel(1).0,
+            lister: mpsc::channel(1).0,
             answers,
             wake: Some(wake),
             interval: config.postgres.interval.0,
@@ -238,7 +250,7 @@ type ShardEnd = (thread_queue::Receiver<ToShard>, UnixStream);
 /// The two ends of the shards' queues of answers.
 fn backs(config: &Config, shards: usize) -> anyhow::Result<(Backs, Vec<ShardEnd>)> {
     // One request of each partition is under way at most, and one more of each earlier leadership.
-    let bound = 2 * usize::from(config.node.partitions) + REQUESTS_MAX + QUESTIONS_MAX;
+    let bound = 2 * usize::from(config.node.partitions) + REQUESTS_MAX + QUESTIONS_MAX + LISTINGS_MAX;
     let (mut theirs, mut own) = (Vec::new(), Vec::new());
     for _ in 0..shards {
         let (send, receive) = thread_queue::sync_channel(bound);
@@ -285,6 +297,10 @@ impl Answers for Backs {
     fn found(&self, by: usize, number: u64, found: Found) {
         self.send(by, ToShard::Found(number, found));
     }
+
+    fn listed(&self, by: usize, number: u64, listed: Listed) {
+        self.send(by, ToShard::Listed(number, listed));
+    }
 }
 
 impl Port {
@@ -299,9 +315,29 @@ impl Port {
         })
     }
 
-    /// Asks the thread about a task; `false` when too many ask.
-    pub(crate) fn ask(&self, number: u64, id: TaskId) -> bool {
-        self.reader.try_send(Question { by: self.shard, number, id: id.as_u128() }).is_ok()
+    /// Asks the thread; `false` when too many ask.
+    pub(crate) fn ask(&self, number: u64, about: &About) -> bool {
+        match about {
+            About::Task(id) => self.reader.try_send(Question { by: self.shard, number, id: id.as_u128() }).is_ok(),
+            About::Tasks(page) => self.lister.try_send(self.listing(number, page)).is_ok(),
+        }
+    }
+
+    fn listing(&self, number: u64, page: &StoredPage) -> Listing {
+        Listing {
+            by: self.shard,
+            number,
+            asked: Instant::now(),
+            cluster: page.cluster,
+            partition: page.partition.0,
+            position: page.checkpointed,
+            from: HistoryPlace { back: page.from.back, upto: page.from.number },
+            namespace: page.namespace.clone(),
+            queue: page.queue.clone(),
+            kind: page.kind.clone(),
+            states: page.states.iter().map(|state| state.number()).collect(),
+            limit: page.limit,
+        }
     }
 
     /// What the engine has for the store, as the thread takes it.
@@ -311,6 +347,37 @@ impl Port {
             ForStore::Batch(batch) => Request::Batch(batch_of(batch)),
         };
         Given { by: self.shard, request }
+    }
+}
+
+fn saved(version: checkpoint::SavedVersion) -> postgres::SavedVersion {
+    postgres::SavedVersion {
+        number: version.number,
+        parent: version.parent,
+        attempt: version.attempt,
+        time_us: version.time_us,
+        bytes: version.bytes,
+        new_bytes: version.new_bytes,
+        digest: version.digest,
+        label: version.label,
+        branches: version.branches,
+        tags: version.tags,
+    }
+}
+
+fn setting(queue: checkpoint::BatchQueue) -> postgres::QueueSetting {
+    postgres::QueueSetting {
+        namespace: queue.namespace,
+        queue: queue.queue,
+        paused: queue.paused,
+        draining: queue.draining,
+        rate_milli_per_s: queue.rate_milli_per_s,
+        rate_burst: queue.rate_burst,
+        concurrency: queue.concurrency,
+        depth_max: queue.depth_max,
+        retention_ms: queue.retention_ms,
+        flags_deadlines: queue.flags_deadlines,
+        policy: queue.policy,
     }
 }
 
@@ -336,6 +403,7 @@ fn batch_of(batch: checkpoint::Batch) -> postgres::Batch {
             error,
             log_tail,
             blob: place(task.blob),
+            versions: task.versions.into_iter().map(saved).collect(),
         }
     };
     let contract = |contract: checkpoint::BatchContract| postgres::Contract {
@@ -354,6 +422,7 @@ fn batch_of(batch: checkpoint::Batch) -> postgres::Batch {
         to: batch.to,
         tasks: batch.tasks.into_iter().map(task).collect(),
         contracts: batch.contracts.into_iter().map(contract).collect(),
+        queues: batch.queues.into_iter().map(setting).collect(),
         bytes: batch.bytes,
     }
 }
@@ -376,6 +445,7 @@ fn returning(batch: postgres::Batch) -> checkpoint::Batch {
         name: span(task.name),
         error: [task.error_code, task.error, task.log_tail].map(span),
         blob: span(task.blob),
+        versions: Vec::new(),
     };
     let contract = |contract: postgres::Contract| checkpoint::BatchContract {
         canonical: contract.canonical,
@@ -393,6 +463,7 @@ fn returning(batch: postgres::Batch) -> checkpoint::Batch {
         to: batch.to,
         tasks: batch.tasks.into_iter().map(task).collect(),
         contracts: batch.contracts.into_iter().map(contract).collect(),
+        queues: Vec::new(),
         bytes: batch.bytes,
     }
 }

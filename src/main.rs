@@ -3,6 +3,7 @@
 mod cli;
 mod config;
 mod doctor;
+mod events;
 mod foreign;
 mod memo;
 mod node;

@@ -20,6 +20,7 @@ use taskmaster_storage::datadir::{DataDir, Meta};
 use taskmaster_storage::wal;
 
 use crate::config::{Config, ShardPorts};
+use crate::events::{self, Events};
 use crate::foreign::{Foreign, Port, Restorer};
 use crate::shard_loop::{NodeMap, Start, spawn};
 use crate::streams::Streams;
@@ -41,6 +42,7 @@ pub(crate) struct NodeHandle {
     address: SocketAddr,
     shards: Vec<(UnixStream, ExecutorJoinHandle<()>)>,
     foreign: Option<Foreign>,
+    events: Option<Events>,
     streams: Option<Streams>,
     cluster: u128,
 }
@@ -53,9 +55,11 @@ impl Node {
     pub(crate) fn start(config: NodeConfig) -> anyhow::Result<NodeHandle> {
         let dir = open(&config)?;
         let (foreign, ports) = Foreign::start(&config, shards_of(&dir))?.unzip();
+        let (events, event_ports) = Events::start(&config, shards_of(&dir), dir.meta().id)?.unzip();
         let status = (!config.streams.is_empty()).then(Arc::<Status>::default);
-        let mut handle = Self::start_on(&config, dir, ports.unwrap_or_default(), status.clone())?;
-        handle.foreign = foreign;
+        let ports = (ports.unwrap_or_default(), event_ports.unwrap_or_default());
+        let mut handle = Self::start_on(&config, dir, ports, status.clone())?;
+        (handle.foreign, handle.events) = (foreign, events);
         if let Some(status) = status {
             handle.streams = Streams::start(&config, reachable::from_here(handle.address), status)?;
         }
@@ -69,13 +73,13 @@ impl Node {
     pub(crate) fn start_restoring(config: NodeConfig) -> anyhow::Result<(NodeHandle, Restorer)> {
         let dir = open(&config)?;
         let (restorer, ports) = Restorer::new(&config, shards_of(&dir))?;
-        Ok((Self::start_on(&config, dir, ports, None)?, restorer))
+        Ok((Self::start_on(&config, dir, (ports, Vec::new()), None)?, restorer))
     }
 
     fn start_on(
         config: &NodeConfig,
         dir: DataDir,
-        store_ports: Vec<Port>,
+        (store_ports, event_ports): (Vec<Port>, Vec<events::Port>),
         streams: Option<Arc<Status>>,
     ) -> anyhow::Result<NodeHandle> {
         let dir = Arc::new(dir);
@@ -88,7 +92,7 @@ impl Node {
         let neighbours = peers::Neighbours::new(config, &info)?;
         let map = Arc::new(NodeMap { node: dir.meta().id, shard_ports, partition_shards });
         let open_connections = Arc::new(AtomicU32::new(0));
-        let mut store_ports = store_ports.into_iter();
+        let (mut store_ports, mut event_ports) = (store_ports.into_iter(), event_ports.into_iter());
         let mut memo_ports = memo::start(config, shards)?.into_iter();
         let cpus = placement::cpus_for(shards);
         let (started, reports) = mpsc::channel();
@@ -107,6 +111,7 @@ impl Node {
                 open_connections: Arc::clone(&open_connections),
                 ends,
                 port: store_ports.next(),
+                events: event_ports.next(),
                 streams: streams.clone().filter(|_| number == 0),
                 memo: memo_ports.next(),
                 map: Arc::clone(&map),
@@ -120,7 +125,8 @@ impl Node {
         for _ in 0..shards {
             reports.recv().context("a shard ended before it had started")??;
         }
-        Ok(NodeHandle { address, shards: running, foreign: None, streams: None, cluster: dir.meta().id.max(1) })
+        let cluster = dir.meta().id.max(1);
+        Ok(NodeHandle { address, shards: running, foreign: None, events: None, streams: None, cluster })
     }
 }
 
@@ -153,6 +159,9 @@ impl NodeHandle {
         if let Some(foreign) = self.foreign {
             foreign.end();
         }
+        if let Some(events) = self.events {
+            events.end();
+        }
         Ok(())
     }
 }
@@ -174,7 +183,7 @@ fn open(config: &Config) -> anyhow::Result<DataDir> {
 }
 
 /// Randomness from the standard library's per-process keys, which come from the system.
-fn random_id() -> u128 {
+pub(crate) fn random_id() -> u128 {
     let half = || u128::from(RandomState::new().hash_one(std::process::id()));
     (half() << 64) | half()
 }

@@ -12,6 +12,7 @@
 
 mod background;
 mod checkpoints;
+mod events;
 mod gossip;
 mod greeting;
 mod memo;
@@ -103,6 +104,8 @@ pub(crate) struct ShardLoop {
     gossip: Option<gossip::Gossiper>,
     /// Where final tasks are checkpointed.
     checkpoints: Option<Rc<checkpoints::Checkpoints>>,
+    /// Where is told what happens.
+    events: Option<Rc<events::Events>>,
     /// How the node's streams are doing: on shard 0, where there are some.
     streams: Option<Arc<Status>>,
     /// Where results of memoised tasks are remembered.

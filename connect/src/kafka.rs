@@ -4,6 +4,7 @@
 //! commits to Kafka is for people who look at lag, and is never read here.
 
 mod consumer;
+pub mod events;
 mod floor;
 mod letters;
 mod mapping;
@@ -22,6 +23,8 @@ pub use status::{SourceStatus, Status};
 use std::fmt;
 use std::future::Future;
 use std::time::Duration;
+
+use rdkafka::error::KafkaError;
 
 /// A partition of a topic that a stream reads.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,4 +65,27 @@ pub enum Refused {
     Order(usize, String),
     /// It may be taken later, after this long if that is known.
     Later(String, Option<Duration>),
+}
+
+/// What an error says, without the values of properties: those may be secrets.
+fn said(error: &KafkaError) -> String {
+    match error {
+        KafkaError::ClientConfig(_, sentence, property, _) => format!("{sentence} ({property})"),
+        error => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_about_a_property_does_not_tell_its_value() {
+        let mut config = rdkafka::ClientConfig::new();
+        config.set("sasl.pasword", "s3cret");
+        let error = config.create::<rdkafka::producer::BaseProducer>().err().expect("there is no such property");
+        let sentence = said(&error);
+        assert!(error.to_string().contains("s3cret"), "then this is not needed any more");
+        assert!(sentence.contains("sasl.pasword") && !sentence.contains("s3cret"), "{sentence}");
+    }
 }

@@ -10,6 +10,7 @@ use taskmaster_protocol::{Operation, PartitionId};
 use crate::arena::Arena;
 use crate::dispatch::{Dispatch, LaneRef, PRIORITIES};
 use crate::effects::Effects;
+use crate::entry::Start;
 use crate::order::Order;
 use crate::partition::Partition;
 use crate::permits;
@@ -32,6 +33,8 @@ pub(crate) struct Scratch {
     contracts: Vec<u32>,
     /// Ranks of lanes in line, with their place there and the list meant.
     ranked: Vec<(f32, usize, u32)>,
+    /// Attempts that began and are to be told, with their partitions.
+    pub(crate) starts: Vec<(PartitionId, Start)>,
 }
 
 /// What assignment reads and changes.
@@ -43,6 +46,8 @@ pub(crate) struct Assigner<'a> {
     pub(crate) scratch: &'a mut Scratch,
     pub(crate) effects: &'a mut Effects,
     pub(crate) now_us: u64,
+    /// Whether it is told that attempts begin.
+    pub(crate) tells_starts: bool,
     /// Leases given in this call.
     pub(crate) assigned: u64,
 }
@@ -283,6 +288,10 @@ impl Assigner<'_> {
         }
         entry.permits.own_first = false;
         self.assigned += u64::from(taken);
+        if self.tells_starts {
+            let of = |row: &AssignRow| Start { id: row.id, locator: row.locator, attempt: row.attempt };
+            self.scratch.starts.extend(self.scratch.body.rows.iter().map(|row| (partition.id, of(row))));
+        }
         let header = Header::request(Operation::Assign, 0, Some(partition.id));
         frame::encode(self.effects.buffer(conn), header, &self.scratch.body);
         if is_watching && self.dispatch.queues[queue as usize].order.is_full() {

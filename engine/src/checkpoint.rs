@@ -5,6 +5,7 @@
 //! counts twice, and only from the latest term. Numbers may be missing: those of tasks that were retried since.
 
 use taskmaster_protocol::body::Span;
+use taskmaster_protocol::state::Address;
 use taskmaster_protocol::{PartitionId, TaskId};
 
 use crate::state::State;
@@ -64,6 +65,8 @@ pub struct Batch {
     pub tasks: Vec<FinalTask>,
     /// The contracts that the tasks refer to.
     pub contracts: Vec<BatchContract>,
+    /// Queues whose settings the store was not told in this leadership, or that changed since.
+    pub queues: Vec<BatchQueue>,
     /// Byte area.
     pub bytes: Vec<u8>,
 }
@@ -116,6 +119,60 @@ pub struct FinalTask {
     pub error: [Span; 3],
     /// Payload; of a succeeded task its result.
     pub blob: Span,
+    /// The versions of its state that are kept.
+    pub versions: Vec<SavedVersion>,
+}
+
+/// A version of the state that a task saved, without the bytes of the state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedVersion {
+    /// Its number.
+    pub number: u32,
+    /// The version it follows, which may have gone; 0: none.
+    pub parent: u32,
+    /// The attempt that saved it.
+    pub attempt: u32,
+    /// When it was saved.
+    pub time_us: u64,
+    /// Bytes of the state,
+    pub bytes: u64,
+    /// and those that nobody in the partition had before.
+    pub new_bytes: u64,
+    /// Digest of the state.
+    pub digest: Address,
+    /// Label.
+    pub label: String,
+    /// Branches of which it is the head,
+    pub branches: Vec<String>,
+    /// and tags that name it.
+    pub tags: Vec<String>,
+}
+
+/// A queue of the partition, and what operators configured of it. Limits of 0 are none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BatchQueue {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub queue: String,
+    /// Nothing is assigned.
+    pub paused: bool,
+    /// Nothing new is taken.
+    pub draining: bool,
+    /// Starts per second, in thousandths,
+    pub rate_milli_per_s: u64,
+    /// and at once after idleness.
+    pub rate_burst: u32,
+    /// Leases at once.
+    pub concurrency: u32,
+    /// Unfinished tasks.
+    pub depth_max: u64,
+    /// How long final tasks are kept, in milliseconds.
+    pub retention_ms: u32,
+    /// Tasks are flagged at their deadline instead of expired.
+    pub flags_deadlines: bool,
+    /// The policy of its order, by name.
+    pub policy: &'static str,
 }
 
 /// What the store says.

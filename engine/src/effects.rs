@@ -11,6 +11,7 @@ use taskmaster_protocol::{Body, Code, FrameBuffer, TaskId};
 use crate::cluster::map::ClusterMap;
 use crate::hash::FixedState;
 use crate::peer::PeerAddr;
+use crate::query::listing::StoredPage;
 
 /// A connection, as named by the loop that drives the engine. The engine only compares it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,16 +37,24 @@ pub struct Effects {
     questions: Vec<Question>,
 }
 
-/// A request about a task that is not here any more: the store outside may know it. It is answered with a `TaskPage` of the one task, or
-/// refused as `unknown_task`.
-#[derive(Clone, Copy, Debug)]
+/// A request about what may not be here any more: the store outside may know it. It is answered with a `TaskPage`, or refused.
+#[derive(Clone, Debug)]
 pub struct Question {
     /// Who asks.
     pub conn: ConnId,
     /// The request.
     pub header: Header,
-    /// The task.
-    pub id: TaskId,
+    /// What it is about.
+    pub about: About,
+}
+
+/// What a question is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum About {
+    /// A task: the page has it alone; refused as `unknown_task` if nobody knows it.
+    Task(TaskId),
+    /// A listing.
+    Tasks(StoredPage),
 }
 
 /// Emptied buffers kept for reuse, and the largest capacity worth keeping, in bytes.

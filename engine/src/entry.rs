@@ -4,14 +4,15 @@
 //! ```text
 //! offset size field
 //!      0    2 operation   as in the protocol; 0x100: settings of the partition; 0x101: how far it is checkpointed;
-//!                        0x103: final tasks from the store; 0x104: a submission with remembered results
+//!                        0x103: final tasks from the store; 0x104: a submission with remembered results;
+//!                        0x105: how many of its events are sent; 0x106: attempts that began
 //!      2    2 flags       bit 0: the request was a resend
 //!      4    4 body_len    bytes
 //!      8    8 time_us     when it was admitted, microseconds since 1970; never decreasing within a partition
 //! ```
 //! Positions, checksums and chaining are the log's business.
 
-use taskmaster_protocol::{FrameBuffer, Operation, PartitionId};
+use taskmaster_protocol::{FrameBuffer, Operation, PartitionId, TaskId};
 
 /// Bytes of a command's header.
 pub const COMMAND_HEADER_BYTES: usize = 16;
@@ -23,6 +24,10 @@ const CHECKPOINTED: u16 = 0x101;
 const RESTORED: u16 = 0x103;
 /// The number of submissions with remembered results among the operations.
 const KNOWN: u16 = 0x104;
+/// The number of sent among the operations.
+const SENT: u16 = 0x105;
+/// The number of started among the operations.
+const STARTED: u16 = 0x106;
 
 /// What a command does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +42,10 @@ pub(crate) enum Verb {
     Restored,
     /// A client's submission, with results that a store outside remembered: body [`crate::memo::known`].
     Known,
+    /// All events up to a number are in the topic outside: body [`checkpointed_bytes`].
+    Sent,
+    /// Attempts began: body [`put_start`] for each. Changes no task; it is there to be told.
+    Started,
 }
 
 /// What a partition's replicas must agree on and nodes are configured with.
@@ -52,6 +61,8 @@ pub(crate) struct Settings {
     pub(crate) waiting_kib_max: u32,
     /// How long a checkpointed task is kept at most, in milliseconds.
     pub(crate) checkpointed_kept_ms: u32,
+    /// KiB of events that wait at most; 0: there are none.
+    pub(crate) events_kib_max: u32,
 }
 
 /// Bytes of [`Settings`].
@@ -60,8 +71,14 @@ pub(crate) const SETTINGS_BYTES: usize = 24;
 impl Settings {
     pub(crate) fn bytes(self) -> [u8; SETTINGS_BYTES] {
         let mut bytes = [0; SETTINGS_BYTES];
-        let fields =
-            [self.retention_ms, self.kept_max, self.waiting_max, self.waiting_kib_max, self.checkpointed_kept_ms];
+        let fields = [
+            self.retention_ms,
+            self.kept_max,
+            self.waiting_max,
+            self.waiting_kib_max,
+            self.checkpointed_kept_ms,
+            self.events_kib_max,
+        ];
         for (place, field) in bytes.chunks_exact_mut(4).zip(fields) {
             place.copy_from_slice(&field.to_le_bytes());
         }
@@ -78,11 +95,43 @@ impl Settings {
             waiting_max: fields.next()?,
             waiting_kib_max: fields.next()?,
             checkpointed_kept_ms: fields.next()?,
+            events_kib_max: fields.next()?,
         })
     }
 }
 
-/// The body of [`Verb::Checkpointed`].
+/// An attempt that began, as [`Verb::Started`] has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Start {
+    pub(crate) id: TaskId,
+    /// Where the leader has the task.
+    pub(crate) locator: u32,
+    pub(crate) attempt: u32,
+}
+
+/// Bytes of a [`Start`].
+pub(crate) const START_BYTES: usize = 24;
+
+/// Appends to the body of [`Verb::Started`].
+pub(crate) fn put_start(out: &mut FrameBuffer, start: Start) {
+    out.extend_from_slice(&start.id.hi.to_le_bytes());
+    out.extend_from_slice(&start.id.lo.to_le_bytes());
+    out.extend_from_slice(&start.locator.to_le_bytes());
+    out.extend_from_slice(&start.attempt.to_le_bytes());
+}
+
+/// The body of [`Verb::Started`]; `None` when it is none.
+pub(crate) fn read_starts(body: &[u8]) -> Option<impl Iterator<Item = Start> + '_> {
+    let (rows, []) = body.as_chunks::<START_BYTES>() else { return None };
+    Some(rows.iter().map(|row| {
+        let [locator, attempt] =
+            [16, 20].map(|at| u32::from_le_bytes(*row[at..].first_chunk().expect("a row has 24 bytes")));
+        let half = |at: usize| u64::from_le_bytes(*row[at..].first_chunk().expect("a row has 24 bytes"));
+        Start { id: TaskId { hi: half(0), lo: half(8) }, locator, attempt }
+    }))
+}
+
+/// The body of [`Verb::Checkpointed`] and [`Verb::Sent`].
 pub(crate) fn checkpointed_bytes(upto: u64) -> [u8; 8] {
     upto.to_le_bytes()
 }
@@ -180,6 +229,8 @@ pub(crate) fn append(
         Verb::Checkpointed => CHECKPOINTED,
         Verb::Restored => RESTORED,
         Verb::Known => KNOWN,
+        Verb::Sent => SENT,
+        Verb::Started => STARTED,
     };
     out.extend_from_slice(&number.to_le_bytes());
     out.extend_from_slice(&u16::from(resend).to_le_bytes());
@@ -210,6 +261,8 @@ pub(crate) fn next<'a>(rest: &mut &'a [u8], group: u16, index: u64) -> Result<Co
         None if number == CHECKPOINTED => Verb::Checkpointed,
         None if number == RESTORED => Verb::Restored,
         None if number == KNOWN => Verb::Known,
+        None if number == SENT => Verb::Sent,
+        None if number == STARTED => Verb::Started,
         None => return Err(EntryError::Operation { operation: number, group, index }),
     };
     *rest = behind;
@@ -224,8 +277,14 @@ mod tests {
     fn commands_lie_one_behind_the_other() {
         let mut out = FrameBuffer::new();
         append(&mut out, Verb::Operation(Operation::Submit), true, 77, |out| out.extend_from_slice(b"body"));
-        let settings =
-            Settings { retention_ms: 5, kept_max: 6, waiting_max: 7, waiting_kib_max: 8, checkpointed_kept_ms: 9 };
+        let settings = Settings {
+            retention_ms: 5,
+            kept_max: 6,
+            waiting_max: 7,
+            waiting_kib_max: 8,
+            checkpointed_kept_ms: 9,
+            events_kib_max: 10,
+        };
         append(&mut out, Verb::Settings, false, 78, |out| out.extend_from_slice(&settings.bytes()));
         let mut rest = &out[..];
         let first = next(&mut rest, 1, 2).unwrap();

@@ -10,6 +10,7 @@
 pub mod arena;
 pub mod checkpoint;
 pub mod cluster;
+pub mod events;
 pub mod wheel;
 
 mod assign;
@@ -41,17 +42,19 @@ mod workflow;
 
 pub use cluster::{ClusterMap, META_GROUP, Member, Membership, NodeInfo, NodeStatus, Placement};
 pub use contract::DEFAULT_NAMESPACE;
-pub use effects::{ConnId, Effects, Outgoing, Question};
+pub use effects::{About, ConnId, Effects, Outgoing, Question};
 pub use entry::{COMMAND_HEADER_BYTES, EntryError};
 pub use memo::known::Known;
 pub use memo::{Made, Unknown};
 pub use peer::PeerAddr;
+pub use query::listing::{StoredPage, StoredPlace};
 pub use refused::Refused;
 pub use replica::record;
 #[doc(hidden)]
 pub use shard::cluster::Standing;
 pub use shard::hooks::Planted;
 pub use shard::past::{Horizon, Moment};
+pub use shard::positions::{Positions, Reached};
 pub use shard::snapshots::{SnapshotStep, tag};
 pub use shard::{Config, Input, Shard, Stats};
 pub use state::{STATES, State};

@@ -15,7 +15,7 @@
 //!   one that ended holds the key from then on, so that the answer is kept as long as somebody waits for it.
 //! - A run is answered for by bounded bytes: where copies of a large result would take more, the first of those that are left runs.
 //!
-//! What stores outside remember comes in with a submission ([`known`]), and goes out through [`Outbox`]; nothing depends on either.
+//! What stores outside remember comes in with a submission ([`known`]), and goes out through [`Findings`]; nothing depends on either.
 
 pub(crate) mod known;
 
@@ -38,7 +38,7 @@ pub(crate) const UNIQUE_BYTES: usize = MARK.len() + size_of::<Key>();
 /// Followers that end with one command, and bytes of copies beyond which no more are made with it.
 const FOLLOWERS_PER_COMMAND_MAX: usize = 4_096;
 const COPIED_PER_COMMAND_MAX: usize = 128 << 20;
-/// Results that wait to be taken from the outbox, and their bytes; what is beyond is not handed out.
+/// Results that wait to be taken from [`Findings`], and their bytes; what is beyond is not handed out.
 const MADE_MAX: usize = 4_096;
 const MADE_BYTES_MAX: usize = 64 << 20;
 
@@ -66,7 +66,7 @@ pub struct Unknown {
 
 /// Results for a store outside.
 #[derive(Debug, Default)]
-pub(crate) struct Outbox {
+pub(crate) struct Findings {
     /// Longest result that is handed out; `None`: there is no store.
     pub(crate) result_bytes_max: Option<usize>,
     made: Vec<Made>,
@@ -75,7 +75,7 @@ pub(crate) struct Outbox {
     ended: u64,
 }
 
-impl Outbox {
+impl Findings {
     /// For a store that takes results of at most so many bytes, or none.
     pub(crate) fn new(result_bytes_max: Option<usize>) -> Self {
         Self { result_bytes_max, ..Self::default() }
@@ -190,6 +190,11 @@ impl Partition {
         if unique == Handle::NONE { None } else { key_in(arena.get(unique)) }
     }
 
+    /// Whether a task is memoised.
+    pub(crate) fn is_memoised(&self, slot: Slot, arena: &Arena) -> bool {
+        self.memo_key(slot, arena).is_some()
+    }
+
     /// The task that a memoised one follows.
     pub(crate) fn followed(&self, slot: Slot, arena: &Arena) -> Option<Slot> {
         let key = self.memo_key(slot, arena)?;
@@ -257,7 +262,7 @@ impl Partition {
         let (id, at_us, blob, is_own) = (task.id, task.at_us, task.blob, self.extras[task.extra].memo_us == 0);
         let succeeded = task.state == State::Succeeded;
         if succeeded && is_own && self.is_leading() {
-            cx.outbox.put(key, id, at_us, cx.arena.get(blob));
+            cx.findings.put(key, id, at_us, cx.arena.get(blob));
         }
         if self.followers.by_key.contains_key(&key) && self.followed(slot, cx.arena).is_none() {
             if self.tasks[slot].state.answers_for_others() {
@@ -343,7 +348,7 @@ impl Partition {
     fn end_by(&mut self, slot: Slot, of: TaskId, made_us: u64, end: End, cx: &mut Cx<'_>) {
         let extra = self.extra_mut(slot);
         (extra.memo_of, extra.memo_us) = (of, made_us.max(1));
-        cx.outbox.ended += 1;
+        cx.findings.ended += 1;
         match end {
             End::Result(result) => self.finish(slot, State::Succeeded, result, cx),
             End::Error(error) => {

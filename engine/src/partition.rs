@@ -17,7 +17,7 @@ use crate::dispatch::{Dispatch, LaneRef};
 use crate::entry::Settings;
 use crate::extra::{Extra, Extras};
 use crate::hash::FixedState;
-use crate::memo::{Followers, Outbox};
+use crate::memo::{Findings, Followers};
 use crate::queue::{Queue, QueueSettings};
 use crate::resources::Resources;
 use crate::state::State;
@@ -28,6 +28,7 @@ use crate::versions::{History, Versions};
 use crate::workflow::Workflows;
 
 mod checkpoint;
+mod events;
 mod keys;
 mod leadership;
 pub(crate) mod retention;
@@ -35,6 +36,8 @@ mod unique;
 
 pub(crate) use checkpoint::Sending;
 use checkpoint::Waiting;
+pub(crate) use events::Happened;
+use events::Outbox;
 pub(crate) use keys::Key;
 
 /// Ready tasks of one queue, priority and resource need.
@@ -119,7 +122,7 @@ pub(crate) struct Cx<'a> {
     /// Leases of cancelled or expired tasks: worker, task, token.
     pub(crate) revoked: &'a mut Vec<(u32, TaskId, u64)>,
     /// Results of memoised tasks for a store outside.
-    pub(crate) outbox: &'a mut Outbox,
+    pub(crate) findings: &'a mut Findings,
 }
 
 /// One partition.
@@ -167,6 +170,10 @@ pub(crate) struct Partition {
     waiting: Waiting,
     /// What the leader sends to the store. Volatile.
     pub(crate) sending: Sending,
+    /// What happened and is not in the topic outside.
+    pub(crate) outbox: Outbox,
+    /// Queues whose settings the store is to be told. Volatile.
+    untold: Vec<u32>,
     /// Highest creation time of an id whose outcome was forgotten, in milliseconds since 1970.
     pub(crate) forgotten_ms: u64,
     /// Fencing tokens given out, with the leader's term in the upper 24 bits.
@@ -216,6 +223,8 @@ impl Partition {
             checkpointed: 0,
             waiting: Waiting::default(),
             sending: Sending::default(),
+            outbox: Outbox::default(),
+            untold: Vec::new(),
             forgotten_ms: 0,
             last_token: 0,
             snapshot: crate::snapshot::Progress::default(),
@@ -251,7 +260,9 @@ impl Partition {
             settings: QueueSettings { retention_ms: self.settings.retention_ms, ..QueueSettings::default() },
             counts: [0; crate::state::STATES],
             dispatch: dispatch.queue(namespace, name),
+            is_told: true,
         });
+        self.tell_settings(index);
         let queues = &self.queues;
         let hash = |&index: &u32| {
             let queue = &queues[index as usize];
@@ -562,6 +573,7 @@ impl Partition {
             cx.settled.push(Awaited::Task(id));
         }
         self.kept += 1;
+        self.note_end(slot, end, cx.time_us, cx.arena);
         let extra = self.extras.get(extra);
         let (workflow, unique) = extra.map_or((NONE, Handle::NONE), |extra| (extra.workflow, extra.unique));
         if workflow == NONE {
@@ -671,7 +683,8 @@ impl Partition {
         let keys = self.keys.capacity() * size_of::<Key>() + self.key_by_bytes.allocation_size() + self.key_bytes;
         let queues = self.queues.capacity() * size_of::<Queue>();
         let shared = self.contracts.reserved_bytes() + self.workflows.reserved_bytes() + keys + queues;
-        let lists = self.waiting.reserved_bytes() + self.streams.reserved_bytes() + self.followers.reserved_bytes();
+        let lists = self.waiting.reserved_bytes() + self.streams.reserved_bytes();
+        let lists = lists + self.outbox.reserved_bytes() + self.followers.reserved_bytes();
         let records = self.tasks.reserved_bytes() + self.extras.reserved_bytes() + self.versions.reserved_bytes();
         records + tables + shared + lists
     }

@@ -51,6 +51,16 @@ pub(crate) const fn policy_of(number: u32) -> Option<Policy> {
     }
 }
 
+/// Its name.
+pub(crate) const fn policy_name(policy: Policy) -> &'static str {
+    match policy {
+        Policy::Auto => "auto",
+        Policy::Fifo => "fifo",
+        Policy::Shortest => "shortest",
+        Policy::Deadline => "deadline",
+    }
+}
+
 /// Its number there.
 pub(crate) const fn policy_number(policy: Policy) -> u32 {
     match policy {
@@ -71,6 +81,8 @@ pub(crate) struct Queue {
     pub(crate) counts: [u64; STATES],
     /// Its index in the dispatcher.
     pub(crate) dispatch: u32,
+    /// It is not among those whose settings the store is to be told. Volatile.
+    pub(crate) is_told: bool,
 }
 
 impl Queue {

@@ -7,11 +7,13 @@
 //! - Work per input is bounded: by the frame limit, or by a named constant.
 
 mod admission;
+mod anew;
 mod apply;
 mod checkpoints;
 mod clock;
 pub(crate) mod cluster;
 mod elections;
+mod events;
 mod group;
 mod groups;
 pub(crate) mod hooks;
@@ -21,6 +23,7 @@ mod notices;
 mod owners;
 pub(crate) mod past;
 mod peers;
+pub(crate) mod positions;
 mod reads;
 mod reconcile;
 mod recovery;
@@ -45,7 +48,8 @@ use crate::cluster::map::{ClusterMap, NodeInfo};
 use crate::cluster::membership::Member;
 use crate::dispatch::Dispatch;
 use crate::effects::{ConnId, Effects};
-use crate::memo::Outbox;
+use crate::events::Events;
+use crate::memo::Findings;
 use crate::memo::known::Known;
 use crate::partition::{Awaited, Cx, Partition};
 use crate::peer::{META_GROUP, PeerAddr};
@@ -87,6 +91,8 @@ pub struct Config {
     pub auto_create_queues: bool,
     /// Whether final tasks are copied to a store outside, and how.
     pub checkpoints: Option<Checkpoints>,
+    /// Whether what happens to tasks is told outside, and how.
+    pub events: Option<Events>,
     /// Longest result of a memoised task that is handed out by [`Shard::take_made`]; `None`: no store takes any.
     pub memo_bytes_max: Option<usize>,
 }
@@ -119,6 +125,7 @@ impl Config {
             retention_ms: crate::queue::RETENTION_MS_DEFAULT,
             auto_create_queues: true,
             checkpoints: None,
+            events: None,
             memo_bytes_max: None,
         }
     }
@@ -197,6 +204,15 @@ pub enum Input<'a> {
         /// The answer.
         stored: Stored,
     },
+    /// The topic's answer to what [`Shard::next_for_topic`] gave.
+    Sent {
+        /// The partition.
+        partition: PartitionId,
+        /// The term that it was given in.
+        term: u64,
+        /// The answer: of events.
+        sent: Stored,
+    },
     /// Final tasks from the store, for a partition that is led here: [`Shard::last_number`] tells how many it has.
     Restore(&'a Batch),
 }
@@ -238,6 +254,10 @@ pub struct Stats {
     pub checkpoint_waiting_bytes: u64,
     /// Final tasks that were forgotten without a checkpoint, since too many waited.
     pub checkpoint_lost: u64,
+    /// Events of partitions led from here that are not known to be sent: the lag.
+    pub events_waiting: u64,
+    /// Events that were dropped, since too many waited.
+    pub events_lost: u64,
 }
 
 /// One shard.
@@ -275,7 +295,7 @@ pub struct Shard {
     waiters: Waiters,
     settled: Vec<Awaited>,
     revoked: Vec<(u32, TaskId, u64)>,
-    outbox: Outbox,
+    findings: Findings,
     fired: Vec<Timer>,
     stats: Stats,
     hooks: hooks::Hooks,
@@ -292,6 +312,10 @@ pub struct Shard {
     local: snapshots::Local,
     /// The partition whose turn it is to send to the store.
     store_place: usize,
+    /// The partition whose turn it is to send events.
+    topic_place: usize,
+    /// It was said that events are dropped, and none was sent since.
+    topic_overflows: bool,
     /// What recovery found so far, until the start.
     found: BTreeMap<u16, recovery::Found>,
     /// The record that was replayed last.
@@ -332,7 +356,7 @@ impl Shard {
             waiters: Waiters::default(),
             settled: Vec::new(),
             revoked: Vec::new(),
-            outbox: Outbox::new(config.memo_bytes_max),
+            findings: Findings::new(config.memo_bytes_max),
             fired: Vec::new(),
             stats: Stats::default(),
             hooks: hooks::Hooks::default(),
@@ -345,6 +369,8 @@ impl Shard {
             draining: false,
             local: snapshots::Local::default(),
             store_place: 0,
+            topic_place: 0,
+            topic_overflows: false,
             found: BTreeMap::new(),
             replayed: 0,
             past: None,
@@ -385,6 +411,7 @@ impl Shard {
             Input::Member(member) => self.member(member),
             Input::Map(map) => self.take_map(map),
             Input::Stored { partition, term, stored } => self.stored(partition, term, stored),
+            Input::Sent { partition, term, sent } => self.sent(partition, term, sent),
             Input::Restore(batch) => self.restore(batch),
         }
     }
@@ -427,6 +454,8 @@ impl Shard {
                 stats.checkpoint_waiting += u64::from(waiting.tasks);
                 stats.checkpoint_waiting_bytes += waiting.bytes;
                 stats.checkpoint_lost += waiting.lost;
+                stats.events_waiting += partition.outbox.len() as u64;
+                stats.events_lost += partition.outbox.lost;
             }
         }
         for group in self.groups.iter().flatten() {
@@ -495,10 +524,12 @@ impl Shard {
             scratch: &mut self.scratch,
             effects,
             now_us: self.last_time_us,
+            tells_starts: self.config.events.is_some_and(|events| events.starts),
             assigned: 0,
         };
         assigner.run();
         self.stats.assigned += assigner.assigned;
+        self.log_starts();
     }
 
     /// Splits the shard into one partition and what its transitions touch.
@@ -511,7 +542,7 @@ impl Shard {
             dispatch: &mut self.dispatch,
             settled: &mut self.settled,
             revoked: &mut self.revoked,
-            outbox: &mut self.outbox,
+            findings: &mut self.findings,
         };
         Some((partition, cx))
     }

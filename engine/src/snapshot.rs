@@ -24,9 +24,10 @@ use taskmaster_protocol::{FrameBuffer, TaskId};
 use crate::arena::{Arena, Handle};
 use crate::command::submit::store;
 use crate::contract::SpecView;
+use crate::events::Change;
 use crate::extra::Extra;
 use crate::hash::FixedState;
-use crate::partition::{Cx, Partition};
+use crate::partition::{Cx, Happened, Partition};
 use crate::queue::{policy_number, policy_of};
 use crate::state::State;
 use crate::streams::Source;
@@ -57,6 +58,9 @@ pub(crate) struct Chunk {
     pieces: Vec<u32>,
     names: Vec<histories::NameRecord>,
     streams: Vec<StreamRecord>,
+    /// Number of the event before the first that waits.
+    events_before: u64,
+    events: Vec<EventRecord>,
     bytes: Vec<u8>,
 }
 
@@ -83,6 +87,15 @@ struct StreamRecord {
     topic: Span,
     number: u32,
     reserved: u32,
+}
+
+#[derive(Debug, Default, Archive, Serialize, Deserialize)]
+struct EventRecord {
+    id: TaskId,
+    at_us: u64,
+    bytes: u32,
+    attempt: u16,
+    change: u16,
 }
 
 #[derive(Debug, Default, Archive, Serialize, Deserialize)]
@@ -195,6 +208,7 @@ pub(crate) fn abandon(partition: &mut Partition, arena: &mut Arena) {
 /// Most bytes of blobs and tasks per chunk, beyond which a chunk is closed.
 const CHUNK_BYTES: usize = 256 << 10;
 const CHUNK_TASKS: usize = 2_048;
+const CHUNK_EVENTS: usize = 8_192;
 /// Chunks of state that may wait to be written before more tasks are looked at.
 const PINNED_MAX: usize = 4_096;
 
@@ -276,6 +290,7 @@ pub(crate) fn begin(partition: &mut Partition, arena: &Arena) {
         forgotten_ms: partition.forgotten_ms,
         last_retained: partition.last_retained,
         checkpointed: partition.checkpointed,
+        events_before: partition.outbox.before,
         ..Chunk::default()
     };
     for queue in &partition.queues {
@@ -326,6 +341,21 @@ pub(crate) fn begin(partition: &mut Partition, arena: &Arena) {
     }
     partition.snapshot.staged = chunk;
     partition.snapshot.close();
+    stage_events(partition);
+}
+
+/// The line of events, as it is. It is bounded, and short unless the topic is away.
+fn stage_events(partition: &mut Partition) {
+    for (_, Happened { id, at_us, bytes, attempt, change }) in partition.outbox.after(0) {
+        let staged = &mut partition.snapshot.staged;
+        staged.events.push(EventRecord { id, at_us, bytes, attempt, change: change.number() });
+        if staged.events.len() >= CHUNK_EVENTS {
+            partition.snapshot.close();
+        }
+    }
+    if !partition.snapshot.staged.events.is_empty() {
+        partition.snapshot.close();
+    }
 }
 
 /// Appends the next chunk to `out`; `false` when the partition's part is complete and nothing was appended.
@@ -353,7 +383,7 @@ pub(crate) fn next(partition: &mut Partition, arena: &mut Arena, out: &mut Frame
         }
         partition.snapshot.closed.pop_front().expect("just closed")
     };
-    if chunk.first == 0 && chunk.tasks.is_empty() && chunk.states.is_empty() {
+    if chunk.first == 0 && chunk.tasks.is_empty() && chunk.states.is_empty() && chunk.events.is_empty() {
         partition.snapshot.active = false;
         return false;
     }
@@ -385,6 +415,16 @@ impl Restore {
             let (state, _) = partition.versions.chunks.add(body::slice(&chunk.bytes, span)?, cx.arena);
             self.states.push(state);
         }
+        for record in chunk.events.iter() {
+            partition.outbox.push(Happened {
+                id: TaskId::from(&record.id),
+                at_us: record.at_us.to_native(),
+                bytes: record.bytes.to_native(),
+                attempt: record.attempt.to_native(),
+                change: Change::from_number(record.change.to_native())
+                    .ok_or_else(|| Malformed("an event's change".to_owned()))?,
+            });
+        }
         for record in chunk.tasks.iter() {
             self.task(chunk, record, partition, cx)?;
         }
@@ -397,6 +437,7 @@ impl Restore {
         partition.forgotten_ms = chunk.forgotten_ms.to_native();
         partition.last_retained = chunk.last_retained.to_native();
         partition.checkpointed = chunk.checkpointed.to_native();
+        partition.outbox.before = chunk.events_before.to_native();
         for record in chunk.queues.iter() {
             let namespace = body::text(&chunk.bytes, record.namespace)?;
             let queue = partition.queue(namespace, body::text(&chunk.bytes, record.name)?, cx.dispatch);

@@ -9,6 +9,7 @@ use hashbrown::HashMap;
 use taskmaster_protocol::TaskId;
 
 use crate::arena::{Arena, Handle};
+use crate::events::Change;
 use crate::hash::FixedState;
 use crate::partition::{Awaited, Cx, Partition};
 use crate::state::State;
@@ -258,6 +259,7 @@ pub(crate) fn reopen(
         extra.needs += u32::try_from(opened).expect("rows are bounded");
         if revives {
             partition.set_state(slot, State::Waiting);
+            partition.note(slot, Change::Retried, cx.time_us);
             partition.kept -= 1;
             reopened.push(child);
             next.extend(partition.workflows[index].children_of(child));

@@ -41,6 +41,9 @@ mod workflows;
 #[path = "engine/checkpoints.rs"]
 mod checkpoints;
 
+#[path = "engine/events.rs"]
+mod events;
+
 #[path = "engine/streams.rs"]
 mod streams;
 

@@ -388,7 +388,7 @@ fn query(tape: &mut Tape<'_>, world: &mut World) {
         2 => send(world, conn, partition, &AwaitTask { id, timeout_ms: limit * 8, workflow: 0 }),
         3 => send(world, conn, partition, &AwaitTask { id: flow, timeout_ms: limit * 8, workflow: 1 }),
         4 => {
-            let cursor = if limit > 128 { u32::MAX - limit } else { limit };
+            let cursor = [if limit > 128 { u64::MAX } else { limit.into() }, limit.into()];
             let states = tape.byte().into();
             send(world, conn, partition, &ListTasks { states, cursor, limit, ..ListTasks::default() });
         }

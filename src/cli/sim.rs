@@ -38,6 +38,9 @@ pub(crate) struct Arguments {
     /// Streams are read too, by readers that overlap and come late
     #[arg(long)]
     streams: bool,
+    /// What happens to tasks is told in a topic that fails now and then: each event once, in order
+    #[arg(long)]
+    events: bool,
     /// Workers save versions of their tasks' state, and these are checked too
     #[arg(long)]
     saves: bool,
@@ -63,6 +66,7 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
             defect: None,
             checkpoints: arguments.checkpoints,
             streams: arguments.streams,
+            events: arguments.events,
             memo: arguments.memo,
         };
         eprintln!("taskmaster {commit} sim {options}");
@@ -106,6 +110,7 @@ fn print(output: Output, report: &Report, took_s: f64) -> Result<(), Failure> {
         ("stored", report.stored),
         ("refused", report.refused),
         ("messages_taken", report.messages_taken),
+        ("told", report.told),
     ];
     let virtual_s = std::time::Duration::from_micros(report.virtual_us).as_secs_f64();
     if output.is_json() {

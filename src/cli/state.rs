@@ -1,5 +1,5 @@
-//! `taskmaster state log|show|diff|branch|rollback|tag|gc|save|at`: the versions of a task's state; and
-//! `state migrate|status|restore`: finished tasks in a database.
+//! `taskmaster state log|show|diff|branch|rollback|tag|gc|save|at`: the versions of a task's state;
+//! `state migrate|status`: finished tasks in a database; and `state backup|verify|restore`: a node's data in other places.
 //!
 //! A version is named by its number, a tag, a branch (its head) or the beginning of its hash.
 
@@ -16,6 +16,7 @@ use super::{Exit, Failure, Global, log};
 use crate::output::{Output, Side, Table, human_bytes, iso_time};
 
 mod at;
+mod backup;
 mod database;
 mod diff;
 mod restore;
@@ -87,7 +88,15 @@ pub(crate) enum Command {
     Migrate(database::Database),
     /// Show how far finished tasks are checkpointed to the database, over all nodes
     Status,
-    /// Bring finished tasks back from the database, into a new data directory
+    /// Copy what a node on this machine has, running or not, into a new directory
+    Backup(backup::Arguments),
+    /// Check every file of a backup
+    Verify {
+        /// The backup
+        #[arg(value_name = "DIR")]
+        backup: PathBuf,
+    },
+    /// Bring tasks back from backups, or finished ones from the database, into a new data directory
     Restore(restore::Arguments),
 }
 
@@ -139,6 +148,8 @@ pub(crate) fn run(global: &Global, command: Command) -> Result<Exit, Failure> {
     match &command {
         Command::At(arguments) => return at::run(arguments, output),
         Command::Migrate(database) => return database::migrate_schema(database, output),
+        Command::Backup(arguments) => return backup::run(arguments, output),
+        Command::Verify { backup } => return backup::verify(backup, output),
         Command::Restore(arguments) => return restore::run(arguments, output),
         Command::Status => return block_on(database::status(global, output)),
         _ => {}
@@ -146,9 +157,12 @@ pub(crate) fn run(global: &Global, command: Command) -> Result<Exit, Failure> {
     block_on(async {
         let client = connect(global).await?;
         match command {
-            Command::At(_) | Command::Migrate(_) | Command::Restore(_) | Command::Status => {
-                unreachable!("carried out without a node, or asking all")
-            }
+            Command::At(_)
+            | Command::Migrate(_)
+            | Command::Backup(_)
+            | Command::Verify { .. }
+            | Command::Restore(_)
+            | Command::Status => unreachable!("carried out without a node, or asking all"),
             Command::Log { id } => show_log(&client, id, output).await,
             Command::Show { id, at, file } => show(&client, id, at.as_deref(), file, output).await,
             Command::Diff { id, from, to } => diff::run(&client, id, &from, to.as_deref(), output).await,

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::cluster::{address_list, host, host_and_port, odd, short_name};
+use super::events::Events;
 use super::secret::{DatabaseUrl, Secret};
 use super::setting::{Raw, Setting};
 use super::streams::Stream;
@@ -53,6 +54,8 @@ macro_rules! sections {
             pub(crate) clustered: bool,
             /// Streams whose messages become tasks.
             pub(crate) streams: Vec<Stream>,
+            /// Where is told what happens to tasks.
+            pub(crate) events: Option<Events>,
         }
 
         impl Config {
@@ -105,6 +108,7 @@ macro_rules! sections {
                     root.insert(CLUSTER.to_owned(), Value::Null);
                 }
                 root.insert("streams".to_owned(), self.streams_json());
+                root.insert("events".to_owned(), self.events.as_ref().map_or(Value::Null, Events::json));
                 Value::Object(root)
             }
         }
@@ -327,6 +331,9 @@ impl Config {
         }
         for stream in &self.streams {
             text.push_str(&format!("\n{}", stream.to_toml()));
+        }
+        if let Some(events) = &self.events {
+            text.push_str(&format!("\n{}", events.to_toml()));
         }
         text
     }

@@ -2,16 +2,13 @@
 //!
 //! Secrets are named by where they are, a file or a variable, and never stand in the file itself; so all that is here may be shown.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-
-use anyhow::Context;
-use serde_json::{Value, json};
+use serde_json::Value;
 use taskmaster_connect::kafka::{From, Mapping, Settings, Start};
 use taskmaster_protocol::limits;
 use toml::Spanned;
 use toml::de::DeValue;
 
+use super::kafka::Properties;
 use super::sections::name_like;
 use super::setting::{Raw, Setting};
 use super::{Config, Loaded, Problem, did_you_mean, line_of, raw};
@@ -59,9 +56,7 @@ pub(crate) struct Stream {
     /// Most messages of one submission.
     pub(crate) batch_messages: u32,
     /// Properties of librdkafka.
-    pub(crate) kafka: BTreeMap<String, String>,
-    /// Properties that are secrets: `file:PATH` or `env:NAME`.
-    pub(crate) secrets: BTreeMap<String, String>,
+    pub(crate) properties: Properties,
 }
 
 impl Default for Stream {
@@ -83,8 +78,7 @@ impl Default for Stream {
             dead_letter: String::new(),
             start: "earliest".to_owned(),
             batch_messages: 1_024,
-            kafka: BTreeMap::new(),
-            secrets: BTreeMap::new(),
+            properties: Properties::default(),
         }
     }
 }
@@ -161,38 +155,10 @@ impl Stream {
         if !Self::KEYS.contains(&key) {
             return Err(format!("unknown key '{key}' in [[stream]]{}", did_you_mean(key, Self::KEYS.iter().copied())));
         }
-        let Some(table) = value.get_ref().as_table().filter(|_| ["kafka", "secrets"].contains(&key)) else {
-            return raw(value).and_then(|raw| self.set(key, &raw)).map_err(|message| format!("stream.{key} {message}"));
-        };
-        for (property, value) in table {
-            let property: &str = property.get_ref();
-            let text = match raw(value) {
-                Ok(Raw::Text(text)) => text,
-                Ok(Raw::Integer(number)) => number.to_string(),
-                Ok(Raw::Boolean(flag)) => flag.to_string(),
-                _ => return Err(format!("stream.{key} '{property}' must be a text, a number, true or false")),
-            };
-            if !Settings::may_set(property) {
-                return Err(format!("stream.{key} '{property}' follows from other keys"));
-            }
-            if key == "kafka" {
-                if is_secret(property) {
-                    return Err(format!(
-                        "stream.kafka '{property}' does not belong into this file: write \
-                         secrets = {{ \"{property}\" = \"file:PATH\" }}, or \"env:NAME\""
-                    ));
-                }
-                self.kafka.insert(property.to_owned(), text);
-            } else {
-                if !text.starts_with("file:") && !text.starts_with("env:") {
-                    return Err(format!(
-                        "stream.secrets '{property}' must say where it is: \"file:PATH\" or \"env:NAME\""
-                    ));
-                }
-                self.secrets.insert(property.to_owned(), text);
-            }
+        if self.properties.take(SECTION, key, value, Settings::may_set)? {
+            return Ok(());
         }
-        Ok(())
+        raw(value).and_then(|raw| self.set(key, &raw)).map_err(|message| format!("stream.{key} {message}"))
     }
 
     fn check(&self) -> Result<(), String> {
@@ -247,21 +213,7 @@ impl Stream {
     /// # Errors
     /// What is wrong, without secrets.
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
-        let mut properties = self.kafka.clone();
-        for (property, place) in &self.secrets {
-            let secret = match place.split_once(':') {
-                Some(("env", name)) => std::env::var(name)
-                    .with_context(|| format!("stream {}: variable {name} for {property}", self.name))?,
-                _ => {
-                    let file = Path::new(place.trim_start_matches("file:"));
-                    std::fs::read_to_string(file)
-                        .with_context(|| format!("stream {}: {} cannot be read", self.name, file.display()))?
-                        .trim_end_matches(['\r', '\n'])
-                        .to_owned()
-                }
-            };
-            properties.insert(property.clone(), secret);
-        }
+        let properties = self.properties.read(&format!("stream {}", self.name))?;
         let group = if self.group.is_empty() { format!("taskmaster-{}", self.name) } else { self.group.clone() };
         Ok(Settings {
             name: self.name.clone(),
@@ -283,28 +235,16 @@ impl Stream {
         for (key, value, _) in self.shown() {
             text.push_str(&format!("{key} = {value}\n"));
         }
-        for (key, table) in [("kafka", &self.kafka), ("secrets", &self.secrets)] {
-            let pairs: Vec<String> =
-                table.iter().map(|(name, value)| format!("{} = {}", name.show(), value.show())).collect();
-            if !pairs.is_empty() {
-                text.push_str(&format!("{key} = {{ {} }}\n", pairs.join(", ")));
-            }
-        }
-        text
+        text + &self.properties.to_toml()
     }
 
     fn json(&self) -> Value {
-        let mut value = json!({"kafka": self.kafka, "secrets": self.secrets});
+        let mut value = self.properties.json();
         if let Value::Object(map) = &mut value {
             map.extend(self.shown().into_iter().map(|(key, _, json)| (key.to_owned(), json)));
         }
         value
     }
-}
-
-/// Whether a property of librdkafka is one that nobody should read.
-fn is_secret(property: &str) -> bool {
-    ["password", "secret", "ssl.key.pem", "sasl.oauthbearer.config"].iter().any(|part| property.contains(part))
 }
 
 impl Config {

@@ -220,6 +220,27 @@ fn the_documented_stream_names_every_key() {
 }
 
 #[test]
+fn the_documented_events_name_every_key_and_are_checked_with_sentences() {
+    let text = include_str!("../../taskmaster.toml");
+    let block = &text[text.find("# [events]").unwrap()..];
+    let block: Vec<&str> = block.lines().take_while(|line| !line.is_empty()).map(|line| &line[2..]).collect();
+    let config = read(&block.join("\n")).unwrap();
+    for key in super::events::Events::KEYS {
+        assert!(block.iter().any(|line| line.starts_with(&format!("{key} = "))), "events.{key} is not documented");
+    }
+    let shown = config.to_toml(|_| Origin::Default);
+    assert_eq!(read(&shown).unwrap(), config, "{shown}");
+    let events = "[events]\nbrokers = [\"b:9092\"]\n";
+    let with = |line: &str| refusal(&format!("{events}topic = \"t\"\n{line}\n"));
+    assert!(refusal(events).contains("events needs a topic"));
+    assert!(with("delivery = \"once\"").contains("\"exactly-once\" or \"at-least-once\""));
+    assert!(with("positions = \"t\"").contains("positions in the topic itself"));
+    assert!(with("topc = \"q\"").contains("unknown key 'topc' in [events]; did you mean 'topic'?"));
+    assert!(with("kafka = { \"transactional.id\" = \"x\" }").contains("follows from other keys"));
+    assert!(refusal("[event]\n").contains("did you mean 'events'?"));
+}
+
+#[test]
 fn streams_are_checked_with_sentences() {
     assert_eq!(read(STREAM).unwrap().streams[0].queue, "default");
     let with = |line: &str| refusal(&format!("{STREAM}{line}\n"));

@@ -3,6 +3,7 @@
 use taskmaster_engine::Config as ShardConfig;
 use taskmaster_engine::checkpoint::Checkpoints;
 use taskmaster_engine::cluster::{Limits, NodeInfo};
+use taskmaster_engine::events::Events;
 
 use crate::config::Config;
 
@@ -35,6 +36,10 @@ pub(super) fn shard_config(config: &Config, info: &NodeInfo, dir: u128, number: 
         retention_ms: u32::try_from(config.queues.retention.as_ms()).unwrap_or(u32::MAX),
         auto_create_queues: config.queues.auto_create,
         checkpoints: config.postgres.is_configured().then(|| checkpoints(config)),
+        events: config.events.as_ref().map(|events| Events {
+            waiting_kib_max: u32::try_from((events.waiting.0 >> 10) / u64::from(partitions)).unwrap_or(u32::MAX).max(1),
+            starts: events.starts,
+        }),
         memo_bytes_max: config.redis.result_bytes_max(),
     }
 }

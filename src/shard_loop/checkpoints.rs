@@ -11,9 +11,9 @@ use futures_lite::AsyncReadExt;
 use futures_lite::future::or;
 use glommio::net::UnixStream;
 use glommio::timer::Timer;
-use taskmaster_connect::postgres::{Found, Given, Request, StoredTask};
+use taskmaster_connect::postgres::{Found, Given, Listed, Request, StoredTask};
 use taskmaster_engine::checkpoint::BatchBounds;
-use taskmaster_engine::{Input, Question, Refused};
+use taskmaster_engine::{About, Input, Question, Refused, StoredPlace};
 use taskmaster_net::wake::Bell;
 use taskmaster_protocol::Code;
 use taskmaster_protocol::body::{self, TaskInfo, TaskPage};
@@ -27,14 +27,14 @@ const SLICE_BYTES: usize = 1 << 20;
 /// When a question should be asked again, in milliseconds.
 const QUESTION_RETRY_MS: u32 = 200;
 /// Pause between slices.
-const PAUSE: Duration = Duration::from_micros(200);
+pub(super) const PAUSE: Duration = Duration::from_micros(200);
 
 /// A shard's part in checkpoints.
 pub(super) struct Checkpoints {
     pub(super) port: Port,
     /// Rung by answers.
     answered: Bell,
-    /// Who asked about which task, by the number of the question.
+    /// Who asked about what, by the number of the question.
     questions: RefCell<HashMap<u64, Question>>,
     last_question: Cell<u64>,
 }
@@ -124,6 +124,7 @@ impl ShardLoop {
                         self.input(Input::Stored { partition, term, stored })
                     }
                     ToShard::Found(number, found) => self.found(&checkpoints, number, found),
+                    ToShard::Listed(number, listed) => self.listed(&checkpoints, number, listed),
                     ToShard::Restore(batch) => self.input(Input::Restore(&batch)),
                     ToShard::Number(partition, asker) => {
                         // Who asked waits for nothing else.
@@ -136,19 +137,22 @@ impl ShardLoop {
         }
     }
 
-    /// Asks the foreign thread about tasks that are not here.
+    /// Asks the foreign thread about what is not here.
     pub(super) fn ask(&self, questions: Vec<Question>) {
         for question in questions {
             let Some(checkpoints) = &self.checkpoints else {
-                self.refuse(&question, Code::UnknownTask, "it was never accepted, or its retention is over", 0);
+                match question.about {
+                    About::Task(_) => self.unknown(&question, "it was never accepted, or its retention is over"),
+                    About::Tasks(_) => self.not_yet(&question, "this node has no database"),
+                }
                 continue;
             };
             let number = checkpoints.last_question.get() + 1;
             checkpoints.last_question.set(number);
-            if checkpoints.port.ask(number, question.id) {
+            if checkpoints.port.ask(number, &question.about) {
                 checkpoints.questions.borrow_mut().insert(number, question);
             } else {
-                self.refuse(&question, Code::Overloaded, "too many ask the database: ask again", QUESTION_RETRY_MS);
+                self.not_yet(&question, "too many ask the database: ask again");
             }
         }
     }
@@ -156,28 +160,59 @@ impl ShardLoop {
     fn found(&self, checkpoints: &Checkpoints, number: u64, found: Found) {
         let Some(question) = checkpoints.questions.borrow_mut().remove(&number) else { return };
         match found {
-            Found::Task(task) => self.effects.borrow_mut().answer(&question, Ok(&page(&task))),
+            Found::Task(task) => {
+                let mut page = TaskPage::default();
+                put(&task, &mut page);
+                self.effects.borrow_mut().answer(&question, Ok(&page));
+            }
             Found::Nothing => {
-                let sentence = "it was never accepted, or it is neither kept nor in the database";
-                self.refuse(&question, Code::UnknownTask, sentence, 0);
+                self.unknown(&question, "it was never accepted, or it is neither kept nor in the database")
             }
-            Found::Failed(sentence) => {
-                let sentence = format!("it is not kept here, and the database could not be asked: {sentence}");
-                self.refuse(&question, Code::Overloaded, &sentence, QUESTION_RETRY_MS);
-            }
+            Found::Failed(sentence) => self.not_yet(&question, &format!("the database could not be asked: {sentence}")),
         }
     }
 
-    fn refuse(&self, question: &Question, code: Code, why: &str, retry_after_ms: u32) {
-        let sentence = format!("no task {} is known here: {why}", question.id);
-        let refused = Refused::new(code, sentence).retry_after_ms(retry_after_ms);
+    fn listed(&self, checkpoints: &Checkpoints, number: u64, listed: Listed) {
+        let Some(question) = checkpoints.questions.borrow_mut().remove(&number) else { return };
+        let About::Tasks(asked) = &question.about else { return };
+        let (tasks, next) = match listed {
+            Listed::Tasks(tasks, next) => (tasks, next),
+            Listed::Failed(sentence) => {
+                self.not_yet(&question, &format!("the database could not be asked: {sentence}"));
+                return;
+            }
+        };
+        let next = next.map(|place| StoredPlace { back: place.back, number: place.upto });
+        let mut page = TaskPage { cursor: asked.cursor(next), ..TaskPage::default() };
+        let shard = self.shard.borrow();
+        for task in &tasks {
+            match shard.list_kept(task.id.into(), asked.checkpointed, &mut page) {
+                Ok(true) => {}
+                Ok(false) => put(task, &mut page),
+                Err(refused) => return self.effects.borrow_mut().answer(&question, Err(&refused)),
+            }
+        }
+        self.effects.borrow_mut().answer(&question, Ok(&page));
+    }
+
+    fn unknown(&self, question: &Question, why: &str) {
+        let About::Task(id) = question.about else { return };
+        let refused = Refused::new(Code::UnknownTask, format!("no task {id} is known here: {why}"));
+        self.effects.borrow_mut().answer(question, Err(&refused));
+    }
+
+    fn not_yet(&self, question: &Question, why: &str) {
+        let sentence = match question.about {
+            About::Task(id) => format!("no task {id} is known here: it is not kept here, and {why}"),
+            About::Tasks(_) => format!("the listing goes on in the database, and {why}"),
+        };
+        let refused = Refused::new(Code::Overloaded, sentence).retry_after_ms(QUESTION_RETRY_MS);
         self.effects.borrow_mut().answer(question, Err(&refused));
     }
 }
 
-/// A stored task as the protocol describes one.
-fn page(task: &StoredTask) -> TaskPage {
-    let mut page = TaskPage::default();
+/// Adds a stored task to a page.
+fn put(task: &StoredTask, page: &mut TaskPage) {
     let mut put = |bytes: &[u8]| body::put(&mut page.bytes, bytes);
     let info = TaskInfo {
         id: task.id.into(),
@@ -202,5 +237,4 @@ fn page(task: &StoredTask) -> TaskPage {
         ..TaskInfo::default()
     };
     page.rows.push(info);
-    page
 }

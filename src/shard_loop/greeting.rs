@@ -111,6 +111,12 @@ impl ShardLoop {
                 pairs.extend(status.counters());
             }
         }
+        if let Some(events) = &self.events {
+            pairs.extend([("events_waiting", engine.events_waiting), ("events_lost", engine.events_lost)]);
+            if self.number == 0 {
+                pairs.extend(events.port.status.counters());
+            }
+        }
         if let Some(memo) = self.memo.as_ref().filter(|_| self.number == 0) {
             pairs.extend(memo.port.status.counters());
         }

@@ -27,6 +27,7 @@ use taskmaster_storage::wal;
 use taskmaster_storage::wal::driver::Wal;
 
 use super::checkpoints::Checkpoints;
+use super::events::Events;
 use super::gossip::Gossiper;
 use super::memo::Memo;
 use super::recovery::Recovered;
@@ -64,6 +65,8 @@ pub(crate) struct Start {
     pub(crate) ends: Ends<Message>,
     /// The way to the foreign thread, where there is one.
     pub(crate) port: Option<Port>,
+    /// The way to the thread that sends events, where there is one.
+    pub(crate) events: Option<crate::events::Port>,
     /// How the node's streams are doing: on shard 0, where there are some.
     pub(crate) streams: Option<Arc<Status>>,
     /// The way to the server that remembers results, where there is one.
@@ -124,6 +127,7 @@ async fn run(mut start: Start) -> anyhow::Result<()> {
     let (mesh, rings) = start.ends.connect().await;
     let gossip = start.peers.as_ref().and_then(|peers| peers.gossip.as_ref());
     let wake = start.port.as_mut().and_then(|port| port.wake.take());
+    let events_wake = start.events.as_mut().and_then(|port| port.wake.take());
     let memo_wake = start.memo.as_mut().and_then(|port| port.wake.take());
     let shard_loop = Rc::new(ShardLoop {
         number: start.number,
@@ -135,6 +139,7 @@ async fn run(mut start: Start) -> anyhow::Result<()> {
         gossip: gossip.map(|setting| Gossiper::new(setting, term, seed)).transpose()?,
         streams: start.streams.take(),
         checkpoints: start.port.take().map(|port| Rc::new(Checkpoints::new(port))),
+        events: start.events.take().map(|port| Rc::new(Events::new(port))),
         memo: start.memo.take().map(|port| Rc::new(Memo::new(port))),
         blocks: RefCell::new(VecDeque::new()),
         connections: RefCell::new(HashMap::new()),
@@ -166,6 +171,7 @@ async fn run(mut start: Start) -> anyhow::Result<()> {
         meet_peers(&shard_loop, peers)?;
     }
     shard_loop.start_checkpoints(wake);
+    shard_loop.start_events(events_wake);
     shard_loop.start_memo(memo_wake);
     shard_loop.perform();
     take_clients(&shard_loop, listeners, start.connections_max, stands_alone).await;

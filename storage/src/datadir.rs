@@ -23,8 +23,14 @@ use crate::wal::segments::sync_dir;
 /// Format of the directory as a whole.
 pub const FORMAT_VERSION: u32 = 1;
 
-const LOCK: &str = "lock";
-const META: &str = "meta.toml";
+/// Name of the description.
+pub const META: &str = "meta.toml";
+/// Name of the log's directory in that of its shard.
+pub const WAL: &str = "wal";
+
+/// Name of the lock.
+pub const LOCK: &str = "lock";
+
 const META_UNFINISHED: &str = "meta.toml.unfinished";
 const TERM: &str = "term";
 const TERM_MAGIC: &str = "taskmaster-term-1";
@@ -124,6 +130,13 @@ struct AnyMetaFile {
 }
 
 impl Meta {
+    /// The identity that the blocks and snapshots of a shard carry: FNV-1a of the id and the shard's number.
+    #[must_use]
+    pub fn identity(&self, shard: u32) -> u64 {
+        let bytes = self.id.to_le_bytes().into_iter().chain(shard.to_le_bytes());
+        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+    }
+
     fn checksum(&self) -> String {
         let text = format!("{FORMAT_VERSION} {:032x} {} {}", self.id, self.shards, self.partitions);
         format!("{:08x}", crc32c::crc32c(text.as_bytes()))
@@ -235,20 +248,19 @@ impl DataDir {
     /// Directory of a shard: its snapshots and term.
     #[must_use]
     pub fn shard_dir(&self, shard: u32) -> PathBuf {
-        self.root.join(format!("shard-{shard:03}"))
+        shard_dir(&self.root, shard)
     }
 
     /// Directory of a shard's log.
     #[must_use]
     pub fn wal_dir(&self, shard: u32) -> PathBuf {
-        self.shard_dir(shard).join("wal")
+        self.shard_dir(shard).join(WAL)
     }
 
-    /// The identity that the blocks and snapshots of a shard carry: FNV-1a of the id and the shard's number.
+    /// As [`Meta::identity`].
     #[must_use]
     pub fn identity(&self, shard: u32) -> u64 {
-        let bytes = self.meta.id.to_le_bytes().into_iter().chain(shard.to_le_bytes());
-        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+        self.meta.identity(shard)
     }
 
     /// Raises a shard's term durably and returns it: greater than every term before and than `at_least`, the last one that the
@@ -271,6 +283,12 @@ impl DataDir {
         write_whole(&dir, "term.unfinished", TERM, term_text(term).as_bytes())?;
         Ok(term)
     }
+}
+
+/// Directory of a shard in the data directory `root`.
+#[must_use]
+pub fn shard_dir(root: &Path, shard: u32) -> PathBuf {
+    root.join(format!("shard-{shard:03}"))
 }
 
 /// Room of a file system, in bytes.

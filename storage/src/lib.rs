@@ -5,6 +5,7 @@
 //! the engine nor the network.
 
 pub mod buffer;
+pub mod copy;
 pub mod datadir;
 mod field;
 pub mod model;

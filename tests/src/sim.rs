@@ -26,6 +26,7 @@ mod shard_loop;
 pub mod shards;
 mod store;
 mod streams;
+mod topic;
 mod workers;
 mod workload;
 mod world;
@@ -90,6 +91,8 @@ pub struct Options {
     pub checkpoints: bool,
     /// Streams are read too.
     pub streams: bool,
+    /// What happens to tasks is told in a topic.
+    pub events: bool,
     /// Producers memoise some tasks. Apart, as `saves`.
     pub memo: bool,
 }
@@ -108,6 +111,7 @@ impl Options {
             defect: None,
             checkpoints: false,
             streams: false,
+            events: false,
             memo: false,
         }
     }
@@ -121,6 +125,9 @@ impl fmt::Display for Options {
         }
         if self.streams {
             f.write_str(" --streams")?;
+        }
+        if self.events {
+            f.write_str(" --events")?;
         }
         if self.memo {
             f.write_str(" --memo")?;
@@ -180,10 +187,12 @@ pub struct Report {
     pub replicas_compared: u64,
     /// Ends of tasks taken by the store.
     pub stored: u64,
-    /// Batches that it refused: late, or taken before.
+    /// Batches that it, or the topic, refused: late, or taken before.
     pub refused: u64,
     /// Messages of streams that became tasks.
     pub messages_taken: u64,
+    /// Events of tasks taken by the topic.
+    pub told: u64,
     /// Peer messages and gossip packets delivered.
     pub messages: u64,
 }

@@ -2,10 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod backups;
 mod client_node;
 mod cluster;
 mod crash;
 mod disk_full;
+mod events;
 mod memo;
 mod model;
 mod postgres;

@@ -2,11 +2,13 @@
 
 mod history;
 mod kills;
+mod listing;
 mod outages;
 mod restore;
 mod retention;
 mod start;
 mod tls;
+mod versions;
 mod writer;
 
 use std::time::{Duration, Instant};

@@ -185,6 +185,32 @@ fn every_message_of_a_stream_becomes_one_task() {
     );
 }
 
+/// The same with events told in a topic that fails, loses answers and hears from leaders that are long deposed: each comes once and in
+/// order, each task's events are a life that can be, and what is known to be final was told as it is.
+#[test]
+fn everything_that_happens_is_told_once_and_in_order() {
+    let (from, count) = match number("TASKMASTER_SIM_SEED") {
+        Some(seed) => (seed, 1),
+        None => (number("TASKMASTER_SIM_FROM").unwrap_or(1), number("TASKMASTER_SIM_SEEDS").unwrap_or(2_000) / 5),
+    };
+    let (mut told, mut refused, mut failures) = (0, 0, Vec::new());
+    for seed in from..from + count {
+        // Memoised tasks end with another's outcome, and are told to.
+        match sim::run(&Options { events: true, memo: seed % 2 == 0, ..options(seed) }) {
+            Ok(report) => (told, refused) = (told + report.told, refused + report.refused),
+            Err(failure) => failures.push(failure.to_string()),
+        }
+    }
+    eprintln!("{count} seeds: {told} events told, {refused} batches refused");
+    assert!(
+        failures.is_empty(),
+        "{} of {count} seeds failed:\n{}",
+        failures.len(),
+        failures[..failures.len().min(20)].join("\n")
+    );
+    assert!(told > 0 && (refused > 0 || count < 20));
+}
+
 /// Producers that memoise tasks: of equal ones one runs at a time, and whoever ends with another's result has one that it sent.
 #[test]
 fn memoised_tasks_run_one_at_a_time_and_have_results_of_their_like() {

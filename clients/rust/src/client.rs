@@ -505,7 +505,8 @@ impl Client {
         pairs.iter().map(fact).collect()
     }
 
-    /// A page of at most `limit` tasks, partition by partition, from `position` (the start by default) on.
+    /// A page of at most `limit` tasks, partition by partition, from `position` (the start by default) on. Finished tasks that are
+    /// stored in a database come last, the latest of a partition first.
     ///
     /// # Errors
     /// Refusals and transport errors.
@@ -515,22 +516,18 @@ impl Client {
         position: Option<ListPosition>,
         limit: u32,
     ) -> Result<TaskList, Error> {
-        let partitions = self.partitions();
-        let mut at = position.unwrap_or_default();
+        let mut at = position.unwrap_or_else(|| ListPosition::new(self.partitions()));
         let mut tasks: Vec<TaskView> = Vec::new();
-        while at.partition < partitions {
+        while let Some(&(partition, cursor)) = at.left.front() {
             let left = limit.saturating_sub(u32::try_from(tasks.len()).unwrap_or(u32::MAX));
             if left == 0 {
                 return Ok(TaskList { tasks, next: Some(at) });
             }
-            let body = filter.to_body(self.namespace(), at.cursor, left);
-            let message = self.cluster().call(Operation::ListTasks, PartitionId(at.partition), &body).await?;
+            let body = filter.to_body(self.namespace(), cursor, left);
+            let message = self.cluster().call(Operation::ListTasks, partition, &body).await?;
             let page = message.read::<ArchivedTaskPage>()?;
             tasks.extend(task_views(page)?);
-            at = match page.cursor.to_native() {
-                0 => ListPosition { partition: at.partition + 1, cursor: 0 },
-                cursor => ListPosition { cursor, ..at },
-            };
+            at.advance(page.cursor.map(|half| half.to_native()));
         }
         Ok(TaskList { tasks, next: None })
     }

@@ -1,8 +1,10 @@
 //! Queue settings and task filters, as callers give them.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use taskmaster_protocol::body::{ConfigureQueue, ListTasks, put, queue_field};
+use taskmaster_protocol::PartitionId;
+use taskmaster_protocol::body::{CURSOR_STORED, ConfigureQueue, ListTasks, put, queue_field};
 
 use crate::task::{State, millis_u32};
 
@@ -160,24 +162,41 @@ impl TaskFilter {
         self
     }
 
-    pub(crate) fn to_body(&self, namespace: &str, cursor: u32, limit: u32) -> ListTasks {
+    pub(crate) fn to_body(&self, namespace: &str, cursor: [u64; 2], limit: u32) -> ListTasks {
         let mut bytes = Vec::new();
         ListTasks {
             namespace: put(&mut bytes, namespace.as_bytes()),
             queue: put(&mut bytes, self.queue.as_bytes()),
             kind: put(&mut bytes, self.kind.as_bytes()),
             states: self.states,
-            cursor,
             limit,
-            reserved: 0,
+            cursor,
             bytes,
         }
     }
 }
 
 /// Where a listing goes on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListPosition {
-    pub(crate) partition: u16,
-    pub(crate) cursor: u32,
+    /// What is left of each partition: what is finished and stored in a database comes behind what is in memory.
+    pub(crate) left: VecDeque<(PartitionId, [u64; 2])>,
+}
+
+impl ListPosition {
+    /// The start.
+    pub(crate) fn new(partitions: u16) -> Self {
+        Self { left: (0..partitions).map(|number| (PartitionId(number), [0; 2])).collect() }
+    }
+
+    /// A page of the first partition was taken, and it goes on here.
+    pub(crate) fn advance(&mut self, cursor: [u64; 2]) {
+        let Some((partition, before)) = self.left.pop_front() else { return };
+        let is_stored = |cursor: [u64; 2]| cursor[0] & CURSOR_STORED != 0;
+        if is_stored(cursor) && !is_stored(before) {
+            self.left.push_back((partition, cursor));
+        } else if cursor != [0; 2] {
+            self.left.push_front((partition, cursor));
+        }
+    }
 }

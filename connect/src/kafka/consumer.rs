@@ -133,9 +133,9 @@ impl<E: Engine> Member<E> {
         let mut config = settings.consumer();
         config.set("statistics.interval.ms", STATISTICS_EVERY_MS);
         let consumer: StreamConsumer<Context> =
-            config.create_with_context(context).map_err(|error| error.to_string())?;
+            config.create_with_context(context).map_err(|error| super::said(&error))?;
         let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
-        consumer.subscribe(&topics).map_err(|error| error.to_string())?;
+        consumer.subscribe(&topics).map_err(|error| super::said(&error))?;
         Ok(Self {
             settings: Rc::clone(settings),
             engine: Rc::clone(engine),
@@ -183,7 +183,7 @@ impl<E: Engine> Member<E> {
     }
 
     fn failed(&self, error: &KafkaError) -> Option<String> {
-        let sentence = error.to_string();
+        let sentence = super::said(error);
         if let Some((_, fatal)) = self.consumer.client().fatal_error() {
             return Some(fatal);
         }
@@ -306,19 +306,19 @@ async fn first_position<E: Engine>(
     settings: &Settings,
     source: &Source,
 ) -> Result<Begin, String> {
-    let said = |refused| match refused {
+    let reason = |refused| match refused {
         super::Refused::Order(_, reason) | super::Refused::Later(reason, _) => reason,
     };
-    let position = engine.position(source).await.map_err(said)?;
+    let position = engine.position(source).await.map_err(reason)?;
     let (asker, topic) = (Arc::clone(consumer), source.topic.clone());
     let number = i32::try_from(source.number).unwrap_or(i32::MAX);
     let looked = tokio::task::spawn_blocking(move || asker.fetch_watermarks(&topic, number, WATERMARKS_MAX)).await;
-    let (low, high) = looked.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+    let (low, high) = looked.map_err(|error| error.to_string())?.map_err(|error| super::said(&error))?;
     let (low, high) = (u64::try_from(low).unwrap_or(0), u64::try_from(high).unwrap_or(0));
     Ok(match position {
         0 if settings.start == Start::Latest && high > 0 => {
             // Kept at once, so that a restart does not pass over what comes now.
-            Begin::At(engine.submit(source, (0, high), &[]).await.map_err(said)?)
+            Begin::At(engine.submit(source, (0, high), &[]).await.map_err(reason)?)
         }
         0 => Begin::At(0),
         _ if position < low => {

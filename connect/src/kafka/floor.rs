@@ -10,7 +10,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::util::Timeout;
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::Settings;
+use super::{Settings, said};
 
 /// Longest wait for a broker that does nothing.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
@@ -21,12 +21,12 @@ const ANSWER_MAX: Duration = Duration::from_secs(60);
 /// # Errors
 /// What the broker or librdkafka says.
 pub async fn fill(settings: &Settings, partitions: i32, messages: u64, bytes: usize) -> Result<Duration, String> {
-    let admin: AdminClient<DefaultClientContext> = settings.producer().create().map_err(said)?;
+    let admin: AdminClient<DefaultClientContext> = settings.producer().create().map_err(|error| said(&error))?;
     let topic = NewTopic::new(&settings.topics[0], partitions, TopicReplication::Fixed(1));
     let options = AdminOptions::new().operation_timeout(Some(ANSWER_MAX));
-    let made = admin.create_topics([&topic], &options).await.map_err(said)?;
+    let made = admin.create_topics([&topic], &options).await.map_err(|error| said(&error))?;
     made.into_iter().try_for_each(|made| made.map(drop).map_err(|(topic, code)| format!("topic {topic}: {code}")))?;
-    let producer: BaseProducer = settings.producer().set("linger.ms", "5").create().map_err(said)?;
+    let producer: BaseProducer = settings.producer().set("linger.ms", "5").create().map_err(|error| said(&error))?;
     let payload = vec![7; bytes];
     let begun = Instant::now();
     for number in 0..messages {
@@ -34,7 +34,7 @@ pub async fn fill(settings: &Settings, partitions: i32, messages: u64, bytes: us
         let mut record = BaseRecord::<(), _>::to(&settings.topics[0]).partition(partition).payload(&payload);
         while let Err((error, unsent)) = producer.send(record) {
             if error != KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) {
-                return Err(said(error));
+                return Err(said(&error));
             }
             record = unsent;
             producer.poll(Timeout::After(Duration::from_millis(10)));
@@ -43,7 +43,7 @@ pub async fn fill(settings: &Settings, partitions: i32, messages: u64, bytes: us
             producer.poll(Timeout::After(Duration::ZERO));
         }
     }
-    producer.flush(ANSWER_MAX).map_err(said)?;
+    producer.flush(ANSWER_MAX).map_err(|error| said(&error))?;
     Ok(begun.elapsed())
 }
 
@@ -52,16 +52,17 @@ pub async fn fill(settings: &Settings, partitions: i32, messages: u64, bytes: us
 /// # Errors
 /// What the broker or librdkafka says, or that messages do not come.
 pub fn floor(settings: &Settings, partitions: i32, messages: u64) -> Result<Duration, String> {
-    let consumer: BaseConsumer = settings.consumer().set("enable.auto.commit", "false").create().map_err(said)?;
+    let consumer: BaseConsumer =
+        settings.consumer().set("enable.auto.commit", "false").create().map_err(|error| said(&error))?;
     let mut parts = TopicPartitionList::new();
     for partition in 0..partitions {
-        parts.add_partition_offset(&settings.topics[0], partition, Offset::Beginning).map_err(said)?;
+        parts.add_partition_offset(&settings.topics[0], partition, Offset::Beginning).map_err(|error| said(&error))?;
     }
-    consumer.assign(&parts).map_err(said)?;
+    consumer.assign(&parts).map_err(|error| said(&error))?;
     let mut begun = None;
     for _ in 0..messages {
         match consumer.poll(ANSWER_MAX) {
-            Some(message) => message.map(drop).map_err(said)?,
+            Some(message) => message.map(drop).map_err(|error| said(&error))?,
             None => return Err(format!("no message within {ANSWER_MAX:?}")),
         }
         begun.get_or_insert_with(Instant::now);
@@ -74,14 +75,10 @@ pub fn floor(settings: &Settings, partitions: i32, messages: u64) -> Result<Dura
 /// # Errors
 /// What the broker says.
 pub async fn remove(settings: &Settings) -> Result<(), String> {
-    let admin: AdminClient<DefaultClientContext> = settings.producer().create().map_err(said)?;
+    let admin: AdminClient<DefaultClientContext> = settings.producer().create().map_err(|error| said(&error))?;
     let options = AdminOptions::new().operation_timeout(Some(ANSWER_MAX));
-    let removed = admin.delete_topics(&[&settings.topics[0]], &options).await.map_err(said)?;
+    let removed = admin.delete_topics(&[&settings.topics[0]], &options).await.map_err(|error| said(&error))?;
     removed
         .into_iter()
         .try_for_each(|removed| removed.map(drop).map_err(|(topic, code)| format!("topic {topic}: {code}")))
-}
-
-fn said(error: KafkaError) -> String {
-    error.to_string()
 }

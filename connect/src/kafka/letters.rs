@@ -27,7 +27,7 @@ impl Letters {
     /// A property that librdkafka refuses.
     pub(super) fn new(settings: &Settings) -> Result<Option<Self>, String> {
         let Some(topic) = &settings.dead_letter else { return Ok(None) };
-        let producer = settings.producer().create().map_err(|error| error.to_string())?;
+        let producer = settings.producer().create().map_err(|error| super::said(&error))?;
         Ok(Some(Self { producer, topic: topic.clone(), stream: settings.name.clone() }))
     }
 

@@ -88,7 +88,7 @@ impl<E: Engine> Reader<E> {
         let message = match received {
             Ok(message) => message,
             Err(error) => {
-                self.failed(&error.to_string());
+                self.failed(&super::said(&error));
                 return;
             }
         };

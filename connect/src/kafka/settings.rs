@@ -88,16 +88,18 @@ impl Settings {
     pub(super) fn producer(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("enable.idempotence", "true").set("queue.buffering.max.kbytes", "65536");
-        // Only what connections need: what the consumer alone knows would be a warning.
-        let shared = |name: &str| {
-            ["security.", "sasl.", "ssl.", "socket.", "broker.address", "client.", "metadata.", "reconnect."]
-                .iter()
-                .any(|part| name.starts_with(part))
-        };
-        for (name, value) in self.properties.iter().filter(|(name, _)| shared(name)) {
+        // What the consumer alone knows would be a warning.
+        for (name, value) in self.properties.iter().filter(|(name, _)| is_of_connections(name)) {
             config.set(name, value);
         }
         config.set("bootstrap.servers", &self.brokers);
         config
     }
+}
+
+/// Whether a property is one that producers and consumers share, since connections need it.
+pub(super) fn is_of_connections(property: &str) -> bool {
+    ["security.", "sasl.", "ssl.", "socket.", "broker.address", "client.", "metadata.", "reconnect."]
+        .iter()
+        .any(|part| property.starts_with(part))
 }

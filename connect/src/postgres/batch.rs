@@ -67,6 +67,8 @@ pub struct Batch {
     pub tasks: Vec<FinalTask>,
     /// What the tasks have in common.
     pub contracts: Vec<Contract>,
+    /// Queues whose settings may have changed.
+    pub queues: Vec<QueueSetting>,
     /// Texts and blobs.
     pub bytes: Vec<u8>,
 }
@@ -125,6 +127,60 @@ pub struct FinalTask {
     pub log_tail: Place,
     /// Payload or result.
     pub blob: Place,
+    /// The versions of its state.
+    pub versions: Vec<SavedVersion>,
+}
+
+/// A version of the state that a task saved, without the bytes of the state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SavedVersion {
+    /// Its number.
+    pub number: u32,
+    /// The version it follows, or 0.
+    pub parent: u32,
+    /// The attempt that saved it.
+    pub attempt: u32,
+    /// When it was saved.
+    pub time_us: u64,
+    /// Bytes of the state,
+    pub bytes: u64,
+    /// and those that nobody in the partition had before.
+    pub new_bytes: u64,
+    /// Digest of the state.
+    pub digest: [u8; 32],
+    /// Label.
+    pub label: String,
+    /// Branches of which it is the head,
+    pub branches: Vec<String>,
+    /// and tags that name it.
+    pub tags: Vec<String>,
+}
+
+/// The settings of a queue. Limits of 0 are none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QueueSetting {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub queue: String,
+    /// Nothing is assigned.
+    pub paused: bool,
+    /// Nothing new is taken.
+    pub draining: bool,
+    /// Starts per second, in thousandths,
+    pub rate_milli_per_s: u64,
+    /// and at once after idleness.
+    pub rate_burst: u32,
+    /// Leases at once.
+    pub concurrency: u32,
+    /// Unfinished tasks.
+    pub depth_max: u64,
+    /// How long final tasks are kept, in milliseconds.
+    pub retention_ms: u32,
+    /// Tasks are flagged at their deadline instead of expired.
+    pub flags_deadlines: bool,
+    /// The policy of its order, by name.
+    pub policy: &'static str,
 }
 
 /// The answer to a request.

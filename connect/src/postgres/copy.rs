@@ -3,13 +3,14 @@
 use bytes::{BufMut, BytesMut};
 
 use super::batch::{Batch, FinalTask, Place};
+use super::saved;
 
 /// What a binary copy begins with: signature, no flags, no extension.
 const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 /// Columns in the order of [`put_row`].
 pub(super) const COLUMNS: &str = "cluster, partition, number, id, workflow, contract, state, attempts, failures, late, started_at, \
-                                  finished_at, deadline_at, name, error_code, error, log_tail, payload, result";
-const FIELDS: i16 = 19;
+                                  finished_at, deadline_at, name, error_code, error, log_tail, payload, result, versions";
+const FIELDS: i16 = 20;
 /// Microseconds from 1970 to 2000, where PostgreSQL counts from.
 const EPOCH_US: i64 = 946_684_800_000_000;
 
@@ -48,6 +49,11 @@ pub(super) fn put_row(out: &mut BytesMut, cluster: i32, batch: &Batch, task: &Fi
     put_if(out, !log_tail.is_empty(), log_tail);
     put_if(out, !task.succeeded, bytes(task.blob));
     put_if(out, task.succeeded, bytes(task.blob));
+    if task.versions.is_empty() {
+        put_if(out, false, &[]);
+    } else {
+        put(out, &saved::field(&task.versions));
+    }
 }
 
 fn time(time_us: u64) -> [u8; 8] {

@@ -43,6 +43,14 @@ pub enum Error {
     /// No answer in time.
     #[error("PostgreSQL did not answer within {0:?}")]
     Slow(std::time::Duration),
+    /// It has not all that it had, or another one takes its place.
+    #[error("the database has the partition's tasks up to number {stands}, and up to {wanted} they were stored")]
+    Behind {
+        /// Where it stands.
+        stands: u64,
+        /// Where it stood.
+        wanted: u64,
+    },
     /// A row that was there is gone, or is none of ours: somebody else writes to the schema.
     #[error("{0} in the database is not as Taskmaster left it")]
     Vanished(&'static str),

@@ -133,7 +133,8 @@ async fn look(
     session.client.query(statement, &[&ids]).await?.iter().map(task).collect()
 }
 
-fn task(row: &Row) -> Result<StoredTask, Error> {
+/// The task of a row with the columns of [`SQL`].
+pub(super) fn task(row: &Row) -> Result<StoredTask, Error> {
     let text = |column| Ok::<_, Error>(row.try_get::<_, Option<String>>(column)?.unwrap_or_default());
     let bytes = |column| Ok::<_, Error>(row.try_get::<_, Option<Vec<u8>>>(column)?.unwrap_or_default());
     let time_us = |column| {

@@ -164,6 +164,7 @@ fn task(row: &Row, contract: u32, area: &mut Vec<u8>) -> Result<FinalTask, Error
         error: put(text(9)?),
         log_tail: put(row.try_get(10)?),
         blob: put(if succeeded { result } else { payload }),
+        versions: Vec::new(),
     })
 }
 

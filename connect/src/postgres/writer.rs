@@ -16,13 +16,13 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt, pin_mut};
 use tokio::sync::mpsc::Receiver;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Row, Statement};
+use tokio_postgres::{Client, Row, Statement, Transaction};
 
-use super::batch::{Batch, Contract, Request, Stored};
+use super::batch::{Batch, Contract, QueueSetting, Request, Stored};
 use super::day::Day;
 use super::leaves::Leaves;
 use super::session::connect;
-use super::{Error, Found, Session, Settings, Status, copy, schema};
+use super::{Error, Found, Listed, Session, Settings, Status, copy, schema};
 use crate::backoff::Backoff;
 
 /// Requests and bytes of one transaction at most, beyond the first request.
@@ -49,6 +49,9 @@ pub trait Answers: Send + Sync {
 
     /// The answer to a question about a task.
     fn found(&self, by: usize, number: u64, found: Found);
+
+    /// A page of the history.
+    fn listed(&self, by: usize, number: u64, listed: Listed);
 }
 
 /// Writes until the other end of the queue is gone.
@@ -159,6 +162,7 @@ struct Statements {
     advance: Statement,
     stands: Statement,
     contract: Statement,
+    queues: Statement,
 }
 
 impl Statements {
@@ -185,6 +189,20 @@ impl Statements {
                 .prepare(
                     "SELECT partition, term, position FROM taskmaster.checkpoint
                      WHERE cluster = $1 AND partition = ANY ($2::int4[])",
+                )
+                .await?,
+            queues: client
+                .prepare(
+                    "INSERT INTO taskmaster.queue_setting
+                         (cluster, partition, namespace, queue, paused, draining, rate_milli_per_s, rate_burst, concurrency, depth_max,
+                          retention_ms, flags_deadlines, policy)
+                     SELECT $1, $2, * FROM unnest($3::text[], $4::text[], $5::bool[], $6::bool[], $7::int8[], $8::int8[], $9::int8[],
+                                                  $10::int8[], $11::int8[], $12::bool[], $13::text[])
+                     ON CONFLICT (cluster, partition, namespace, queue) DO UPDATE SET
+                         paused = excluded.paused, draining = excluded.draining, rate_milli_per_s = excluded.rate_milli_per_s,
+                         rate_burst = excluded.rate_burst, concurrency = excluded.concurrency, depth_max = excluded.depth_max,
+                         retention_ms = excluded.retention_ms, flags_deadlines = excluded.flags_deadlines,
+                         policy = excluded.policy, at = now()",
                 )
                 .await?,
             contract: client
@@ -329,6 +347,9 @@ impl Writer {
             sink.feed(out.freeze()).await?;
             sink.finish().await?;
         }
+        for batch in fitting.iter().filter(|batch| !batch.queues.is_empty()) {
+            write_queues(&transaction, &self.statements.queues, cluster, batch).await?;
+        }
         if advanced.len() < group.batches.len() {
             read_stands(&transaction.query(&self.statements.stands, &[&cluster, &partitions]).await?, &mut advanced)?;
         }
@@ -379,6 +400,39 @@ impl Writer {
         self.contracts.insert(contract.canonical.clone(), row.try_get(0)?);
         Ok(())
     }
+}
+
+async fn write_queues(
+    transaction: &Transaction<'_>,
+    statement: &Statement,
+    cluster: i32,
+    batch: &Batch,
+) -> Result<(), Error> {
+    let queues = &batch.queues;
+    let texts = |field: fn(&QueueSetting) -> &str| queues.iter().map(field).collect::<Vec<_>>();
+    let marks = |field: fn(&QueueSetting) -> bool| queues.iter().map(field).collect::<Vec<_>>();
+    let numbers = |field: fn(&QueueSetting) -> u64| queues.iter().map(|queue| signed(field(queue))).collect::<Vec<_>>();
+    transaction
+        .execute(
+            statement,
+            &[
+                &cluster,
+                &i32::from(batch.partition),
+                &texts(|queue| &queue.namespace),
+                &texts(|queue| &queue.queue),
+                &marks(|queue| queue.paused),
+                &marks(|queue| queue.draining),
+                &numbers(|queue| queue.rate_milli_per_s),
+                &numbers(|queue| queue.rate_burst.into()),
+                &numbers(|queue| queue.concurrency.into()),
+                &numbers(|queue| queue.depth_max),
+                &numbers(|queue| queue.retention_ms.into()),
+                &marks(|queue| queue.flags_deadlines),
+                &texts(|queue| queue.policy),
+            ],
+        )
+        .await?;
+    Ok(())
 }
 
 fn read_stands(rows: &[Row], stands: &mut Stands) -> Result<(), Error> {

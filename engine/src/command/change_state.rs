@@ -243,6 +243,7 @@ fn fork(partition: &mut Partition, change: &Change<'_>, to: TaskId, cx: &mut Cx<
     }
     let extra = partition.extras.insert(extra);
     let slot = partition.insert(Task::new(to, contract, extra, payload, State::Ready, cx.time_us));
+    partition.note(slot, crate::events::Change::Submitted, cx.time_us);
     partition.enter_ready(slot, cx);
 }
 

@@ -73,6 +73,8 @@ pub(crate) fn apply(partition: &mut Partition, body: &ArchivedConfigureQueue, cx
     if set & queue_field::POLICY != 0 {
         settings.policy = policy_of(body.policy.to_native()).unwrap_or_default();
     }
+    partition.tell_settings(queue);
+    let settings = &partition.queues[queue as usize].settings;
     let (resumed, settings) = (was_paused && !settings.paused, settings.clone());
     let target = partition.queues[queue as usize].dispatch;
     cx.dispatch.set_limits(target, &settings, cx.time_us);

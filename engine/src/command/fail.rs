@@ -5,6 +5,7 @@ use taskmaster_protocol::{Code, TaskId, limits};
 
 use super::{Admitted, check_blobs, check_rows, except, in_attempt, settle_leases};
 use crate::arena::Handle;
+use crate::events::Change;
 use crate::extra::pack_error;
 use crate::partition::{Cx, Partition};
 use crate::refused::Refused;
@@ -110,6 +111,7 @@ pub(crate) fn attempt_failed(
         return;
     }
     let wait_us = retry.backoff_us(failures, seed);
+    partition.note(slot, Change::AttemptFailed, cx.time_us);
     partition.release_key(slot, cx);
     if wait_us == 0 {
         partition.enter_ready(slot, cx);

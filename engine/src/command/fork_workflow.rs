@@ -7,6 +7,7 @@ use taskmaster_protocol::{Code, TaskId};
 use super::except;
 use super::submit::{check_new, copy};
 use crate::arena::Arena;
+use crate::events::Change;
 use crate::extra::Extra;
 use crate::partition::{Cx, Partition};
 use crate::refused::{Refused, unknown_workflow};
@@ -120,6 +121,10 @@ fn fork(partition: &mut Partition, source: u32, at: u32, to: TaskId, ids: &[Task
         let extra = partition.extras.insert(extra);
         let task = Task::new(id, contract, extra, blob, state, cx.time_us);
         let slot = partition.insert(Task { failures: if taken { failures } else { 0 }, ..task });
+        partition.note(slot, Change::Submitted, cx.time_us);
+        if taken {
+            partition.note(slot, Change::Completed, cx.time_us);
+        }
         partition.kept += u32::from(taken);
         partition.workflows[index].rows.push(slot);
     }

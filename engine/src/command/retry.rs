@@ -6,6 +6,7 @@ use taskmaster_protocol::{Code, TaskId};
 
 use super::except;
 use crate::arena::Handle;
+use crate::events::Change;
 use crate::memo::key_in;
 use crate::partition::{Cx, Partition};
 use crate::state::State;
@@ -88,6 +89,7 @@ fn again(partition: &mut Partition, slot: Slot, needs_of: &mut Needs, cx: &mut C
     let extra = partition.extra_mut(slot);
     (extra.forgiven, extra.deadline_us, extra.done_permille) = (failures, 0, 0);
     (extra.memo_of, extra.memo_us) = (TaskId::default(), 0);
+    partition.note(slot, Change::Retried, cx.time_us);
     if partition.follow_again(slot, cx.arena, cx.time_us) {
         return true;
     }

@@ -7,6 +7,7 @@ use taskmaster_protocol::{Code, TaskId, limits};
 use super::except;
 use crate::arena::{Arena, Handle};
 use crate::contract::SpecView;
+use crate::events::Change;
 use crate::extra::Extra;
 use crate::memo::known::KnownRow;
 use crate::memo::{self, Standing};
@@ -524,6 +525,7 @@ fn insert(
     let payload = body::slice(&body.bytes, row.payload).unwrap_or_default();
     let blob = store(cx.arena, payload);
     let slot = partition.insert(Task::new(id, contract, extra, blob, state, cx.time_us));
+    partition.note(slot, Change::Submitted, cx.time_us);
     if let Some(extra) = partition.extras.get(extra)
         && extra.deadline_us != 0
     {
@@ -583,6 +585,19 @@ fn scoped_key(spec: &SpecView<'_>, parts: &[&[u8]]) -> Vec<u8> {
         scoped.extend_from_slice(part);
     }
     scoped
+}
+
+/// The concurrency key, as it was given, in a scoped one: the last of its parts.
+pub(crate) fn key_in_scope(scoped: &[u8]) -> &[u8] {
+    let mut parts = scoped;
+    while let Some((len, behind)) = parts.split_first_chunk() {
+        match behind.split_at_checked(u32::from_le_bytes(*len) as usize) {
+            Some((part, [])) => return part,
+            Some((_, rest)) => parts = rest,
+            None => break,
+        }
+    }
+    &[]
 }
 
 fn apply_workflow(

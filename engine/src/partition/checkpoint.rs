@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use super::Partition;
 use crate::arena::Arena;
 use crate::entry::Settings;
+use crate::queue::Queue;
 use crate::task::{NONE, Slot, Task};
 
 /// What a waiting task counts for beside its payload or result, in bytes.
@@ -66,6 +67,9 @@ impl Partition {
     pub(crate) fn set(&mut self, settings: Settings, arena: &Arena) {
         let had_checkpoints = self.has_checkpoints();
         self.settings = settings;
+        if !self.has_events() {
+            self.outbox.clear();
+        }
         if self.has_checkpoints() != had_checkpoints {
             self.line_up(arena);
         }
@@ -170,6 +174,27 @@ impl Partition {
         }
         let unique_until_us = self.extras.get(task.extra).map_or(0, |extra| extra.unique_until_us);
         unique_until_us.max(since_us + u64::from(self.settings.checkpointed_kept_ms) * 1_000)
+    }
+
+    /// The settings of a queue go to the store with the next batch.
+    pub(crate) fn tell_settings(&mut self, queue: u32) {
+        if core::mem::replace(&mut self.queues[queue as usize].is_told, false) {
+            self.untold.push(queue);
+        }
+    }
+
+    /// Those of all queues do.
+    pub(crate) fn tell_all_settings(&mut self) {
+        let queues = u32::try_from(self.queues.len()).expect("queues are bounded at admission");
+        (0..queues).for_each(|queue| self.tell_settings(queue));
+    }
+
+    /// The queues whose settings are to go.
+    pub(crate) fn take_untold(&mut self) -> impl Iterator<Item = &Queue> {
+        let untold = core::mem::take(&mut self.untold);
+        untold.iter().for_each(|&queue| self.queues[queue as usize].is_told = true);
+        let queues = &self.queues;
+        untold.into_iter().map(move |queue| &queues[queue as usize])
     }
 
     /// Entries of the line behind a number, in order, those that stand for nothing among them: number, and slot if there is one.

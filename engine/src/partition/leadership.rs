@@ -27,6 +27,7 @@ impl Partition {
             return;
         }
         self.sending = super::Sending::Closed;
+        self.outbox.sending = super::Sending::Closed;
         for queue in &self.queues {
             cx.dispatch.leave_line(queue.dispatch, self.id);
         }
@@ -119,6 +120,10 @@ impl Partition {
         for position in self.streams.iter() {
             sum = sum.wrapping_add(crate::hash::mix64(crate::hash::FixedState.hash_one(position)));
         }
+        for event in self.outbox.after(0) {
+            sum = sum.wrapping_add(crate::hash::mix64(crate::hash::FixedState.hash_one(event)));
+        }
+        sum = sum.wrapping_add(crate::hash::mix64(self.outbox.last().rotate_left(16)));
         sum.wrapping_add(self.versions.chunks.digest())
     }
 }

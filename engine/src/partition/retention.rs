@@ -74,11 +74,11 @@ impl Partition {
     }
 
     /// Forgets final tasks whose retention is over, and the oldest ones above `kept_max`; at most `work_max` of them. Where there are
-    /// checkpoints, a task waits for its own first. Which ones follows from the log alone, so every replica forgets the same.
+    /// checkpoints or events, a task waits for its own first. Which ones follows from the log alone, so every replica forgets the same.
     pub(crate) fn evict(&mut self, work_max: usize, cx: &mut Cx<'_>) {
         for _ in 0..work_max {
             let is_over = self.retained > self.settings.kept_max;
-            let heads = self.retention.iter().filter(|list| self.may_be_forgotten(list.list.head));
+            let heads = self.retention.iter().filter(|list| self.may_go(list.list.head));
             let going = heads.filter(|list| is_over || self.retained_until_us(list) <= cx.time_us);
             let Some(slot) = going.map(|list| list.list.head).min_by_key(|&head| self.tasks[head].token) else {
                 return;
@@ -87,6 +87,11 @@ impl Partition {
             self.unretain(slot, cx.arena);
             self.forget(slot, cx);
         }
+    }
+
+    /// Whether the first task of a retention list, if there is one, need not wait for its checkpoint or for its event.
+    fn may_go(&self, head: Slot) -> bool {
+        self.may_be_forgotten(head) && self.is_told(head)
     }
 
     /// When the first task of a list that is not empty is to be forgotten.
@@ -103,7 +108,7 @@ impl Partition {
         if self.followers.are_due() {
             return Some(0);
         }
-        let lists = self.retention.iter().filter(|list| self.may_be_forgotten(list.list.head));
+        let lists = self.retention.iter().filter(|list| self.may_go(list.list.head));
         lists.map(|list| self.retained_until_us(list)).min()
     }
 

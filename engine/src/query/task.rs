@@ -1,19 +1,14 @@
-//! Tasks, one or a page of them.
+//! What is known of a task.
 
 use taskmaster_protocol::TaskId;
-use taskmaster_protocol::body::{self, ArchivedListTasks, Malformed, Span, TaskInfo, TaskPage};
+use taskmaster_protocol::body::{self, Span, TaskInfo, TaskPage};
 
 use crate::arena::{Arena, Handle};
-use crate::contract::DEFAULT_NAMESPACE;
 use crate::dispatch::Dispatch;
 use crate::extra::unpack_error;
 use crate::partition::{DETACHED, Partition};
 use crate::state::State;
 use crate::task::{NONE, Slot, flag};
-
-/// Most rows per page, and slots looked at per request, so that a listing never holds the shard up.
-const ROWS_MAX: usize = 1_000;
-const SLOTS_MAX: u32 = 50_000;
 
 /// Describes one task with its payload, result and log.
 pub(crate) fn one(partition: &Partition, slot: Slot, arena: &Arena, dispatch: &Dispatch) -> TaskPage {
@@ -22,42 +17,15 @@ pub(crate) fn one(partition: &Partition, slot: Slot, arena: &Arena, dispatch: &D
     page
 }
 
-/// A page of tasks that match.
-pub(crate) fn list(
+/// Adds a task to a page: whole, with payload, result and log, or without.
+pub(crate) fn describe(
     partition: &Partition,
-    body: &ArchivedListTasks,
+    slot: Slot,
     arena: &Arena,
     dispatch: &Dispatch,
-) -> Result<TaskPage, Malformed> {
-    let namespace = body::text(&body.bytes, body.namespace)?;
-    let namespace = if namespace.is_empty() { DEFAULT_NAMESPACE } else { namespace };
-    let queue = body::text(&body.bytes, body.queue)?;
-    let kind = body::text(&body.bytes, body.kind)?;
-    let states = body.states.to_native();
-    let limit = (body.limit.to_native() as usize).clamp(1, ROWS_MAX);
-    let mut page = TaskPage::default();
-    let mut slot = body.cursor.to_native();
-    let end = partition.tasks.slots();
-    let last = end.min(slot.saturating_add(SLOTS_MAX));
-    while slot < last && page.rows.len() < limit {
-        if let Some(task) = partition.tasks.get(slot) {
-            let contract = &partition.contracts[task.contract];
-            let its_queue = &partition.queues[contract.queue as usize];
-            if its_queue.namespace == namespace
-                && (queue.is_empty() || its_queue.name == queue)
-                && (kind.is_empty() || contract.kind == kind)
-                && (states == 0 || states & (1 << task.state.number()) != 0)
-            {
-                describe(partition, slot, arena, dispatch, false, &mut page);
-            }
-        }
-        slot += 1;
-    }
-    page.cursor = if slot < end { slot } else { 0 };
-    Ok(page)
-}
-
-fn describe(partition: &Partition, slot: Slot, arena: &Arena, dispatch: &Dispatch, whole: bool, page: &mut TaskPage) {
+    whole: bool,
+    page: &mut TaskPage,
+) {
     let task = &partition.tasks[slot];
     let contract = &partition.contracts[task.contract];
     let queue = &partition.queues[contract.queue as usize];

@@ -11,7 +11,8 @@ use taskmaster_protocol::{Operation, PartitionId};
 use super::group::{Group, Request};
 use super::{Effects, Shard};
 use crate::command;
-use crate::entry::{self, Command, EntryError, Settings, Verb, read_checkpointed};
+use crate::entry::{self, Command, EntryError, Settings, Verb, read_checkpointed, read_starts};
+use crate::events::Change;
 use crate::memo::known;
 use crate::partition::{Cx, Partition};
 use crate::peer::META_GROUP;
@@ -132,6 +133,18 @@ impl Shard {
                 let upto = read_checkpointed(command.body).ok_or(EntryError::Record("a checkpoint's number"))?;
                 partition.checkpoint(upto, cx.arena);
             }
+            Verb::Sent => {
+                let upto = read_checkpointed(command.body).ok_or(EntryError::Record("an event's number"))?;
+                partition.outbox.sent(upto);
+            }
+            Verb::Started => {
+                for start in read_starts(command.body).ok_or(EntryError::Record("attempts that began"))? {
+                    // What ended it may have been on its way to the log before.
+                    if let Ok(slot) = command::in_attempt(partition, start.id, start.locator, start.attempt) {
+                        partition.note(slot, Change::Started, command.time_us);
+                    }
+                }
+            }
             Verb::Restored => {
                 let inserted = crate::snapshot::restored::insert(command.body, partition, &mut cx);
                 inserted.map_err(|_| EntryError::Record("a chunk of restored tasks"))?;
@@ -147,7 +160,9 @@ impl Shard {
         let operation = match command.verb {
             Verb::Operation(operation) => operation,
             Verb::Known => Operation::Submit,
-            Verb::Settings | Verb::Checkpointed | Verb::Restored => return self.apply_own(id, command),
+            Verb::Settings | Verb::Checkpointed | Verb::Restored | Verb::Sent | Verb::Started => {
+                return self.apply_own(id, command);
+            }
         };
         let wrong =
             |malformed: Malformed| EntryError::Body { operation, partition: id, message: malformed.to_string() };
@@ -157,7 +172,7 @@ impl Shard {
         partition.command_us = command.time_us;
         let reply = apply_operation(operation, command, partition, &mut cx).map_err(wrong)?;
         partition.end_followers(&mut cx);
-        self.stats.memoised += cx.outbox.take_ended();
+        self.stats.memoised += cx.findings.take_ended();
         let accepted = match &reply {
             Reply::Rows(reply) => u64::from(reply.accepted),
             Reply::Stream(reply) => u64::from(reply.accepted),

@@ -3,19 +3,23 @@
 //! What is on its way is volatile. A new leader asks the store where it stands and goes on from there; how far the store is known to
 //! be, and with it what may be forgotten, is replicated.
 
+use std::collections::BTreeMap;
+
 use taskmaster_protocol::body;
 use taskmaster_protocol::{PartitionId, TaskId};
 
 use super::Shard;
 use super::group::Request;
 use crate::arena::Arena;
-use crate::checkpoint::{Batch, BatchBounds, BatchContract, FinalTask, ForStore, Stored};
+use crate::checkpoint::{Batch, BatchBounds, BatchContract, BatchQueue, FinalTask, ForStore, SavedVersion, Stored};
 use crate::entry::{Verb, checkpointed_bytes};
 use crate::extra::unpack_error;
 use crate::partition::{Partition, Sending};
 use crate::query::task::{begun, workflow_id};
+use crate::queue::{Queue, policy_name};
 use crate::snapshot::restored;
 use crate::task::{Slot, flag};
+use crate::versions::{History, Version};
 
 impl Shard {
     /// What goes to the store next, from one partition after the other; `None` when nothing can go before something changes.
@@ -33,6 +37,7 @@ impl Shard {
             match partition.sending {
                 Sending::Closed => {
                     partition.sending = Sending::Opening;
+                    partition.tell_all_settings();
                     return Some(ForStore::Open { cluster, partition: partition.id, term });
                 }
                 // Behind a number that is not known to be stored tasks are not in line yet.
@@ -87,6 +92,10 @@ impl Shard {
             self.give_notice(sentence, false);
             return;
         }
+        if matches!(partition.sending, Sending::Busy(_, wanted) if wanted != upto) {
+            // What was sent did not count.
+            partition.tell_all_settings();
+        }
         partition.sending = Sending::Idle(upto);
         if upto != partition.checkpointed {
             self.push(Verb::Checkpointed, id, Request::default(), |out| {
@@ -97,7 +106,7 @@ impl Shard {
 }
 
 /// The next batch behind a number.
-fn gather(partition: &Partition, from: u64, bounds: BatchBounds, arena: &Arena) -> Option<Batch> {
+fn gather(partition: &mut Partition, from: u64, bounds: BatchBounds, arena: &Arena) -> Option<Batch> {
     let mut batch = Batch { partition: partition.id.0, from, to: from, ..Batch::default() };
     let mut contract = (u32::MAX, 0);
     for (number, slot) in partition.waiting_after(from) {
@@ -113,7 +122,48 @@ fn gather(partition: &Partition, from: u64, bounds: BatchBounds, arena: &Arena) 
             break;
         }
     }
-    (batch.to > from).then_some(batch)
+    if batch.to == from {
+        return None;
+    }
+    batch.queues = partition.take_untold().map(setting).collect();
+    Some(batch)
+}
+
+fn setting(queue: &Queue) -> BatchQueue {
+    let settings = &queue.settings;
+    BatchQueue {
+        namespace: queue.namespace.clone(),
+        queue: queue.name.clone(),
+        paused: settings.paused,
+        draining: settings.draining,
+        rate_milli_per_s: settings.rate_milli_per_s,
+        rate_burst: settings.rate_burst,
+        concurrency: settings.concurrency,
+        depth_max: settings.depth_max,
+        retention_ms: settings.retention_ms,
+        flags_deadlines: settings.flag_late,
+        policy: policy_name(settings.policy),
+    }
+}
+
+/// The versions of a task's state with the names that they have.
+fn saved(history: &History) -> Vec<SavedVersion> {
+    let named = |names: &BTreeMap<Box<str>, u32>, wanted: u32| {
+        names.iter().filter(|(_, version)| **version == wanted).map(|(name, _)| name.to_string()).collect()
+    };
+    let saved = |(&number, version): (&u32, &Version)| SavedVersion {
+        number,
+        parent: version.parent,
+        attempt: version.attempt,
+        time_us: version.time_us,
+        bytes: version.size,
+        new_bytes: version.new_bytes,
+        digest: version.digest,
+        label: version.label.to_string(),
+        branches: named(&history.branches, number),
+        tags: named(&history.tags, number),
+    };
+    history.versions.iter().map(saved).collect()
 }
 
 /// The place of a contract in the batch.
@@ -152,6 +202,7 @@ fn describe(partition: &Partition, slot: Slot, contract: u32, arena: &Arena, byt
         name: body::Span::default(),
         error: [body::Span::default(); 3],
         blob: body::put(bytes, arena.get(task.blob)),
+        versions: partition.history(slot).map(saved).unwrap_or_default(),
     };
     if let Some(extra) = partition.extras.get(task.extra) {
         row.workflow = workflow_id(partition, extra.workflow);

@@ -206,6 +206,7 @@ impl Shard {
             waiting_max: checkpoints.map_or(0, |checkpoints| checkpoints.waiting_max.max(1)),
             waiting_kib_max: checkpoints.map_or(0, |checkpoints| checkpoints.waiting_kib_max),
             checkpointed_kept_ms: checkpoints.map_or(0, |checkpoints| checkpoints.kept_ms),
+            events_kib_max: self.config.events.map_or(0, |events| events.waiting_kib_max.max(1)),
         }
     }
 

@@ -46,7 +46,7 @@ impl Shard {
 
     /// Results that memoised tasks came to by running here since the last call.
     pub fn take_made(&mut self) -> Vec<Made> {
-        self.outbox.take()
+        self.findings.take()
     }
 
     /// A submission of which a store outside remembered some results, in order of rows. Those that are too old for their rows, or of

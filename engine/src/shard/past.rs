@@ -116,7 +116,7 @@ impl Shard {
         let place = self.partitions.get(usize::from(partition.0)).and_then(Option::as_deref);
         place.map_or_else(
             || Ok(TaskPage::default()),
-            |partition| query::task::list(partition, body, &self.arena, &self.dispatch),
+            |partition| query::listing::past(partition, body, &self.arena, &self.dispatch),
         )
     }
 

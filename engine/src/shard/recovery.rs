@@ -28,8 +28,8 @@ const KEPT_BYTES: u64 = 256 << 10;
 /// A group as far as it was read back.
 #[derive(Default)]
 pub(super) struct Found {
-    log: Log,
-    applied: Position,
+    pub(super) log: Log,
+    pub(super) applied: Position,
     restore: Option<Restore>,
 }
 
@@ -187,6 +187,11 @@ impl Shard {
     pub(super) fn found_alone(&self, group: u16) -> Option<u64> {
         let log = &self.found.get(&group)?.log;
         (log.conf.voters.len() == 1 && log.conf.voters_outgoing.is_empty()).then(|| log.last().index)
+    }
+
+    /// The groups that were read back, and the last entry of each.
+    pub(super) fn found_groups(&self) -> impl Iterator<Item = (u16, u64)> {
+        self.found.iter().map(|(&group, found)| (group, found.log.last().index))
     }
 
     /// The last entry of a group that is in the state that was read back.

@@ -2,7 +2,7 @@
 
 use taskmaster_protocol::body::{
     self, ArchivedAwaitTask, ArchivedCredit, ArchivedGetTask, ArchivedGetWorkflow, ArchivedLeases, ArchivedListTasks,
-    ArchivedListWorkflows, ArchivedProgress, ArchivedReadState, ArchivedSubscribe, Empty, LeaseRow, Leases,
+    ArchivedListWorkflows, ArchivedProgress, ArchivedReadState, ArchivedSubscribe, Empty, LeaseRow, Leases, TaskPage,
 };
 use taskmaster_protocol::frame::{self, Header};
 use taskmaster_protocol::{Code, FrameBuffer, Operation, PartitionId, TaskId, limits};
@@ -11,9 +11,10 @@ use super::reads::{READS_MAX, Read};
 use super::{Effects, Shard};
 use crate::command;
 use crate::contract::DEFAULT_NAMESPACE;
-use crate::effects::{ConnId, Question};
+use crate::effects::{About, ConnId, Question};
 use crate::partition::Awaited;
 use crate::query;
+use crate::query::listing::Listed;
 use crate::refused::{Refused, unknown_task, unknown_workflow};
 use crate::resources::Resources;
 use crate::task::NONE;
@@ -118,12 +119,7 @@ impl Shard {
                 self.look_up(conn, operation, &header, bytes, effects)
             }
             Some(Operation::AwaitTask) => self.await_task(conn, header, bytes, effects),
-            Some(Operation::ListTasks) => {
-                let body = body::access::<ArchivedListTasks>(bytes)?;
-                let page = query::task::list(self.partition(&header)?, body, &self.arena, &self.dispatch)?;
-                effects.reply(conn, &header, &page);
-                Ok(())
-            }
+            Some(Operation::ListTasks) => self.list_tasks(conn, header, bytes, effects),
             Some(Operation::ListQueues) => {
                 let page = query::queues::list(self.partition(&header)?);
                 effects.reply(conn, &header, &page);
@@ -246,7 +242,7 @@ impl Shard {
         let partition = self.partition(header)?;
         let slot = match partition.find(id, NONE) {
             None if partition.has_checkpoints() && operation == Operation::GetTask => {
-                effects.ask(Question { conn, header: *header, id });
+                effects.ask(Question { conn, header: *header, about: About::Task(id) });
                 return Ok(());
             }
             slot => slot.ok_or_else(|| unknown_task(id))?,
@@ -260,6 +256,37 @@ impl Shard {
         Ok(())
     }
 
+    fn list_tasks(&mut self, conn: ConnId, header: Header, bytes: &[u8], effects: &mut Effects) -> Result<(), Refused> {
+        let body = body::access::<ArchivedListTasks>(bytes)?;
+        let partition = self.partition(&header)?;
+        let cluster = self.map.as_ref().map_or(0, |map| map.cluster);
+        match query::listing::list(partition, body, cluster, &self.arena, &self.dispatch)? {
+            Listed::Page(page) => effects.reply(conn, &header, &page),
+            Listed::Stored(_) if !partition.has_checkpoints() => {
+                let message = "the listing goes on in a database, and this node has none";
+                return Err(Refused::new(Code::Overloaded, message).retry_after_ms(READS_RETRY_MS));
+            }
+            Listed::Stored(page) => effects.ask(Question { conn, header, about: About::Tasks(page) }),
+        }
+        Ok(())
+    }
+
+    /// Lists a task that the store has as it is here, if it is: not at all if it lived on since all up to number `checkpointed` was
+    /// checkpointed, as the listing's pages have it. `false` when it is not here.
+    ///
+    /// # Errors
+    /// The partition is not led here any more.
+    pub fn list_kept(&self, id: TaskId, checkpointed: u64, page: &mut TaskPage) -> Result<bool, Refused> {
+        let number = id.partition().0;
+        let place = self.partitions.get(usize::from(number)).and_then(Option::as_deref);
+        let partition = place.filter(|partition| partition.is_leading()).ok_or_else(|| self.not_here(number))?;
+        let slot = partition.find(id, NONE);
+        if let Some(slot) = slot {
+            query::listing::kept(partition, slot, checkpointed, &self.arena, &self.dispatch, page);
+        }
+        Ok(slot.is_some())
+    }
+
     fn await_task(&mut self, conn: ConnId, header: Header, bytes: &[u8], effects: &mut Effects) -> Result<(), Refused> {
         let body = body::access::<ArchivedAwaitTask>(bytes)?;
         let (id, timeout_ms) = (TaskId::from(&body.id), body.timeout_ms.to_native());
@@ -270,7 +297,7 @@ impl Shard {
         } else {
             let slot = match partition.find(id, NONE) {
                 None if partition.has_checkpoints() => {
-                    effects.ask(Question { conn, header, id });
+                    effects.ask(Question { conn, header, about: About::Task(id) });
                     return Ok(());
                 }
                 slot => slot.ok_or_else(|| unknown_task(id))?,

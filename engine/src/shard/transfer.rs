@@ -379,7 +379,7 @@ impl Shard {
                     dispatch: &mut self.dispatch,
                     settled: &mut self.settled,
                     revoked: &mut self.revoked,
-                    outbox: &mut self.outbox,
+                    findings: &mut self.findings,
                 };
                 restore.chunk(&aligned, partition, &mut cx).map_err(|_| "a partition's state")?;
             }
@@ -445,7 +445,7 @@ impl Shard {
             dispatch: &mut self.dispatch,
             settled: &mut self.settled,
             revoked: &mut self.revoked,
-            outbox: &mut self.outbox,
+            findings: &mut self.findings,
         };
         partition.clear(&mut cx);
     }
@@ -478,7 +478,7 @@ impl Shard {
                     dispatch: &mut self.dispatch,
                     settled: &mut self.settled,
                     revoked: &mut self.revoked,
-                    outbox: &mut self.outbox,
+                    findings: &mut self.findings,
                 };
                 restore.finish(&mut partition, &mut cx);
                 partition.arm_retention(cx.timers, now_us);

@@ -5,7 +5,7 @@ use rkyv::Archived;
 use taskmaster_protocol::{FrameBuffer, Operation};
 
 use super::histories::{HistoryRecord, NameRecord, VersionRecord};
-use super::{Chunk, ContractRecord, QueueRecord, StreamRecord, TaskRecord, WorkflowRecord};
+use super::{Chunk, ContractRecord, EventRecord, QueueRecord, StreamRecord, TaskRecord, WorkflowRecord};
 use crate::entry::{self, Settings, Verb};
 use crate::replica::conf;
 use crate::replica::log::Position;
@@ -64,8 +64,11 @@ fn tables_of_snapshot_records_are_their_layouts() {
         pieces,
         names,
         streams,
+        events_before,
+        events,
         bytes,
     });
+    check!(EventRecord { id, at_us, bytes, attempt, change });
     check!(StreamRecord { position, stream, topic, number, reserved });
     check!(HistoryRecord { versions, names, current, made });
     check!(VersionRecord { time_us, new_bytes, number, parent, attempt, label, pieces });
@@ -162,6 +165,7 @@ fn tables_of_commands_place_every_field() {
         waiting_max: 0x2423_2221,
         waiting_kib_max: 0x3433_3231,
         checkpointed_kept_ms: 0x4443_4241,
+        events_kib_max: 0x5453_5251,
     };
     let values = [
         ("retention_ms", 0x0403_0201),
@@ -169,6 +173,7 @@ fn tables_of_commands_place_every_field() {
         ("waiting_max", 0x2423_2221),
         ("waiting_kib_max", 0x3433_3231),
         ("checkpointed_kept_ms", 0x4443_4241),
+        ("events_kib_max", 0x5453_5251),
     ];
     check_bytes("#### Settings: 24 bytes\n", &settings.bytes(), &values);
     out.clear();
@@ -236,6 +241,7 @@ fn table_of_a_head_places_every_field() {
             waiting_max: 10,
             waiting_kib_max: 11,
             checkpointed_kept_ms: 12,
+            events_kib_max: 13,
         },
         conf: members(),
     };
@@ -256,6 +262,7 @@ fn table_of_a_head_places_every_field() {
         ("waiting_max", 10),
         ("waiting_kib_max", 11),
         ("checkpointed_kept_ms", 12),
+        ("events_kib_max", 13),
         ("configuration_len", 64),
     ];
     check_bytes("#### HEAD: 96 bytes, then the configuration\n", &out[..HEAD_BYTES], &values);

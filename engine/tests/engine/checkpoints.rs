@@ -2,10 +2,11 @@
 
 use taskmaster_engine::checkpoint::{Batch, BatchBounds, Checkpoints, ForStore, Stored};
 use taskmaster_engine::{Config, Input, State};
-use taskmaster_protocol::{PartitionId, TaskId};
+use taskmaster_protocol::body::{CURSOR_STORED, ListTasks, TaskPage};
+use taskmaster_protocol::{Code, PartitionId, TaskId};
 
 use super::job::{id, job, jobs};
-use super::world::{World, config};
+use super::world::{CLIENT, World, config};
 
 const WORKER: u64 = 50;
 const BOUNDS: BatchBounds = BatchBounds { tasks_min: 0, tasks: 100, bytes: 1 << 20 };
@@ -237,6 +238,42 @@ fn numbers_and_what_waits_survive_a_crash_and_a_snapshot() {
         let batch = world.batch().unwrap();
         assert_eq!((batch.from, batch.tasks[0].number, batch.tasks.len()), (25, 26, 15));
     }
+}
+
+#[test]
+fn a_listing_leaves_to_the_store_what_was_checkpointed_when_it_began() {
+    let mut world = world(generous());
+    let term = world.open(0);
+    let failed = world.submit_one(job("mail", 0).attempts(1));
+    let lease = world.lease();
+    world.fail(&lease, "exit:1");
+    let tasks = [vec![failed], world.finish(1, 19)].concat();
+    world.batch().unwrap();
+    world.store_says(term, Stored::Upto(8));
+    let parked = world.submit_one(job("nobody", 100));
+    let (mut listed, mut cursor) = (Vec::new(), [0; 2]);
+    while cursor[0] & CURSOR_STORED == 0 {
+        let page: TaskPage = world.call(CLIENT, 0, &ListTasks { limit: 5, cursor, ..ListTasks::default() }).read();
+        listed.extend(page.rows.iter().map(|row| row.id));
+        cursor = page.cursor;
+        // What is checkpointed meanwhile stays where this listing began to look for it.
+        world.store_says(term, Stored::Upto(20));
+    }
+    listed.sort_unstable();
+    assert_eq!(listed, [&tasks[8..], &[parked]].concat());
+    assert_eq!(cursor[0] & !CURSOR_STORED, 8);
+    // Then the store's pages: whoever drives the engine asks it.
+    let refused = world.call(CLIENT, 0, &ListTasks { limit: 5, cursor, ..ListTasks::default() });
+    assert_eq!(refused.code(), Code::UnknownTask);
+    let mut page = TaskPage::default();
+    world.retry(&[failed]);
+    for (id, here) in [(tasks[1], true), (failed, true), (id(0, 999), false)] {
+        assert_eq!(world.shard.list_kept(id, 8, &mut page).unwrap(), here);
+    }
+    assert_eq!(page.rows.iter().map(|row| row.id).collect::<Vec<_>>(), [tasks[1]], "one that lives on is not final");
+    let ready = ListTasks { states: 1 << State::Ready.number(), limit: 100, ..ListTasks::default() };
+    let page: TaskPage = world.call(CLIENT, 0, &ready).read();
+    assert_eq!(page.cursor, [0; 2], "the store has no such tasks");
 }
 
 #[test]

@@ -292,7 +292,9 @@ fn the_largest_legal_numbers_overflow_nothing() {
     assert_eq!(world.complete(&other, b"r"), Code::Ok);
     world.advance_ms(ten_years_ms);
     world.leases();
-    world.call(CLIENT, 0, &ListTasks { cursor: u32::MAX, limit: u32::MAX, states: u32::MAX, ..ListTasks::default() });
+    for cursor in [[u64::MAX; 2], [u64::MAX >> 1; 2]] {
+        world.call(CLIENT, 0, &ListTasks { cursor, limit: u32::MAX, states: u32::MAX, ..ListTasks::default() });
+    }
     world.call(CLIENT, 0, &ListWorkflows { limit: u32::MAX });
     let waiting = world.await_task(id(0, 1), u32::MAX);
     world.advance_ms(3_600_000);

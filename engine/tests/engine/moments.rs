@@ -1,9 +1,9 @@
 //! A snapshot stands for the moment of its beginning: what is restored from it has the digest that replicas compare, whatever happens
-//! while it is written.
+//! while it is written. And what a node left, snapshot and log, becomes the beginning of a new cluster.
 
 use taskmaster_engine::checkpoint::{BatchBounds, Checkpoints, ForStore, Stored};
-use taskmaster_engine::{Config, Input};
-use taskmaster_protocol::{PartitionId, TaskId};
+use taskmaster_engine::{Config, Input, Positions, Shard, SnapshotStep};
+use taskmaster_protocol::{FrameBuffer, NodeId, PartitionId, TaskId};
 
 use crate::job::{Job, id, job};
 use crate::random::Random;
@@ -117,6 +117,66 @@ fn what_a_snapshot_restores_is_the_state_of_its_moment_and_leads_to_the_same_end
             world.now_us = now_us;
             world.restart(Some((sequence, &chunks)));
             assert_eq!(digest(&world), expected, "seed {seed}, {until} records of the log, snapshot at {sequence}");
+        }
+    }
+}
+
+/// The chunks of a snapshot of a shard that was not started.
+fn chunks_of(shard: &mut Shard) -> Vec<(u32, FrameBuffer)> {
+    let mut chunks = Vec::new();
+    shard.snapshot_begin();
+    loop {
+        let mut chunk = FrameBuffer::new();
+        match shard.snapshot_next(&mut chunk) {
+            SnapshotStep::Chunk(tag) => chunks.push((tag, chunk)),
+            SnapshotStep::End => return chunks,
+            step => panic!("{step:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_new_cluster_begins_where_the_log_of_a_lost_one_ended_and_honours_none_of_its_leases() {
+    for seed in 0..SEEDS {
+        let mut world = World::with(config(2));
+        world.worker(WORKER, &["mail"], 1_000_000);
+        let mut hands = Hands { random: Random::new(seed), next_number: 0, leases: Vec::new(), stored: 0 };
+        (0..100).for_each(|_| hands.step(&mut world));
+        let (_, chunks) = world.snapshot(|world| hands.step(world));
+        let chunks = if hands.random.once_in(2) { chunks } else { Vec::new() };
+        (0..100).for_each(|_| hands.step(&mut world));
+        // Of what was not durable everything may be there as well.
+        let waiting = hands.job();
+        world.submit_one(waiting);
+        hands.leases.extend(world.leases());
+
+        let mut positions = Positions::default();
+        let mut new = World::with(Config { node: Config::standalone(NodeId(99), 2).node, ..config(2) });
+        let mut lost = Shard::new(new.config.clone(), world.now_us);
+        for (tag, chunk) in &chunks {
+            positions.chunk(*tag, chunk).unwrap();
+            lost.restore_chunk(*tag, chunk).unwrap();
+        }
+        for (sequence, record) in (1..).zip(&world.log) {
+            positions.record(record.kind, &record.bytes).unwrap();
+            lost.replay(sequence, record.kind, &record.bytes).unwrap();
+        }
+        let reached = lost.found_anew(77, |_| true).unwrap();
+        assert_eq!(reached, positions.partitions, "seed {seed}");
+        assert_eq!((reached.len(), positions.cluster), (2, 1));
+        assert_eq!(reached[&0].index, world.shard.digest(PartitionId(0)).unwrap().0);
+
+        new.log.clear();
+        new.durable = 0;
+        new.now_us = world.now_us;
+        let begun = chunks_of(&mut lost);
+        new.restart(Some((0, &begun)));
+        assert_eq!(new.map.as_ref().unwrap().cluster, 77);
+        assert_eq!(digest(&new), digest(&world), "seed {seed}");
+        new.worker(WORKER, &["mail"], 1_000_000);
+        let highest = hands.leases.iter().map(|lease| lease.token).max().unwrap_or(0);
+        for lease in new.leases() {
+            assert!(lease.token >> 40 > (highest >> 40) + 1_000, "seed {seed}: {lease:?}");
         }
     }
 }

@@ -494,13 +494,13 @@ impl World {
     /// All tasks of a partition, page by page.
     pub(crate) fn list(&mut self, partition: u16, states: u32) -> Vec<TaskView> {
         let mut tasks = Vec::new();
-        let mut cursor = 0;
+        let mut cursor = [0; 2];
         loop {
             let page: TaskPage =
                 self.call(CLIENT, partition, &ListTasks { states, cursor, limit: 100, ..ListTasks::default() }).read();
             tasks.extend(page.rows.iter().map(|row| view(&page, row)));
             cursor = page.cursor;
-            if cursor == 0 {
+            if cursor == [0; 2] {
                 return tasks;
             }
         }

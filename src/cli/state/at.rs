@@ -203,13 +203,13 @@ fn head(moment: &Moment) -> String {
 }
 
 fn list(shard: &Shard, partition: PartitionId, moment: &Moment, output: Output) -> Result<Exit, Failure> {
-    let (mut pages, mut cursor) = (Vec::new(), 0);
+    let (mut pages, mut cursor) = (Vec::new(), [0; 2]);
     loop {
         let body = bytes_of(&ListTasks { cursor, limit: 1_000, ..ListTasks::default() });
         let page = shard.past_tasks(partition, &body).map_err(failed)?;
         cursor = page.cursor;
         pages.push(page);
-        if cursor == 0 {
+        if cursor == [0; 2] {
             break;
         }
     }

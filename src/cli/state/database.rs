@@ -23,8 +23,18 @@ pub(crate) struct Database {
 }
 
 impl Database {
+    /// The configuration, whether or not it names a database.
+    pub(super) fn config(&self) -> Result<Config, Failure> {
+        Ok(config::load(self.config.as_deref())?.config)
+    }
+
+    /// Whether a place was given beside the configuration.
+    pub(super) fn has_url(&self) -> bool {
+        self.url.is_some()
+    }
+
     pub(super) fn load(&self) -> Result<(Config, postgres::Settings), Failure> {
-        let mut config = config::load(self.config.as_deref())?.config;
+        let mut config = self.config()?;
         if let Some(url) = &self.url {
             config.postgres.url = DatabaseUrl(url.clone());
         }

@@ -1,31 +1,26 @@
-//! `taskmaster state restore`: a cluster whose disks are lost comes back from the database, as one node that others join later.
+//! `taskmaster state restore`: a cluster whose disks are lost comes back, as one node that others join later.
 
-use std::collections::BTreeMap;
+mod backups;
+mod postgres;
+
+use std::convert::Infallible;
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use clap::{Args, ValueEnum};
-use serde_json::json;
-use taskmaster_connect::postgres::{self, Source};
-use tokio::sync::mpsc;
+use clap::Args;
 
-use super::database::{Database, failed};
-use crate::cli::connect::block_on;
+use super::backup;
+use super::database::Database;
 use crate::cli::{Exit, Failure};
-use crate::config::Config;
-use crate::doctor;
-use crate::node::{Node, NodeHandle};
-use crate::output::{Output, iso_time};
-
-/// Batches between the database and the node.
-const BATCHES_MAX: usize = 4;
+use crate::output::Output;
 
 /// Arguments of `state restore`.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Where from
-    #[arg(long, value_enum, value_name = "STORE")]
-    from: Store,
-    /// Which cluster, as the database has it (32 hexadecimal digits) [default: the one that wrote last]
+    /// Where from: a backup's directory, again for each node of a cluster, or "postgres" for finished tasks in the database
+    #[arg(long, required = true, value_name = "DIR|postgres")]
+    from: Vec<Store>,
+    /// Which cluster of a database (32 hexadecimal digits) [default: the one that wrote last]
     #[arg(long, value_name = "ID")]
     cluster: Option<String>,
     /// Data directory of the new node, which must not exist, instead of the configured one
@@ -36,106 +31,36 @@ pub(crate) struct Arguments {
 }
 
 /// What can be restored from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Store {
-    /// The PostgreSQL database of finished tasks
+    /// The PostgreSQL database of finished tasks.
     Postgres,
+    /// A backup.
+    Backup(PathBuf),
+}
+
+impl FromStr for Store {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(if text == "postgres" { Self::Postgres } else { Self::Backup(text.into()) })
+    }
 }
 
 /// Carries `state restore` out.
 pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure> {
-    let Store::Postgres = arguments.from;
-    let (mut config, settings) = arguments.database.load()?;
-    if let Some(data_dir) = &arguments.data_dir {
-        config.node.data_dir.clone_from(data_dir);
+    let of = |store: &Store| match store {
+        Store::Backup(path) => Some(path.clone()),
+        Store::Postgres => None,
+    };
+    let backups: Vec<PathBuf> = arguments.from.iter().filter_map(of).collect();
+    if backups.is_empty() {
+        return postgres::run(arguments, output);
     }
-    if config.node.data_dir.exists() {
-        let message = format!("{} exists: a restore makes a new data directory", config.node.data_dir.display());
-        return Err(Failure::new(Exit::Usage, message));
+    if backups.len() < arguments.from.len() || arguments.cluster.is_some() || arguments.database.has_url() {
+        return Err(Failure::usage(
+            "a restore is from backups or from a database: --cluster and --url are of the latter",
+        ));
     }
-    doctor::preflight().map_err(|unfit| Failure::new(Exit::Failed, unfit.to_string()))?;
-    let (source, restored) = block_on(async {
-        let mut session = postgres::connect(&settings).await.map_err(|error| failed(&error))?;
-        postgres::check(&settings).await.map_err(|error| failed(&error))?;
-        let sources = postgres::sources(&session).await.map_err(|error| failed(&error))?;
-        let source = choose(sources, arguments.cluster.as_deref())?;
-        let highest = source.positions.keys().max().copied().unwrap_or(0);
-        if highest >= config.node.partitions {
-            let message = format!(
-                "the cluster had {} partitions or more, and node.partitions is {}: they must be as many",
-                u32::from(highest) + 1,
-                config.node.partitions
-            );
-            return Err(Failure::new(Exit::Usage, message));
-        }
-        let restored = fill(config, &session, &source).await?;
-        postgres::adopt(&mut session, &source, restored.0, &restored.1).await.map_err(|error| failed(&error))?;
-        Ok((source, restored.1))
-    })?;
-    report(&source, &restored, output)?;
-    Ok(Exit::Success)
-}
-
-fn choose(sources: Vec<Source>, wanted: Option<&str>) -> Result<Source, Failure> {
-    let listed: Vec<String> = sources.iter().map(|source| format!("{:032x}", source.id)).collect();
-    let mut fitting =
-        sources.into_iter().zip(&listed).filter(|(_, id)| wanted.is_none_or(|wanted| wanted == id.as_str()));
-    fitting.next().map(|(source, _)| source).ok_or_else(|| {
-        let known = if listed.is_empty() { "none".to_owned() } else { listed.join(", ") };
-        Failure::new(Exit::NotFound, format!("the database has no such cluster; it has {known}"))
-    })
-}
-
-/// Starts a node and gives it the history; its cluster's id, and how many tasks each partition has then.
-async fn fill(
-    mut config: Config,
-    session: &postgres::Session,
-    source: &Source,
-) -> Result<(u128, BTreeMap<u16, u64>), Failure> {
-    config.clustered = false;
-    config.listen.address.set_port(0);
-    let (node, restorer) = Node::start_restoring(config)?;
-    let (send, mut batches) = mpsc::channel::<postgres::Batch>(BATCHES_MAX);
-    let restoring = tokio::task::spawn_blocking(move || {
-        let mut restored = BTreeMap::new();
-        while let Some(batch) = batches.blocking_recv() {
-            restored.insert(batch.partition, restorer.restore(batch)?);
-        }
-        Ok::<_, anyhow::Error>(restored)
-    });
-    let read = postgres::history(session, source, async |batch| send.send(batch).await.is_ok()).await;
-    drop(send);
-    let restored = restoring.await.map_err(anyhow::Error::from)?;
-    let cluster = node.cluster();
-    tokio::task::spawn_blocking(move || NodeHandle::shutdown(node)).await.map_err(anyhow::Error::from)??;
-    read.map_err(|error| failed(&error))?;
-    Ok((cluster, restored?))
-}
-
-fn report(source: &Source, restored: &BTreeMap<u16, u64>, output: Output) -> Result<(), Failure> {
-    let tasks: u64 = restored.values().sum();
-    if output.is_json() {
-        let partitions: Vec<_> = source
-            .positions
-            .iter()
-            .map(|(partition, position)| {
-                let tasks = restored.get(partition).copied().unwrap_or(0);
-                json!({"partition": partition, "position": position, "tasks": tasks})
-            })
-            .collect();
-        return Ok(output.json(&json!({
-            "cluster": format!("{:032x}", source.id), "tasks": tasks, "partitions": partitions,
-        }))?);
-    }
-    let mut text = format!(
-        "{tasks} finished tasks of cluster {:032x} are restored, as they were stored last at {}\n",
-        source.id,
-        iso_time(source.last_s * 1_000_000)
-    );
-    for (partition, position) in source.positions.iter().filter(|(_, position)| **position > 0) {
-        let tasks = restored.get(partition).copied().unwrap_or(0);
-        text.push_str(&format!("  partition {partition:>4} to position {position}: {tasks} tasks\n"));
-    }
-    text.push_str("what was not finished, or not stored by then, is not there\n");
-    Ok(output.text(&text)?)
+    backups::run(&backups, arguments, output)
 }

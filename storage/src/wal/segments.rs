@@ -153,6 +153,12 @@ impl SegmentFiles {
         Ok(files)
     }
 
+    /// The log directory `dir` as it is, for reading alone: of a log that is in use, or one that must not be touched.
+    #[must_use]
+    pub fn as_they_are(dir: &Path) -> Self {
+        Self { dir: dir.to_path_buf(), open: None }
+    }
+
     /// Setting a file's length waits for direct writes in flight, so bytes of a process killed a moment ago do not land after
     /// recovery has looked.
     fn await_direct_writes(&self) -> io::Result<()> {

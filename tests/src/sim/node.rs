@@ -154,6 +154,7 @@ impl Place {
                 retention_ms: 600_000,
                 auto_create_queues: true,
                 checkpoints: scenario.checkpoints.then_some(CHECKPOINTS),
+                events: scenario.events,
                 memo_bytes_max: scenario.memo.then_some(RESULT_BYTES_MAX),
             };
             loops.push(ShardLoop::start(config, disk, now_us, dice, defect)?);

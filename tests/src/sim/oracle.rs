@@ -16,8 +16,10 @@ use taskmaster_protocol::state::Address;
 use taskmaster_protocol::{FrameBuffer, Operation, TaskId, access};
 
 pub(crate) use taskmaster_engine::State;
+use taskmaster_engine::events::Events;
 
 use super::store::Store;
+use super::topic::Topic;
 
 mod answers;
 mod assigns;
@@ -192,6 +194,8 @@ pub(crate) struct Oracle {
     pub(crate) streams: streams::Streams,
     /// Where final tasks are checkpointed, if they are.
     pub(crate) store: Option<Store>,
+    /// Where it is told what happens, if it is.
+    pub(crate) topic: Option<Topic>,
     /// End of the id of a task to report on.
     watched: Option<String>,
     /// Says who leads.
@@ -220,10 +224,11 @@ const fn term_of(token: u64) -> u64 {
 }
 
 impl Oracle {
-    pub(crate) fn new(checkpoints: bool) -> Self {
+    pub(crate) fn new(checkpoints: bool, events: Option<Events>) -> Self {
         let is_loud = std::env::var_os("TASKMASTER_SIM_LOG").is_some();
         let store = checkpoints.then(Store::default);
-        Self { store, watched: std::env::var("TASKMASTER_SIM_WATCH").ok(), is_loud, ..Self::default() }
+        let topic = events.map(|events| Topic::new(events.waiting_kib_max < 64));
+        Self { store, topic, watched: std::env::var("TASKMASTER_SIM_WATCH").ok(), is_loud, ..Self::default() }
     }
 
     /// For hunting: what happens to the task whose id ends with TASKMASTER_SIM_WATCH.

@@ -1,5 +1,7 @@
 //! What a run is made of, as its options and its seed say: sizes, actors, and the plan of faults.
 
+use taskmaster_engine::events::Events;
+
 use super::Options;
 use super::dice::Dice;
 use super::faults::{Extent, FaultSet, Planned, plan};
@@ -36,6 +38,8 @@ pub(crate) struct Scenario {
     pub(crate) log_bytes_kept: u64,
     /// Final tasks are checkpointed.
     pub(crate) checkpoints: bool,
+    /// It is told what happens: in some runs with room for so little that some is dropped.
+    pub(crate) events: Option<Events>,
     /// A store outside remembers results of memoised tasks.
     pub(crate) memo: bool,
     /// Bytes of snapshots that a shard sends per second.
@@ -87,10 +91,16 @@ impl Scenario {
             snapshot_every: dice.range(5, 120),
             log_bytes_kept: if dice.chance(60) { dice.range(1 << 10, 64 << 10) } else { 1 << 20 },
             checkpoints: options.checkpoints,
+            events: options.events.then(|| events_of(options.seed)),
             memo: options.memo,
             transfer_bytes_per_s: if dice.chance(20) { dice.range(16 << 10, 1 << 20) } else { 1 << 30 },
             faults,
             dice: Dice::new(dice.roll()),
         }
     }
+}
+
+/// Without chance, so that runs with and without events are alike.
+const fn events_of(seed: u64) -> Events {
+    Events { waiting_kib_max: if seed.is_multiple_of(8) { 1 } else { 1 << 20 }, starts: !seed.is_multiple_of(3) }
 }

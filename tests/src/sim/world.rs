@@ -33,6 +33,7 @@ mod nodes;
 mod peers;
 pub(crate) mod remembered;
 mod stores;
+mod topics;
 
 /// A right clock at virtual time zero, in microseconds since 1970.
 pub(crate) const START_US: u64 = 1_700_000_000_000_000;
@@ -106,6 +107,13 @@ enum What {
     Gossip {
         at_us: u64,
     },
+    /// The topic's answer.
+    Told {
+        shard: u16,
+        partition: PartitionId,
+        term: u64,
+        sent: Stored,
+    },
     /// The store's answer.
     Stored {
         shard: u16,
@@ -153,6 +161,8 @@ enum Event {
     Fault(Fault),
     /// Something reaches the store.
     Store(Box<stores::Asked>),
+    /// Something reaches the topic.
+    Topic(Box<topics::Asked>),
     Look,
 }
 
@@ -228,6 +238,7 @@ pub(crate) struct World {
     wake_of: Vec<u64>,
     oracle: Oracle,
     store_down_until_us: u64,
+    topic_down_until_us: u64,
     remembered: remembered::Remembered,
     phase: Phase,
     /// When replicas are compared next.
@@ -280,8 +291,9 @@ impl World {
             link_of: actors.iter().map(|_| BTreeMap::new()).collect(),
             wake_of: vec![u64::MAX; actors.len()],
             actors,
-            oracle: Oracle::new(options.checkpoints),
+            oracle: Oracle::new(options.checkpoints, scenario.events),
             store_down_until_us: 0,
+            topic_down_until_us: 0,
             remembered: remembered::Remembered::default(),
             phase: Phase::Faults,
             compare_us: 0,
@@ -332,7 +344,9 @@ impl World {
             completions_acknowledged: self.oracle.completions_acknowledged,
             messages_taken: self.oracle.messages(),
             stored: self.oracle.store.as_ref().map_or(0, |store| store.rows),
-            refused: self.oracle.store.as_ref().map_or(0, |store| store.refused),
+            refused: self.oracle.store.as_ref().map_or(0, |store| store.refused)
+                + self.oracle.topic.as_ref().map_or(0, |topic| topic.refused),
+            told: self.oracle.topic.as_ref().map_or(0, |topic| topic.told),
             ..self.report
         }
     }
@@ -446,6 +460,7 @@ impl World {
                 Ok(())
             }
             Event::Store(asked) => self.store_asked(asked),
+            Event::Topic(asked) => self.topic_asked(asked),
             Event::Look => self.look(),
         }
     }
@@ -470,6 +485,7 @@ impl World {
             What::Packet { from, bytes } => self.packet_arrives(place, from, &bytes),
             What::Gossip { at_us } => self.gossip_due(place, at_us),
             What::Stored { shard, partition, term, stored } => self.stored(place, shard, partition, term, stored),
+            What::Told { shard, partition, term, sent } => self.told(place, shard, partition, term, sent),
         }
         Ok(())
     }

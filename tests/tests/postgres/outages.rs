@@ -15,7 +15,7 @@ pub(super) async fn worker(client: &Client) -> Worker {
     worker.handler("echo", |task| async move { Ok(task.payload().to_vec()) }).start().await.unwrap()
 }
 
-async fn finish(client: &Client, tasks: u32) -> Vec<TaskId> {
+pub(super) async fn finish(client: &Client, tasks: u32) -> Vec<TaskId> {
     let tasks = (0..tasks).map(|n| Task::new("echo").queue("plain").payload(n.to_string()));
     let ids: Vec<TaskId> = client.submit_many(tasks).await.unwrap().iter().map(|outcome| outcome.id).collect();
     for &id in &ids {
@@ -24,18 +24,18 @@ async fn finish(client: &Client, tasks: u32) -> Vec<TaskId> {
     ids
 }
 
-async fn counter(client: &Client, name: &str) -> u64 {
+pub(super) async fn counter(client: &Client, name: &str) -> u64 {
     let stats = client.stats().await.unwrap();
     let counters = stats.iter().flat_map(|shard| &shard.counters).filter(|(other, _)| other == name);
     counters.map(|(_, value)| value).sum()
 }
 
 /// Waits until the node knows that all is stored: the answer to the last batch may be on its way.
-async fn nothing_waits(client: &Client) {
+pub(super) async fn nothing_waits(client: &Client) {
     until("nothing waits", async || counter(client, "checkpoint_waiting").await == 0).await;
 }
 
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+pub(super) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let until = Instant::now() + Duration::from_secs(20);
     while !is_so().await {
         assert!(Instant::now() < until, "not in time: {what}");

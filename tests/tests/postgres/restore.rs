@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 
-use taskmaster_client::{Client, State, Task, TaskId, TaskView};
+use taskmaster_client::{Client, State, Task, TaskFilter, TaskId, TaskView};
 
 use super::history::worker;
-use super::{Stage, section};
+use super::listing::{ids_of, list_from, sorted};
+use super::outages::counter;
+use super::{Stage, outages, section};
 use crate::process::{Setup, binary, directory};
 use crate::services::postgres::PASSWORD;
 
@@ -81,11 +83,20 @@ async fn a_cluster_whose_disks_are_lost_comes_back_to_its_last_checkpoint() {
         assert!(std::time::Instant::now() < until, "stored twice, or not at all: {}", stage.node.log());
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
+    working.shutdown().await.unwrap();
+    // Listings bring both histories, wherever the tasks are.
+    for kept in ["", "kept = \"0s\"\n"] {
+        stage.node.terminate();
+        setup.more = section(&stage.postgres, kept);
+        stage.node = setup.start();
+        let client = Client::connect(stage.node.address.to_string()).await.unwrap();
+        outages::until("tasks leave memory", async || kept.is_empty() || counter(&client, "tasks").await == 0).await;
+        assert_eq!(ids_of(&list_from(&client, &TaskFilter::new(), None).await), sorted(ids.clone()));
+    }
     let again = Command::new(binary())
         .args(["state", "restore", "--from", "postgres", "--config"])
         .arg(&config)
         .output()
         .unwrap();
     assert!(!again.status.success(), "there is a data directory");
-    working.shutdown().await.unwrap();
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use taskmaster_connect::postgres::{
-    Answers, Batch, Contract, FinalTask, Found, Given, Place, Request, Status, Stored, write,
+    Answers, Batch, Contract, FinalTask, Found, Given, Listed, Place, Request, Status, Stored, write,
 };
 use tokio::sync::mpsc;
 
@@ -19,6 +19,10 @@ impl Answers for Heard {
     }
 
     fn found(&self, _: usize, _: u64, _: Found) {
+        unreachable!("nobody asks");
+    }
+
+    fn listed(&self, _: usize, _: u64, _: Listed) {
         unreachable!("nobody asks");
     }
 }
@@ -89,6 +93,7 @@ fn batch(partition: u16, term: u64, from: u64, to: u64) -> Request {
             error: none,
             log_tail: none,
             blob: Place { at, len: 6 },
+            versions: Vec::new(),
         });
     }
     Request::Batch(batch)

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
@@ -167,8 +168,18 @@ impl Kafka {
 
     /// Makes a topic.
     pub(crate) async fn make_topic(&self, name: &str, partitions: i32) {
-        let admin: AdminClient<DefaultClientContext> = self.config().create().unwrap();
+        self.make_topic_of(NewTopic::new(name, partitions, TopicReplication::Fixed(1))).await;
+    }
+
+    /// Makes a topic that takes no messages longer than so many bytes.
+    pub(crate) async fn make_narrow_topic(&self, name: &str, partitions: i32, message_bytes_max: u32) {
+        let max = message_bytes_max.to_string();
         let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        self.make_topic_of(topic.set("max.message.bytes", &max)).await;
+    }
+
+    async fn make_topic_of(&self, topic: NewTopic<'_>) {
+        let admin: AdminClient<DefaultClientContext> = self.config().create().unwrap();
         let options = AdminOptions::new().operation_timeout(Some(ANSWER_MAX));
         admin.create_topics([&topic], &options).await.unwrap()[0].as_ref().unwrap();
     }
@@ -217,6 +228,27 @@ impl Kafka {
                 }
             }
             messages
+        };
+        tokio::task::spawn_blocking(read).await.unwrap()
+    }
+
+    /// Everything that readers of committed messages find in a partition of a topic.
+    pub(crate) async fn read_all(&self, topic: &str, partition: i32) -> Vec<Sent> {
+        let mut config = self.config();
+        config.set("group.id", "tests").set("enable.auto.commit", "false").set("enable.partition.eof", "true");
+        let consumer: BaseConsumer = config.create().unwrap();
+        let mut parts = TopicPartitionList::new();
+        parts.add_partition_offset(topic, partition, Offset::Beginning).unwrap();
+        consumer.assign(&parts).unwrap();
+        let read = move || {
+            let (mut messages, until) = (Vec::new(), Instant::now() + ANSWER_MAX);
+            loop {
+                match consumer.poll(Duration::from_millis(100)) {
+                    Some(Ok(message)) => messages.push(Sent::of(&message)),
+                    Some(Err(KafkaError::PartitionEOF(_))) => return messages,
+                    Some(Err(_)) | None => assert!(Instant::now() < until, "the topic has no end"),
+                }
+            }
         };
         tokio::task::spawn_blocking(read).await.unwrap()
     }

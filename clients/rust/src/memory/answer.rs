@@ -376,18 +376,18 @@ impl Engine {
                 && (kind.is_empty() || task.kind == kind)
                 && (states == 0 || states & (1 << task.state.number()) != 0)
         };
-        let (from, limit) = (body.cursor.to_native(), body.limit.to_native());
-        let wanted = self.tasks.values().filter(is_wanted).skip(from as usize);
+        let (from, limit) = (body.cursor[0].to_native(), body.limit.to_native());
+        let wanted = self.tasks.values().filter(is_wanted).skip(usize::try_from(from).unwrap_or(usize::MAX));
         let mut ids: Vec<TaskId> = wanted.take(limit as usize + 1).map(|task| task.id).collect();
         let is_more = ids.len() > limit as usize;
         ids.truncate(limit as usize);
-        let page = self.task_page(&ids, false, if is_more { from + limit } else { 0 });
+        let page = self.task_page(&ids, false, if is_more { from + u64::from(limit) } else { 0 });
         self.reply(asked, Code::Ok, &page);
         Ok(())
     }
 
-    pub(super) fn task_page(&self, ids: &[TaskId], is_whole: bool, cursor: u32) -> TaskPage {
-        let mut page = TaskPage { cursor, ..TaskPage::default() };
+    pub(super) fn task_page(&self, ids: &[TaskId], is_whole: bool, cursor: u64) -> TaskPage {
+        let mut page = TaskPage { cursor: [cursor, 0], ..TaskPage::default() };
         for id in ids {
             let task = &self.tasks[id];
             let area = &mut page.bytes;

@@ -23,6 +23,9 @@ pub struct AwaitTask {
     pub workflow: u32,
 }
 
+/// Set in the first number of a cursor that goes on in the database of finished tasks.
+pub const CURSOR_STORED: u64 = 1 << 63;
+
 /// Asks for a page of a partition's tasks.
 #[derive(Clone, Debug, Default, Archive, Serialize, Deserialize)]
 pub struct ListTasks {
@@ -34,12 +37,10 @@ pub struct ListTasks {
     pub kind: Span,
     /// Bit set of states, bit n for state n; 0 for all.
     pub states: u32,
-    /// Continue at this position; 0 starts.
-    pub cursor: u32,
     /// Most rows.
     pub limit: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Continue here; zeros start.
+    pub cursor: [u64; 2],
     /// Byte area.
     pub bytes: Vec<u8>,
 }
@@ -49,8 +50,8 @@ pub struct ListTasks {
 pub struct TaskPage {
     /// The tasks.
     pub rows: Vec<TaskInfo>,
-    /// Continue here; 0 when nothing is left.
-    pub cursor: u32,
+    /// Continue here; zeros when nothing is left.
+    pub cursor: [u64; 2],
     /// Byte area.
     pub bytes: Vec<u8>,
 }

@@ -334,9 +334,9 @@ records! {
     GetTask { id: TaskId }
     AwaitTask { id: TaskId, timeout_ms: u32, workflow: u32 }
     ListTasks {
-        namespace: Span, queue: Span, kind: Span, states: u32, cursor: u32, limit: u32, reserved: u32, bytes: Vec<u8>
+        namespace: Span, queue: Span, kind: Span, states: u32, limit: u32, cursor: [u64; 2], bytes: Vec<u8>
     }
-    TaskPage { rows: Vec<TaskInfo>, cursor: u32, bytes: Vec<u8> }
+    TaskPage { rows: Vec<TaskInfo>, cursor: [u64; 2], bytes: Vec<u8> }
     TaskInfo {
         id: TaskId, workflow: TaskId, at_us: u64, started_us: u64, deadline_ms: u64, namespace: Span, queue: Span,
         kind: Span, name: Span, payload: Span, result: Span, error_code: Span, error: Span, log_tail: Span,

@@ -26,6 +26,7 @@ impl World {
             self.compare_replicas()?;
         }
         self.send_checkpoints();
+        self.send_events();
         self.remember();
         if self.is_calm() {
             self.activate_drained();
@@ -40,7 +41,7 @@ impl World {
                 if since_us > 0 {
                     self.phase = Phase::Reading { since_us: 0 };
                     self.read_everything();
-                } else if self.is_all_read() && self.is_all_stored() && self.do_replicas_agree() {
+                } else if self.is_all_read() && self.is_all_stored() && self.is_all_told() && self.do_replicas_agree() {
                     self.phase = Phase::ReadingAgain;
                     for place in 0..self.places.len() {
                         let number = self.places[place].number;
@@ -52,6 +53,7 @@ impl World {
             }
             Phase::ReadingAgain if self.is_all_read() && self.is_all_stored() && self.do_replicas_agree() => {
                 self.compare_store()?;
+                self.compare_topic()?;
                 self.oracle.compare_streams()?;
                 self.phase = Phase::Over;
             }

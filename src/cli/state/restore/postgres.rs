@@ -1,0 +1,116 @@
+//! `taskmaster state restore --from postgres`: finished tasks come back from the database, through a node that takes them.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+use taskmaster_connect::postgres::{self, Source};
+use tokio::sync::mpsc;
+
+use super::Arguments;
+use crate::cli::connect::block_on;
+use crate::cli::state::database::failed;
+use crate::cli::{Exit, Failure};
+use crate::config::Config;
+use crate::doctor;
+use crate::node::{Node, NodeHandle};
+use crate::output::{Output, iso_time};
+
+/// Batches between the database and the node.
+const BATCHES_MAX: usize = 4;
+
+/// Carries it out.
+pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure> {
+    let (mut config, settings) = arguments.database.load()?;
+    if let Some(data_dir) = &arguments.data_dir {
+        config.node.data_dir.clone_from(data_dir);
+    }
+    if config.node.data_dir.exists() {
+        let message = format!("{} exists: a restore makes a new data directory", config.node.data_dir.display());
+        return Err(Failure::new(Exit::Usage, message));
+    }
+    doctor::preflight().map_err(|unfit| Failure::new(Exit::Failed, unfit.to_string()))?;
+    let (source, restored) = block_on(async {
+        let mut session = postgres::connect(&settings).await.map_err(|error| failed(&error))?;
+        postgres::check(&settings).await.map_err(|error| failed(&error))?;
+        let sources = postgres::sources(&session).await.map_err(|error| failed(&error))?;
+        let source = choose(sources, arguments.cluster.as_deref())?;
+        let highest = source.positions.keys().max().copied().unwrap_or(0);
+        if highest >= config.node.partitions {
+            let message = format!(
+                "the cluster had {} partitions or more, and node.partitions is {}: they must be as many",
+                u32::from(highest) + 1,
+                config.node.partitions
+            );
+            return Err(Failure::new(Exit::Usage, message));
+        }
+        let restored = fill(config, &session, &source).await?;
+        postgres::adopt(&mut session, &source, restored.0, &restored.1).await.map_err(|error| failed(&error))?;
+        Ok((source, restored.1))
+    })?;
+    report(&source, &restored, output)?;
+    Ok(Exit::Success)
+}
+
+fn choose(sources: Vec<Source>, wanted: Option<&str>) -> Result<Source, Failure> {
+    let listed: Vec<String> = sources.iter().map(|source| format!("{:032x}", source.id)).collect();
+    let mut fitting =
+        sources.into_iter().zip(&listed).filter(|(_, id)| wanted.is_none_or(|wanted| wanted == id.as_str()));
+    fitting.next().map(|(source, _)| source).ok_or_else(|| {
+        let known = if listed.is_empty() { "none".to_owned() } else { listed.join(", ") };
+        Failure::new(Exit::NotFound, format!("the database has no such cluster; it has {known}"))
+    })
+}
+
+/// Starts a node and gives it the history; its cluster's id, and how many tasks each partition has then.
+async fn fill(
+    mut config: Config,
+    session: &postgres::Session,
+    source: &Source,
+) -> Result<(u128, BTreeMap<u16, u64>), Failure> {
+    config.clustered = false;
+    config.listen.address.set_port(0);
+    let (node, restorer) = Node::start_restoring(config)?;
+    let (send, mut batches) = mpsc::channel::<postgres::Batch>(BATCHES_MAX);
+    let restoring = tokio::task::spawn_blocking(move || {
+        let mut restored = BTreeMap::new();
+        while let Some(batch) = batches.blocking_recv() {
+            restored.insert(batch.partition, restorer.restore(batch)?);
+        }
+        Ok::<_, anyhow::Error>(restored)
+    });
+    let read = postgres::history(session, source, async |batch| send.send(batch).await.is_ok()).await;
+    drop(send);
+    let restored = restoring.await.map_err(anyhow::Error::from)?;
+    let cluster = node.cluster();
+    tokio::task::spawn_blocking(move || NodeHandle::shutdown(node)).await.map_err(anyhow::Error::from)??;
+    read.map_err(|error| failed(&error))?;
+    Ok((cluster, restored?))
+}
+
+fn report(source: &Source, restored: &BTreeMap<u16, u64>, output: Output) -> Result<(), Failure> {
+    let tasks: u64 = restored.values().sum();
+    if output.is_json() {
+        let partitions: Vec<_> = source
+            .positions
+            .iter()
+            .map(|(partition, position)| {
+                let tasks = restored.get(partition).copied().unwrap_or(0);
+                json!({"partition": partition, "position": position, "tasks": tasks})
+            })
+            .collect();
+        return Ok(output.json(&json!({
+            "cluster": format!("{:032x}", source.id), "tasks": tasks, "partitions": partitions,
+        }))?);
+    }
+    let mut text = format!(
+        "{tasks} finished tasks of cluster {:032x} are restored, as they were stored last at {}\n",
+        source.id,
+        iso_time(source.last_s * 1_000_000)
+    );
+    for (partition, position) in source.positions.iter().filter(|(_, position)| **position > 0) {
+        let tasks = restored.get(partition).copied().unwrap_or(0);
+        text.push_str(&format!("  partition {partition:>4} to position {position}: {tasks} tasks\n"));
+    }
+    text.push_str("what was not finished, or not stored by then, is not there\n");
+    Ok(output.text(&text)?)
+}

@@ -1,0 +1,177 @@
+//! Listings answer for memory and for the database alike: each task once, wherever it is, or a refusal.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use taskmaster_client::{Client, Code, ListPosition, Retries, State, Task, TaskFilter, TaskId, TaskView};
+
+use super::Stage;
+use super::history::worker;
+use super::outages::{counter, nothing_waits, until};
+
+/// Lists from a position to the end, in small pages.
+pub(super) async fn list_from(client: &Client, filter: &TaskFilter, position: Option<ListPosition>) -> Vec<TaskView> {
+    let (mut tasks, mut next) = (Vec::new(), position);
+    loop {
+        let page = client.list_tasks(filter, next, 7).await.unwrap();
+        assert!(page.tasks.len() <= 7);
+        tasks.extend(page.tasks);
+        next = page.next;
+        if next.is_none() {
+            return tasks;
+        }
+    }
+}
+
+pub(super) fn sorted(mut ids: Vec<TaskId>) -> Vec<TaskId> {
+    ids.sort_unstable();
+    ids
+}
+
+pub(super) fn ids_of(tasks: &[TaskView]) -> Vec<TaskId> {
+    sorted(tasks.iter().map(|task| task.id).collect())
+}
+
+async fn submit(client: &Client, kind: &str, tasks: u32) -> Vec<TaskId> {
+    let retries = Retries::attempts(2).backoff(Duration::ZERO);
+    let template = Task::new(kind.to_owned()).queue("mixed").retries(retries);
+    let tasks = (0..tasks).map(|n| template.clone().payload(n.to_string()));
+    client.submit_many(tasks).await.unwrap().iter().map(|outcome| outcome.id).collect()
+}
+
+async fn park(client: &Client, tasks: u32) -> Vec<TaskId> {
+    let tasks = (0..tasks).map(|n| Task::new("echo").queue("held").payload(n.to_string()));
+    client.submit_many(tasks).await.unwrap().iter().map(|outcome| outcome.id).collect()
+}
+
+/// Waits until memory has so many tasks, and all others are stored.
+async fn left(stage: &Stage, client: &Client, tasks: u64) {
+    nothing_waits(client).await;
+    until("checkpointed tasks leave memory", async || counter(client, "tasks").await == tasks).await;
+    assert_eq!(counter(&stage.client, "checkpoint_lost").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listing_goes_on_in_the_database() {
+    let stage = Stage::new("kept = \"0s\"\n").await;
+    let client = &stage.client;
+    let held = park(client, 25).await;
+    let working = worker(client).await;
+    let (echoed, broken) = (submit(client, "echo", 60).await, submit(client, "broken", 30).await);
+    let finished = [echoed.clone(), broken.clone()].concat();
+    stage.stored(finished.len()).await;
+    left(&stage, client, 25).await;
+
+    let all = list_from(client, &TaskFilter::new(), None).await;
+    assert_eq!(ids_of(&all), sorted([held.clone(), finished.clone()].concat()));
+    assert!(all[..25].iter().all(|task| task.queue == "held"), "what is in memory comes before");
+    let mut latest = BTreeMap::new();
+    for task in &all[25..] {
+        let before = latest.insert(task.id.partition(), task.at_us).unwrap_or(u64::MAX);
+        assert!(task.at_us <= before, "the latest of a partition comes first");
+        let single = client.task(task.id).await.unwrap();
+        let short = TaskView { payload: Vec::new(), result: Vec::new(), log_tail: Vec::new(), ..single };
+        assert_eq!(task, &short);
+    }
+    for (filter, expected) in [
+        (TaskFilter::new().kind("broken"), broken.clone()),
+        (TaskFilter::new().state(State::Failed), broken),
+        (TaskFilter::new().state(State::Succeeded).queue("mixed"), echoed.clone()),
+        (TaskFilter::new().state(State::Succeeded).state(State::Ready), [held.clone(), echoed].concat()),
+        (TaskFilter::new().queue("held"), held),
+        (TaskFilter::new().state(State::Cancelled), Vec::new()),
+        (TaskFilter::new().queue("mixe"), Vec::new()),
+    ] {
+        assert_eq!(ids_of(&list_from(client, &filter, None).await), sorted(expected), "{filter:?}");
+    }
+    let other = Client::builder().namespace("other").connect(stage.node.address.to_string()).await.unwrap();
+    assert_eq!(list_from(&other, &TaskFilter::new(), None).await, []);
+    working.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_in_both_places_and_tasks_that_lived_on_are_listed_once() {
+    let stage = Stage::new("").await;
+    let client = &stage.client;
+    let working = worker(client).await;
+    let ids = submit(client, "broken", 30).await;
+    stage.stored(30).await;
+    nothing_waits(client).await;
+    // A third fails again and is stored again; another third waits.
+    client.retry(ids[..10].to_vec()).await.unwrap();
+    until("the second end is stored", async || stage.count("SELECT count(*) FROM taskmaster.final_task").await == 40)
+        .await;
+    nothing_waits(client).await;
+    working.shutdown().await.unwrap();
+    client.retry(ids[10..20].to_vec()).await.unwrap();
+    let listed = list_from(client, &TaskFilter::new(), None).await;
+    assert_eq!(ids_of(&listed), sorted(ids.clone()));
+    for task in &listed {
+        let waits = ids[10..20].contains(&task.id);
+        assert_eq!(task.state, if waits { State::Ready } else { State::Failed });
+        assert_eq!(task.at_us, client.task(task.id).await.unwrap().at_us, "as it ended last");
+    }
+    let failed = list_from(client, &TaskFilter::new().state(State::Failed), None).await;
+    assert_eq!(ids_of(&failed), sorted([&ids[..10], &ids[20..]].concat()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_that_leave_memory_while_they_are_listed_do_not_come_twice() {
+    let mut stage = Stage::new("kept = \"0s\"\n").await;
+    let client = stage.client.clone();
+    let working = worker(&client).await;
+    let stored = submit(&client, "echo", 40).await;
+    stage.stored(stored.len()).await;
+    left(&stage, &client, 0).await;
+    stage.postgres.kill();
+    let kept = submit(&client, "echo", 40).await;
+    for &id in &kept {
+        client.result(id).await.unwrap();
+    }
+    let first = client.list_tasks(&TaskFilter::new(), None, 15).await.unwrap();
+    assert!(first.tasks.iter().all(|task| kept.contains(&task.id)), "the database is away, and not needed yet");
+    stage.postgres.restart().await;
+    stage.stored(80).await;
+    left(&stage, &client, 0).await;
+    let mut listed = first.tasks;
+    listed.extend(list_from(&client, &TaskFilter::new(), first.next).await);
+    let once: std::collections::BTreeSet<TaskId> = listed.iter().map(|task| task.id).collect();
+    assert_eq!(once.len(), listed.len(), "a task comes twice");
+    assert!(stored.iter().all(|id| once.contains(id)), "what was stored before is there");
+    assert_eq!(ids_of(&list_from(&client, &TaskFilter::new(), None).await), sorted([stored, kept].concat()));
+    working.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listing_is_refused_rather_than_cut_short_while_the_database_is_away() {
+    let mut stage = Stage::new("kept = \"0s\"\n").await;
+    let client = stage.client.clone();
+    let held = park(&client, 10).await;
+    let working = worker(&client).await;
+    let finished = submit(&client, "echo", 20).await;
+    stage.stored(finished.len()).await;
+    left(&stage, &client, 10).await;
+    let patient =
+        Client::builder().call_timeout(Duration::from_secs(2)).connect(stage.node.address.to_string()).await.unwrap();
+    let refused = async |what: &str| {
+        let error = patient.list_tasks(&TaskFilter::new().state(State::Succeeded), None, 100).await.unwrap_err();
+        assert!(error.to_string().contains("database"), "{what}: {error}");
+    };
+    stage.postgres.kill();
+    refused("away").await;
+    assert_eq!(ids_of(&list_from(&client, &TaskFilter::new().state(State::Ready), None).await), sorted(held.clone()));
+    stage.postgres.restart().await;
+    let all = sorted([held, finished].concat());
+    assert_eq!(ids_of(&list_from(&client, &TaskFilter::new(), None).await), all);
+    // One that does not have what it had is not taken at its word.
+    let database = stage.postgres.client().await;
+    database.execute("UPDATE taskmaster.checkpoint SET position = position - 1 WHERE position > 0", &[]).await.unwrap();
+    refused("behind").await;
+    assert_eq!(
+        patient.task(client.task_id()).await.unwrap_err().code(),
+        Some(Code::UnknownTask),
+        "others are answered"
+    );
+    database.execute("UPDATE taskmaster.checkpoint SET position = position + 1 WHERE position > 0", &[]).await.unwrap();
+    working.shutdown().await.unwrap();
+}
