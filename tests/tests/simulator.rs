@@ -191,7 +191,7 @@ fn every_message_of_a_stream_becomes_one_task() {
 fn everything_that_happens_is_told_once_and_in_order() {
     let (from, count) = match number("TASKMASTER_SIM_SEED") {
         Some(seed) => (seed, 1),
-        None => (number("TASKMASTER_SIM_FROM").unwrap_or(1), number("TASKMASTER_SIM_SEEDS").unwrap_or(2_000) / 5),
+        None => (number("TASKMASTER_SIM_FROM").unwrap_or(1), number("TASKMASTER_SIM_SEEDS").unwrap_or(2_000) / 10),
     };
     let (mut told, mut refused, mut failures) = (0, 0, Vec::new());
     for seed in from..from + count {
@@ -215,7 +215,7 @@ fn everything_that_happens_is_told_once_and_in_order() {
 #[test]
 fn memoised_tasks_run_one_at_a_time_and_have_results_of_their_like() {
     let from = number("TASKMASTER_SIM_FROM").unwrap_or(1);
-    let count = number("TASKMASTER_SIM_SEEDS").unwrap_or(2_000) / 5;
+    let count = number("TASKMASTER_SIM_SEEDS").unwrap_or(2_000) / 10;
     let (mut memoised, mut failures) = (0, Vec::new());
     for seed in from..from + count {
         match sim::run(&Options { memo: true, ..options(seed) }) {
