@@ -1,10 +1,8 @@
 //! Events of this node: the thread that sends them to Kafka, and the shards' ways to it and back.
 //!
 //! It is started only where events are configured. librdkafka blocks where a transaction begins or ends, so the thread is one of its
-//! own, without a runtime. Towards it a shard sends through a bounded queue of the standard library; back come answers in another one
-//! with a byte on a socket pair that the shard reads, as from the foreign thread (`foreign.rs`).
+//! own, without a runtime. Towards it a shard sends through a bounded queue of the standard library; for the way back see [`crate::answers`].
 
-use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -18,6 +16,7 @@ use taskmaster_engine::events::{Batch, Change, Event, ForTopic};
 use taskmaster_protocol::body::Span;
 use taskmaster_protocol::{PartitionId, TaskId};
 
+use crate::answers::{Backs, backs};
 use crate::config::Config;
 
 /// Requests that wait at most, besides those that the thread has taken.
@@ -71,30 +70,25 @@ impl Events {
         let (requests, queue) = mpsc::sync_channel(REQUESTS_MAX);
         // One request of each partition is under way at most, and one more of each earlier leadership.
         let bound = 2 * usize::from(config.node.partitions) + REQUESTS_MAX;
-        let (mut backs, mut ports) = (Vec::new(), Vec::new());
-        for shard in 0..shards {
-            let (send, answers) = mpsc::sync_channel(bound);
-            let (ring, wake) = UnixStream::pair().context("cannot make a socket pair")?;
-            ring.set_nonblocking(true).context("cannot set up a socket pair")?;
-            backs.push((send, ring));
-            ports.push(Port {
-                shard,
-                requests: requests.clone(),
-                answers,
-                wake: Some(wake),
-                interval: events.interval.0,
-                bounds: BatchBounds {
-                    tasks_min: 0,
-                    tasks: usize::try_from(events.batch_events).expect("bounded"),
-                    bytes: BATCH_BYTES,
-                },
-                status: Arc::clone(&status),
-            });
-        }
+        let (backs, own) = backs(shards, bound)?;
+        let ports = own.into_iter().enumerate().map(|(shard, (answers, wake))| Port {
+            shard,
+            requests: requests.clone(),
+            answers,
+            wake: Some(wake),
+            interval: events.interval.0,
+            bounds: BatchBounds {
+                tasks_min: 0,
+                tasks: usize::try_from(events.batch_events).expect("bounded"),
+                bytes: BATCH_BYTES,
+            },
+            status: Arc::clone(&status),
+        });
+        let ports = ports.collect();
         let (end, ended) = mpsc::channel();
         let told = Arc::clone(&status);
         let body = move || {
-            events::produce(&settings, &queue, &Backs(backs), &told);
+            events::produce(&settings, &queue, &backs, &told);
             // Who started the thread may wait no longer.
             let _ = end.send(());
         };
@@ -111,19 +105,13 @@ impl Events {
     }
 }
 
-/// The thread's ends of the shards' queues.
-struct Backs(Vec<(mpsc::SyncSender<Answer>, UnixStream)>);
-
-impl events::Answers for Backs {
+impl events::Answers for Backs<Answer> {
     fn sent(&self, by: usize, partition: u16, term: u64, sent: Sent) {
         let sent = match sent {
             Sent::Upto(upto) => Stored::Upto(upto),
             Sent::Overtaken => Stored::Overtaken,
         };
-        let (queue, mut ring) = (&self.0[by].0, &self.0[by].1);
-        // A shard that has ended hears nothing. A full pair wakes it all the same.
-        let _ = queue.send(Answer { partition: PartitionId(partition), term, sent });
-        let _ = ring.write(&[1]);
+        self.send(by, Answer { partition: PartitionId(partition), term, sent });
     }
 }
 

@@ -1,12 +1,10 @@
 //! The foreign thread: libraries that need tokio live on one thread beside the shards, which talk to it through bounded queues.
 //!
 //! It is started only where something is configured that needs it. Towards it a shard sends through a tokio queue, which wakes tasks of
-//! that thread only. Back come messages in a queue of the standard library with a byte on a socket pair that the shard reads, so
-//! that no other thread ever holds a waker of a shard. A queue that is full makes the foreign side late, never a shard wait.
+//! that thread only; for the way back see [`crate::answers`]. A queue that is full makes the foreign side late, never a shard wait.
 //!
 //! Here are the thread, the ports and what a port carries; what is done with it is `taskmaster-connect`'s.
 
-use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc as thread_queue;
@@ -25,6 +23,7 @@ use tokio::runtime;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
+use crate::answers::{Backs, ShardEnd, backs};
 use crate::config::Config;
 
 /// Requests that wait for one connection at most, besides what it has taken.
@@ -95,7 +94,7 @@ impl Foreign {
         }
         let settings = config.postgres.settings()?;
         let status = Arc::new(Status::default());
-        let (backs, own) = backs(config, shards)?;
+        let (backs, own) = ways_back(config, shards)?;
         let (reader, questions) = mpsc::channel(QUESTIONS_MAX);
         let (lister, listings) = mpsc::channel(LISTINGS_MAX);
         let (writers, queues): (Vec<_>, Vec<_>) =
@@ -189,7 +188,7 @@ impl Work {
 }
 
 /// Brings final tasks back into a node that has none.
-pub(crate) struct Restorer(Backs);
+pub(crate) struct Restorer(Backs<ToShard>);
 
 /// Longest wait for a batch to be carried out.
 const RESTORE_MAX: Duration = Duration::from_secs(60);
@@ -201,7 +200,7 @@ impl Restorer {
     /// # Errors
     /// When sockets cannot be made.
     pub(crate) fn new(config: &Config, shards: usize) -> anyhow::Result<(Self, Vec<Port>)> {
-        let (backs, own) = backs(config, shards)?;
+        let (backs, own) = ways_back(config, shards)?;
         let ports = own.into_iter().enumerate().map(|(shard, (answers, wake))| Port {
             shard,
             sends: false,
@@ -223,7 +222,7 @@ impl Restorer {
     /// When it is not carried out.
     pub(crate) fn restore(&self, batch: postgres::Batch) -> anyhow::Result<u64> {
         let (partition, tasks) = (PartitionId(batch.partition), batch.tasks.len() as u64);
-        let shard = usize::from(batch.partition) % self.0.0.len();
+        let shard = usize::from(batch.partition) % self.0.shards();
         let wanted = self.number(shard, partition)? + tasks;
         self.0.send(shard, ToShard::Restore(returning(batch)));
         let until = Instant::now() + RESTORE_MAX;
@@ -244,22 +243,11 @@ impl Restorer {
     }
 }
 
-/// A shard's end of its queue of answers, and what wakes it.
-type ShardEnd = (thread_queue::Receiver<ToShard>, UnixStream);
-
 /// The two ends of the shards' queues of answers.
-fn backs(config: &Config, shards: usize) -> anyhow::Result<(Backs, Vec<ShardEnd>)> {
+fn ways_back(config: &Config, shards: usize) -> anyhow::Result<(Backs<ToShard>, Vec<ShardEnd<ToShard>>)> {
     // One request of each partition is under way at most, and one more of each earlier leadership.
     let bound = 2 * usize::from(config.node.partitions) + REQUESTS_MAX + QUESTIONS_MAX + LISTINGS_MAX;
-    let (mut theirs, mut own) = (Vec::new(), Vec::new());
-    for _ in 0..shards {
-        let (send, receive) = thread_queue::sync_channel(bound);
-        let (ring, wake) = UnixStream::pair().context("cannot make a socket pair")?;
-        ring.set_nonblocking(true).context("cannot set up a socket pair")?;
-        theirs.push((send, ring));
-        own.push((receive, wake));
-    }
-    Ok((Backs(theirs), own))
+    backs(shards, bound)
 }
 
 /// Refuses a database of the wrong schema; one that cannot be reached is tried again by the writers.
@@ -273,19 +261,7 @@ async fn check(settings: &Settings) -> anyhow::Result<()> {
     }
 }
 
-/// The thread's ends of the shards' queues.
-struct Backs(Vec<(thread_queue::SyncSender<ToShard>, UnixStream)>);
-
-impl Backs {
-    fn send(&self, shard: usize, what: ToShard) {
-        let (queue, mut ring) = (&self.0[shard].0, &self.0[shard].1);
-        // A shard that has ended hears nothing. A full pair wakes it all the same.
-        let _ = queue.send(what);
-        let _ = ring.write(&[1]);
-    }
-}
-
-impl Answers for Backs {
+impl Answers for Backs<ToShard> {
     fn stored(&self, by: usize, partition: u16, term: u64, stored: postgres::Stored) {
         let stored = match stored {
             postgres::Stored::Upto(upto) => Stored::Upto(upto),

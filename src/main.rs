@@ -1,5 +1,6 @@
 //! The `taskmaster` binary: everything begins in [`cli`].
 
+mod answers;
 mod cli;
 mod config;
 mod doctor;

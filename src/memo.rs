@@ -2,9 +2,8 @@
 //!
 //! It is started only where Redis is configured, and is not the [foreign](crate::foreign) one: somebody waits for an answer from here within
 //! two milliseconds, and there batches for a database are made for longer than that. Queues are as there: towards the thread tokio's,
-//! back one of the standard library with a byte on a socket pair.
+//! back those of [`crate::answers`].
 
-use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc as thread_queue;
@@ -17,6 +16,7 @@ use tokio::runtime;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
+use crate::answers::{Backs, backs};
 use crate::config::Config;
 
 /// Questions and results that wait for the thread at most.
@@ -52,15 +52,12 @@ pub(crate) fn start(config: &Config, shards: usize) -> anyhow::Result<Vec<Port>>
     let settings = config.redis.settings()?;
     let status = Arc::new(Status::default());
     let (requests, queue) = mpsc::channel(REQUESTS_MAX);
-    let (mut backs, mut ports) = (Vec::new(), Vec::new());
-    for shard in 0..shards {
-        let (send, answers) = thread_queue::sync_channel(QUESTIONS_MAX);
-        let (ring, wake) = UnixStream::pair().context("cannot make a socket pair")?;
-        ring.set_nonblocking(true).context("cannot set up a socket pair")?;
-        backs.push((send, ring));
+    let (backs, own) = backs(shards, QUESTIONS_MAX)?;
+    let ports = own.into_iter().enumerate().map(|(shard, (answers, wake))| {
         let (requests, status) = (requests.clone(), Arc::clone(&status));
-        ports.push(Port { shard, requests, answers, wake: Some(wake), status });
-    }
+        Port { shard, requests, answers, wake: Some(wake), status }
+    });
+    let ports = ports.collect();
     let runtime =
         runtime::Builder::new_current_thread().enable_all().build().context("the I/O runtime cannot start")?;
     let body = move || serve(&runtime, settings, queue, backs, status);
@@ -72,23 +69,15 @@ fn serve(
     runtime: &runtime::Runtime,
     settings: Settings,
     queue: mpsc::Receiver<Request>,
-    backs: Vec<Back>,
+    backs: Backs<Answer>,
     status: Arc<Status>,
 ) {
-    LocalSet::new().block_on(runtime, redis::serve(settings, queue, Box::new(Backs(backs)), status));
+    LocalSet::new().block_on(runtime, redis::serve(settings, queue, Box::new(backs), status));
 }
 
-/// The thread's end of a shard's queue.
-type Back = (thread_queue::SyncSender<Answer>, UnixStream);
-
-struct Backs(Vec<Back>);
-
-impl Answers for Backs {
+impl Answers for Backs<Answer> {
     fn found(&self, by: usize, number: u64, values: Vec<Option<Value>>) {
-        let (queue, mut ring) = (&self.0[by].0, &self.0[by].1);
-        // A shard that has ended hears nothing. A full pair wakes it all the same.
-        let _ = queue.send((number, values));
-        let _ = ring.write(&[1]);
+        self.send(by, (number, values));
     }
 }
 

@@ -21,6 +21,7 @@ mod peers;
 pub(crate) mod recovery;
 mod snapshots;
 mod start;
+mod wake;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};

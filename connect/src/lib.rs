@@ -10,5 +10,6 @@
 mod backoff;
 
 pub mod kafka;
+mod place;
 pub mod postgres;
 pub mod redis;

@@ -16,6 +16,7 @@ use serde_json::Value;
 use taskmaster_bench::order::OrderOptions;
 use taskmaster_bench::states::StatesOptions;
 use taskmaster_bench::{NodeInfo, Options, SuiteOptions, run_suite};
+use taskmaster_client::Client;
 
 use super::connect::block_on;
 use super::embedded::Embedded;
@@ -243,6 +244,13 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
     })?;
     node.stop()?;
     show(global, json, &text, good)
+}
+
+/// A counter of a node, over its shards.
+async fn counter(client: &Client, wanted: &str) -> Result<u64, Failure> {
+    let stats = client.stats().await?;
+    let counters = stats.iter().flat_map(|shard| &shard.counters).filter(|(name, _)| name == wanted);
+    Ok(counters.map(|(_, value)| value).sum())
 }
 
 /// What is to be measured.

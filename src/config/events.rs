@@ -4,9 +4,9 @@ use serde_json::Value;
 use taskmaster_connect::kafka::events::{Delivery, KeyOf, MESSAGE_BYTES_MAX, Settings};
 use taskmaster_protocol::limits;
 use toml::Spanned;
-use toml::de::DeValue;
+use toml::de::{DeTable, DeValue};
 
-use super::kafka::Properties;
+use super::kafka::{Properties, table};
 use super::setting::{Raw, Setting};
 use super::value::{ByteSize, Interval};
 use super::{Loaded, Problem, did_you_mean, line_of, raw};
@@ -58,27 +58,7 @@ impl Default for Events {
     }
 }
 
-macro_rules! keys {
-    ($($key:ident),*) => {
-        impl Events {
-            pub(super) const KEYS: &'static [&'static str] = &[$(stringify!($key),)* "kafka", "secrets"];
-
-            fn set(&mut self, key: &str, raw: &Raw) -> Result<(), String> {
-                match key {
-                    $(stringify!($key) => self.$key = Setting::read(raw)?,)*
-                    _ => return Err("must be a table, such as { \"client.rack\" = \"a\" }".to_owned()),
-                }
-                Ok(())
-            }
-
-            fn shown(&self) -> Vec<(&'static str, String, Value)> {
-                vec![$((stringify!($key), self.$key.show(), self.$key.json())),*]
-            }
-        }
-    };
-}
-
-keys! { brokers, topic, positions, delivery, key, interval, batch_events, waiting, starts }
+table! { Events, "[events]": brokers, topic, positions, delivery, key, interval, batch_events, waiting, starts }
 
 /// Reads the section.
 pub(super) fn read(loaded: &mut Loaded, text: &str, value: &Spanned<DeValue<'_>>, problems: &mut Vec<Problem>) {
@@ -87,33 +67,10 @@ pub(super) fn read(loaded: &mut Loaded, text: &str, value: &Spanned<DeValue<'_>>
         problems.push(Problem::at(line, "'events' is a section: write [events] and its keys below".to_owned()));
         return;
     };
-    let mut events = Events::default();
-    let before = problems.len();
-    for (key, value) in keys {
-        let line = line_of(text, key.span().start);
-        if let Err(message) = events.take(key.get_ref(), value) {
-            problems.push(Problem::at(line, message));
-        }
-    }
-    if problems.len() == before
-        && let Err(message) = events.check()
-    {
-        problems.push(Problem::at(line, format!("events {message}")));
-    }
-    loaded.config.events = Some(events);
+    loaded.config.events = Some(Events::of(keys, line, text, problems));
 }
 
 impl Events {
-    fn take(&mut self, key: &str, value: &Spanned<DeValue<'_>>) -> Result<(), String> {
-        if !Self::KEYS.contains(&key) {
-            return Err(format!("unknown key '{key}' in [events]{}", did_you_mean(key, Self::KEYS.iter().copied())));
-        }
-        if self.properties.take(SECTION, key, value, Settings::may_set)? {
-            return Ok(());
-        }
-        raw(value).and_then(|raw| self.set(key, &raw)).map_err(|message| format!("events.{key} {message}"))
-    }
-
     fn check(&self) -> Result<(), String> {
         if self.brokers.is_empty() || self.brokers.iter().any(String::is_empty) {
             return Err("needs brokers".to_owned());
@@ -171,23 +128,5 @@ impl Events {
             message_bytes_max: MESSAGE_BYTES_MAX,
             properties: self.properties.read("events")?,
         })
-    }
-
-    /// As TOML.
-    pub(super) fn to_toml(&self) -> String {
-        let mut text = "[events]\n".to_owned();
-        for (key, value, _) in self.shown() {
-            text.push_str(&format!("{key} = {value}\n"));
-        }
-        text + &self.properties.to_toml()
-    }
-
-    /// As JSON.
-    pub(super) fn json(&self) -> Value {
-        let mut value = self.properties.json();
-        if let Value::Object(map) = &mut value {
-            map.extend(self.shown().into_iter().map(|(key, _, json)| (key.to_owned(), json)));
-        }
-        value
     }
 }

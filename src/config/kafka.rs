@@ -111,3 +111,74 @@ impl Properties {
 fn is_secret(property: &str) -> bool {
     ["password", "secret", "ssl.key.pem", "sasl.oauthbearer.config"].iter().any(|part| property.contains(part))
 }
+
+/// What the tables that have properties beside keys of their own share: how they are read and shown. The module has `SECTION`, `Settings`
+/// and the table's `check`.
+macro_rules! table {
+    ($table:ident, $header:literal: $($key:ident),*) => {
+        impl $table {
+            /// Its keys.
+            pub(super) const KEYS: &'static [&'static str] = &[$(stringify!($key),)* "kafka", "secrets"];
+
+            /// Reads one table, which begins in `line`.
+            fn of(keys: &DeTable<'_>, line: usize, text: &str, problems: &mut Vec<Problem>) -> Self {
+                let mut table = Self::default();
+                let before = problems.len();
+                for (key, value) in keys {
+                    let line = line_of(text, key.span().start);
+                    if let Err(message) = table.take(key.get_ref(), value) {
+                        problems.push(Problem::at(line, message));
+                    }
+                }
+                if problems.len() == before
+                    && let Err(message) = table.check()
+                {
+                    problems.push(Problem::at(line, format!("{SECTION} {message}")));
+                }
+                table
+            }
+
+            fn take(&mut self, key: &str, value: &Spanned<DeValue<'_>>) -> Result<(), String> {
+                if !Self::KEYS.contains(&key) {
+                    let meant = did_you_mean(key, Self::KEYS.iter().copied());
+                    return Err(format!("unknown key '{key}' in {}{meant}", $header));
+                }
+                if self.properties.take(SECTION, key, value, Settings::may_set)? {
+                    return Ok(());
+                }
+                raw(value).and_then(|raw| self.set(key, &raw)).map_err(|message| format!("{SECTION}.{key} {message}"))
+            }
+
+            fn set(&mut self, key: &str, raw: &Raw) -> Result<(), String> {
+                match key {
+                    $(stringify!($key) => self.$key = Setting::read(raw)?,)*
+                    _ => return Err("must be a table, such as { \"client.rack\" = \"a\" }".to_owned()),
+                }
+                Ok(())
+            }
+
+            fn shown(&self) -> Vec<(&'static str, String, Value)> {
+                vec![$((stringify!($key), self.$key.show(), self.$key.json())),*]
+            }
+
+            /// As TOML.
+            pub(super) fn to_toml(&self) -> String {
+                let mut text = concat!($header, "\n").to_owned();
+                for (key, value, _) in self.shown() {
+                    text.push_str(&format!("{key} = {value}\n"));
+                }
+                text + &self.properties.to_toml()
+            }
+
+            /// As JSON.
+            pub(super) fn json(&self) -> Value {
+                let mut value = self.properties.json();
+                if let Value::Object(map) = &mut value {
+                    map.extend(self.shown().into_iter().map(|(key, _, json)| (key.to_owned(), json)));
+                }
+                value
+            }
+        }
+    };
+}
+pub(super) use table;

@@ -6,9 +6,9 @@ use serde_json::Value;
 use taskmaster_connect::kafka::{From, Mapping, Settings, Start};
 use taskmaster_protocol::limits;
 use toml::Spanned;
-use toml::de::DeValue;
+use toml::de::{DeTable, DeValue};
 
-use super::kafka::Properties;
+use super::kafka::{Properties, table};
 use super::sections::name_like;
 use super::setting::{Raw, Setting};
 use super::{Config, Loaded, Problem, did_you_mean, line_of, raw};
@@ -83,29 +83,8 @@ impl Default for Stream {
     }
 }
 
-macro_rules! keys {
-    ($($key:ident),*) => {
-        impl Stream {
-            /// Its keys.
-            pub(super) const KEYS: &'static [&'static str] = &[$(stringify!($key),)* "kafka", "secrets"];
-
-            fn set(&mut self, key: &str, raw: &Raw) -> Result<(), String> {
-                match key {
-                    $(stringify!($key) => self.$key = Setting::read(raw)?,)*
-                    _ => return Err("must be a table, such as { \"client.rack\" = \"a\" }".to_owned()),
-                }
-                Ok(())
-            }
-
-            fn shown(&self) -> Vec<(&'static str, String, Value)> {
-                vec![$((stringify!($key), self.$key.show(), self.$key.json())),*]
-            }
-        }
-    };
-}
-
-keys! {
-    name, brokers, topics, group, namespace, queue, kind, payload, unique_key, concurrency_key, concurrency_limit, priority, deadline,
+table! {
+    Stream, "[[stream]]": name, brokers, topics, group, namespace, queue, kind, payload, unique_key, concurrency_key, concurrency_limit, priority, deadline,
     dead_letter, start, batch_messages
 }
 
@@ -122,20 +101,7 @@ pub(super) fn read(loaded: &mut Loaded, text: &str, value: &Spanned<DeValue<'_>>
             problems.push(Problem::at(line, "'stream' takes tables only: write [[stream]]".to_owned()));
             continue;
         };
-        let mut stream = Stream::default();
-        let before = problems.len();
-        for (key, value) in keys {
-            let line = line_of(text, key.span().start);
-            if let Err(message) = stream.take(key.get_ref(), value) {
-                problems.push(Problem::at(line, message));
-            }
-        }
-        if problems.len() == before
-            && let Err(message) = stream.check()
-        {
-            problems.push(Problem::at(line, format!("stream {message}")));
-        }
-        loaded.config.streams.push(stream);
+        loaded.config.streams.push(Stream::of(keys, line, text, problems));
     }
     let streams = &loaded.config.streams;
     if streams.len() > STREAMS_MAX {
@@ -151,16 +117,6 @@ pub(super) fn read(loaded: &mut Loaded, text: &str, value: &Spanned<DeValue<'_>>
 }
 
 impl Stream {
-    fn take(&mut self, key: &str, value: &Spanned<DeValue<'_>>) -> Result<(), String> {
-        if !Self::KEYS.contains(&key) {
-            return Err(format!("unknown key '{key}' in [[stream]]{}", did_you_mean(key, Self::KEYS.iter().copied())));
-        }
-        if self.properties.take(SECTION, key, value, Settings::may_set)? {
-            return Ok(());
-        }
-        raw(value).and_then(|raw| self.set(key, &raw)).map_err(|message| format!("stream.{key} {message}"))
-    }
-
     fn check(&self) -> Result<(), String> {
         for (key, name) in
             [("name", &self.name), ("queue", &self.queue), ("kind", &self.kind), ("namespace", &self.namespace)]
@@ -227,23 +183,6 @@ impl Stream {
             batch_bytes: BATCH_BYTES,
             properties,
         })
-    }
-
-    /// As TOML.
-    pub(crate) fn to_toml(&self) -> String {
-        let mut text = "[[stream]]\n".to_owned();
-        for (key, value, _) in self.shown() {
-            text.push_str(&format!("{key} = {value}\n"));
-        }
-        text + &self.properties.to_toml()
-    }
-
-    fn json(&self) -> Value {
-        let mut value = self.properties.json();
-        if let Value::Object(map) = &mut value {
-            map.extend(self.shown().into_iter().map(|(key, _, json)| (key.to_owned(), json)));
-        }
-        value
     }
 }
 

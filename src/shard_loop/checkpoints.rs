@@ -2,14 +2,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::io::ErrorKind;
-use std::os::fd::{FromRawFd, IntoRawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use futures_lite::AsyncReadExt;
 use futures_lite::future::or;
-use glommio::net::UnixStream;
 use glommio::timer::Timer;
 use taskmaster_connect::postgres::{Found, Given, Listed, Request, StoredTask};
 use taskmaster_engine::checkpoint::BatchBounds;
@@ -19,6 +15,7 @@ use taskmaster_protocol::Code;
 use taskmaster_protocol::body::{self, TaskInfo, TaskPage};
 
 use super::ShardLoop;
+use super::wake::Wake;
 use crate::foreign::{Port, ToShard};
 
 /// Tasks and bytes gathered in one slice.
@@ -106,18 +103,9 @@ impl ShardLoop {
     }
 
     /// Takes answers of the foreign thread.
-    #[expect(unsafe_code, reason = "glommio takes over a socket only by its raw descriptor")]
     pub(super) async fn store_task(self: Rc<Self>, checkpoints: Rc<Checkpoints>, wake: std::os::unix::net::UnixStream) {
-        // SAFETY: the descriptor was given up by its only owner in this expression.
-        let mut wake = unsafe { UnixStream::from_raw_fd(wake.into_raw_fd()) };
-        let mut rings = [0u8; 256];
-        loop {
-            match wake.read(&mut rings).await {
-                Ok(0) => return,
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(_) => return,
-                Ok(_) => {}
-            }
+        let mut wake = Wake::new(wake);
+        while wake.rung().await {
             while let Ok(answer) = checkpoints.port.answers.try_recv() {
                 match answer {
                     ToShard::Stored { partition, term, stored } => {

@@ -1,12 +1,8 @@
 //! Events between the engine and the thread that sends them: batches go out in slices between other work, answers come back.
 
-use std::io::ErrorKind;
-use std::os::fd::{FromRawFd, IntoRawFd};
 use std::rc::Rc;
 
-use futures_lite::AsyncReadExt;
 use futures_lite::future::or;
-use glommio::net::UnixStream;
 use glommio::timer::Timer;
 use taskmaster_connect::kafka::events::Given;
 use taskmaster_engine::Input;
@@ -14,6 +10,7 @@ use taskmaster_net::wake::Bell;
 
 use super::ShardLoop;
 use super::checkpoints::PAUSE;
+use super::wake::Wake;
 use crate::events::Port;
 
 /// A shard's part in events.
@@ -71,18 +68,9 @@ impl ShardLoop {
     }
 
     /// Takes answers of the thread.
-    #[expect(unsafe_code, reason = "glommio takes over a socket only by its raw descriptor")]
     async fn events_answers(self: Rc<Self>, sender: Rc<Events>, wake: std::os::unix::net::UnixStream) {
-        // SAFETY: the descriptor was given up by its only owner in this expression.
-        let mut wake = unsafe { UnixStream::from_raw_fd(wake.into_raw_fd()) };
-        let mut rings = [0u8; 256];
-        loop {
-            match wake.read(&mut rings).await {
-                Ok(0) => return,
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(_) => return,
-                Ok(_) => {}
-            }
+        let mut wake = Wake::new(wake);
+        while wake.rung().await {
             while let Ok(answer) = sender.port.answers.try_recv() {
                 self.input(Input::Sent { partition: answer.partition, term: answer.term, sent: answer.sent });
             }

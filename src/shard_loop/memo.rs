@@ -5,18 +5,16 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::os::fd::{FromRawFd, IntoRawFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use futures_lite::AsyncReadExt;
-use glommio::net::UnixStream;
 use taskmaster_connect::redis::Value;
 use taskmaster_engine::{ConnId, Input, Known, Unknown};
 use taskmaster_protocol::FrameBuffer;
 use taskmaster_protocol::frame::Header;
 
 use super::ShardLoop;
+use super::wake::Wake;
 use crate::memo::{Port, QUESTIONS_MAX};
 
 /// Bytes of submissions that wait for an answer at most; what comes beyond is not asked about.
@@ -138,17 +136,9 @@ impl ShardLoop {
         }
     }
 
-    #[expect(unsafe_code, reason = "glommio takes over a socket only by its raw descriptor")]
     async fn memo_task(self: Rc<Self>, memo: Rc<Memo>, wake: std::os::unix::net::UnixStream) {
-        // SAFETY: the descriptor was given up by its only owner in this expression.
-        let mut wake = unsafe { UnixStream::from_raw_fd(wake.into_raw_fd()) };
-        let mut rings = [0u8; 256];
-        loop {
-            match wake.read(&mut rings).await {
-                Ok(1..) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                Ok(0) | Err(_) => break,
-            }
+        let mut wake = Wake::new(wake);
+        while wake.rung().await {
             while let Ok((question, values)) = memo.port.answers.try_recv() {
                 let waiting = memo.waiters.borrow_mut().answered(question);
                 if let Some(waiting) = waiting {

@@ -2,32 +2,24 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "shard_files/small.rs"]
+mod small;
+
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use glommio::{LocalExecutorBuilder, Placement};
+use small::{IDENTITY, config};
 use taskmaster_storage::copy::{copy_shard, read_shard};
 use taskmaster_storage::recovery;
 use taskmaster_storage::snapshot::{self, ChunkTag, Info, SnapshotFile, snapshot_path};
 use taskmaster_storage::wal::driver::Wal;
 use taskmaster_storage::wal::segments::segment_path;
-use taskmaster_storage::wal::{ApplyError, Config, LogEnd, Record};
+use taskmaster_storage::wal::{ApplyError, LogEnd, Record};
 
-const IDENTITY: u64 = 77;
 const COPIES: usize = 30;
-
-fn config() -> Config {
-    Config {
-        segment_bytes: 256 << 10,
-        block_bytes_target: 32 << 10,
-        block_bytes_max: 64 << 10,
-        unflushed_bytes_max: 512 << 10,
-        spare_segments_max: 2,
-        ..Config::default()
-    }
-}
 
 /// How many records there were: each says how many came before it.
 #[derive(Default, Debug, PartialEq, Eq)]

@@ -2,30 +2,21 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "shard_files/small.rs"]
+mod small;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 
 use glommio::{LocalExecutorBuilder, Placement};
+use small::{IDENTITY, config};
 use taskmaster_storage::recovery::{self, Shard};
 use taskmaster_storage::snapshot::{self, BackgroundSnapshot, ChunkTag, Info, SnapshotFile, snapshot_path};
 use taskmaster_storage::wal::blocking::Log;
 use taskmaster_storage::wal::driver::{Error, SpaceState, Wal, recover_dir};
 use taskmaster_storage::wal::segments::segment_path;
 use taskmaster_storage::wal::{AppendError, ApplyError, Config, LogEnd, Record, ScanParams};
-
-const IDENTITY: u64 = 77;
-
-fn config() -> Config {
-    Config {
-        segment_bytes: 256 << 10,
-        block_bytes_target: 32 << 10,
-        block_bytes_max: 64 << 10,
-        unflushed_bytes_max: 512 << 10,
-        spare_segments_max: 2,
-        ..Config::default()
-    }
-}
 
 /// The state of the tests: a sum per stamp.
 #[derive(Default, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use serde_json::Value;
 use taskmaster_client::{Client, Retries, Task, TaskError, TaskId, Worker};
 use tempfile::TempDir;
 
-use crate::process::{Running, Setup, directory};
+use crate::process::{Running, Setup, counter, directory};
 use crate::services::kafka::Kafka;
 
 const TOPIC: &str = "happenings";
@@ -134,12 +134,6 @@ async fn nothing_waits(client: &Client) {
         assert!(Instant::now() < until, "events go on waiting");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-}
-
-async fn counter(client: &Client, name: &str) -> u64 {
-    let stats = client.stats().await.unwrap();
-    let counters = stats.iter().flat_map(|shard| &shard.counters).filter(|(other, _)| other == name);
-    counters.map(|(_, value)| value).sum()
 }
 
 /// Waits until tasks are done, and all is told: submitted first, completed with the result last.

@@ -44,6 +44,13 @@ pub(crate) fn command_within(namespace: Option<&str>) -> Command {
     command
 }
 
+/// A counter of a node, over its shards.
+pub(crate) async fn counter(client: &Client, name: &str) -> u64 {
+    let stats = client.stats().await.unwrap();
+    let counters = stats.iter().flat_map(|shard| &shard.counters).filter(|(other, _)| other == name);
+    counters.map(|(_, value)| value).sum()
+}
+
 /// A fresh directory on the disk that holds the build: never a memory file system.
 pub(crate) fn directory() -> TempDir {
     tempfile::Builder::new().prefix("node-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()

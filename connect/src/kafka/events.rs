@@ -19,14 +19,7 @@ pub use sink::{Given, produce};
 pub use standing::{EventsStanding, PositionsStanding, standing};
 pub use status::Status;
 
-/// A range of [`Batch::bytes`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Place {
-    /// Offset.
-    pub at: u32,
-    /// Length in bytes.
-    pub len: u32,
-}
+pub use crate::place::Place;
 
 /// What a leader asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]

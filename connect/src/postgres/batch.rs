@@ -1,13 +1,6 @@
 //! What is checkpointed: final tasks of one partition, in the order of their numbers.
 
-/// A range of [`Batch::bytes`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Place {
-    /// Offset.
-    pub at: u32,
-    /// Length in bytes.
-    pub len: u32,
-}
+pub use crate::place::Place;
 
 /// What a leader asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]

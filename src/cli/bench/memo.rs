@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use taskmaster_client::{Client, State, Task, TaskId, Worker};
 
-use super::{Arguments, show};
+use super::{Arguments, counter, show};
 use crate::cli::connect::block_on;
 use crate::cli::embedded::Embedded;
 use crate::cli::{Exit, Failure, Global};
@@ -67,12 +67,6 @@ struct TimesOf {
     hit: Vec<Duration>,
     result: Vec<Duration>,
     hits: u64,
-}
-
-async fn counter(client: &Client, wanted: &str) -> Result<u64, Failure> {
-    let stats = client.stats().await?;
-    let counters = stats.iter().flat_map(|shard| &shard.counters).filter(|(name, _)| name == wanted);
-    Ok(counters.map(|(_, value)| value).sum())
 }
 
 async fn reaches(client: &Client, name: &str, value: u64) -> Result<(), Failure> {

@@ -6,7 +6,7 @@ use serde_json::json;
 use taskmaster_client::Client;
 use taskmaster_connect::kafka;
 
-use super::{Arguments, show};
+use super::{Arguments, counter, show};
 use crate::cli::connect::block_on;
 use crate::cli::embedded::Embedded;
 use crate::cli::{Exit, Failure, Global};
@@ -63,9 +63,7 @@ async fn read(address: String, messages: u64) -> Result<(u64, Duration), Failure
     let client = Client::connect(address).await?;
     let (started, mut first) = (Instant::now(), None);
     loop {
-        let stats = client.stats().await?;
-        let counters = stats.iter().flat_map(|shard| &shard.counters).filter(|(name, _)| name == "stream_tasks");
-        let tasks: u64 = counters.map(|(_, value)| value).sum();
+        let tasks = counter(&client, "stream_tasks").await?;
         if tasks > messages {
             return Err(Failure::new(Exit::Failed, format!("{messages} messages became {tasks} tasks")));
         }

@@ -7,7 +7,8 @@ use taskmaster_client::{Client, Code, ListPosition, Retries, State, Task, TaskFi
 
 use super::Stage;
 use super::history::worker;
-use super::outages::{counter, nothing_waits, until};
+use super::outages::{nothing_waits, until};
+use crate::process::counter;
 
 /// Lists from a position to the end, in small pages.
 pub(super) async fn list_from(client: &Client, filter: &TaskFilter, position: Option<ListPosition>) -> Vec<TaskView> {

@@ -7,7 +7,7 @@ use taskmaster_client::{Client, Code, State, Task, TaskId, Worker};
 use super::history::assert_history;
 use super::start::logged;
 use super::{Stage, section};
-use crate::process::{Setup, directory};
+use crate::process::{Setup, counter, directory};
 use crate::services::postgres::Postgres;
 
 pub(super) async fn worker(client: &Client) -> Worker {
@@ -22,12 +22,6 @@ pub(super) async fn finish(client: &Client, tasks: u32) -> Vec<TaskId> {
         client.result(id).await.unwrap();
     }
     ids
-}
-
-pub(super) async fn counter(client: &Client, name: &str) -> u64 {
-    let stats = client.stats().await.unwrap();
-    let counters = stats.iter().flat_map(|shard| &shard.counters).filter(|(other, _)| other == name);
-    counters.map(|(_, value)| value).sum()
 }
 
 /// Waits until the node knows that all is stored: the answer to the last batch may be on its way.

@@ -7,9 +7,8 @@ use taskmaster_client::{Client, State, Task, TaskFilter, TaskId, TaskView};
 
 use super::history::worker;
 use super::listing::{ids_of, list_from, sorted};
-use super::outages::counter;
 use super::{Stage, outages, section};
-use crate::process::{Setup, binary, directory};
+use crate::process::{Setup, binary, counter, directory};
 use crate::services::postgres::PASSWORD;
 
 async fn views(client: &Client, ids: &[TaskId]) -> BTreeMap<TaskId, TaskView> {
