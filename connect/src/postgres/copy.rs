@@ -1,4 +1,5 @@
-//! Rows of `taskmaster.final_task` in the format of `COPY ... (FORMAT binary)`: big-endian, each field after its length, -1 for NULL.
+//! Rows of `taskmaster.final_task` and `taskmaster.stretch` in the format of `COPY ... (FORMAT binary)`: big-endian, each field after its
+//! length, -1 for NULL.
 
 use bytes::{BufMut, BytesMut};
 
@@ -11,6 +12,11 @@ const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 pub(super) const COLUMNS: &str = "cluster, partition, number, id, workflow, contract, state, attempts, failures, late, started_at, \
                                   finished_at, deadline_at, name, error_code, error, log_tail, payload, result, versions";
 const FIELDS: i16 = 20;
+/// Columns in the order of [`put_stretch`].
+pub(super) const STRETCH_COLUMNS: &str = "cluster, partition, behind, first_at, last_at, tasks";
+const STRETCH_FIELDS: i16 = 6;
+/// What a stretch has of a task, in bytes: number and id.
+pub(super) const STRETCH_TASK_BYTES: usize = size_of::<u64>() + size_of::<u128>();
 /// Microseconds from 1970 to 2000, where PostgreSQL counts from.
 const EPOCH_US: i64 = 946_684_800_000_000;
 
@@ -53,6 +59,23 @@ pub(super) fn put_row(out: &mut BytesMut, cluster: i32, batch: &Batch, task: &Fi
         put_if(out, false, &[]);
     } else {
         put(out, &saved::field(&task.versions));
+    }
+}
+
+/// Appends the order of a batch's tasks, of which there is one at least.
+pub(super) fn put_stretch(out: &mut BytesMut, cluster: i32, batch: &Batch) {
+    let times = batch.tasks.iter().map(|task| task.finished_us);
+    let (first_us, last_us) = times.fold((u64::MAX, 0), |(first, last), us| (us.min(first), us.max(last)));
+    out.put_i16(STRETCH_FIELDS);
+    put(out, &cluster.to_be_bytes());
+    put(out, &i32::from(batch.partition).to_be_bytes());
+    put(out, &batch.from.to_be_bytes());
+    put(out, &time(first_us));
+    put(out, &time(last_us));
+    out.put_u32(u32::try_from(batch.tasks.len() * STRETCH_TASK_BYTES).expect("batches are bounded"));
+    for task in &batch.tasks {
+        out.put_u64(task.number);
+        out.put_u128(task.id);
     }
 }
 
@@ -108,5 +131,6 @@ mod tests {
     #[test]
     fn a_row_has_as_many_fields_as_there_are_columns() {
         assert_eq!(COLUMNS.split(',').count(), usize::try_from(FIELDS).unwrap());
+        assert_eq!(STRETCH_COLUMNS.split(',').count(), usize::try_from(STRETCH_FIELDS).unwrap());
     }
 }

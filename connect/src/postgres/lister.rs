@@ -1,24 +1,29 @@
 //! Lists what the history has of a partition, the latest first: for listings that went through memory.
 //!
-//! A page looks at a bounded range of numbers, so that a filter that nothing passes does not hold it up. It has its own connection,
-//! which is made when it is first needed, so that no listing delays a look at a single task. A listing is answered, if only with why
+//! The order is read from `taskmaster.stretch`, a batch at a time, and the tasks by their ids. A page looks at so many tasks at most, so that
+//! a filter that nothing passes does not hold it up. It has its own connection, which is made when it is first needed, so that no listing delays a look at a single task. A listing is answered, if only with why
 //! it cannot be, within the time it may take, its wait for others included.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::mpsc::Receiver;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 
+use super::copy::STRETCH_TASK_BYTES;
 use super::reader::{StoredTask, task};
 use super::session::connect;
 use super::{Answers, Error, Session, Settings, schema};
 
 /// Longest time from question to answer.
 const LIST_MAX: Duration = Duration::from_secs(5);
-/// Numbers that one page looks at.
-const NUMBERS_MAX: i64 = 50_000;
+/// Tasks that one page looks at: once it has looked at so many it ends.
+const LOOKED_MAX: usize = 50_000;
+/// Tasks that are looked at together, doubled from the first number to the second while a page is not full.
+const TOGETHER: (usize, usize) = (64, 4_096);
+/// Stretches that are read together, in the same way.
+const STRETCHES_MAX: i64 = 64;
 
 /// Which tasks to list.
 #[derive(Clone, Debug)]
@@ -75,9 +80,9 @@ const CHAIN: &str = "WITH RECURSIVE chain AS (
     SELECT chain.cluster, coalesce(checkpoint.position, 0) FROM chain
     LEFT JOIN taskmaster.checkpoint ON checkpoint.cluster = chain.cluster AND checkpoint.partition = $2 ORDER BY chain.back";
 
-/// The highest number from a place on.
-const TOP: &str =
-    "SELECT max(number) FROM taskmaster.final_task WHERE cluster = $1 AND partition = $2 AND number <= $3";
+/// Stretches from a number down.
+const STRETCHES: &str = "SELECT behind, tasks, first_at, last_at FROM taskmaster.stretch
+    WHERE cluster = $1 AND partition = $2 AND behind < $3 ORDER BY behind DESC LIMIT $4";
 
 /// Of a task that succeeded there is no later end: it cannot be retried.
 const PAGE: &str = "SELECT
@@ -85,12 +90,13 @@ const PAGE: &str = "SELECT
         contract.priority, task.attempts, contract.attempts_max, task.late, task.started_at, task.finished_at, task.deadline_at,
         task.error_code, task.error, NULL::bytea, NULL::bytea, NULL::bytea, task.number
     FROM taskmaster.final_task AS task JOIN taskmaster.contract USING (contract)
-    WHERE task.cluster = $1 AND task.partition = $2 AND task.number > $3 AND task.number <= $4
-        AND contract.namespace = $5 AND $6 IN ('', contract.queue) AND $7 IN ('', contract.kind) AND task.state = ANY ($8)
+    WHERE task.id = ANY ($1::text[]::uuid[]) AND task.cluster = $2 AND task.number BETWEEN $3 AND $4
+        AND task.finished_at BETWEEN $5 AND $6
+        AND contract.namespace = $7 AND $8 IN ('', contract.queue) AND $9 IN ('', contract.kind) AND task.state = ANY ($10)
         AND (task.state = 4 OR NOT EXISTS (
             SELECT FROM taskmaster.final_task AS later
-            WHERE later.id = task.id AND later.cluster = ANY ($9) AND (later.cluster, later.number) > (task.cluster, task.number)))
-    ORDER BY task.number DESC LIMIT $10";
+            WHERE later.id = task.id AND later.cluster = ANY ($11) AND (later.cluster, later.number) > (task.cluster, task.number)))
+    ORDER BY task.number DESC LIMIT $12";
 
 /// Answers until the other end of the queue is gone.
 pub async fn list(settings: Settings, mut queue: Receiver<Listing>, answers: Arc<dyn Answers>) {
@@ -115,7 +121,7 @@ pub async fn list(settings: Settings, mut queue: Receiver<Listing>, answers: Arc
 struct Open {
     session: Session,
     chain: Statement,
-    top: Statement,
+    stretches: Statement,
     page: Statement,
 }
 
@@ -124,9 +130,9 @@ impl Open {
         let session = connect(settings).await?;
         schema::check_session(&session).await?;
         let client = &session.client;
-        let (chain, top, page) =
-            (client.prepare(CHAIN).await?, client.prepare(TOP).await?, client.prepare(PAGE).await?);
-        Ok(Self { session, chain, top, page })
+        let (chain, stretches, page) =
+            (client.prepare(CHAIN).await?, client.prepare(STRETCHES).await?, client.prepare(PAGE).await?);
+        Ok(Self { session, chain, stretches, page })
     }
 
     /// The clusters from the listing's one back.
@@ -141,38 +147,127 @@ impl Open {
     }
 
     async fn list(&self, listing: &Listing) -> Result<Listed, Error> {
-        let client = &self.session.client;
-        let (chain, partition) = (self.chain(listing).await?, i32::from(listing.partition));
-        let states: Vec<i16> = listing.states.iter().map(|&state| state.into()).collect();
-        let limit = i64::from(listing.limit);
-        let HistoryPlace { mut back, upto } = listing.from;
-        let mut upto = i64::try_from(upto).unwrap_or(i64::MAX);
-        while let Some(cluster) = chain.get(usize::from(back)) {
-            let top = client.query_one(&self.top, &[cluster, &partition, &upto]).await?;
-            if let Some(top) = top.try_get::<_, Option<i64>>(0)? {
-                let bottom = (top - NUMBERS_MAX).max(0);
-                let parameters: [&(dyn ToSql + Sync); 10] = [
-                    cluster,
-                    &partition,
-                    &bottom,
-                    &top,
-                    &listing.namespace,
-                    &listing.queue,
-                    &listing.kind,
-                    &states,
-                    &chain,
-                    &limit,
-                ];
-                let rows = client.query(&self.page, &parameters).await?;
-                let tasks = rows.iter().map(task).collect::<Result<Vec<_>, _>>()?;
-                let is_full = rows.len() >= listing.limit as usize;
-                let last = rows.last().filter(|_| is_full).map(|row: &Row| row.try_get::<_, i64>(19)).transpose()?;
-                let upto = last.map_or(bottom, |last| last - 1).cast_unsigned();
-                return Ok(Listed::Tasks(tasks, Some(HistoryPlace { back, upto })));
+        let chain = self.chain(listing).await?;
+        let mut page = Page::new(listing);
+        while let Some(&cluster) = chain.get(usize::from(page.next.back)) {
+            let stretches = self.stretches(listing, cluster, &mut page).await?;
+            if stretches.is_empty() {
+                page.next = HistoryPlace { back: page.next.back + 1, upto: u64::MAX };
             }
-            (back, upto) = (back + 1, i64::MAX);
+            for stretch in stretches {
+                let mut rest = stretch.upto(page.next.upto);
+                while !rest.is_empty() {
+                    let (later, together) = rest.split_at(rest.len().saturating_sub(page.together()));
+                    self.fill(listing, cluster, &chain, &stretch, together, &mut page).await?;
+                    if page.is_full(listing) {
+                        return Ok(Listed::Tasks(page.tasks, Some(page.next)));
+                    }
+                    rest = later;
+                }
+                page.next.upto = stretch.behind.cast_unsigned();
+            }
         }
-        Ok(Listed::Tasks(Vec::new(), None))
+        Ok(Listed::Tasks(page.tasks, None))
+    }
+
+    /// The next stretches.
+    async fn stretches(&self, listing: &Listing, cluster: i32, page: &mut Page) -> Result<Vec<Stretch>, Error> {
+        let upto = i64::try_from(page.next.upto).unwrap_or(i64::MAX);
+        let count = page.stretches;
+        page.stretches = (count * 2).min(STRETCHES_MAX);
+        let parameters: [&(dyn ToSql + Sync); 4] = [&cluster, &i32::from(listing.partition), &upto, &count];
+        self.session.client.query(&self.stretches, &parameters).await?.iter().map(Stretch::of).collect()
+    }
+
+    /// Looks at some tasks of a stretch: those that are wanted come to the page.
+    async fn fill(
+        &self,
+        listing: &Listing,
+        cluster: i32,
+        chain: &[i32],
+        stretch: &Stretch,
+        together: &[(i64, u128)],
+        page: &mut Page,
+    ) -> Result<(), Error> {
+        let (Some((bottom, _)), Some((top, _))) = (together.first(), together.last()) else { return Ok(()) };
+        let ids: Vec<String> = together.iter().map(|(_, id)| format!("{id:032x}")).collect();
+        let states: Vec<i16> = listing.states.iter().map(|&state| state.into()).collect();
+        let limit = i64::from(listing.limit) - i64::try_from(page.tasks.len()).unwrap_or(i64::MAX);
+        let parameters: [&(dyn ToSql + Sync); 12] = [
+            &ids,
+            &cluster,
+            bottom,
+            top,
+            &stretch.first_at,
+            &stretch.last_at,
+            &listing.namespace,
+            &listing.queue,
+            &listing.kind,
+            &states,
+            &chain,
+            &limit,
+        ];
+        let rows = self.session.client.query(&self.page, &parameters).await?;
+        for row in &rows {
+            page.tasks.push(task(row)?);
+        }
+        let last = rows.last().filter(|_| page.tasks.len() >= listing.limit as usize);
+        let last = last.map(|row| row.try_get::<_, i64>(19)).transpose()?;
+        page.next.upto = (last.unwrap_or(*bottom) - 1).cast_unsigned();
+        page.looked += together.len();
+        Ok(())
+    }
+}
+
+/// A batch's tasks in the order of their numbers, each with its id.
+struct Stretch {
+    behind: i64,
+    tasks: Vec<(i64, u128)>,
+    first_at: SystemTime,
+    last_at: SystemTime,
+}
+
+impl Stretch {
+    fn of(row: &Row) -> Result<Self, Error> {
+        let bytes: &[u8] = row.try_get(1)?;
+        let (tasks, rest) = bytes.as_chunks::<STRETCH_TASK_BYTES>();
+        if !rest.is_empty() {
+            return Err(Error::Vanished("the end of a stretch"));
+        }
+        let task = |bytes: &[u8; STRETCH_TASK_BYTES]| {
+            let (number, id) = bytes.split_first_chunk().expect("a number's bytes and more");
+            (i64::from_be_bytes(*number), u128::from_be_bytes(id.try_into().expect("the rest is an id's bytes")))
+        };
+        let tasks = tasks.iter().map(task).collect();
+        Ok(Self { behind: row.try_get(0)?, tasks, first_at: row.try_get(2)?, last_at: row.try_get(3)? })
+    }
+
+    /// Those with numbers up to this one.
+    fn upto(&self, number: u64) -> &[(i64, u128)] {
+        &self.tasks[..self.tasks.partition_point(|(other, _)| other.cast_unsigned() <= number)]
+    }
+}
+
+/// A page that is being filled.
+struct Page {
+    tasks: Vec<StoredTask>,
+    next: HistoryPlace,
+    looked: usize,
+    stretches: i64,
+}
+
+impl Page {
+    const fn new(listing: &Listing) -> Self {
+        Self { tasks: Vec::new(), next: listing.from, looked: 0, stretches: 1 }
+    }
+
+    /// How many tasks to look at next.
+    fn together(&self) -> usize {
+        self.looked.clamp(TOGETHER.0, TOGETHER.1)
+    }
+
+    fn is_full(&self, listing: &Listing) -> bool {
+        self.tasks.len() >= listing.limit as usize || self.looked >= LOOKED_MAX
     }
 }
 

@@ -19,6 +19,10 @@ const OLD: &str = r"SELECT part.relname::text FROM pg_inherits JOIN pg_class AS 
       AND part.relname < 'final_task_' || to_char((now() - make_interval(secs => $1)) AT TIME ZONE 'UTC', 'YYYYMMDD')
     ORDER BY 1";
 
+/// What is kept of the order of tasks goes with the last of its days.
+const STRETCHES: &str = "DELETE FROM taskmaster.stretch
+    WHERE last_at < date_trunc('day', (now() - make_interval(secs => $1)) AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'";
+
 /// Drops old days without end; whoever started it ends it.
 pub async fn drop_old_days(settings: Settings, retention: Duration) {
     loop {
@@ -43,6 +47,9 @@ async fn drop_now(settings: &Settings, retention: Duration) -> Result<usize, Err
     let rows = session.timely(async { Ok(session.client.query(OLD, &[&retention.as_secs_f64()]).await?) }).await?;
     for row in &rows {
         drop_part(&mut session, row.try_get(0)?).await?;
+    }
+    if !rows.is_empty() {
+        session.client.execute(STRETCHES, &[&retention.as_secs_f64()]).await?;
     }
     Ok(rows.len())
 }

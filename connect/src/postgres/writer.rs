@@ -163,6 +163,7 @@ struct Statements {
     stands: Statement,
     contract: Statement,
     queues: Statement,
+    stretches: Statement,
 }
 
 impl Statements {
@@ -204,6 +205,9 @@ impl Statements {
                          retention_ms = excluded.retention_ms, flags_deadlines = excluded.flags_deadlines,
                          policy = excluded.policy, at = now()",
                 )
+                .await?,
+            stretches: client
+                .prepare(&format!("COPY taskmaster.stretch ({}) FROM STDIN (FORMAT binary)", copy::STRETCH_COLUMNS))
                 .await?,
             contract: client
                 .prepare(
@@ -347,6 +351,7 @@ impl Writer {
             sink.feed(out.freeze()).await?;
             sink.finish().await?;
         }
+        bytes += copy_stretches(&transaction, &self.statements.stretches, cluster, &fitting).await?;
         for batch in fitting.iter().filter(|batch| !batch.queues.is_empty()) {
             write_queues(&transaction, &self.statements.queues, cluster, batch).await?;
         }
@@ -400,6 +405,26 @@ impl Writer {
         self.contracts.insert(contract.canonical.clone(), row.try_get(0)?);
         Ok(())
     }
+}
+
+/// Copies the order of the batches' tasks; how many bytes that are.
+async fn copy_stretches(
+    transaction: &Transaction<'_>,
+    statement: &Statement,
+    cluster: i32,
+    batches: &[&Batch],
+) -> Result<u64, Error> {
+    let mut out = copy::begin();
+    for batch in batches.iter().filter(|batch| !batch.tasks.is_empty()) {
+        copy::put_stretch(&mut out, cluster, batch);
+    }
+    copy::end(&mut out);
+    let bytes = out.len() as u64;
+    let sink = transaction.copy_in::<_, Bytes>(statement).await?;
+    pin_mut!(sink);
+    sink.feed(out.freeze()).await?;
+    sink.finish().await?;
+    Ok(bytes)
 }
 
 async fn write_queues(

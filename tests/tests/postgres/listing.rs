@@ -1,7 +1,7 @@
 //! Listings answer for memory and for the database alike: each task once, wherever it is, or a refusal.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use taskmaster_client::{Client, Code, ListPosition, Retries, State, Task, TaskFilter, TaskId, TaskView};
 
@@ -88,6 +88,37 @@ async fn a_listing_goes_on_in_the_database() {
     let other = Client::builder().namespace("other").connect(stage.node.address.to_string()).await.unwrap();
     assert_eq!(list_from(&other, &TaskFilter::new(), None).await, []);
     working.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_history_from_before_the_order_was_kept_gets_the_same_order() {
+    let stage = Stage::new("").await;
+    let working = worker(&stage.client).await;
+    let ids = submit(&stage.client, "echo", 300).await;
+    stage.stored(ids.len()).await;
+    working.shutdown().await.unwrap();
+    let database = stage.postgres.client().await;
+    let order = async || {
+        let sql = "SELECT cluster, partition, string_agg(tasks, '' ORDER BY behind), min(first_at), max(last_at)
+                   FROM taskmaster.stretch GROUP BY 1, 2 ORDER BY 1, 2";
+        let rows = database.query(sql, &[]).await.unwrap();
+        let row = |row: &tokio_postgres::Row| {
+            let (cluster, partition): (i32, i32) = (row.get(0), row.get(1));
+            let (tasks, first, last): (Vec<u8>, SystemTime, SystemTime) = (row.get(2), row.get(3), row.get(4));
+            (cluster, partition, tasks, first, last)
+        };
+        rows.iter().map(row).collect::<Vec<_>>()
+    };
+    let kept = order().await;
+    assert_eq!(kept.iter().map(|row| row.2.len() / 24).sum::<usize>(), ids.len());
+    database
+        .batch_execute(
+            "DROP TABLE taskmaster.stretch; CREATE INDEX final_task_number ON taskmaster.final_task (cluster, partition, number)",
+        )
+        .await
+        .unwrap();
+    database.batch_execute(include_str!("../../../connect/src/postgres/migrations/004.sql")).await.unwrap();
+    assert_eq!(order().await, kept);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -47,6 +47,12 @@ async fn days_of_history_go_when_their_retention_is_over_and_no_sooner() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(node.terminate().success());
+    let database = postgres.client().await;
+    for days_ago in [9, 12] {
+        let at = format!("now() - interval '{days_ago} days'");
+        let stretch = format!("INSERT INTO taskmaster.stretch SELECT 1, 0, 1000 + {days_ago}, {at}, {at}, ''");
+        database.batch_execute(&stretch).await.unwrap();
+    }
     setup.more = section(&postgres, "retention = \"10d\"\n");
     let mut node = setup.start();
     while days(&postgres).await.len() > 3 {
@@ -54,6 +60,13 @@ async fn days_of_history_go_when_their_retention_is_over_and_no_sooner() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(days(&postgres).await[1..], [1, 9]);
+    // And what is known of the order of their tasks.
+    let order = "SELECT behind FROM taskmaster.stretch ORDER BY 1";
+    let kept = async || database.query(order, &[]).await.unwrap().iter().map(|row| row.get(0)).collect::<Vec<i64>>();
+    while kept().await != [0, 1009] {
+        assert!(Instant::now() < until, "{:?}: {}", kept().await, node.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     // It ends with the node.
     assert!(node.terminate().success());
 }

@@ -35,7 +35,7 @@ async fn a_schema_that_is_older_or_newer_keeps_a_node_from_starting_and_says_wha
     let (_, said) = setup.refusal();
     assert!(said.contains("taskmaster state migrate"), "{said}");
     let (migrated, said) = migrate(&postgres);
-    assert!(migrated && said.contains("has version 3 now; it had 0"), "{said}");
+    assert!(migrated && said.contains("has version 4 now; it had 0"), "{said}");
     let (migrated, said) = migrate(&postgres);
     assert!(migrated && said.contains("already"), "{said}");
     drop(setup.start());
