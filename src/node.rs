@@ -110,6 +110,7 @@ impl Node {
                 connections_max: config.limits.max_connections,
                 open_connections: Arc::clone(&open_connections),
                 ends,
+                spill_bytes_max: config.spill_bytes_max().map(|bytes| bytes / shards as u64),
                 port: store_ports.next(),
                 events: event_ports.next(),
                 streams: streams.clone().filter(|_| number == 0),

@@ -20,6 +20,7 @@ mod model;
 mod peers;
 pub(crate) mod recovery;
 mod snapshots;
+mod spill;
 mod start;
 mod wake;
 
@@ -105,6 +106,8 @@ pub(crate) struct ShardLoop {
     gossip: Option<gossip::Gossiper>,
     /// Where final tasks are checkpointed.
     checkpoints: Option<Rc<checkpoints::Checkpoints>>,
+    /// Where payloads and results go that leave memory while they wait for the database.
+    spill: Option<Rc<spill::Spill>>,
     /// Where is told what happens.
     events: Option<Rc<events::Events>>,
     /// How the node's streams are doing: on shard 0, where there are some.
@@ -193,6 +196,7 @@ impl ShardLoop {
             self.earlier.ring();
         }
         self.watch_disk();
+        self.watch_spill();
     }
 
     fn log(&self, effects: &mut Effects) {

@@ -12,6 +12,7 @@ mod apply;
 mod checkpoints;
 mod clock;
 pub(crate) mod cluster;
+mod demotion;
 mod elections;
 mod events;
 mod group;
@@ -91,6 +92,9 @@ pub struct Config {
     pub auto_create_queues: bool,
     /// Whether final tasks are copied to a store outside, and how.
     pub checkpoints: Option<Checkpoints>,
+    /// With it, payloads and results of a partition's tasks that wait for the store are demoted while more than so many bytes of what
+    /// waits are in memory, as far as there are [extents](Shard::give_extent).
+    pub demote_above_bytes: Option<u64>,
     /// Whether what happens to tasks is told outside, and how.
     pub events: Option<Events>,
     /// Longest result of a memoised task that is handed out by [`Shard::take_made`]; `None`: no store takes any.
@@ -125,6 +129,7 @@ impl Config {
             retention_ms: crate::queue::RETENTION_MS_DEFAULT,
             auto_create_queues: true,
             checkpoints: None,
+            demote_above_bytes: None,
             events: None,
             memo_bytes_max: None,
         }
@@ -252,6 +257,8 @@ pub struct Stats {
     pub checkpoint_waiting: u64,
     /// Their payloads and results, in bytes, with what they count for besides.
     pub checkpoint_waiting_bytes: u64,
+    /// Payloads and results that were demoted, in bytes.
+    pub demoted_bytes: u64,
     /// Final tasks that were forgotten without a checkpoint, since too many waited.
     pub checkpoint_lost: u64,
     /// Events of partitions led from here that are not known to be sent: the lag.
@@ -312,6 +319,10 @@ pub struct Shard {
     local: snapshots::Local,
     /// The partition whose turn it is to send to the store.
     store_place: usize,
+    /// Partitions where more is to be demoted.
+    demotions: VecDeque<PartitionId>,
+    /// Something was demoted or soon may be, and extents were short.
+    wants_extent: bool,
     /// The partition whose turn it is to send events.
     topic_place: usize,
     /// It was said that events are dropped, and none was sent since.
@@ -369,6 +380,8 @@ impl Shard {
             draining: false,
             local: snapshots::Local::default(),
             store_place: 0,
+            demotions: VecDeque::new(),
+            wants_extent: false,
             topic_place: 0,
             topic_overflows: false,
             found: BTreeMap::new(),
@@ -424,6 +437,7 @@ impl Shard {
         if !self.dispatch.dirty.is_empty() {
             self.assign(effects);
         }
+        self.demote_later();
         self.unlogged.drain(log);
     }
 
@@ -444,7 +458,8 @@ impl Shard {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let mut stats = self.stats;
-        stats.blob_bytes = self.arena.stats().live_bytes;
+        let arena = self.arena.stats();
+        (stats.blob_bytes, stats.demoted_bytes) = (arena.live_bytes, arena.cold_bytes);
         stats.memory_bytes = self.memory_bytes();
         for partition in self.partitions.iter().flatten() {
             stats.tasks += partition.tasks.len() as u64;

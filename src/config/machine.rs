@@ -16,6 +16,12 @@ impl Config {
         }
     }
 
+    /// What may lie on disk while it waits for the database, in bytes, if anything may.
+    pub(crate) fn spill_bytes_max(&self) -> Option<u64> {
+        let bytes = self.postgres.spill_size.0;
+        (self.postgres.is_configured() && bytes > 0).then_some(bytes)
+    }
+
     /// The number of shards: as configured, or one per core this process may use (never more than partitions).
     pub(crate) fn shard_count(&self) -> usize {
         let configured = usize::from(self.node.shards);

@@ -228,6 +228,8 @@ sections! {
         waiting_max: u64 = 4_000_000, |&value| between(value, 1, 1_000_000_000);
         /// The same by size.
         waiting_size: ByteSize = ByteSize::mib(512), |&value| size_between(value, ByteSize::mib(1), ByteSize::gib(1 << 10));
+        /// What of those that wait may lie on disk, in the data directory, beyond what fits into memory; 0: nothing.
+        spill_size: ByteSize = ByteSize::gib(4), |&value| size_between(value, ByteSize(0), ByteSize::gib(1 << 10));
         /// How long checkpointed tasks stay in memory at most.
         kept: Interval = RETENTION_MAX, |&value| interval_between(value, Interval::ms(0), RETENTION_MAX);
         /// How long history is kept in the database, by whole days; 0: for ever.

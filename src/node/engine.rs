@@ -36,6 +36,7 @@ pub(super) fn shard_config(config: &Config, info: &NodeInfo, dir: u128, number: 
         retention_ms: u32::try_from(config.queues.retention.as_ms()).unwrap_or(u32::MAX),
         auto_create_queues: config.queues.auto_create,
         checkpoints: config.postgres.is_configured().then(|| checkpoints(config)),
+        demote_above_bytes: config.spill_bytes_max().map(|_| waiting_bytes(config) / u64::from(partitions)),
         events: config.events.as_ref().map(|events| Events {
             waiting_kib_max: u32::try_from((events.waiting.0 >> 10) / u64::from(partitions)).unwrap_or(u32::MAX).max(1),
             starts: events.starts,
@@ -44,10 +45,15 @@ pub(super) fn shard_config(config: &Config, info: &NodeInfo, dir: u128, number: 
     }
 }
 
+/// What may wait for the database in memory, in bytes.
+fn waiting_bytes(config: &Config) -> u64 {
+    config.postgres.waiting_size.0.min(config.memory_bytes() / 2)
+}
+
 /// The cluster's bounds, shared out among its partitions.
 fn checkpoints(config: &Config) -> Checkpoints {
     let partitions = u64::from(config.node.partitions);
-    let waiting_bytes = config.postgres.waiting_size.0.min(config.memory_bytes() / 2);
+    let waiting_bytes = waiting_bytes(config) + config.spill_bytes_max().unwrap_or_default();
     let bounded = |value: u64| u32::try_from(value).unwrap_or(u32::MAX).max(1);
     Checkpoints {
         waiting_max: bounded(config.postgres.waiting_max / partitions),

@@ -104,6 +104,7 @@ impl ShardLoop {
             pairs.extend([
                 ("checkpoint_waiting", engine.checkpoint_waiting),
                 ("checkpoint_waiting_bytes", engine.checkpoint_waiting_bytes),
+                ("spilled_bytes", engine.demoted_bytes),
                 ("checkpoint_lost", engine.checkpoint_lost),
             ]);
             if self.number == 0 {

@@ -7,39 +7,52 @@ use taskmaster_storage::snapshot::{self, ChunkTag, Info};
 use taskmaster_storage::wal::{ApplyError, LogEnd, Record};
 
 use super::now_us;
+use super::spill::Spill;
 
 /// Builds a shard from what it wrote.
-pub(crate) struct Rebuild<F> {
+pub(crate) struct Rebuild<'a, F> {
     empty: F,
+    /// Where what is too much for memory goes.
+    spill: Option<&'a Spill>,
     pub(crate) shard: Shard,
 }
 
-impl<F: Fn() -> Shard> Rebuild<F> {
+impl<'a, F: Fn() -> Shard> Rebuild<'a, F> {
     /// Begins with what `empty` makes; each snapshot does anew.
-    pub(crate) fn new(empty: F) -> Self {
-        Self { shard: empty(), empty }
+    pub(crate) fn new(empty: F, spill: Option<&'a Spill>) -> Self {
+        Self { shard: empty(), empty, spill }
     }
 
     /// Forgets what was read.
     pub(crate) fn restart(&mut self) {
         self.shard = (self.empty)();
     }
+
+    fn relieve(&mut self) {
+        if let Some(spill) = self.spill {
+            spill.relieve(&mut self.shard);
+        }
+    }
 }
 
-impl<F: Fn() -> Shard> snapshot::Sink for Rebuild<F> {
+impl<F: Fn() -> Shard> snapshot::Sink for Rebuild<'_, F> {
     fn begin(&mut self, _info: &Info) -> Result<(), ApplyError> {
         self.restart();
         Ok(())
     }
 
     fn chunk(&mut self, tag: ChunkTag, bytes: &[u8]) -> Result<(), ApplyError> {
-        Ok(self.shard.restore_chunk(tag.0, bytes)?)
+        self.shard.restore_chunk(tag.0, bytes)?;
+        self.relieve();
+        Ok(())
     }
 }
 
-impl<F: Fn() -> Shard> Sink for Rebuild<F> {
+impl<F: Fn() -> Shard> Sink for Rebuild<'_, F> {
     fn record(&mut self, record: Record<'_>) -> Result<(), ApplyError> {
-        Ok(self.shard.replay(record.stamp, record.kind, record.bytes)?)
+        self.shard.replay(record.stamp, record.kind, record.bytes)?;
+        self.relieve();
+        Ok(())
     }
 }
 
@@ -55,10 +68,10 @@ pub(super) struct Recovered {
 }
 
 /// Recovers a shard; it does nothing before its engine is started. Blocks.
-pub(super) fn recover(dir: &DataDir, config: Config) -> anyhow::Result<Recovered> {
+pub(super) fn recover(dir: &DataDir, config: Config, spill: Option<&Spill>) -> anyhow::Result<Recovered> {
     let began_us = now_us();
     let number = u32::from(config.number);
-    let mut rebuild = Rebuild::new(|| Shard::new(config.clone(), now_us()));
+    let mut rebuild = Rebuild::new(|| Shard::new(config.clone(), now_us()), spill);
     let found = recovery::recover(&dir.shard_dir(number), &dir.wal_dir(number), dir.identity(number), &mut rebuild)?;
     for damaged in &found.rejected {
         tracing::warn!(shard = number, "a damaged snapshot was passed over: {damaged}");

@@ -31,6 +31,7 @@ use super::events::Events;
 use super::gossip::Gossiper;
 use super::memo::Memo;
 use super::recovery::Recovered;
+use super::spill::Spill;
 use super::{GossipSetting, Message, NodeMap, ShardLoop, fatal, now_us};
 use crate::foreign::Port;
 use crate::memo;
@@ -63,6 +64,8 @@ pub(crate) struct Start {
     pub(crate) connections_max: u32,
     pub(crate) open_connections: Arc<AtomicU32>,
     pub(crate) ends: Ends<Message>,
+    /// What may leave memory while it waits for the database, in bytes, if anything may.
+    pub(crate) spill_bytes_max: Option<u64>,
     /// The way to the foreign thread, where there is one.
     pub(crate) port: Option<Port>,
     /// The way to the thread that sends events, where there is one.
@@ -120,7 +123,10 @@ async fn run(mut start: Start) -> anyhow::Result<()> {
     let number = u32::try_from(start.number).expect("shards are few");
     let own = PeerAddr { node: start.engine.node.id, shard: start.engine.number };
     let (stands_alone, seed) = (start.engine.found != 0, start.engine.seed);
-    let Recovered { shard, end, term, log_bytes } = super::recovery::recover(&start.dir, start.engine)?;
+    let dir = start.dir.shard_dir(number);
+    let spill = start.spill_bytes_max.map(|bytes_max| Spill::open(&dir, bytes_max)).transpose()?.map(Rc::new);
+    let Recovered { shard, end, term, log_bytes } =
+        super::recovery::recover(&start.dir, start.engine, spill.as_deref())?;
     let identity = start.dir.identity(number);
     let opening_block = end.last_seq + 1;
     let wal = Wal::open(&start.dir.wal_dir(number), start.wal, identity, term, end).await?;
@@ -139,6 +145,7 @@ async fn run(mut start: Start) -> anyhow::Result<()> {
         gossip: gossip.map(|setting| Gossiper::new(setting, term, seed)).transpose()?,
         streams: start.streams.take(),
         checkpoints: start.port.take().map(|port| Rc::new(Checkpoints::new(port))),
+        spill,
         events: start.events.take().map(|port| Rc::new(Events::new(port))),
         memo: start.memo.take().map(|port| Rc::new(Memo::new(port))),
         blocks: RefCell::new(VecDeque::new()),
@@ -171,6 +178,7 @@ async fn run(mut start: Start) -> anyhow::Result<()> {
         meet_peers(&shard_loop, peers)?;
     }
     shard_loop.start_checkpoints(wake);
+    shard_loop.start_spill();
     shard_loop.start_events(events_wake);
     shard_loop.start_memo(memo_wake);
     shard_loop.perform();

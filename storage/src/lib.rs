@@ -13,4 +13,5 @@ pub mod offload;
 mod reading;
 pub mod recovery;
 pub mod snapshot;
+pub mod spill;
 pub mod wal;

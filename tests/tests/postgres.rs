@@ -6,6 +6,7 @@ mod listing;
 mod outages;
 mod restore;
 mod retention;
+mod spill;
 mod start;
 mod tls;
 mod versions;

@@ -3,12 +3,32 @@
 //! Blocks of 16,384 entries with a free list each. New handles come from the lowest block with room, so that after a burst
 //! the high blocks drain; a drained block gives its memory back (one is kept, against churn at the edge).
 
-/// Where an object is and how long it is; in a free entry `len` is `FREE` and `at` the next free one of the block.
+/// Where an object is and how long it is, with `COLD` added if it was demoted; in a free entry `len` is `FREE` and `at` the next free one
+/// of the block.
 #[derive(Clone, Copy)]
 pub(super) struct Entry {
     pub(super) len: u32,
     pub(super) at: u32,
 }
+
+impl Entry {
+    pub(super) fn cold(len: usize, at: u32) -> Self {
+        Self { len: COLD | u32::try_from(len).expect("objects end at OBJECT_MAX_BYTES"), at }
+    }
+
+    /// Length of the object.
+    #[inline]
+    pub(super) const fn len(self) -> usize {
+        (self.len & !COLD) as usize
+    }
+
+    #[inline]
+    pub(super) const fn is_cold(self) -> bool {
+        self.len & COLD != 0
+    }
+}
+
+const COLD: u32 = 1 << 31;
 
 const FREE: u32 = u32::MAX;
 const END: u32 = u32::MAX;
@@ -82,6 +102,11 @@ impl Handles {
         let entry = self.blocks[handle as usize >> BLOCK_BITS].entries[handle as usize % BLOCK];
         assert!(entry.len != FREE, "handle {handle} has been freed");
         entry
+    }
+
+    /// The object of `handle` was demoted.
+    pub(super) fn set(&mut self, handle: u32, entry: Entry) {
+        self.blocks[handle as usize >> BLOCK_BITS].entries[handle as usize % BLOCK] = entry;
     }
 
     /// The object of `handle` lies at `at` from here on.

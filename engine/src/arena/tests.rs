@@ -1,6 +1,6 @@
 //! The arena against a map of byte vectors, and its bounds on memory.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use proptest::prelude::*;
 
@@ -13,11 +13,12 @@ struct Pair {
     arena: Arena,
     model: HashMap<Handle, Vec<u8>>,
     order: Vec<Handle>,
+    cold: HashSet<Handle>,
 }
 
 impl Pair {
     fn new(limit_bytes: u64) -> Self {
-        Self { arena: Arena::new(limit_bytes), model: HashMap::new(), order: Vec::new() }
+        Self { arena: Arena::new(limit_bytes), model: HashMap::new(), order: Vec::new(), cold: HashSet::new() }
     }
 
     fn alloc(&mut self, bytes: Vec<u8>) {
@@ -48,6 +49,32 @@ impl Pair {
         assert_eq!(self.arena.len_of(handle), bytes.len());
         assert_eq!(self.arena.get(handle), bytes);
         self.arena.free(handle);
+        self.cold.remove(&handle);
+    }
+
+    fn demote(&mut self, index: usize) {
+        if self.order.is_empty() {
+            return;
+        }
+        let handle = self.order[index % self.order.len()];
+        let len = self.arena.len_of(handle);
+        let before = self.arena.stats();
+        let mut demoted = self.arena.demote(handle);
+        if demoted == Demoted::NoRoom {
+            assert_eq!(self.arena.stats(), before);
+            self.arena.give_extent(Box::new(vec![0; EXTENT_BYTES]));
+            demoted = self.arena.demote(handle);
+        }
+        let after = self.arena.stats();
+        let moved = if demoted == Demoted::Moved {
+            assert!(self.cold.insert(handle));
+            Arena::charge_bytes(len) - size_of::<Entry>() as u64
+        } else {
+            assert!(self.cold.contains(&handle) || !(DEMOTED_MIN_BYTES..=1 << 20).contains(&len));
+            0
+        };
+        assert_eq!((after.live_bytes, after.charged_bytes), (before.live_bytes, before.charged_bytes - moved));
+        assert_eq!(self.arena.get(handle), self.model[&handle]);
     }
 
     fn verify(&self) {
@@ -58,9 +85,14 @@ impl Pair {
         let stats = self.arena.stats();
         assert_eq!(stats.objects, self.model.len() as u64);
         assert_eq!(stats.live_bytes, self.model.values().map(|bytes| bytes.len() as u64).sum::<u64>());
-        assert_eq!(stats.charged_bytes, self.model.values().map(|bytes| Arena::charge_bytes(bytes.len())).sum::<u64>());
+        let charge = |(handle, bytes): (&Handle, &Vec<u8>)| {
+            if self.cold.contains(handle) { size_of::<Entry>() as u64 } else { Arena::charge_bytes(bytes.len()) }
+        };
+        assert_eq!(stats.charged_bytes, self.model.iter().map(charge).sum::<u64>());
+        let cold = self.model.iter().filter(|(handle, _)| self.cold.contains(*handle));
+        assert_eq!(stats.cold_bytes, cold.map(|(_, bytes)| bytes.len() as u64).sum::<u64>());
         assert!(stats.reserved_bytes >= stats.charged_bytes);
-        assert!(stats.charged_bytes >= stats.live_bytes);
+        assert!(stats.charged_bytes >= stats.live_bytes - stats.cold_bytes);
         self.arena.verify();
         let slack = stats.reserved_bytes - stats.charged_bytes;
         assert!(slack <= self.arena.slack_max_bytes(), "{slack} bytes of slack in {stats:?}");
@@ -72,7 +104,7 @@ impl Arena {
     fn verify(&self) {
         let small = self.classes.iter().flat_map(Dense::verify);
         let objects: Vec<(u32, u32)> = small.chain(self.large.verify()).collect();
-        assert_eq!(objects.len() as u64, self.handles.live());
+        assert_eq!(objects.len() as u64 + self.cold.objects(), self.handles.live());
         for (handle, at) in objects {
             assert_eq!(self.handles.get(handle).at, at, "back-reference of {handle}");
         }
@@ -83,6 +115,15 @@ impl Arena {
         let own = size_of::<Self>() + size_of_val(&*self.classes);
         let classes: u64 = self.classes.iter().map(|class| class.slack_max_bytes() as u64).sum();
         own as u64 + classes + self.large.reserved_bytes() / 4 + self.handles.reserved_bytes() + 1024
+    }
+}
+
+impl Cold {
+    /// Asserts that what is empty is known to be; how many objects there are.
+    fn objects(&self) -> u64 {
+        let used = || self.extents.iter().flatten();
+        assert_eq!(used().filter(|used| used.objects == 0).count(), self.empty.len());
+        used().map(|used| u64::from(used.objects)).sum()
     }
 }
 
@@ -133,6 +174,10 @@ enum Op {
     /// Many of one length, to cross chunks.
     AllocMany(usize, usize),
     FreeMany(usize, usize),
+    Demote(usize),
+    DemoteMany(usize, usize),
+    /// Gives back what is empty.
+    TakeExtents,
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -141,6 +186,9 @@ fn op() -> impl Strategy<Value = Op> {
         6 => any::<usize>().prop_map(Op::Free),
         1 => (1_usize..600, 1_usize..400).prop_map(|(len, count)| Op::AllocMany(len, count)),
         1 => (any::<usize>(), 1_usize..400).prop_map(|(index, count)| Op::FreeMany(index, count)),
+        4 => any::<usize>().prop_map(Op::Demote),
+        1 => (any::<usize>(), 1_usize..400).prop_map(|(index, count)| Op::DemoteMany(index, count)),
+        1 => Just(Op::TakeExtents),
     ]
 }
 
@@ -159,6 +207,9 @@ proptest! {
                 Op::Free(index) => pair.free(index),
                 Op::AllocMany(len, count) => (0..count).for_each(|i| pair.alloc(bytes(len, seed + 1000 * i as u64))),
                 Op::FreeMany(index, count) => (0..count).for_each(|i| pair.free(index.wrapping_add(i * i))),
+                Op::Demote(index) => pair.demote(index),
+                Op::DemoteMany(index, count) => (0..count).for_each(|i| pair.demote(index.wrapping_add(i * i))),
+                Op::TakeExtents => while pair.arena.take_extent().is_some() {},
             }
             if seed % 16 == 0 {
                 pair.verify();

@@ -8,13 +8,15 @@
 use std::collections::VecDeque;
 
 use super::Partition;
-use crate::arena::Arena;
+use crate::arena::{Arena, Demoted};
 use crate::entry::Settings;
 use crate::queue::Queue;
 use crate::task::{NONE, Slot, Task};
 
 /// What a waiting task counts for beside its payload or result, in bytes.
 const TASK_BYTES: u64 = 128;
+/// What a look at a task that may be demoted counts for beside its bytes.
+const DEMOTED_WORK: usize = 64;
 /// Entries of the line that may stand for nothing before it is tidied.
 const GONE_MAX: usize = 1_024;
 
@@ -25,12 +27,21 @@ pub(crate) struct Waiting {
     line: VecDeque<(u64, Slot)>,
     pub(crate) tasks: u32,
     pub(crate) bytes: u64,
+    /// Those up to this number were demoted as far as they can be. Volatile.
+    demoted: u64,
+    /// Payloads and results of those that wait and were demoted, in bytes. Volatile.
+    demoted_bytes: u64,
     /// Tasks that were forgotten without a checkpoint. Volatile.
     pub(crate) lost: u64,
 }
 
 impl Waiting {
-    /// Memory held, in bytes.
+    /// What was not demoted, in bytes.
+    pub(crate) const fn bytes_in_memory(&self) -> u64 {
+        self.bytes - self.demoted_bytes
+    }
+
+    /// Memory held by the line itself, in bytes.
     pub(super) fn reserved_bytes(&self) -> usize {
         self.line.capacity() * size_of::<(u64, Slot)>()
     }
@@ -109,7 +120,37 @@ impl Partition {
         line.sort_unstable();
         self.waiting.tasks = u32::try_from(line.len()).expect("slots are numbered in 32 bits");
         self.waiting.bytes = line.iter().map(|(_, slot)| self.bytes_of(*slot, arena)).sum();
+        self.waiting.demoted_bytes = line.iter().map(|(_, slot)| self.demoted_bytes_of(*slot, arena)).sum();
         self.waiting.line = line.into();
+    }
+
+    /// Moves payloads and results of those that wait longest out of memory, until no more than `bytes_max` of what waits is there or
+    /// `work` is used up; `false` when there is no room for them.
+    pub(crate) fn demote(&mut self, bytes_max: u64, arena: &mut Arena, work: &mut usize) -> bool {
+        if self.waiting.line.back().is_none_or(|(last, _)| *last <= self.waiting.demoted) {
+            return true;
+        }
+        let from = self.waiting.line.partition_point(|(number, _)| *number <= self.waiting.demoted);
+        let waiting = &mut self.waiting;
+        for &(number, slot) in waiting.line.range(from..) {
+            if *work == 0 || waiting.bytes - waiting.demoted_bytes <= bytes_max {
+                break;
+            }
+            *work = work.saturating_sub(DEMOTED_WORK);
+            if let Some(task) = self.tasks.get(slot).filter(|task| stands_for(task, number)) {
+                match arena.demote(task.blob) {
+                    Demoted::Moved => {
+                        let bytes = arena.len_of(task.blob);
+                        waiting.demoted_bytes += bytes as u64;
+                        *work = work.saturating_sub(bytes);
+                    }
+                    Demoted::Stayed => {}
+                    Demoted::NoRoom => return false,
+                }
+            }
+            waiting.demoted = number;
+        }
+        true
     }
 
     /// A task whose retention began waits.
@@ -118,6 +159,8 @@ impl Partition {
         if number > self.checkpointed {
             self.waiting.tasks += 1;
             self.waiting.bytes += self.bytes_of(slot, arena);
+            // A payload that was demoted before its task was retried.
+            self.waiting.demoted_bytes += self.demoted_bytes_of(slot, arena);
             self.waiting.line.push_back((number, slot));
         }
     }
@@ -139,15 +182,21 @@ impl Partition {
     fn count_out(&mut self, slot: Slot, arena: &Arena) {
         self.waiting.tasks -= 1;
         self.waiting.bytes -= self.bytes_of(slot, arena);
+        self.waiting.demoted_bytes -= self.demoted_bytes_of(slot, arena);
+    }
+
+    fn demoted_bytes_of(&self, slot: Slot, arena: &Arena) -> u64 {
+        let blob = self.tasks[slot].blob;
+        if arena.is_demoted(blob) { arena.len_of(blob) as u64 } else { 0 }
     }
 
     fn bytes_of(&self, slot: Slot, arena: &Arena) -> u64 {
         arena.len_of(self.tasks[slot].blob) as u64 + TASK_BYTES
     }
 
-    /// Whether an entry of the line still stands for a task. Tokens of leases carry a term, so none is a number.
+    /// Whether an entry of the line still stands for a task.
     fn is_there(&self, number: u64, slot: Slot) -> bool {
-        self.tasks.get(slot).is_some_and(|task| task.state.is_final() && task.token == number)
+        self.tasks.get(slot).is_some_and(|task| stands_for(task, number))
     }
 
     /// Whether the first task of a retention list, if there is one, need not wait for its checkpoint.
@@ -203,4 +252,9 @@ impl Partition {
         let from = line.partition_point(|(other, _)| *other <= number);
         line.range(from..).map(|&(number, slot)| (number, self.is_there(number, slot).then_some(slot)))
     }
+}
+
+/// Whether an entry of the line stands for this task. Tokens of leases carry a term, so none is a number.
+fn stands_for(task: &Task, number: u64) -> bool {
+    task.state.is_final() && task.token == number
 }

@@ -61,6 +61,7 @@ impl Shard {
             self.evict(PartitionId(group.number), command.time_us);
         }
         self.backlog.remove(&requests, bytes);
+        self.demote_after(PartitionId(group.number), entry.data.len());
     }
 
     fn answer(request: &Request, reply: Reply, effects: &mut Effects) {

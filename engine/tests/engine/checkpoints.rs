@@ -1,11 +1,12 @@
 //! Checkpoints: each final task goes to the store once, in order, and is not forgotten before; whatever the store answers.
 
+use taskmaster_engine::arena::EXTENT_BYTES;
 use taskmaster_engine::checkpoint::{Batch, BatchBounds, Checkpoints, ForStore, Stored};
 use taskmaster_engine::{Config, Input, State};
 use taskmaster_protocol::body::{CURSOR_STORED, ListTasks, TaskPage};
 use taskmaster_protocol::{Code, PartitionId, TaskId};
 
-use super::job::{id, job, jobs};
+use super::job::{Job, id, job, jobs};
 use super::world::{CLIENT, World, config};
 
 const WORKER: u64 = 50;
@@ -238,6 +239,101 @@ fn numbers_and_what_waits_survive_a_crash_and_a_snapshot() {
         let batch = world.batch().unwrap();
         assert_eq!((batch.from, batch.tasks[0].number, batch.tasks.len()), (25, 26, 15));
     }
+}
+
+/// A result that is worth while to be demoted.
+fn long(id: TaskId) -> String {
+    format!("result of {id}").repeat(20)
+}
+
+#[test]
+fn what_waits_beyond_a_bound_leaves_memory_and_reads_as_before() {
+    let config = || Config { checkpoints: Some(generous()), demote_above_bytes: Some(16 << 10), ..config(1) };
+    let mut world = World::with(config());
+    world.worker(WORKER, &["mail"], 1_000_000);
+    let term = world.open(0);
+    let mut ids = Vec::new();
+    for first in (0..400).step_by(20) {
+        ids.extend(world.submit(&jobs("mail", first, 20)));
+        for lease in world.leases() {
+            world.complete(&lease, long(lease.id).as_bytes());
+        }
+        if first < 200 {
+            assert_eq!(world.shard.stats().demoted_bytes, 0, "nobody gave an extent");
+            continue;
+        }
+        while world.shard.wants_extent() {
+            world.shard.give_extent(Box::new(vec![0; EXTENT_BYTES]));
+        }
+    }
+    let stats = world.shard.stats();
+    assert!(stats.demoted_bytes > stats.blob_bytes * 8 / 10, "{stats:?}");
+    assert!(stats.checkpoint_waiting_bytes - stats.demoted_bytes < 400 * 128 + (16 << 10), "{stats:?}");
+    // The one that waits longest, and the last one.
+    for id in [ids[0], ids[399]] {
+        assert_eq!(world.task(id).result, long(id).as_bytes());
+    }
+    let digest = world.shard.digest(PartitionId(0));
+    world.restart(None);
+    assert_eq!(world.shard.digest(PartitionId(0)).unwrap().1, digest.unwrap().1);
+    assert!(world.shard.wants_extent(), "a restart begins in memory");
+    while world.shard.demote() {
+        if world.shard.wants_extent() {
+            world.shard.give_extent(Box::new(vec![0; EXTENT_BYTES]));
+        }
+    }
+    assert!(world.shard.stats().demoted_bytes > 0);
+    let mut stored = Vec::new();
+    world.open(0);
+    while let Some(batch) = world.batch() {
+        for task in &batch.tasks {
+            assert_eq!(text(&batch, task.blob), long(task.id));
+            stored.push(task.id);
+        }
+        world.store_says(term + 1, Stored::Upto(batch.to));
+    }
+    assert_eq!(stored, ids);
+    world.advance_ms(3_700_000);
+    let stats = world.shard.stats();
+    assert_eq!((stats.blob_bytes, stats.demoted_bytes, stats.checkpoint_waiting_bytes), (0, 0, 0));
+}
+
+#[test]
+fn what_had_no_room_leaves_memory_once_there_is_some_without_any_further_task() {
+    let mut world = World::with(Config { checkpoints: Some(generous()), demote_above_bytes: Some(0), ..config(1) });
+    world.worker(WORKER, &["mail"], 1_000_000);
+    world.submit(&jobs("mail", 0, 4));
+    for lease in world.leases() {
+        world.complete(&lease, &[7; 512 << 10]);
+    }
+    world.settle();
+    assert_eq!(world.shard.stats().demoted_bytes, 0);
+    world.shard.give_extent(Box::new(vec![0; EXTENT_BYTES]));
+    for _ in 0..8 {
+        world.handle(Input::Tick);
+    }
+    assert_eq!(world.shard.stats().demoted_bytes, 4 * (512 << 10));
+}
+
+#[test]
+fn a_task_whose_payload_left_memory_can_be_retried() {
+    let mut world = World::with(Config { checkpoints: Some(generous()), demote_above_bytes: Some(0), ..config(1) });
+    world.worker(WORKER, &["mail"], 1_000_000);
+    let payload = "payload ".repeat(30);
+    let task = world.submit_one(Job { payload: payload.clone().into_bytes(), ..job("mail", 0).attempts(1) });
+    world.shard.give_extent(Box::new(vec![0; EXTENT_BYTES]));
+    let lease = world.lease();
+    world.fail(&lease, "exit:1");
+    assert_eq!(world.shard.stats().demoted_bytes, payload.len() as u64);
+    world.retry(&[task]);
+    let lease = world.lease();
+    assert_eq!(lease.payload, payload.as_bytes());
+    world.fail(&lease, "exit:1");
+    let stats = world.shard.stats();
+    assert_eq!((stats.checkpoint_waiting, stats.demoted_bytes), (1, payload.len() as u64));
+    world.open(0);
+    let batch = world.batch().unwrap();
+    assert_eq!(text(&batch, batch.tasks[0].blob), payload);
 }
 
 #[test]

@@ -85,11 +85,12 @@ fn go_back(dir: &Path, partition: PartitionId, horizon: Horizon) -> Result<(Shar
     let count = u16::try_from(partitions).map_err(failed)?;
     let mut config = Config { number: u16::try_from(number).map_err(failed)?, ..Config::standalone(NodeId(1), count) };
     config.node.client_ports = (0..shards).map(|shard| u16::try_from(shard).unwrap_or(u16::MAX)).collect();
-    let mut past = Rebuild::new(|| {
+    let empty = || {
         let mut shard = Shard::new(config.clone(), now_us());
         shard.stop_at(partition, horizon);
         shard
-    });
+    };
+    let mut past = Rebuild::new(empty, None);
     let (shard_dir, identity) = (dir.shard_dir(number), dir.identity(number));
     let mut earliest = None;
     for seq in snapshot::list(&shard_dir).map_err(failed)?.into_iter().map(Some).chain([None]) {

@@ -76,9 +76,10 @@ async fn migrate(settings: &postgres::Settings, output: Output) -> Result<Exit, 
 }
 
 /// What is shown of the nodes' counters.
-const SHOWN: [(&str, &str); 8] = [
+const SHOWN: [(&str, &str); 9] = [
     ("checkpoint_waiting", "waiting tasks"),
     ("checkpoint_waiting_bytes", "waiting bytes"),
+    ("spilled_bytes", "of them on disk"),
     ("checkpoint_lost", "forgotten without checkpoint"),
     ("postgres_connected", "connections"),
     ("postgres_outages", "outages"),

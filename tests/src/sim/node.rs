@@ -154,6 +154,7 @@ impl Place {
                 retention_ms: 600_000,
                 auto_create_queues: true,
                 checkpoints: scenario.checkpoints.then_some(CHECKPOINTS),
+                demote_above_bytes: scenario.checkpoints.then_some(WAITING_BYTES),
                 events: scenario.events,
                 memo_bytes_max: scenario.memo.then_some(RESULT_BYTES_MAX),
             };
@@ -179,6 +180,9 @@ impl Place {
 
 /// Nothing is forgotten early, so that it can be read.
 const CHECKPOINTS: Checkpoints = Checkpoints { waiting_max: 1 << 20, waiting_kib_max: 1 << 20, kept_ms: u32::MAX };
+
+/// What waits in a partition's memory, in bytes: most of it leaves.
+const WAITING_BYTES: u64 = 1_000;
 
 /// A controller in a hurry: runs are short.
 pub(crate) fn hurried() -> Limits {

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 
+use taskmaster_engine::arena::EXTENT_BYTES;
 use taskmaster_engine::record::{self, kind};
 use taskmaster_engine::{Config, Effects, Input, Planted, Shard, SnapshotStep};
 use taskmaster_protocol::FrameBuffer;
@@ -159,6 +160,10 @@ impl ShardLoop {
 
     pub(crate) fn input(&mut self, input: Input<'_>, now_us: u64) {
         self.time_us(now_us);
+        while self.shard.wants_extent() {
+            self.shard.give_extent(Box::new(vec![0; EXTENT_BYTES]));
+        }
+        drop(self.shard.take_extent());
         self.shard.handle(input, now_us, &mut self.effects);
     }
 

@@ -107,6 +107,7 @@ pub fn run(seed: u64) -> Result<u64, Failure> {
             retention_ms: 600_000,
             auto_create_queues: true,
             checkpoints: None,
+            demote_above_bytes: None,
             events: None,
             memo_bytes_max: None,
         };

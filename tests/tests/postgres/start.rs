@@ -127,7 +127,7 @@ async fn the_doctor_says_what_is_wrong_with_a_database() {
     assert!(status == "fail" && said.contains("taskmaster state migrate"), "{status}: {said}");
     postgres.migrate().await;
     let (status, said) = doctor(&postgres, PASSWORD);
-    assert!(status == "ok" && said.contains("version 3 of the schema"), "{status}: {said}");
+    assert!(status == "ok" && said.contains("version 4 of the schema"), "{status}: {said}");
     let client = postgres.client().await;
     client.batch_execute(&format!("CREATE ROLE guest LOGIN PASSWORD '{PASSWORD}'")).await.unwrap();
     client

@@ -117,7 +117,7 @@ fn fill(
     for (number, source) in sources.iter().enumerate() {
         for shard in 0..source.meta.shards {
             let config = shard_config(source, shard, dir.meta().id)?;
-            let mut rebuild = Rebuild::new(|| Shard::new(config.clone(), now_us()));
+            let mut rebuild = Rebuild::new(|| Shard::new(config.clone(), now_us()), None);
             let from = shard_dir(&data_dir(&source.root), shard);
             read_shard(&from, source.meta.identity(shard), &mut rebuild).map_err(failed)?;
             let wanted = |group: u16| chosen.get(&group).is_some_and(|(of, _)| *of == number);
