@@ -7,6 +7,7 @@ mod error;
 mod floor;
 mod leaves;
 mod lister;
+mod past;
 mod reader;
 mod restore;
 mod retention;
@@ -23,6 +24,7 @@ pub use batch::{Batch, Contract, FinalTask, Place, QueueSetting, Request, SavedV
 pub use error::Error;
 pub use floor::floor;
 pub use lister::{HistoryPlace, Listed, Listing, list};
+pub use past::ended;
 pub use reader::{Found, Question, StoredTask, read};
 pub use restore::{Source, adopt, history, sources};
 pub use retention::drop_old_days;

@@ -33,6 +33,8 @@ pub struct Moment {
     pub last_index: u64,
     /// Time of its last command, as far as known.
     pub last_time_us: u64,
+    /// The number up to which final tasks were checkpointed, and that of the last one.
+    pub numbers: (u64, u64),
 }
 
 /// How far one partition is brought back.
@@ -93,9 +95,11 @@ impl Shard {
             self.apply_found(partition.0, last).expect("the leader admitted these commands");
         }
         let index = self.found_index(partition.0)?;
-        let time_us = self.partitions.get(usize::from(partition.0))?.as_deref()?.command_us;
+        let state = self.partitions.get(usize::from(partition.0))?.as_deref()?;
+        let (time_us, numbers) = (state.command_us, (state.checkpointed, state.last_retained));
         let (last_index, last_time_us) = self.past.as_ref().map_or((0, 0), |past| (past.last_index, past.last_time_us));
-        Some(Moment { index, time_us, last_index: last_index.max(index), last_time_us: last_time_us.max(time_us) })
+        let (last_index, last_time_us) = (last_index.max(index), last_time_us.max(time_us));
+        Some(Moment { index, time_us, last_index, last_time_us, numbers })
     }
 
     /// A task as it was, with payload or result, and the versions of its state.

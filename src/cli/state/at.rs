@@ -1,11 +1,15 @@
-//! `taskmaster state at`: a partition as it was, from the snapshots and the log of a data directory. Nothing is changed there; the
-//! node must be stopped, or the directory a copy.
+//! `taskmaster state at`: a partition as it was, from the snapshots and the log of a data directory, and from the database what memory had
+//! forgotten by then. Nothing is changed there; the node must be stopped, or the directory a copy.
 
+mod ended;
+
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::{Value, json};
 use taskmaster_client::{State, TaskId};
+use taskmaster_connect::postgres::StoredTask;
 use taskmaster_engine::{Config, Horizon, Moment, Shard};
 use taskmaster_protocol::body::{ListTasks, ReadState, Span, StateHistory, TaskInfo, TaskPage};
 use taskmaster_protocol::{FrameBuffer, NodeId, PartitionId};
@@ -15,6 +19,7 @@ use taskmaster_storage::snapshot;
 use taskmaster_storage::wal::ScanParams;
 use taskmaster_storage::wal::driver::recover_dir;
 
+use super::database::Database;
 use crate::cli::outcome::bytes_json;
 use crate::cli::{Exit, Failure};
 use crate::output::{Output, Side, Table, human_bytes, iso_time, pairs};
@@ -34,6 +39,11 @@ pub(crate) struct Arguments {
     /// Data directory of a node that is stopped, or a copy of one
     #[arg(long, value_name = "DIR")]
     data_dir: PathBuf,
+    #[command(flatten)]
+    database: Database,
+    /// Which cluster of the database (32 hexadecimal digits) [default: the directory's, or else the only one]
+    #[arg(long, value_name = "ID")]
+    cluster: Option<String>,
     /// The partition; of a task its id says it
     #[arg(long, value_name = "N", required_unless_present = "id")]
     partition: Option<u16>,
@@ -190,9 +200,10 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
             format!("partition {partition} ends at position {}, {}", moment.last_index, iso_time(moment.last_time_us));
         return Err(Failure::new(Exit::NotFound, message));
     }
+    let ended = ended::look(arguments, PartitionId(partition), &moment)?;
     match arguments.id {
-        Some(id) => one(&shard, id, &moment, arguments, output),
-        None => list(&shard, PartitionId(partition), &moment, output),
+        Some(id) => one(&shard, id, &moment, ended, arguments, output),
+        None => list(&shard, PartitionId(partition), &moment, ended, output),
     }
 }
 
@@ -203,7 +214,13 @@ fn head(moment: &Moment) -> String {
     ])
 }
 
-fn list(shard: &Shard, partition: PartitionId, moment: &Moment, output: Output) -> Result<Exit, Failure> {
+fn list(
+    shard: &Shard,
+    partition: PartitionId,
+    moment: &Moment,
+    mut ended: Vec<StoredTask>,
+    output: Output,
+) -> Result<Exit, Failure> {
     let (mut pages, mut cursor) = (Vec::new(), [0; 2]);
     loop {
         let body = bytes_of(&ListTasks { cursor, limit: 1_000, ..ListTasks::default() });
@@ -215,8 +232,11 @@ fn list(shard: &Shard, partition: PartitionId, moment: &Moment, output: Output) 
         }
     }
     let tasks = pages.iter().flat_map(|page| page.rows.iter().map(move |info| (page, info)));
+    let kept: HashSet<u128> = tasks.clone().map(|(_, info)| info.id.as_u128()).collect();
+    ended.retain(|task| !kept.contains(&task.id));
     if output.is_json() {
-        let tasks: Vec<Value> = tasks.map(|(page, info)| task_json(page, info)).collect();
+        let tasks = tasks.map(|(page, info)| task_json(page, info)).chain(ended.iter().map(ended::task_json));
+        let tasks: Vec<Value> = tasks.collect();
         output.json(&json!({"at": moment_json(moment), "tasks": tasks}))?;
         return Ok(Exit::Success);
     }
@@ -231,13 +251,24 @@ fn list(shard: &Shard, partition: PartitionId, moment: &Moment, output: Output) 
             info.attempt.to_string(),
         ]);
     }
+    ended.iter().for_each(|task| table.row(ended::row(task)));
     let listed = if table.is_empty() { "no tasks\n".to_owned() } else { table.render() };
     output.text(&format!("{}\n{listed}", head(moment)))?;
     Ok(Exit::Success)
 }
 
-fn one(shard: &Shard, id: TaskId, moment: &Moment, arguments: &Arguments, output: Output) -> Result<Exit, Failure> {
+fn one(
+    shard: &Shard,
+    id: TaskId,
+    moment: &Moment,
+    ended: Vec<StoredTask>,
+    arguments: &Arguments,
+    output: Output,
+) -> Result<Exit, Failure> {
     let Some((page, history)) = shard.past_task(id) else {
+        if let Some(task) = ended.first().filter(|_| arguments.file.is_none()) {
+            return ended::show(task, moment, output);
+        }
         let message = format!("at position {} there is no task {id}", moment.index);
         return Err(Failure::new(Exit::NotFound, message));
     };

@@ -33,6 +33,14 @@ impl Database {
         self.url.is_some()
     }
 
+    /// The place and what else is configured, if a place is.
+    pub(super) fn settings(&self) -> Result<Option<postgres::Settings>, Failure> {
+        if self.url.is_none() && !self.config()?.postgres.is_configured() {
+            return Ok(None);
+        }
+        Ok(Some(self.load()?.1))
+    }
+
     pub(super) fn load(&self) -> Result<(Config, postgres::Settings), Failure> {
         let mut config = self.config()?;
         if let Some(url) = &self.url {

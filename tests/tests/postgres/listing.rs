@@ -91,6 +91,58 @@ async fn a_listing_goes_on_in_the_database() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_look_at_the_past_has_what_had_ended_and_left_memory_by_then() {
+    let mut stage = Stage::new("kept = \"0s\"\n").await;
+    let client = stage.client.clone();
+    let working = worker(&client).await;
+    let first = client.submit(Task::new("echo").queue("mixed").payload("once")).await.unwrap().id;
+    let of_partition = |id: &TaskId| id.partition() == first.partition();
+    client.result(first).await.unwrap();
+    stage.stored(1).await;
+    left(&stage, &client, 0).await;
+    let between = iso_time_now().await;
+    let later: Vec<TaskId> = submit(&client, "echo", 200).await.into_iter().filter(of_partition).collect();
+    stage.stored(201).await;
+    left(&stage, &client, 0).await;
+    working.shutdown().await.unwrap();
+    assert!(stage.node.terminate().success() && !later.is_empty());
+    let url = stage.postgres.url();
+    let look = |time: &str, more: &[&str]| {
+        let data = stage.setup.data_dir.to_str().unwrap();
+        let output = std::process::Command::new(crate::process::binary())
+            .args(["state", "at", "--time", time, "--data-dir", data, "--output", "json"])
+            .args(more)
+            .env("TASKMASTER_POSTGRES__PASSWORD", crate::services::postgres::PASSWORD)
+            .output()
+            .unwrap();
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).map_err(|_| output.status.code())
+    };
+    let partition = first.partition().to_string();
+    let ids = |seen: serde_json::Value| {
+        let tasks = seen["tasks"].as_array().unwrap().iter();
+        sorted(tasks.map(|task| task["id"].as_str().unwrap().parse().unwrap()).collect::<Vec<TaskId>>())
+    };
+    let end = "2999-01-01T00:00:00Z";
+    let whole = ["--partition", &partition, "--url", &url];
+    assert_eq!(ids(look(&between, &whole).unwrap()), [first]);
+    assert_eq!(ids(look(end, &whole).unwrap()), sorted([vec![first], later.clone()].concat()));
+    assert_eq!(ids(look(end, &whole[..2]).unwrap()), [], "without the database");
+    let id = later[0].to_string();
+    assert_eq!(look(&between, &[&id, "--url", &url]), Err(Some(5)));
+    let seen = look(end, &[&id, "--url", &url]).unwrap();
+    assert_eq!((seen["task"]["state"].as_str(), seen["task"]["kind"].as_str()), (Some("succeeded"), Some("echo")));
+}
+
+/// The time, as people write it in UTC, after everything so far and before what comes.
+async fn iso_time_now() -> String {
+    let pause = Duration::from_millis(20);
+    tokio::time::sleep(pause).await;
+    let output = std::process::Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%S.%6NZ"]).output().unwrap();
+    tokio::time::sleep(pause).await;
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_history_from_before_the_order_was_kept_gets_the_same_order() {
     let stage = Stage::new("").await;
     let working = worker(&stage.client).await;
