@@ -444,7 +444,8 @@ impl Shard {
     /// When [`Input::Tick`] is due next, in microseconds since 1970. Ask again after every turn.
     #[must_use]
     pub fn next_wake_us(&self) -> Option<u64> {
-        let due_us = [self.timers.next_due_us(), self.next_beat_us()].into_iter().flatten().min();
+        let now_us = self.can_demote().then_some(self.last_time_us);
+        let due_us = [self.timers.next_due_us(), self.next_beat_us(), now_us].into_iter().flatten().min();
         due_us.map(|due_us| self.clock.outside_us(due_us))
     }
 

@@ -11,6 +11,9 @@ use crate::config::Config;
 const LOG_SHARE: u64 = 8;
 const LOG_BYTES_KEPT_MAX: u64 = 128 << 20;
 
+/// Memory of a final task without its payload or result, in bytes.
+const TASK_BYTES: u64 = 200;
+
 /// Shard `number` of the node that `info` describes and whose data directory has the id `dir`.
 pub(super) fn shard_config(config: &Config, info: &NodeInfo, dir: u128, number: usize) -> ShardConfig {
     let partitions = config.node.partitions;
@@ -54,9 +57,11 @@ fn waiting_bytes(config: &Config) -> u64 {
 fn checkpoints(config: &Config) -> Checkpoints {
     let partitions = u64::from(config.node.partitions);
     let waiting_bytes = waiting_bytes(config) + config.spill_bytes_max().unwrap_or_default();
+    // Where payloads and results lie on disk, the tasks themselves do not.
+    let waiting_max = config.postgres.waiting_max.min(config.memory_bytes() / 2 / TASK_BYTES);
     let bounded = |value: u64| u32::try_from(value).unwrap_or(u32::MAX).max(1);
     Checkpoints {
-        waiting_max: bounded(config.postgres.waiting_max / partitions),
+        waiting_max: bounded(waiting_max / partitions),
         waiting_kib_max: bounded((waiting_bytes >> 10) / partitions),
         kept_ms: u32::try_from(config.postgres.kept.as_ms()).unwrap_or(u32::MAX),
     }

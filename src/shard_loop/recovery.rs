@@ -9,18 +9,23 @@ use taskmaster_storage::wal::{ApplyError, LogEnd, Record};
 use super::now_us;
 use super::spill::Spill;
 
+/// Bytes that are read between two looks at whether too much is in memory.
+const RELIEVE_EVERY: usize = 256 << 10;
+
 /// Builds a shard from what it wrote.
 pub(crate) struct Rebuild<'a, F> {
     empty: F,
     /// Where what is too much for memory goes.
     spill: Option<&'a Spill>,
+    /// Bytes that were read since it was looked after that.
+    read: usize,
     pub(crate) shard: Shard,
 }
 
 impl<'a, F: Fn() -> Shard> Rebuild<'a, F> {
     /// Begins with what `empty` makes; each snapshot does anew.
     pub(crate) fn new(empty: F, spill: Option<&'a Spill>) -> Self {
-        Self { shard: empty(), empty, spill }
+        Self { shard: empty(), empty, spill, read: 0 }
     }
 
     /// Forgets what was read.
@@ -28,8 +33,10 @@ impl<'a, F: Fn() -> Shard> Rebuild<'a, F> {
         self.shard = (self.empty)();
     }
 
-    fn relieve(&mut self) {
-        if let Some(spill) = self.spill {
+    fn relieve(&mut self, read: usize) {
+        self.read += read;
+        if let Some(spill) = self.spill.filter(|_| self.read >= RELIEVE_EVERY) {
+            self.read = 0;
             spill.relieve(&mut self.shard);
         }
     }
@@ -43,7 +50,7 @@ impl<F: Fn() -> Shard> snapshot::Sink for Rebuild<'_, F> {
 
     fn chunk(&mut self, tag: ChunkTag, bytes: &[u8]) -> Result<(), ApplyError> {
         self.shard.restore_chunk(tag.0, bytes)?;
-        self.relieve();
+        self.relieve(bytes.len());
         Ok(())
     }
 }
@@ -51,7 +58,7 @@ impl<F: Fn() -> Shard> snapshot::Sink for Rebuild<'_, F> {
 impl<F: Fn() -> Shard> Sink for Rebuild<'_, F> {
     fn record(&mut self, record: Record<'_>) -> Result<(), ApplyError> {
         self.shard.replay(record.stamp, record.kind, record.bytes)?;
-        self.relieve();
+        self.relieve(record.bytes.len());
         Ok(())
     }
 }

@@ -10,10 +10,12 @@ use taskmaster_engine::Shard;
 use taskmaster_engine::arena::{EXTENT_BYTES, EXTENTS_MAX};
 use taskmaster_net::wake::Bell;
 use taskmaster_storage::offload::offload;
-use taskmaster_storage::spill;
+use taskmaster_storage::{spill, wal};
 
 use super::ShardLoop;
 
+/// Segments of the log that find room on a disk that is too full for more to be spilled.
+const SEGMENTS_LEFT: u64 = 8;
 /// Pause after the disk had no room.
 const FULL_PAUSE: Duration = Duration::from_secs(5);
 
@@ -25,10 +27,11 @@ pub(crate) struct Spill {
 }
 
 impl Spill {
-    /// A file in `dir` for at most `bytes_max`.
-    pub(super) fn open(dir: &Path, bytes_max: u64) -> anyhow::Result<Self> {
+    /// A file in `dir` for at most `bytes_max`, which leaves the log room for so many segments of its own beside its reserve.
+    pub(super) fn open(dir: &Path, bytes_max: u64, log: &wal::Config) -> anyhow::Result<Self> {
         let bytes_max = bytes_max.min((EXTENTS_MAX * EXTENT_BYTES) as u64);
-        let file = spill::Spill::open(dir, EXTENT_BYTES, bytes_max);
+        let reserve_bytes = log.disk_reserve_bytes + SEGMENTS_LEFT * log.segment_bytes;
+        let file = spill::Spill::open(dir, EXTENT_BYTES, bytes_max, reserve_bytes);
         let file = file.with_context(|| format!("the spill file in {} cannot be made", dir.display()))?;
         Ok(Self { file, due: Bell::default() })
     }
@@ -61,6 +64,15 @@ impl ShardLoop {
         }
     }
 
+    /// There is no room for the time being; said once until there is some again.
+    async fn spill_ends(&self, was_told: &mut bool, why: &str) {
+        if !core::mem::replace(was_told, true) {
+            let shard = self.number;
+            tracing::warn!(shard, "finished tasks that wait for PostgreSQL stay in memory from here on: {why}");
+        }
+        sleep(FULL_PAUSE).await;
+    }
+
     /// Gives extents and takes them back.
     async fn spill_task(self: Rc<Self>, spill: Rc<Spill>) {
         let mut is_full = false;
@@ -77,18 +89,8 @@ impl ShardLoop {
                         self.shard.borrow_mut().give_extent(Box::new(extent));
                         self.turn.ring();
                     }
-                    // All that there may be is in use.
-                    Ok(None) => sleep(FULL_PAUSE).await,
-                    Err(error) => {
-                        if !core::mem::replace(&mut is_full, true) {
-                            tracing::error!(
-                                shard = self.number,
-                                "finished tasks that wait for PostgreSQL stay in memory, since the spill file cannot grow: {error}; free \
-                                 space, or set postgres.spill_size lower"
-                            );
-                        }
-                        sleep(FULL_PAUSE).await;
-                    }
+                    Ok(None) => self.spill_ends(&mut is_full, "postgres.spill_size is in use").await,
+                    Err(error) => self.spill_ends(&mut is_full, &format!("the disk has no room: {error}")).await,
                 }
             }
         }

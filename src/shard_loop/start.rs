@@ -124,7 +124,8 @@ async fn run(mut start: Start) -> anyhow::Result<()> {
     let own = PeerAddr { node: start.engine.node.id, shard: start.engine.number };
     let (stands_alone, seed) = (start.engine.found != 0, start.engine.seed);
     let dir = start.dir.shard_dir(number);
-    let spill = start.spill_bytes_max.map(|bytes_max| Spill::open(&dir, bytes_max)).transpose()?.map(Rc::new);
+    let spill =
+        start.spill_bytes_max.map(|bytes_max| Spill::open(&dir, bytes_max, &start.wal)).transpose()?.map(Rc::new);
     let Recovered { shard, end, term, log_bytes } =
         super::recovery::recover(&start.dir, start.engine, spill.as_deref())?;
     let identity = start.dir.identity(number);

@@ -5,11 +5,17 @@
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use memmap2::{MmapMut, MmapOptions};
 use rustix::fs::{FallocateFlags, Mode, OFlags};
+use rustix::io::retry_on_intr;
+
+use crate::wal::segments::check_space;
+
+/// The file's name for a moment, where there is no way without.
+const NAME: &str = "spill";
 
 /// Extents of one size in a file of bounded length. Clones share the file.
 #[derive(Clone)]
@@ -19,53 +25,74 @@ pub struct Spill {
 
 struct Inner {
     file: File,
+    dir: PathBuf,
     extent_bytes: usize,
     extents_max: u32,
-    /// Places that were given back, and the first that never was handed out.
-    free: Mutex<(Vec<u32>, u32)>,
+    reserve_bytes: u64,
+    places: Mutex<Places>,
+}
+
+#[derive(Default)]
+struct Places {
+    given_back: Vec<u32>,
+    /// The first that never was handed out.
+    next: u32,
 }
 
 impl Spill {
-    /// A file in `dir`, which must exist, for at most `bytes_max` in extents of `extent_bytes`, a multiple of the page size.
+    /// A file in `dir`, which must exist, for at most `bytes_max` in extents of `extent_bytes`, a multiple of the page size. So much of the
+    /// disk is left to others as `reserve_bytes` says.
     ///
     /// # Errors
     /// When the file cannot be made.
-    pub fn open(dir: &Path, extent_bytes: usize, bytes_max: u64) -> io::Result<Self> {
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let file = rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR)?;
+    pub fn open(dir: &Path, extent_bytes: usize, bytes_max: u64, reserve_bytes: u64) -> io::Result<Self> {
         let extents_max = u32::try_from(bytes_max / extent_bytes as u64).unwrap_or(u32::MAX);
-        let inner = Inner { file: file.into(), extent_bytes, extents_max, free: Mutex::default() };
+        let (file, dir, places) = (nameless(dir)?, dir.to_owned(), Mutex::default());
+        let inner = Inner { file, dir, extent_bytes, extents_max, reserve_bytes, places };
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Another extent, of zeros; `None` when all are handed out. Blocks while the disk is slow.
+    /// Another extent, of any bytes; `None` when all are handed out. Blocks while the disk is slow.
     ///
     /// # Errors
-    /// When the disk is full or does not let its blocks be allocated.
+    /// When the disk is as full as it may be, or does not let its blocks be allocated.
     pub fn extent(&self) -> io::Result<Option<Extent>> {
         let Some(place) = self.inner.take() else { return Ok(None) };
-        let mapped = self.inner.map(place);
-        if mapped.is_err() {
-            self.inner.give_back(place);
-        }
-        Ok(Some(Extent { bytes: Some(mapped?), place, inner: Arc::clone(&self.inner) }))
+        // What was allocated before an error is given back with it.
+        let mut extent = Extent { bytes: None, place, inner: Arc::clone(&self.inner) };
+        extent.bytes = Some(self.inner.map(place)?);
+        Ok(Some(extent))
     }
+}
+
+/// A file without a name, where file systems make none one whose name is taken away.
+fn nameless(dir: &Path) -> io::Result<File> {
+    let (flags, mode) = (OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
+    if let Ok(file) = rustix::fs::open(dir, flags | OFlags::TMPFILE, mode) {
+        return Ok(file.into());
+    }
+    let path = dir.join(NAME);
+    // A process that ended in between has left it.
+    let _ = std::fs::remove_file(&path);
+    let file = rustix::fs::open(&path, flags | OFlags::CREATE | OFlags::EXCL, mode)?;
+    std::fs::remove_file(&path)?;
+    Ok(file.into())
 }
 
 impl Inner {
     fn take(&self) -> Option<u32> {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place) = free.0.pop() {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = places.given_back.pop() {
             return Some(place);
         }
-        (free.1 < self.extents_max).then(|| {
-            free.1 += 1;
-            free.1 - 1
+        (places.next < self.extents_max).then(|| {
+            places.next += 1;
+            places.next - 1
         })
     }
 
     fn give_back(&self, place: u32) {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).0.push(place);
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).given_back.push(place);
     }
 
     fn offset(&self, place: u32) -> u64 {
@@ -75,7 +102,9 @@ impl Inner {
     #[expect(unsafe_code, reason = "a mapping of a file is sound only if nobody else changes the file")]
     fn map(&self, place: u32) -> io::Result<MmapMut> {
         let offset = self.offset(place);
-        rustix::fs::fallocate(&self.file, FallocateFlags::empty(), offset, self.extent_bytes as u64)?;
+        let len = self.extent_bytes as u64;
+        check_space(&self.dir, len, self.reserve_bytes)?;
+        retry_on_intr(|| rustix::fs::fallocate(&self.file, FallocateFlags::empty(), offset, len))?;
         let mut options = MmapOptions::new();
         options.offset(offset).len(self.extent_bytes);
         // SAFETY: the file has no name, its descriptor does not leave this struct, and each place is mapped at most once at a time.
@@ -109,7 +138,7 @@ impl Drop for Extent {
         let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let (offset, len) = (self.inner.offset(self.place), self.inner.extent_bytes as u64);
         // A file system without holes keeps the blocks for the next extent of this place.
-        let _ = rustix::fs::fallocate(&self.inner.file, hole, offset, len);
+        let _ = retry_on_intr(|| rustix::fs::fallocate(&self.inner.file, hole, offset, len));
         self.inner.give_back(self.place);
     }
 }
@@ -125,7 +154,7 @@ mod tests {
     #[test]
     fn extents_keep_their_bytes_apart_and_give_their_blocks_back() {
         let directory = tempfile::tempdir().unwrap();
-        let spill = Spill::open(directory.path(), EXTENT, 3 * EXTENT as u64 + 1).unwrap();
+        let spill = Spill::open(directory.path(), EXTENT, 3 * EXTENT as u64 + 1, 0).unwrap();
         let blocks = || spill.inner.file.metadata().unwrap().blocks() * 512;
         let mut extents: Vec<Extent> = std::iter::from_fn(|| spill.extent().unwrap()).collect();
         assert_eq!(extents.len(), 3, "the bound holds");
@@ -139,8 +168,18 @@ mod tests {
         extents.remove(1);
         assert!(blocks() < 3 * EXTENT as u64, "its blocks are free");
         let again = spill.extent().unwrap().unwrap();
-        assert!(again.as_ref().iter().all(|&byte| byte == 0));
+        assert_eq!(again.as_ref().len(), EXTENT);
         assert!(spill.extent().unwrap().is_none());
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "the file has no name");
+    }
+
+    #[test]
+    fn the_room_that_others_need_is_left_to_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let spill = Spill::open(directory.path(), EXTENT, 3 * EXTENT as u64, u64::MAX / 2).unwrap();
+        for _ in 0..4 {
+            assert_eq!(spill.extent().err().map(|error| error.kind()), Some(io::ErrorKind::StorageFull));
+        }
+        assert_eq!(spill.inner.file.metadata().unwrap().blocks(), 0);
     }
 }

@@ -1,6 +1,6 @@
 //! Lists what the history has of a partition, the latest first: for listings that went through memory.
 //!
-//! The order is read from `taskmaster.stretch`, a batch at a time, and the tasks by their ids. A page looks at so many tasks at most, so that
+//! The order is read from `taskmaster.stretch`, and the tasks by their ids. A page looks at so many tasks at most, so that
 //! a filter that nothing passes does not hold it up. It has its own connection, which is made when it is first needed, so that no listing delays a look at a single task. A listing is answered, if only with why
 //! it cannot be, within the time it may take, its wait for others included.
 
@@ -22,8 +22,6 @@ const LIST_MAX: Duration = Duration::from_secs(5);
 const LOOKED_MAX: usize = 50_000;
 /// Tasks that are looked at together, doubled from the first number to the second while a page is not full.
 const TOGETHER: (usize, usize) = (64, 4_096);
-/// Stretches that are read together, in the same way.
-const STRETCHES_MAX: i64 = 64;
 
 /// Which tasks to list.
 #[derive(Clone, Debug)]
@@ -80,9 +78,12 @@ const CHAIN: &str = "WITH RECURSIVE chain AS (
     SELECT chain.cluster, coalesce(checkpoint.position, 0) FROM chain
     LEFT JOIN taskmaster.checkpoint ON checkpoint.cluster = chain.cluster AND checkpoint.partition = $2 ORDER BY chain.back";
 
-/// Stretches from a number down.
-const STRETCHES: &str = "SELECT behind, tasks, first_at, last_at FROM taskmaster.stretch
-    WHERE cluster = $1 AND partition = $2 AND behind < $3 ORDER BY behind DESC LIMIT $4";
+/// Batches from a number down, as many as have so many tasks together, or a few more.
+const STRETCHES: &str = "SELECT behind, tasks, first_at, last_at FROM (
+        SELECT *, sum(octet_length(tasks)) OVER (ORDER BY behind DESC) - octet_length(tasks) AS later FROM (
+            SELECT * FROM taskmaster.stretch
+            WHERE cluster = $1 AND partition = $2 AND behind < $3 ORDER BY behind DESC LIMIT $4) AS latest) AS summed
+    WHERE later < $4 * 24 ORDER BY behind";
 
 /// Of a task that succeeded there is no later end: it cannot be retried.
 const PAGE: &str = "SELECT
@@ -150,33 +151,39 @@ impl Open {
         let chain = self.chain(listing).await?;
         let mut page = Page::new(listing);
         while let Some(&cluster) = chain.get(usize::from(page.next.back)) {
-            let stretches = self.stretches(listing, cluster, &mut page).await?;
-            if stretches.is_empty() {
+            let Some(stretch) = self.stretch(listing, cluster, &page).await? else {
                 page.next = HistoryPlace { back: page.next.back + 1, upto: u64::MAX };
-            }
-            for stretch in stretches {
-                let mut rest = stretch.upto(page.next.upto);
-                while !rest.is_empty() {
-                    let (later, together) = rest.split_at(rest.len().saturating_sub(page.together()));
-                    self.fill(listing, cluster, &chain, &stretch, together, &mut page).await?;
-                    if page.is_full(listing) {
-                        return Ok(Listed::Tasks(page.tasks, Some(page.next)));
-                    }
-                    rest = later;
+                continue;
+            };
+            let mut rest = stretch.upto(page.next.upto);
+            while !rest.is_empty() {
+                let (earlier, together) = rest.split_at(rest.len().saturating_sub(page.together()));
+                self.fill(listing, cluster, &chain, &stretch, together, &mut page).await?;
+                if page.is_full(listing) {
+                    return Ok(Listed::Tasks(page.tasks, Some(page.next)));
                 }
-                page.next.upto = stretch.behind.cast_unsigned();
+                rest = earlier;
             }
+            page.next.upto = stretch.behind.cast_unsigned();
         }
         Ok(Listed::Tasks(page.tasks, None))
     }
 
-    /// The next stretches.
-    async fn stretches(&self, listing: &Listing, cluster: i32, page: &mut Page) -> Result<Vec<Stretch>, Error> {
+    /// What comes next; `None` at the end of the cluster's history.
+    async fn stretch(&self, listing: &Listing, cluster: i32, page: &Page) -> Result<Option<Stretch>, Error> {
         let upto = i64::try_from(page.next.upto).unwrap_or(i64::MAX);
-        let count = page.stretches;
-        page.stretches = (count * 2).min(STRETCHES_MAX);
-        let parameters: [&(dyn ToSql + Sync); 4] = [&cluster, &i32::from(listing.partition), &upto, &count];
-        self.session.client.query(&self.stretches, &parameters).await?.iter().map(Stretch::of).collect()
+        let together = i64::try_from(page.together()).unwrap_or(i64::MAX);
+        let parameters: [&(dyn ToSql + Sync); 4] = [&cluster, &i32::from(listing.partition), &upto, &together];
+        let rows = self.session.client.query(&self.stretches, &parameters).await?;
+        let mut stretch: Option<Stretch> = None;
+        for row in &rows {
+            let next = Stretch::of(row)?;
+            stretch = Some(match stretch {
+                None => next,
+                Some(before) => before.and(next),
+            });
+        }
+        Ok(stretch)
     }
 
     /// Looks at some tasks of a stretch: those that are wanted come to the page.
@@ -219,7 +226,7 @@ impl Open {
     }
 }
 
-/// A batch's tasks in the order of their numbers, each with its id.
+/// Tasks of one batch or several in the order of their numbers, each with its id.
 struct Stretch {
     behind: i64,
     tasks: Vec<(i64, u128)>,
@@ -242,6 +249,14 @@ impl Stretch {
         Ok(Self { behind: row.try_get(0)?, tasks, first_at: row.try_get(2)?, last_at: row.try_get(3)? })
     }
 
+    /// With the one that comes next.
+    fn and(mut self, next: Self) -> Self {
+        self.tasks.extend(next.tasks);
+        self.first_at = self.first_at.min(next.first_at);
+        self.last_at = self.last_at.max(next.last_at);
+        self
+    }
+
     /// Those with numbers up to this one.
     fn upto(&self, number: u64) -> &[(i64, u128)] {
         &self.tasks[..self.tasks.partition_point(|(other, _)| other.cast_unsigned() <= number)]
@@ -253,12 +268,11 @@ struct Page {
     tasks: Vec<StoredTask>,
     next: HistoryPlace,
     looked: usize,
-    stretches: i64,
 }
 
 impl Page {
     const fn new(listing: &Listing) -> Self {
-        Self { tasks: Vec::new(), next: listing.from, looked: 0, stretches: 1 }
+        Self { tasks: Vec::new(), next: listing.from, looked: 0 }
     }
 
     /// How many tasks to look at next.

@@ -19,9 +19,12 @@ const OLD: &str = r"SELECT part.relname::text FROM pg_inherits JOIN pg_class AS 
       AND part.relname < 'final_task_' || to_char((now() - make_interval(secs => $1)) AT TIME ZONE 'UTC', 'YYYYMMDD')
     ORDER BY 1";
 
-/// What is kept of the order of tasks goes with the last of its days.
-const STRETCHES: &str = "DELETE FROM taskmaster.stretch
-    WHERE last_at < date_trunc('day', (now() - make_interval(secs => $1)) AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'";
+/// What is kept of the order of tasks goes with the last of its days, from the oldest on: the first that stays ends the look.
+const STRETCHES: &str = "WITH kept AS (
+        SELECT date_trunc('day', (now() - make_interval(secs => $3)) AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' AS since)
+    DELETE FROM taskmaster.stretch WHERE cluster = $1 AND partition = $2 AND behind < coalesce(
+        (SELECT behind FROM taskmaster.stretch, kept WHERE cluster = $1 AND partition = $2 AND last_at >= since ORDER BY behind LIMIT 1),
+        9223372036854775807)";
 
 /// Drops old days without end; whoever started it ends it.
 pub async fn drop_old_days(settings: Settings, retention: Duration) {
@@ -48,8 +51,11 @@ async fn drop_now(settings: &Settings, retention: Duration) -> Result<usize, Err
     for row in &rows {
         drop_part(&mut session, row.try_get(0)?).await?;
     }
-    if !rows.is_empty() {
-        session.client.execute(STRETCHES, &[&retention.as_secs_f64()]).await?;
+    let places =
+        session.client.query("SELECT cluster, partition FROM taskmaster.checkpoint ORDER BY 1, 2", &[]).await?;
+    for place in &places {
+        let (cluster, partition): (i32, i32) = (place.try_get(0)?, place.try_get(1)?);
+        session.client.execute(STRETCHES, &[&cluster, &partition, &retention.as_secs_f64()]).await?;
     }
     Ok(rows.len())
 }

@@ -64,6 +64,8 @@ pub async fn migrate(session: &mut Session) -> Result<(i32, i32), Error> {
     }
     let steps = (1..=SCHEMA_VERSION).zip(MIGRATIONS);
     let transaction = session.client.transaction().await?;
+    // A step may go through the whole history.
+    transaction.batch_execute("SET LOCAL statement_timeout = 0").await?;
     transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
     transaction
         .batch_execute(

@@ -414,6 +414,9 @@ async fn copy_stretches(
     cluster: i32,
     batches: &[&Batch],
 ) -> Result<u64, Error> {
+    if batches.iter().all(|batch| batch.tasks.is_empty()) {
+        return Ok(0);
+    }
     let mut out = copy::begin();
     for batch in batches.iter().filter(|batch| !batch.tasks.is_empty()) {
         copy::put_stretch(&mut out, cluster, batch);

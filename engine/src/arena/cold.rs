@@ -12,7 +12,7 @@ pub const EXTENTS_MAX: usize = 1 << (u32::BITS - UNIT_BITS);
 
 /// Longest object that is demoted, in bytes: what a full extent leaves unused is less.
 pub(super) const OBJECT_MAX_BYTES: usize = EXTENT_BYTES / 8;
-/// Empty extents that are kept at hand: what one turn may demote has room in them.
+/// Empty extents that are kept at hand.
 const RESERVE: usize = 2;
 const UNIT_BYTES: usize = 8;
 /// Bits of an offset in units.
@@ -48,7 +48,7 @@ impl Cold {
 
     /// Another extent would be of use soon.
     pub(super) const fn is_short(&self) -> bool {
-        self.empty.len() < RESERVE && self.extents.len() < EXTENTS_MAX
+        self.empty.len() < RESERVE
     }
 
     /// An extent can be taken back.

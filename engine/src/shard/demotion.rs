@@ -14,10 +14,15 @@ const WORK: usize = 256 << 10;
 impl Shard {
     /// An entry of this length was applied to a partition: what waits there may be too much for memory now.
     pub(super) fn demote_after(&mut self, id: PartitionId, entry_bytes: usize) {
-        // More leaves than can have come.
+        // More leaves than a completion can have brought.
         if self.demote_in(id, WORK + 2 * entry_bytes) && !self.demotions.contains(&id) {
             self.demotions.push_back(id);
         }
+    }
+
+    /// Whether the next turn can demote more.
+    pub(super) fn can_demote(&self) -> bool {
+        !self.demotions.is_empty() && !self.arena.is_short_of_extents()
     }
 
     /// Goes on with what had no room, or was too much to be done at once.
@@ -53,7 +58,7 @@ impl Shard {
     /// Whether another extent should be given.
     #[must_use]
     pub const fn wants_extent(&self) -> bool {
-        self.wants_extent
+        self.wants_extent && self.arena.is_short_of_extents()
     }
 
     /// Takes an extent for what is demoted. See [`EXTENT_BYTES`](crate::arena::EXTENT_BYTES).

@@ -258,6 +258,7 @@ impl Shard {
         for partition in self.partitions.iter_mut().flatten() {
             partition.arm_retention(&mut self.timers, now_us);
         }
+        (0..self.config.partitions).for_each(|place| self.demote_after(PartitionId(place), 0));
         if let Some(map) = self.meta.map.clone() {
             self.adopt(map);
         } else if self.config.found != 0 && !has_past {

@@ -486,6 +486,7 @@ impl Shard {
                 if let Some(mut before) = place.replace(partition) {
                     self.clear(&mut before);
                 }
+                self.demote_after(PartitionId(group), 0);
             }
         }
         Ok(())

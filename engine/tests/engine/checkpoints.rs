@@ -316,6 +316,28 @@ fn what_had_no_room_leaves_memory_once_there_is_some_without_any_further_task() 
 }
 
 #[test]
+fn room_that_was_all_used_is_given_back_when_the_store_has_what_lay_there() {
+    let mut world = World::with(Config { checkpoints: Some(generous()), demote_above_bytes: Some(0), ..config(1) });
+    world.worker(WORKER, &["mail"], 1_000_000);
+    (0..4).for_each(|_| world.shard.give_extent(Box::new(vec![0; EXTENT_BYTES])));
+    for first in 0..40 {
+        world.submit(&jobs("mail", first, 1));
+        let lease = world.lease();
+        world.complete(&lease, &[7; 1 << 20]);
+    }
+    assert!(world.shard.wants_extent(), "all room is used");
+    let term = world.open(0);
+    while let Some(batch) = world.batch() {
+        world.store_says(term, Stored::Upto(batch.to));
+    }
+    world.advance_ms(3_700_000);
+    assert_eq!(world.shard.stats().blob_bytes, 0);
+    assert!(!world.shard.wants_extent() && world.shard.spares_extent());
+    let spare = std::iter::from_fn(|| world.shard.take_extent()).count();
+    assert_eq!(spare, 2, "two stay at hand");
+}
+
+#[test]
 fn a_task_whose_payload_left_memory_can_be_retried() {
     let mut world = World::with(Config { checkpoints: Some(generous()), demote_above_bytes: Some(0), ..config(1) });
     world.worker(WORKER, &["mail"], 1_000_000);

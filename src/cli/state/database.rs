@@ -87,7 +87,7 @@ async fn migrate(settings: &postgres::Settings, output: Output) -> Result<Exit, 
 const SHOWN: [(&str, &str); 9] = [
     ("checkpoint_waiting", "waiting tasks"),
     ("checkpoint_waiting_bytes", "waiting bytes"),
-    ("spilled_bytes", "of them on disk"),
+    ("spilled_bytes", "bytes on disk"),
     ("checkpoint_lost", "forgotten without checkpoint"),
     ("postgres_connected", "connections"),
     ("postgres_outages", "outages"),

@@ -16,9 +16,7 @@ COMMENT ON TABLE taskmaster.stretch IS
 INSERT INTO taskmaster.stretch (cluster, partition, behind, first_at, last_at, tasks)
 SELECT cluster, partition, min(number) - 1, min(finished_at), max(finished_at),
        string_agg(int8send(number) || uuid_send(id), '' ORDER BY number)
-FROM (SELECT cluster, partition, number, finished_at, id,
-             (row_number() OVER (PARTITION BY cluster, partition ORDER BY number) - 1) / 1000 AS part
-      FROM taskmaster.final_task) AS numbered
-GROUP BY cluster, partition, part;
+FROM taskmaster.final_task
+GROUP BY cluster, partition, number / 1000;
 
 DROP INDEX taskmaster.final_task_number;
