@@ -1,4 +1,4 @@
-//! Retention of the history: days that ended long enough ago are dropped whole.
+//! Retention of the history: days that ended long enough ago are dropped whole, and with them the chunks of states that no later day needs.
 //!
 //! How old a day is follows from the server's clock: a node whose clock is wrong drops nothing that should stay. All nodes of a cluster do
 //! this, and it does not matter which of them is first.
@@ -18,6 +18,12 @@ const OLD: &str = r"SELECT part.relname::text FROM pg_inherits JOIN pg_class AS 
     WHERE inhparent = 'taskmaster.final_task'::regclass AND part.relname ~ '^final_task_[0-9]{8}$'
       AND part.relname < 'final_task_' || to_char((now() - make_interval(secs => $1)) AT TIME ZONE 'UTC', 'YYYYMMDD')
     ORDER BY 1";
+
+/// Deletes chunks that no day needs that is left, so many at once. One that a batch is about to keep for longer is passed over, so that
+/// neither waits for the other crosswise.
+const OLD_CHUNKS: &str = r"DELETE FROM taskmaster.state_chunk WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM taskmaster.state_chunk WHERE day < ((now() - make_interval(secs => $1)) AT TIME ZONE 'UTC')::date
+        LIMIT 10000 FOR UPDATE SKIP LOCKED))";
 
 /// Drops old days without end; whoever started it ends it.
 pub async fn drop_old_days(settings: Settings, retention: Duration) {
@@ -44,6 +50,8 @@ async fn drop_now(settings: &Settings, retention: Duration) -> Result<usize, Err
     for row in &rows {
         drop_part(&mut session, row.try_get(0)?).await?;
     }
+    let delete = async || Ok::<_, Error>(session.client.execute(OLD_CHUNKS, &[&retention.as_secs_f64()]).await?);
+    while session.timely(delete()).await? > 0 {}
     Ok(rows.len())
 }
 

@@ -7,12 +7,16 @@ use super::session::connect;
 use super::{Error, Session, Settings};
 
 /// Migrations in order.
-const MIGRATIONS: [&str; 3] =
-    [include_str!("migrations/001.sql"), include_str!("migrations/002.sql"), include_str!("migrations/003.sql")];
+const MIGRATIONS: [&str; 4] = [
+    include_str!("migrations/001.sql"),
+    include_str!("migrations/002.sql"),
+    include_str!("migrations/003.sql"),
+    include_str!("migrations/004.sql"),
+];
 
 /// The version that this program reads and writes.
-pub const SCHEMA_VERSION: i32 = 3;
-const _: () = assert!(MIGRATIONS.len() == 3 && SCHEMA_VERSION == 3);
+pub const SCHEMA_VERSION: i32 = 4;
+const _: () = assert!(MIGRATIONS.len() == 4 && SCHEMA_VERSION == 4);
 
 /// Held while the schema changes: "taskmast" as a number.
 pub(super) const LOCK: i64 = 0x7461_736B_6D61_7374;

@@ -163,6 +163,7 @@ struct Statements {
     stands: Statement,
     contract: Statement,
     queues: Statement,
+    chunks: Statement,
 }
 
 impl Statements {
@@ -203,6 +204,14 @@ impl Statements {
                          rate_burst = excluded.rate_burst, concurrency = excluded.concurrency, depth_max = excluded.depth_max,
                          retention_ms = excluded.retention_ms, flags_deadlines = excluded.flags_deadlines,
                          policy = excluded.policy, at = now()",
+                )
+                .await?,
+            chunks: client
+                .prepare(
+                    "INSERT INTO taskmaster.state_chunk AS known (cluster, partition, digest, day, bytes)
+                     SELECT $1, partition, digest, date '1970-01-01' + day, bytes
+                     FROM unnest($2::int4[], $3::bytea[], $4::int4[], $5::bytea[]) AS told (partition, digest, day, bytes)
+                     ON CONFLICT (cluster, partition, digest) DO UPDATE SET day = excluded.day WHERE known.day < excluded.day",
                 )
                 .await?,
             contract: client
@@ -347,6 +356,9 @@ impl Writer {
             sink.feed(out.freeze()).await?;
             sink.finish().await?;
         }
+        if fitting.iter().any(|batch| !batch.chunks.is_empty()) {
+            bytes += write_chunks(&transaction, &self.statements.chunks, cluster, &fitting).await?;
+        }
         for batch in fitting.iter().filter(|batch| !batch.queues.is_empty()) {
             write_queues(&transaction, &self.statements.queues, cluster, batch).await?;
         }
@@ -402,6 +414,25 @@ impl Writer {
     }
 }
 
+/// Stores chunks of states, the bytes of those that are not there yet; how many bytes were sent.
+async fn write_chunks(
+    transaction: &Transaction<'_>,
+    statement: &Statement,
+    cluster: i32,
+    batches: &[&Batch],
+) -> Result<u64, Error> {
+    let chunks = batches.iter().flat_map(|batch| batch.chunks.iter().map(move |chunk| (*batch, chunk)));
+    let (mut partitions, mut digests, mut days, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (batch, chunk) in chunks {
+        partitions.push(i32::from(batch.partition));
+        digests.push(&chunk.digest[..]);
+        days.push(Day::since_1970(batch.chunks_day).number());
+        bytes.push(batch.slice(chunk.bytes));
+    }
+    transaction.execute(statement, &[&cluster, &partitions, &digests, &days, &bytes]).await?;
+    Ok(bytes.iter().map(|bytes| bytes.len() as u64).sum())
+}
+
 async fn write_queues(
     transaction: &Transaction<'_>,
     statement: &Statement,
@@ -428,7 +459,7 @@ async fn write_queues(
                 &numbers(|queue| queue.depth_max),
                 &numbers(|queue| queue.retention_ms.into()),
                 &marks(|queue| queue.flags_deadlines),
-                &texts(|queue| queue.policy),
+                &texts(|queue| &queue.policy),
             ],
         )
         .await?;
