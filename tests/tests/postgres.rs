@@ -7,6 +7,7 @@ mod outages;
 mod restore;
 mod retention;
 mod start;
+mod states;
 mod tls;
 mod versions;
 mod writer;
