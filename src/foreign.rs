@@ -5,6 +5,8 @@
 //!
 //! Here are the thread, the ports and what a port carries; what is done with it is `taskmaster-connect`'s.
 
+mod carry;
+
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc as thread_queue;
@@ -13,12 +15,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use taskmaster_connect::postgres::{
-    self, Answers, Error, Found, Given, HistoryPlace, Listed, Listing, Question, Request, Settings, Status,
+    self, Answers, Error, Found, Given, HistoryPlace, Listed, Listing, Question, QueueSetting, Request, Settings,
+    Status,
 };
-use taskmaster_engine::checkpoint::{self, BatchBounds, ForStore, Stored};
-use taskmaster_engine::{About, State, StoredPage};
+use taskmaster_engine::checkpoint::{BatchBounds, ForStore, FromStore, Holding, Stored};
+use taskmaster_engine::{About, StoredPage};
 use taskmaster_protocol::PartitionId;
-use taskmaster_protocol::body::Span;
 use tokio::runtime;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
@@ -77,10 +79,10 @@ pub(crate) enum ToShard {
     Found(u64, Found),
     /// A page of what the store has: the number of the question, and the answer.
     Listed(u64, Listed),
-    /// Final tasks that come back.
-    Restore(checkpoint::Batch),
-    /// How many final tasks has a partition? Nothing, if it is not led there.
-    Number(PartitionId, thread_queue::SyncSender<Option<u64>>),
+    /// What comes back.
+    Restore(FromStore),
+    /// What has a partition? Nothing, if it is not led there.
+    Holding(PartitionId, thread_queue::SyncSender<Option<Holding>>),
 }
 
 impl Foreign {
@@ -187,10 +189,10 @@ impl Work {
     }
 }
 
-/// Brings final tasks back into a node that has none.
+/// Brings what the database has back into a node that has nothing.
 pub(crate) struct Restorer(Backs<ToShard>);
 
-/// Longest wait for a batch to be carried out.
+/// Longest wait for a part to be carried out.
 const RESTORE_MAX: Duration = Duration::from_secs(60);
 const RESTORE_POLL: Duration = Duration::from_micros(200);
 
@@ -216,30 +218,60 @@ impl Restorer {
         Ok((Self(backs), ports.collect()))
     }
 
-    /// Brings a batch back; how many final tasks its partition has then.
+    /// Brings final tasks or their states back; what their partition has then.
     ///
     /// # Errors
     /// When it is not carried out.
-    pub(crate) fn restore(&self, batch: postgres::Batch) -> anyhow::Result<u64> {
-        let (partition, tasks) = (PartitionId(batch.partition), batch.tasks.len() as u64);
-        let shard = usize::from(batch.partition) % self.0.shards();
-        let wanted = self.number(shard, partition)? + tasks;
-        self.0.send(shard, ToShard::Restore(returning(batch)));
+    pub(crate) fn restore(&self, part: postgres::Returning) -> anyhow::Result<Holding> {
+        let (partition, tasks, from) = match part {
+            postgres::Returning::Tasks(batch) => {
+                let (partition, tasks) = (batch.partition, batch.tasks.len() as u64);
+                (partition, tasks, FromStore::Tasks(carry::returning(batch)))
+            }
+            postgres::Returning::States(states) => {
+                (states.partition, 0, FromStore::States(carry::returning_states(states)))
+            }
+        };
+        let partition = PartitionId(partition);
+        let before = self.holding(partition)?.last_number;
+        let after = self.carry_out(partition, from)?;
+        let taken = after.last_number.saturating_sub(before);
+        anyhow::ensure!(taken >= tasks, "of {tasks} tasks of partition {partition} {taken} were taken");
+        Ok(after)
+    }
+
+    /// Makes the queues of a partition what they were.
+    ///
+    /// # Errors
+    /// When it is not carried out.
+    pub(crate) fn configure(&self, partition: u16, queues: &[QueueSetting]) -> anyhow::Result<()> {
+        let partition = PartitionId(partition);
+        let queues = queues.iter().cloned().map(carry::returning_queue).collect();
+        self.carry_out(partition, FromStore::Queues { partition, queues }).map(|_| ())
+    }
+
+    /// Gives a partition something and waits until it is committed and applied.
+    fn carry_out(&self, partition: PartitionId, from: FromStore) -> anyhow::Result<Holding> {
+        self.0.send(self.shard(partition), ToShard::Restore(from));
         let until = Instant::now() + RESTORE_MAX;
         loop {
-            let number = self.number(shard, partition)?;
-            if number >= wanted {
-                return Ok(number);
+            let holding = self.holding(partition)?;
+            if holding.is_settled {
+                return Ok(holding);
             }
-            anyhow::ensure!(Instant::now() < until, "{tasks} tasks of partition {partition} were not taken");
+            anyhow::ensure!(Instant::now() < until, "partition {partition} did not take what came back");
             thread::sleep(RESTORE_POLL);
         }
     }
 
-    fn number(&self, shard: usize, partition: PartitionId) -> anyhow::Result<u64> {
-        let (send, number) = thread_queue::sync_channel(1);
-        self.0.send(shard, ToShard::Number(partition, send));
-        number.recv_timeout(RESTORE_MAX)?.with_context(|| format!("partition {partition} is not led here"))
+    fn holding(&self, partition: PartitionId) -> anyhow::Result<Holding> {
+        let (send, holding) = thread_queue::sync_channel(1);
+        self.0.send(self.shard(partition), ToShard::Holding(partition, send));
+        holding.recv_timeout(RESTORE_MAX)?.with_context(|| format!("partition {partition} is not led here"))
+    }
+
+    fn shard(&self, partition: PartitionId) -> usize {
+        usize::from(partition.0) % self.0.shards()
     }
 }
 
@@ -320,126 +352,8 @@ impl Port {
     pub(crate) fn given(&self, what: ForStore) -> Given {
         let request = match what {
             ForStore::Open { cluster, partition, term } => Request::Open { cluster, partition: partition.0, term },
-            ForStore::Batch(batch) => Request::Batch(batch_of(batch)),
+            ForStore::Batch(batch) => Request::Batch(carry::batch(batch)),
         };
         Given { by: self.shard, request }
-    }
-}
-
-fn saved(version: checkpoint::SavedVersion) -> postgres::SavedVersion {
-    postgres::SavedVersion {
-        number: version.number,
-        parent: version.parent,
-        attempt: version.attempt,
-        time_us: version.time_us,
-        bytes: version.bytes,
-        new_bytes: version.new_bytes,
-        digest: version.digest,
-        label: version.label,
-        branches: version.branches,
-        tags: version.tags,
-    }
-}
-
-fn setting(queue: checkpoint::BatchQueue) -> postgres::QueueSetting {
-    postgres::QueueSetting {
-        namespace: queue.namespace,
-        queue: queue.queue,
-        paused: queue.paused,
-        draining: queue.draining,
-        rate_milli_per_s: queue.rate_milli_per_s,
-        rate_burst: queue.rate_burst,
-        concurrency: queue.concurrency,
-        depth_max: queue.depth_max,
-        retention_ms: queue.retention_ms,
-        flags_deadlines: queue.flags_deadlines,
-        policy: queue.policy,
-    }
-}
-
-fn batch_of(batch: checkpoint::Batch) -> postgres::Batch {
-    let place = |span: Span| postgres::Place { at: span.at, len: span.len };
-    let task = |task: checkpoint::FinalTask| {
-        let [error_code, error, log_tail] = task.error.map(place);
-        postgres::FinalTask {
-            id: task.id.as_u128(),
-            workflow: task.workflow.as_u128(),
-            number: task.number,
-            started_us: task.started_us,
-            finished_us: task.finished_us,
-            deadline_us: task.deadline_us,
-            contract: task.contract,
-            attempts: task.attempts,
-            failures: task.failures,
-            state: task.state.number(),
-            succeeded: task.state == State::Succeeded,
-            late: task.is_late,
-            name: place(task.name),
-            error_code,
-            error,
-            log_tail,
-            blob: place(task.blob),
-            versions: task.versions.into_iter().map(saved).collect(),
-        }
-    };
-    let contract = |contract: checkpoint::BatchContract| postgres::Contract {
-        canonical: contract.canonical,
-        namespace: contract.namespace,
-        queue: contract.queue,
-        kind: contract.kind,
-        priority: contract.priority,
-        attempts_max: contract.attempts_max,
-    };
-    postgres::Batch {
-        cluster: batch.cluster,
-        partition: batch.partition,
-        term: batch.term,
-        from: batch.from,
-        to: batch.to,
-        tasks: batch.tasks.into_iter().map(task).collect(),
-        contracts: batch.contracts.into_iter().map(contract).collect(),
-        queues: batch.queues.into_iter().map(setting).collect(),
-        bytes: batch.bytes,
-    }
-}
-
-/// A batch of the history as the engine takes it.
-fn returning(batch: postgres::Batch) -> checkpoint::Batch {
-    let span = |place: postgres::Place| Span { at: place.at, len: place.len };
-    let task = |task: postgres::FinalTask| checkpoint::FinalTask {
-        id: task.id.into(),
-        workflow: task.workflow.into(),
-        number: task.number,
-        started_us: task.started_us,
-        finished_us: task.finished_us,
-        deadline_us: task.deadline_us,
-        contract: task.contract,
-        attempts: task.attempts,
-        failures: task.failures,
-        state: State::from_number(task.state).unwrap_or(State::Cancelled),
-        is_late: task.late,
-        name: span(task.name),
-        error: [task.error_code, task.error, task.log_tail].map(span),
-        blob: span(task.blob),
-        versions: Vec::new(),
-    };
-    let contract = |contract: postgres::Contract| checkpoint::BatchContract {
-        canonical: contract.canonical,
-        namespace: contract.namespace,
-        queue: contract.queue,
-        kind: contract.kind,
-        priority: contract.priority,
-        attempts_max: contract.attempts_max,
-    };
-    checkpoint::Batch {
-        cluster: batch.cluster,
-        partition: batch.partition,
-        term: batch.term,
-        from: batch.from,
-        to: batch.to,
-        tasks: batch.tasks.into_iter().map(task).collect(),
-        contracts: batch.contracts.into_iter().map(contract).collect(),
-        queues: Vec::new(),
-        bytes: batch.bytes,
     }
 }

@@ -20,13 +20,16 @@ mod status;
 mod tls;
 mod writer;
 
-pub use batch::{Batch, Contract, FinalTask, Place, QueueSetting, Request, SavedVersion, Stored};
+pub use batch::{
+    Batch, Contract, FinalTask, Place, QueueSetting, Request, Returning, SavedHistory, SavedState, SavedVersion,
+    StateChunk, States, Stored,
+};
 pub use error::Error;
 pub use floor::floor;
 pub use lister::{HistoryPlace, Listed, Listing, list};
 pub use past::ended;
 pub use reader::{Found, Question, StoredTask, read};
-pub use restore::{Source, adopt, history, sources};
+pub use restore::{Source, adopt, history, queues, sources};
 pub use retention::drop_old_days;
 pub use schema::{SCHEMA_VERSION, check, migrate, version};
 pub use session::{Session, connect};

@@ -67,6 +67,10 @@ pub struct Batch {
     pub contracts: Vec<BatchContract>,
     /// Queues whose settings the store was not told in this leadership, or that changed since.
     pub queues: Vec<BatchQueue>,
+    /// Chunks of states, of these tasks or of the next one, that the store was not told for this day in this leadership.
+    pub chunks: Vec<BatchChunk>,
+    /// The latest day on which a task ended that names them, in days since 1970: they are kept as long as its tasks.
+    pub chunks_day: u32,
     /// Byte area.
     pub bytes: Vec<u8>,
 }
@@ -119,11 +123,50 @@ pub struct FinalTask {
     pub error: [Span; 3],
     /// Payload; of a succeeded task its result.
     pub blob: Span,
-    /// The versions of its state that are kept.
+    /// What it saved.
+    pub saved: Option<Box<SavedState>>,
+}
+
+/// A chunk of states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchChunk {
+    /// Its digest.
+    pub digest: Address,
+    /// Its bytes; on the way back none if the same task had it before.
+    pub bytes: Span,
+}
+
+/// The state of a task: its versions, and what they are made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SavedState {
+    /// Payload of a task that succeeded: one that saved state may be forked.
+    pub input: Span,
+    /// Digests of the chunks that the versions are made of, each once.
+    pub chunks: Vec<Address>,
+    /// The versions; their pieces are places in `chunks`.
+    pub history: SavedHistory,
+}
+
+impl SavedState {
+    /// What it weighs beside the bytes of chunks.
+    pub(crate) fn bytes(&self) -> usize {
+        let pieces: usize = self.history.versions.iter().map(|version| version.pieces.len()).sum();
+        size_of_val(self.chunks.as_slice()) + self.history.versions.len() * size_of::<SavedVersion>() + pieces * 4
+    }
+}
+
+/// The versions of a task's state that are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SavedHistory {
+    /// The branch from which attempts resume.
+    pub current: String,
+    /// Versions ever made.
+    pub made: u32,
+    /// The versions, ascending.
     pub versions: Vec<SavedVersion>,
 }
 
-/// A version of the state that a task saved, without the bytes of the state.
+/// A version of the state that a task saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SavedVersion {
     /// Its number.
@@ -146,6 +189,8 @@ pub struct SavedVersion {
     pub branches: Vec<String>,
     /// and tags that name it.
     pub tags: Vec<String>,
+    /// The chunks that make it up, in order, as places in a list of chunks.
+    pub pieces: Vec<u32>,
 }
 
 /// A queue of the partition, and what operators configured of it. Limits of 0 are none.
@@ -172,7 +217,47 @@ pub struct BatchQueue {
     /// Tasks are flagged at their deadline instead of expired.
     pub flags_deadlines: bool,
     /// The policy of its order, by name.
-    pub policy: &'static str,
+    pub policy: String,
+}
+
+/// What comes back from the store to a partition that lost all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FromStore {
+    /// Queues with their settings: before the tasks, whose retention they decide.
+    Queues {
+        /// The partition.
+        partition: PartitionId,
+        /// The queues.
+        queues: Vec<BatchQueue>,
+    },
+    /// Final tasks.
+    Tasks(Batch),
+    /// Versions of states of tasks that came back before.
+    States(States),
+}
+
+/// Versions of states of one partition, some of each task at a time, ascending.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct States {
+    /// The partition.
+    pub partition: u16,
+    /// What each task has here. Pieces are places in `chunks`.
+    pub histories: Vec<(TaskId, SavedHistory)>,
+    /// The chunks.
+    pub chunks: Vec<BatchChunk>,
+    /// Byte area.
+    pub bytes: Vec<u8>,
+}
+
+/// How much of a partition is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holding {
+    /// The number of its last final task.
+    pub last_number: u64,
+    /// Versions of states.
+    pub versions: u64,
+    /// Whether all that was given to it is carried out.
+    pub is_settled: bool,
 }
 
 /// What the store says.

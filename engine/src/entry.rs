@@ -5,7 +5,8 @@
 //! offset size field
 //!      0    2 operation   as in the protocol; 0x100: settings of the partition; 0x101: how far it is checkpointed;
 //!                        0x103: final tasks from the store; 0x104: a submission with remembered results;
-//!                        0x105: how many of its events are sent; 0x106: attempts that began
+//!                        0x105: how many of its events are sent; 0x106: attempts that began;
+//!                        0x107: versions of states from the store
 //!      2    2 flags       bit 0: the request was a resend
 //!      4    4 body_len    bytes
 //!      8    8 time_us     when it was admitted, microseconds since 1970; never decreasing within a partition
@@ -28,6 +29,8 @@ const KNOWN: u16 = 0x104;
 const SENT: u16 = 0x105;
 /// The number of started among the operations.
 const STARTED: u16 = 0x106;
+/// The number of restored states among the operations: some of its records are those of a snapshot's state, and it changes with them.
+const RESTORED_STATES: u16 = 0x107;
 
 /// What a command does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +43,8 @@ pub(crate) enum Verb {
     Checkpointed,
     /// Final tasks come back from the store: body a chunk of a snapshot.
     Restored,
+    /// Versions of their states come back: body [`crate::snapshot::restored::states`].
+    RestoredStates,
     /// A client's submission, with results that a store outside remembered: body [`crate::memo::known`].
     Known,
     /// All events up to a number are in the topic outside: body [`checkpointed_bytes`].
@@ -228,6 +233,7 @@ pub(crate) fn append(
         Verb::Settings => SETTINGS,
         Verb::Checkpointed => CHECKPOINTED,
         Verb::Restored => RESTORED,
+        Verb::RestoredStates => RESTORED_STATES,
         Verb::Known => KNOWN,
         Verb::Sent => SENT,
         Verb::Started => STARTED,
@@ -260,6 +266,7 @@ pub(crate) fn next<'a>(rest: &mut &'a [u8], group: u16, index: u64) -> Result<Co
         None if number == SETTINGS => Verb::Settings,
         None if number == CHECKPOINTED => Verb::Checkpointed,
         None if number == RESTORED => Verb::Restored,
+        None if number == RESTORED_STATES => Verb::RestoredStates,
         None if number == KNOWN => Verb::Known,
         None if number == SENT => Verb::Sent,
         None if number == STARTED => Verb::Started,

@@ -34,8 +34,8 @@ mod leadership;
 pub(crate) mod retention;
 mod unique;
 
-pub(crate) use checkpoint::Sending;
 use checkpoint::Waiting;
+pub(crate) use checkpoint::{Sending, Telling};
 pub(crate) use events::Happened;
 use events::Outbox;
 pub(crate) use keys::Key;
@@ -174,6 +174,8 @@ pub(crate) struct Partition {
     pub(crate) outbox: Outbox,
     /// Queues whose settings the store is to be told. Volatile.
     untold: Vec<u32>,
+    /// Which chunks of states the store was told of.
+    pub(crate) telling: Telling,
     /// Highest creation time of an id whose outcome was forgotten, in milliseconds since 1970.
     pub(crate) forgotten_ms: u64,
     /// Fencing tokens given out, with the leader's term in the upper 24 bits.
@@ -225,6 +227,7 @@ impl Partition {
             sending: Sending::default(),
             outbox: Outbox::default(),
             untold: Vec::new(),
+            telling: Telling::default(),
             forgotten_ms: 0,
             last_token: 0,
             snapshot: crate::snapshot::Progress::default(),

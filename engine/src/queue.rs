@@ -61,6 +61,11 @@ pub(crate) const fn policy_name(policy: Policy) -> &'static str {
     }
 }
 
+/// The policy of a name.
+pub(crate) fn policy_named(name: &str) -> Option<Policy> {
+    (0..).map_while(policy_of).find(|&policy| policy_name(policy) == name)
+}
+
 /// Its number there.
 pub(crate) const fn policy_number(policy: Policy) -> u32 {
     match policy {

@@ -43,7 +43,7 @@ use taskmaster_protocol::{Code, NodeId, PartitionId, TaskId};
 
 use crate::arena::Arena;
 use crate::assign::{Assigner, Scratch};
-use crate::checkpoint::{Batch, Checkpoints, Stored};
+use crate::checkpoint::{Checkpoints, FromStore, Stored};
 use crate::cluster::controller::Limits;
 use crate::cluster::map::{ClusterMap, NodeInfo};
 use crate::cluster::membership::Member;
@@ -218,8 +218,8 @@ pub enum Input<'a> {
         /// The answer: of events.
         sent: Stored,
     },
-    /// Final tasks from the store, for a partition that is led here: [`Shard::last_number`] tells how many it has.
-    Restore(&'a Batch),
+    /// What comes back from the store, for a partition that is led here: [`Shard::holding`] tells what it has.
+    Restore(&'a FromStore),
 }
 
 /// Counters since start, and present sizes.
@@ -425,7 +425,7 @@ impl Shard {
             Input::Map(map) => self.take_map(map),
             Input::Stored { partition, term, stored } => self.stored(partition, term, stored),
             Input::Sent { partition, term, sent } => self.sent(partition, term, sent),
-            Input::Restore(batch) => self.restore(batch),
+            Input::Restore(from) => self.restore(from),
         }
     }
 

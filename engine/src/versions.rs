@@ -58,6 +58,8 @@ pub(crate) struct Versions {
     free: Vec<u32>,
     /// Memory of histories, in bytes.
     bytes: usize,
+    /// Versions in all.
+    kept: u64,
 }
 
 impl Versions {
@@ -73,6 +75,7 @@ impl Versions {
     /// Adds a history that is empty, or was read from a snapshot and has its references.
     pub(crate) fn insert(&mut self, history: History) -> u32 {
         self.bytes += history.bytes();
+        self.kept += history.versions.len() as u64;
         let index = self.free.pop().unwrap_or_else(|| {
             self.histories.push(None);
             u32::try_from(self.histories.len() - 1).expect("no more histories than task slots")
@@ -89,6 +92,7 @@ impl Versions {
         let history = self.histories[index as usize].take().expect("tasks refer to live histories");
         self.free.push(index);
         self.bytes -= history.bytes();
+        self.kept -= history.versions.len() as u64;
         for version in history.versions.values() {
             self.chunks.release(&version.chunks, arena);
         }
@@ -205,9 +209,10 @@ impl Versions {
     /// Changes a history and keeps the account of its memory.
     pub(crate) fn edit<T>(&mut self, index: u32, change: impl FnOnce(&mut History) -> T) -> T {
         let history = self.histories[index as usize].as_deref_mut().expect("tasks refer to live histories");
-        let before = history.bytes();
+        let (bytes, kept) = (history.bytes(), history.versions.len() as u64);
         let result = change(history);
-        self.bytes = self.bytes - before + history.bytes();
+        self.bytes = self.bytes - bytes + history.bytes();
+        self.kept = self.kept - kept + history.versions.len() as u64;
         result
     }
 
@@ -220,6 +225,11 @@ impl Versions {
         let mut history = History::default();
         history.push(Version { parent: 0, new_bytes: 0, ..version });
         Some(self.insert(history))
+    }
+
+    /// Versions of all histories.
+    pub(crate) const fn kept(&self) -> u64 {
+        self.kept
     }
 
     /// Memory held beside the chunks' bytes, in bytes.

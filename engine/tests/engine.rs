@@ -56,6 +56,9 @@ mod moments;
 #[path = "engine/states.rs"]
 mod states;
 
+#[path = "engine/restored.rs"]
+mod restored;
+
 #[path = "engine/random.rs"]
 mod random;
 

@@ -108,6 +108,7 @@ fn print(output: Output, report: &Report, took_s: f64) -> Result<(), Failure> {
         ("reads", report.reads),
         ("replicas_compared", report.replicas_compared),
         ("stored", report.stored),
+        ("versions_stored", report.versions_stored),
         ("refused", report.refused),
         ("messages_taken", report.messages_taken),
         ("told", report.told),

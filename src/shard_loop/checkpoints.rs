@@ -113,10 +113,10 @@ impl ShardLoop {
                     }
                     ToShard::Found(number, found) => self.found(&checkpoints, number, found),
                     ToShard::Listed(number, listed) => self.listed(&checkpoints, number, listed),
-                    ToShard::Restore(batch) => self.input(Input::Restore(&batch)),
-                    ToShard::Number(partition, asker) => {
+                    ToShard::Restore(from) => self.input(Input::Restore(&from)),
+                    ToShard::Holding(partition, asker) => {
                         // Who asked waits for nothing else.
-                        let _ = asker.try_send(self.shard.borrow().last_number(partition));
+                        let _ = asker.try_send(self.shard.borrow().holding(partition));
                     }
                 }
             }

@@ -187,6 +187,8 @@ pub struct Report {
     pub replicas_compared: u64,
     /// Ends of tasks taken by the store.
     pub stored: u64,
+    /// Versions of states among them, each of chunks that the store has.
+    pub versions_stored: u64,
     /// Batches that it, or the topic, refused: late, or taken before.
     pub refused: u64,
     /// Messages of streams that became tasks.

@@ -8,6 +8,7 @@ mod restore;
 mod retention;
 mod spill;
 mod start;
+mod states;
 mod tls;
 mod versions;
 mod writer;

@@ -140,26 +140,31 @@ fn shards_together_keep_a_limit_and_come_to_an_end() {
 }
 
 /// The same with final tasks checkpointed to a store that fails, loses answers and hears from leaders that are long deposed: each
-/// end is stored once and in order, and nothing is forgotten before.
+/// end is stored once and in order, with its states behind all chunks that they are made of, and nothing is forgotten before.
 #[test]
 fn every_final_task_is_checkpointed_once_and_not_forgotten_before() {
     let from = number("TASKMASTER_SIM_FROM").unwrap_or(1);
     let count = number("TASKMASTER_SIM_SEEDS").unwrap_or(2_000) / 5;
-    let (mut stored, mut refused, mut failures) = (0, 0, Vec::new());
+    let (mut stored, mut versions, mut refused, mut failures) = (0, 0, 0, Vec::new());
     for seed in from..from + count {
-        match sim::run(&Options { checkpoints: true, ..options(seed) }) {
-            Ok(report) => (stored, refused) = (stored + report.stored, refused + report.refused),
+        match sim::run(&Options { checkpoints: true, saves: seed % 2 == 0, ..options(seed) }) {
+            Ok(report) => {
+                (stored, refused) = (stored + report.stored, refused + report.refused);
+                versions += report.versions_stored;
+            }
             Err(failure) => failures.push(failure.to_string()),
         }
     }
-    eprintln!("{count} seeds: {stored} ends of tasks stored, {refused} batches refused");
+    eprintln!(
+        "{count} seeds: {stored} ends of tasks stored, with {versions} versions of states, {refused} batches refused"
+    );
     assert!(
         failures.is_empty(),
         "{} of {count} seeds failed:\n{}",
         failures.len(),
         failures[..failures.len().min(20)].join("\n")
     );
-    assert!(stored > 0 && refused > 0);
+    assert!(stored > 0 && versions > count && refused > 0);
 }
 
 /// The same with streams, each source read by several readers that overlap, repeat and come late: every message becomes one task.

@@ -62,8 +62,20 @@ pub struct Batch {
     pub contracts: Vec<Contract>,
     /// Queues whose settings may have changed.
     pub queues: Vec<QueueSetting>,
+    /// Chunks of states that these tasks or later ones need, each once.
+    pub chunks: Vec<StateChunk>,
+    /// The latest day of tasks that need them, in days since 1970: they are kept as long.
+    pub chunks_day: u32,
     /// Texts and blobs.
     pub bytes: Vec<u8>,
+}
+
+impl Batch {
+    /// What lies at a place; nothing where there is none.
+    pub(super) fn slice(&self, place: Place) -> &[u8] {
+        let bytes = self.bytes.get(place.at as usize..).and_then(|rest| rest.get(..place.len as usize));
+        bytes.unwrap_or_default()
+    }
 }
 
 /// A contract: its canonical bytes are its identity, the rest makes them readable.
@@ -120,11 +132,42 @@ pub struct FinalTask {
     pub log_tail: Place,
     /// Payload or result.
     pub blob: Place,
-    /// The versions of its state.
+    /// What it saved.
+    pub saved: Option<Box<SavedState>>,
+}
+
+/// A chunk of states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateChunk {
+    /// Its digest.
+    pub digest: [u8; 32],
+    /// Its bytes; on the way back none if the same task had it before.
+    pub bytes: Place,
+}
+
+/// The state of a task: its versions, and what they are made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SavedState {
+    /// Payload of a task that succeeded.
+    pub input: Place,
+    /// Digests of the chunks that the versions are made of, each once.
+    pub chunks: Vec<[u8; 32]>,
+    /// The versions; their pieces are places in `chunks`.
+    pub history: SavedHistory,
+}
+
+/// The versions of a task's state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SavedHistory {
+    /// The branch from which attempts resume.
+    pub current: String,
+    /// Versions ever made.
+    pub made: u32,
+    /// The versions, ascending.
     pub versions: Vec<SavedVersion>,
 }
 
-/// A version of the state that a task saved, without the bytes of the state.
+/// A version of the state that a task saved.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SavedVersion {
     /// Its number.
@@ -147,6 +190,30 @@ pub struct SavedVersion {
     pub branches: Vec<String>,
     /// and tags that name it.
     pub tags: Vec<String>,
+    /// The chunks that make it up, in order, as places in a list of chunks.
+    pub pieces: Vec<u32>,
+}
+
+/// Versions of states that come back to one partition, some of each task at a time, ascending.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct States {
+    /// The partition.
+    pub partition: u16,
+    /// Ids, and what each task has here. Pieces are places in `chunks`.
+    pub histories: Vec<(u128, SavedHistory)>,
+    /// The chunks.
+    pub chunks: Vec<StateChunk>,
+    /// Bytes of chunks.
+    pub bytes: Vec<u8>,
+}
+
+/// What comes back of a cluster whose disks are lost, of one partition each: tasks, and versions of the states of such as came before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Returning {
+    /// Final tasks.
+    Tasks(Batch),
+    /// Their states.
+    States(States),
 }
 
 /// The settings of a queue. Limits of 0 are none.
@@ -173,7 +240,7 @@ pub struct QueueSetting {
     /// Tasks are flagged at their deadline instead of expired.
     pub flags_deadlines: bool,
     /// The policy of its order, by name.
-    pub policy: &'static str,
+    pub policy: String,
 }
 
 /// The answer to a request.

@@ -10,8 +10,8 @@ use super::saved;
 const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 /// Columns in the order of [`put_row`].
 pub(super) const COLUMNS: &str = "cluster, partition, number, id, workflow, contract, state, attempts, failures, late, started_at, \
-                                  finished_at, deadline_at, name, error_code, error, log_tail, payload, result, versions";
-const FIELDS: i16 = 20;
+                                  finished_at, deadline_at, name, error_code, error, log_tail, payload, result, versions, chunks";
+const FIELDS: i16 = 21;
 /// Columns in the order of [`put_stretch`].
 pub(super) const STRETCH_COLUMNS: &str = "cluster, partition, behind, first_at, last_at, tasks";
 const STRETCH_FIELDS: i16 = 6;
@@ -32,8 +32,7 @@ pub(super) fn end(out: &mut BytesMut) {
 
 /// Appends a task's row.
 pub(super) fn put_row(out: &mut BytesMut, cluster: i32, batch: &Batch, task: &FinalTask, contract: i32) {
-    let bytes = |place: Place| batch.bytes.get(place.at as usize..).and_then(|rest| rest.get(..place.len as usize));
-    let bytes = |place: Place| bytes(place).unwrap_or_default();
+    let bytes = |place: Place| batch.slice(place);
     out.put_i16(FIELDS);
     put(out, &cluster.to_be_bytes());
     put(out, &i32::from(batch.partition).to_be_bytes());
@@ -53,13 +52,16 @@ pub(super) fn put_row(out: &mut BytesMut, cluster: i32, batch: &Batch, task: &Fi
     }
     let log_tail = bytes(task.log_tail);
     put_if(out, !log_tail.is_empty(), log_tail);
-    put_if(out, !task.succeeded, bytes(task.blob));
+    let saved = task.saved.as_deref();
+    let input = saved.filter(|_| task.succeeded).map(|saved| saved.input);
+    put_if(out, !task.succeeded || input.is_some(), bytes(input.unwrap_or(task.blob)));
     put_if(out, task.succeeded, bytes(task.blob));
-    if task.versions.is_empty() {
+    let Some(saved) = saved else {
         put_if(out, false, &[]);
-    } else {
-        put(out, &saved::field(&task.versions));
-    }
+        return put_if(out, false, &[]);
+    };
+    put(out, &saved::field(&saved.history));
+    put(out, &saved::digests(&saved.chunks));
 }
 
 /// Appends the order of a batch's tasks, of which there is one at least.

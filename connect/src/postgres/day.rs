@@ -15,6 +15,16 @@ impl Day {
         Self(u32::try_from(time_us / DAY_US).unwrap_or(DAY_MAX).min(DAY_MAX))
     }
 
+    /// A day by its number.
+    pub(super) fn since_1970(days: u32) -> Self {
+        Self(days.min(DAY_MAX))
+    }
+
+    /// Its number.
+    pub(super) const fn number(self) -> i32 {
+        self.0.cast_signed()
+    }
+
     /// The one after.
     pub(super) const fn next(self) -> Self {
         Self(self.0 + 1)

@@ -63,7 +63,7 @@ fn encoded(first: u32, rows: u32, blob_bytes: usize) -> Vec<Bytes> {
             error: Place::default(),
             log_tail: Place::default(),
             blob: Place { at: 0, len },
-            versions: Vec::new(),
+            saved: None,
         };
         copy::put_row(&mut out, 1, &batch, &task, 1);
         if out.len() >= COPY_BYTES {

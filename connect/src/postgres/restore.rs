@@ -1,7 +1,11 @@
 //! The way back: the history of a cluster whose disks are lost, read in the order in which it was written.
 //!
 //! A cluster that was restored from another goes on where that one ended: its history is both. What comes back is each task as it ended
-//! last, up to the position that its partition had reached when the last batch was stored.
+//! last, with the versions of its state, up to the position that its partition had reached when the last batch was stored; and the settings
+//! of queues as they were stored last, wherever.
+
+mod queues;
+mod states;
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,7 +14,11 @@ use futures_util::{StreamExt, pin_mut};
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
-use super::{Batch, Contract, Error, FinalTask, Place, Session};
+pub use queues::queues;
+use states::Saved;
+
+use super::batch::{Returning, SavedState};
+use super::{Batch, Contract, Error, FinalTask, Place, Session, saved};
 
 /// Tasks of a batch at most, and bytes at which it is full.
 const BATCH_TASKS: usize = 2_048;
@@ -62,7 +70,8 @@ const HISTORY: &str = "WITH RECURSIVE chain AS (
         SELECT cluster, restored_from FROM taskmaster.cluster WHERE cluster = $1
         UNION ALL SELECT older.cluster, older.restored_from
         FROM taskmaster.cluster AS older JOIN chain ON older.cluster = chain.restored_from)
-    SELECT partition, uuid_send(id), contract, state, failures, late, finished_at, name, error_code, error, log_tail, payload, result
+    SELECT partition, uuid_send(id), contract, state, failures, late, finished_at, name, error_code, error, log_tail, payload, result,
+           cluster, versions::text, chunks
     FROM taskmaster.final_task AS task
     WHERE cluster IN (SELECT cluster FROM chain) AND NOT EXISTS (
         SELECT FROM taskmaster.final_task AS later
@@ -70,30 +79,35 @@ const HISTORY: &str = "WITH RECURSIVE chain AS (
           AND (later.cluster, later.number) > (task.cluster, task.number))
     ORDER BY partition, cluster, number";
 
-/// Hands the history of a cluster to `take` in batches of one partition each, until it says `false`.
+/// Hands the history of a cluster to `take` in parts of one partition each, until it says `false`: tasks, and behind them the versions of
+/// their states, whose chunks are read in another session meanwhile. How many versions the history tells of, those included whose bytes
+/// it has not.
 ///
 /// # Errors
 /// When the database fails; what was handed over by then is right.
 pub async fn history(
     session: &Session,
+    chunks: &Session,
     source: &Source,
-    mut take: impl AsyncFnMut(Batch) -> bool,
-) -> Result<(), Error> {
+    mut take: impl AsyncFnMut(Returning) -> bool,
+) -> Result<u64, Error> {
     session.client.batch_execute("SET statement_timeout = 0").await?;
     let contracts = contracts(session).await?;
     let parameters: [&(dyn ToSql + Sync); 1] = [&source.number];
     let rows = session.client.query_raw(HISTORY, parameters).await?;
     pin_mut!(rows);
     let (mut batch, mut places) = (Batch::default(), HashMap::new());
+    let (mut saved, mut saved_bytes, mut versions) = (Vec::new(), 0, 0);
     while let Some(row) = rows.next().await {
         let row = row?;
         let partition =
             u16::try_from(row.try_get::<_, i32>(0)?).map_err(|_| Error::Vanished("a partition's number"))?;
-        let is_full = batch.tasks.len() >= BATCH_TASKS || batch.bytes.len() >= BATCH_BYTES;
+        let is_full = batch.tasks.len() >= BATCH_TASKS || batch.bytes.len() + saved_bytes >= BATCH_BYTES;
         if (is_full || batch.partition != partition) && !batch.tasks.is_empty() {
             places.clear();
-            if !take(core::mem::take(&mut batch)).await {
-                return Ok(());
+            saved_bytes = 0;
+            if !hand_over(chunks, core::mem::take(&mut batch), core::mem::take(&mut saved), &mut take).await? {
+                return Ok(versions);
             }
         }
         batch.partition = partition;
@@ -103,12 +117,48 @@ pub async fn history(
             batch.contracts.push(contracts.get(&number).ok_or(Error::Vanished("a contract"))?.clone());
         }
         let task = task(&row, u32::try_from(contract).unwrap_or(u32::MAX), &mut batch.bytes)?;
+        if let Some(found) = saved_of(&row)? {
+            versions += found.versions as u64;
+            saved_bytes += found.bytes;
+            saved.push(found.saved);
+        }
         batch.tasks.push(task);
     }
     if !batch.tasks.is_empty() {
-        take(batch).await;
+        hand_over(chunks, batch, saved, &mut take).await?;
     }
-    Ok(())
+    Ok(versions)
+}
+
+/// Tasks, and then what they saved.
+async fn hand_over(
+    chunks: &Session,
+    batch: Batch,
+    saved: Vec<Saved>,
+    take: &mut impl AsyncFnMut(Returning) -> bool,
+) -> Result<bool, Error> {
+    let partition = batch.partition;
+    Ok(take(Returning::Tasks(batch)).await && states::hand_over(chunks, partition, saved, take).await?)
+}
+
+/// What a row tells of a task's state.
+struct Found {
+    saved: Saved,
+    /// Versions of which it tells, whether or not they can come back.
+    versions: usize,
+    /// What it takes here.
+    bytes: usize,
+}
+
+fn saved_of(row: &Row) -> Result<Option<Found>, Error> {
+    let Some(document) = row.try_get::<_, Option<&str>>(14)? else { return Ok(None) };
+    let chunks: Vec<&[u8]> = row.try_get::<_, Option<Vec<&[u8]>>>(15)?.unwrap_or_default();
+    let chunks: Vec<[u8; 32]> =
+        chunks.into_iter().map(|digest| digest.first_chunk().copied().unwrap_or_default()).collect();
+    let (history, versions) = saved::read(document, chunks.len());
+    let bytes = document.len() + chunks.len() * 32;
+    let saved = Saved { cluster: row.try_get(13)?, id: id(row, 1)?, history, chunks };
+    Ok(Some(Found { saved, versions, bytes }))
 }
 
 async fn contracts(session: &Session) -> Result<HashMap<i32, Contract>, Error> {
@@ -146,6 +196,8 @@ fn task(row: &Row, contract: u32, area: &mut Vec<u8>) -> Result<FinalTask, Error
     let (state, failures): (i16, i32) = (row.try_get(3)?, row.try_get(4)?);
     let (payload, result): (Option<Vec<u8>>, Option<Vec<u8>>) = (row.try_get(11)?, row.try_get(12)?);
     let succeeded = result.is_some();
+    let input = put(payload.as_ref().filter(|_| succeeded).cloned());
+    let saved = (input.len > 0).then(|| Box::new(SavedState { input, ..SavedState::default() }));
     Ok(FinalTask {
         id: id(row, 1)?,
         workflow: 0,
@@ -164,7 +216,7 @@ fn task(row: &Row, contract: u32, area: &mut Vec<u8>) -> Result<FinalTask, Error
         error: put(text(9)?),
         log_tail: put(row.try_get(10)?),
         blob: put(if succeeded { result } else { payload }),
-        versions: Vec::new(),
+        saved,
     })
 }
 

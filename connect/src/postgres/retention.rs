@@ -1,4 +1,4 @@
-//! Retention of the history: days that ended long enough ago are dropped whole.
+//! Retention of the history: days that ended long enough ago are dropped whole, and with them the chunks of states that no later day needs.
 //!
 //! How old a day is follows from the server's clock: a node whose clock is wrong drops nothing that should stay. All nodes of a cluster do
 //! this, and it does not matter which of them is first.
@@ -25,6 +25,11 @@ const STRETCHES: &str = "WITH kept AS (
     DELETE FROM taskmaster.stretch WHERE cluster = $1 AND partition = $2 AND behind < coalesce(
         (SELECT behind FROM taskmaster.stretch, kept WHERE cluster = $1 AND partition = $2 AND last_at >= since ORDER BY behind LIMIT 1),
         9223372036854775807)";
+/// Deletes chunks that no day needs that is left, so many at once. One that a batch is about to keep for longer is passed over, so that
+/// neither waits for the other crosswise.
+const OLD_CHUNKS: &str = r"DELETE FROM taskmaster.state_chunk WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM taskmaster.state_chunk WHERE day < ((now() - make_interval(secs => $1)) AT TIME ZONE 'UTC')::date
+        LIMIT 10000 FOR UPDATE SKIP LOCKED))";
 
 /// Drops old days without end; whoever started it ends it.
 pub async fn drop_old_days(settings: Settings, retention: Duration) {
@@ -57,6 +62,8 @@ async fn drop_now(settings: &Settings, retention: Duration) -> Result<usize, Err
         let (cluster, partition): (i32, i32) = (place.try_get(0)?, place.try_get(1)?);
         session.client.execute(STRETCHES, &[&cluster, &partition, &retention.as_secs_f64()]).await?;
     }
+    let delete = async || Ok::<_, Error>(session.client.execute(OLD_CHUNKS, &[&retention.as_secs_f64()]).await?);
+    while session.timely(delete()).await? > 0 {}
     Ok(rows.len())
 }
 

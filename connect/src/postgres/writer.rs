@@ -164,6 +164,7 @@ struct Statements {
     contract: Statement,
     queues: Statement,
     stretches: Statement,
+    chunks: Statement,
 }
 
 impl Statements {
@@ -208,6 +209,14 @@ impl Statements {
                 .await?,
             stretches: client
                 .prepare(&format!("COPY taskmaster.stretch ({}) FROM STDIN (FORMAT binary)", copy::STRETCH_COLUMNS))
+                .await?,
+            chunks: client
+                .prepare(
+                    "INSERT INTO taskmaster.state_chunk AS known (cluster, partition, digest, day, bytes)
+                     SELECT $1, partition, digest, date '1970-01-01' + day, bytes
+                     FROM unnest($2::int4[], $3::bytea[], $4::int4[], $5::bytea[]) AS told (partition, digest, day, bytes)
+                     ON CONFLICT (cluster, partition, digest) DO UPDATE SET day = excluded.day WHERE known.day < excluded.day",
+                )
                 .await?,
             contract: client
                 .prepare(
@@ -352,6 +361,9 @@ impl Writer {
             sink.finish().await?;
         }
         bytes += copy_stretches(&transaction, &self.statements.stretches, cluster, &fitting).await?;
+        if fitting.iter().any(|batch| !batch.chunks.is_empty()) {
+            bytes += write_chunks(&transaction, &self.statements.chunks, cluster, &fitting).await?;
+        }
         for batch in fitting.iter().filter(|batch| !batch.queues.is_empty()) {
             write_queues(&transaction, &self.statements.queues, cluster, batch).await?;
         }
@@ -407,6 +419,25 @@ impl Writer {
     }
 }
 
+/// Stores chunks of states, the bytes of those that are not there yet; how many bytes were sent.
+async fn write_chunks(
+    transaction: &Transaction<'_>,
+    statement: &Statement,
+    cluster: i32,
+    batches: &[&Batch],
+) -> Result<u64, Error> {
+    let chunks = batches.iter().flat_map(|batch| batch.chunks.iter().map(move |chunk| (*batch, chunk)));
+    let (mut partitions, mut digests, mut days, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (batch, chunk) in chunks {
+        partitions.push(i32::from(batch.partition));
+        digests.push(&chunk.digest[..]);
+        days.push(Day::since_1970(batch.chunks_day).number());
+        bytes.push(batch.slice(chunk.bytes));
+    }
+    transaction.execute(statement, &[&cluster, &partitions, &digests, &days, &bytes]).await?;
+    Ok(bytes.iter().map(|bytes| bytes.len() as u64).sum())
+}
+
 /// Copies the order of the batches' tasks; how many bytes that are.
 async fn copy_stretches(
     transaction: &Transaction<'_>,
@@ -456,7 +487,7 @@ async fn write_queues(
                 &numbers(|queue| queue.depth_max),
                 &numbers(|queue| queue.retention_ms.into()),
                 &marks(|queue| queue.flags_deadlines),
-                &texts(|queue| queue.policy),
+                &texts(|queue| &queue.policy),
             ],
         )
         .await?;

@@ -63,6 +63,15 @@ pub(crate) enum Sending {
     Shut,
 }
 
+/// Which chunks of states the store was told of: those that bear the telling's number. Volatile.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Telling {
+    pub(crate) number: u32,
+    /// The latest day on which a task ended whose chunks were told, in days since 1970. A later day is another telling: the store
+    /// keeps a chunk as long as the last day that it was told for.
+    pub(crate) day: u32,
+}
+
 impl Partition {
     /// Whether final tasks are checkpointed.
     pub(crate) const fn has_checkpoints(&self) -> bool {
@@ -232,8 +241,9 @@ impl Partition {
         }
     }
 
-    /// Those of all queues do.
-    pub(crate) fn tell_all_settings(&mut self) {
+    /// Nothing counts that the store was told: the settings of all queues go with the next batch, and chunks of states with their tasks.
+    pub(crate) fn tell_all(&mut self) {
+        self.telling.number += 1;
         let queues = u32::try_from(self.queues.len()).expect("queues are bounded at admission");
         (0..queues).for_each(|queue| self.tell_settings(queue));
     }

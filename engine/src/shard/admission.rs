@@ -318,7 +318,13 @@ impl Shard {
         self.push(Verb::Operation(operation), partition, request, |out| out.extend_from_slice(bytes));
     }
 
-    fn append_body(&mut self, operation: Operation, partition: PartitionId, request: Request, body: &impl Body) {
+    pub(super) fn append_body(
+        &mut self,
+        operation: Operation,
+        partition: PartitionId,
+        request: Request,
+        body: &impl Body,
+    ) {
         self.push(Verb::Operation(operation), partition, request, |out| body.append_to(out));
     }
 

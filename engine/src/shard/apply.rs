@@ -150,6 +150,10 @@ impl Shard {
                 let inserted = crate::snapshot::restored::insert(command.body, partition, &mut cx);
                 inserted.map_err(|_| EntryError::Record("a chunk of restored tasks"))?;
             }
+            Verb::RestoredStates => {
+                let inserted = crate::snapshot::restored::states::insert(command.body, partition, &mut cx);
+                inserted.map_err(|_| EntryError::Record("restored states"))?;
+            }
             Verb::Operation(_) | Verb::Known => unreachable!("clients ask for them"),
         }
         Ok(Reply::Done)
@@ -161,7 +165,12 @@ impl Shard {
         let operation = match command.verb {
             Verb::Operation(operation) => operation,
             Verb::Known => Operation::Submit,
-            Verb::Settings | Verb::Checkpointed | Verb::Restored | Verb::Sent | Verb::Started => {
+            Verb::Settings
+            | Verb::Checkpointed
+            | Verb::Restored
+            | Verb::RestoredStates
+            | Verb::Sent
+            | Verb::Started => {
                 return self.apply_own(id, command);
             }
         };

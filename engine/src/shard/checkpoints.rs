@@ -3,23 +3,24 @@
 //! What is on its way is volatile. A new leader asks the store where it stands and goes on from there; how far the store is known to
 //! be, and with it what may be forgotten, is replicated.
 
-use std::collections::BTreeMap;
+mod states;
 
-use taskmaster_protocol::body;
-use taskmaster_protocol::{PartitionId, TaskId};
+use taskmaster_protocol::body::{self, ConfigureQueue, queue_field};
+use taskmaster_protocol::{Operation, PartitionId, TaskId};
 
 use super::Shard;
 use super::group::Request;
 use crate::arena::Arena;
-use crate::checkpoint::{Batch, BatchBounds, BatchContract, BatchQueue, FinalTask, ForStore, SavedVersion, Stored};
+use crate::checkpoint::{
+    Batch, BatchBounds, BatchContract, BatchQueue, FinalTask, ForStore, FromStore, Holding, Stored,
+};
 use crate::entry::{Verb, checkpointed_bytes};
 use crate::extra::unpack_error;
 use crate::partition::{Partition, Sending};
 use crate::query::task::{begun, workflow_id};
-use crate::queue::{Queue, policy_name};
+use crate::queue::{Queue, policy_name, policy_named, policy_number};
 use crate::snapshot::restored;
 use crate::task::{Slot, flag};
-use crate::versions::{History, Version};
 
 impl Shard {
     /// What goes to the store next, from one partition after the other; `None` when nothing can go before something changes.
@@ -37,7 +38,7 @@ impl Shard {
             match partition.sending {
                 Sending::Closed => {
                     partition.sending = Sending::Opening;
-                    partition.tell_all_settings();
+                    partition.tell_all();
                     return Some(ForStore::Open { cluster, partition: partition.id, term });
                 }
                 // Behind a number that is not known to be stored tasks are not in line yet.
@@ -55,19 +56,38 @@ impl Shard {
         None
     }
 
-    /// Proposes that final tasks of a partition come back, if it is led here.
-    pub(super) fn restore(&mut self, batch: &Batch) {
-        let id = PartitionId(batch.partition);
-        if self.group(id.0).is_some_and(|group| group.serving > 0) {
-            self.push(Verb::Restored, id, Request::default(), |out| restored::write(batch, out));
+    /// Proposes that what the store has of a partition comes back, if it is led here.
+    pub(super) fn restore(&mut self, from: &FromStore) {
+        let id = match from {
+            FromStore::Queues { partition, .. } => *partition,
+            FromStore::Tasks(batch) => PartitionId(batch.partition),
+            FromStore::States(states) => PartitionId(states.partition),
+        };
+        if self.group(id.0).is_none_or(|group| group.serving == 0) {
+            return;
+        }
+        match from {
+            FromStore::Queues { queues, .. } => {
+                for queue in queues {
+                    self.append_body(Operation::ConfigureQueue, id, Request::default(), &configuration(queue));
+                }
+            }
+            FromStore::Tasks(batch) => {
+                self.push(Verb::Restored, id, Request::default(), |out| restored::write(batch, out));
+            }
+            FromStore::States(states) => {
+                self.push(Verb::RestoredStates, id, Request::default(), |out| restored::states::write(states, out));
+            }
         }
     }
 
-    /// The number of the last final task of a partition that is led here.
+    /// What a partition that is led here has.
     #[must_use]
-    pub fn last_number(&self, partition: PartitionId) -> Option<u64> {
+    pub fn holding(&self, partition: PartitionId) -> Option<Holding> {
+        let is_settled = self.group(partition.0)?.has_nothing_waiting();
         let partition = self.partitions.get(usize::from(partition.0))?.as_deref()?;
-        partition.is_leading().then_some(partition.last_retained)
+        let (last_number, versions) = (partition.last_retained, partition.versions.kept());
+        partition.is_leading().then_some(Holding { last_number, versions, is_settled })
     }
 
     /// The store's answer about a partition to the leader of a term.
@@ -94,7 +114,7 @@ impl Shard {
         }
         if matches!(partition.sending, Sending::Busy(_, wanted) if wanted != upto) {
             // What was sent did not count.
-            partition.tell_all_settings();
+            partition.tell_all();
         }
         partition.sending = Sending::Idle(upto);
         if upto != partition.checkpointed {
@@ -109,7 +129,14 @@ impl Shard {
 fn gather(partition: &mut Partition, from: u64, bounds: BatchBounds, arena: &Arena) -> Option<Batch> {
     let mut batch = Batch { partition: partition.id.0, from, to: from, ..Batch::default() };
     let mut contract = (u32::MAX, 0);
+    let (mut told, mut metadata) = (states::Told::new(partition.telling), 0);
     for (number, slot) in partition.waiting_after(from) {
+        if let Some(slot) = slot
+            && let Some(history) = partition.history(slot)
+            && !told.add(history, partition, partition.tasks[slot].at_us, (arena, bounds.bytes), &mut batch)
+        {
+            break;
+        }
         batch.to = number;
         let Some(slot) = slot else { continue };
         let index = partition.tasks[slot].contract;
@@ -117,14 +144,16 @@ fn gather(partition: &mut Partition, from: u64, bounds: BatchBounds, arena: &Are
             contract = (index, contract_of(partition, index, &mut batch.contracts));
         }
         let task = describe(partition, slot, contract.1, arena, &mut batch.bytes);
+        metadata += task.saved.as_ref().map_or(0, |state| state.bytes());
         batch.tasks.push(task);
-        if batch.tasks.len() >= bounds.tasks || batch.bytes.len() >= bounds.bytes {
+        if batch.tasks.len() >= bounds.tasks || batch.bytes.len() + metadata >= bounds.bytes {
             break;
         }
     }
-    if batch.to == from {
+    if batch.to == from && batch.chunks.is_empty() {
         return None;
     }
+    told.note(partition, &mut batch);
     batch.queues = partition.take_untold().map(setting).collect();
     Some(batch)
 }
@@ -142,28 +171,28 @@ fn setting(queue: &Queue) -> BatchQueue {
         depth_max: settings.depth_max,
         retention_ms: settings.retention_ms,
         flags_deadlines: settings.flag_late,
-        policy: policy_name(settings.policy),
+        policy: policy_name(settings.policy).to_owned(),
     }
 }
 
-/// The versions of a task's state with the names that they have.
-fn saved(history: &History) -> Vec<SavedVersion> {
-    let named = |names: &BTreeMap<Box<str>, u32>, wanted: u32| {
-        names.iter().filter(|(_, version)| **version == wanted).map(|(name, _)| name.to_string()).collect()
+/// The request that makes a queue what it was.
+fn configuration(queue: &BatchQueue) -> ConfigureQueue {
+    let mut body = ConfigureQueue {
+        set: queue_field::POLICY * 2 - 1,
+        paused: queue.paused.into(),
+        draining: queue.draining.into(),
+        rate_milli_per_s: queue.rate_milli_per_s,
+        rate_burst: queue.rate_burst,
+        concurrency: queue.concurrency,
+        depth_max: queue.depth_max,
+        retention_ms: queue.retention_ms,
+        deadline_action: queue.flags_deadlines.into(),
+        policy: policy_number(policy_named(&queue.policy).unwrap_or_default()),
+        ..ConfigureQueue::default()
     };
-    let saved = |(&number, version): (&u32, &Version)| SavedVersion {
-        number,
-        parent: version.parent,
-        attempt: version.attempt,
-        time_us: version.time_us,
-        bytes: version.size,
-        new_bytes: version.new_bytes,
-        digest: version.digest,
-        label: version.label.to_string(),
-        branches: named(&history.branches, number),
-        tags: named(&history.tags, number),
-    };
-    history.versions.iter().map(saved).collect()
+    body.namespace = body::put(&mut body.bytes, queue.namespace.as_bytes());
+    body.queue = body::put(&mut body.bytes, queue.queue.as_bytes());
+    body
 }
 
 /// The place of a contract in the batch.
@@ -202,7 +231,7 @@ fn describe(partition: &Partition, slot: Slot, contract: u32, arena: &Arena, byt
         name: body::Span::default(),
         error: [body::Span::default(); 3],
         blob: body::put(bytes, arena.get(task.blob)),
-        versions: partition.history(slot).map(saved).unwrap_or_default(),
+        saved: None,
     };
     if let Some(extra) = partition.extras.get(task.extra) {
         row.workflow = workflow_id(partition, extra.workflow);
@@ -210,6 +239,11 @@ fn describe(partition: &Partition, slot: Slot, contract: u32, arena: &Arena, byt
         row.name = body::put(bytes, arena.get(extra.name));
         let (code, message, log_tail) = unpack_error(arena.get(extra.error));
         row.error = [code, message, log_tail].map(|part| body::put(bytes, part));
+        if let Some(history) = partition.versions.get(extra.history).filter(|history| !history.versions.is_empty()) {
+            let mut state = states::saved(history, &partition.versions.chunks);
+            state.input = body::put(bytes, arena.get(extra.input));
+            row.saved = Some(Box::new(state));
+        }
     }
     row
 }

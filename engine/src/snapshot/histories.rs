@@ -1,5 +1,7 @@
 //! The part of a snapshot that is about versioned state.
 
+use rkyv::rend::u32_le;
+use rkyv::vec::ArchivedVec;
 use rkyv::{Archive, Deserialize, Serialize};
 use taskmaster_protocol::body::{self, ArchivedSpan, Malformed, Span};
 use taskmaster_protocol::state::digest_of;
@@ -8,7 +10,7 @@ use super::{ArchivedChunk, CHUNK_BYTES, Chunk};
 use crate::arena::Arena;
 use crate::partition::Partition;
 use crate::task::Slot;
-use crate::versions::{History, Version, Versions};
+use crate::versions::{Chunks, History, Version, Versions};
 
 /// The versions of one task's state.
 #[derive(Debug, Default, Archive, Serialize, Deserialize)]
@@ -43,8 +45,8 @@ pub(crate) struct NameRecord {
     pub(super) kind: u32,
 }
 
-fn count(items: usize) -> u32 {
-    u32::try_from(items).expect("chunks of a snapshot are bounded")
+pub(super) fn count(items: usize) -> u32 {
+    u32::try_from(items).expect("chunks of a snapshot and commands are bounded")
 }
 
 /// Copies a task's history into the staged chunk and pins its chunks; its index plus one, or 0.
@@ -106,6 +108,66 @@ fn range<T>(all: &[T], span: ArchivedSpan) -> Result<&[T], Malformed> {
     found.ok_or_else(|| Malformed("a part of a task's state is missing".to_owned()))
 }
 
+/// What the records of a history refer to.
+#[derive(Clone, Copy)]
+pub(super) struct Parts<'a> {
+    pub(super) versions: &'a [ArchivedVersionRecord],
+    pub(super) names: &'a [ArchivedNameRecord],
+    pub(super) pieces: &'a [u32_le],
+    pub(super) bytes: &'a ArchivedVec<u8>,
+}
+
+impl<'a> Parts<'a> {
+    /// A history without its versions and names.
+    pub(super) fn begin(self, record: &ArchivedHistoryRecord) -> Result<History, Malformed> {
+        let mut history = History::default();
+        history.branches.clear();
+        history.made = record.made.to_native();
+        history.current = body::text(self.bytes, record.current)?.into();
+        Ok(history)
+    }
+
+    /// The versions of a history.
+    pub(super) fn versions(self, record: &ArchivedHistoryRecord) -> Result<&'a [ArchivedVersionRecord], Malformed> {
+        range(self.versions, record.versions)
+    }
+
+    /// Its branches and tags: name, version, and whether it is a tag.
+    pub(super) fn names(
+        self,
+        record: &ArchivedHistoryRecord,
+    ) -> Result<impl Iterator<Item = Result<(&'a str, u32, bool), Malformed>>, Malformed> {
+        let name = move |record: &'a ArchivedNameRecord| {
+            Ok((body::text(self.bytes, record.name)?, record.version.to_native(), record.kind.to_native() != 0))
+        };
+        Ok(range(self.names, record.names)?.iter().map(name))
+    }
+
+    /// The chunks of a version, each with another reference, if all are there; `state` finds them by their numbers.
+    pub(super) fn version(
+        self,
+        record: &ArchivedVersionRecord,
+        state: impl Fn(usize) -> Option<u32>,
+        chunks: &mut Chunks,
+    ) -> Result<Option<Version>, Malformed> {
+        let pieces = range(self.pieces, record.pieces)?.iter();
+        let label = body::text(self.bytes, record.label)?.into();
+        let found = pieces.map(|number| state(number.to_native() as usize));
+        let Some(found) = found.collect::<Option<Box<[u32]>>>() else { return Ok(None) };
+        found.iter().for_each(|&chunk| chunks.retain(chunk));
+        Ok(Some(Version {
+            parent: record.parent.to_native(),
+            attempt: record.attempt.to_native(),
+            time_us: record.time_us.to_native(),
+            size: found.iter().map(|&chunk| u64::from(chunks.len_of(chunk))).sum(),
+            new_bytes: record.new_bytes.to_native(),
+            digest: digest_of(found.iter().map(|&chunk| chunks.address(chunk))),
+            label,
+            chunks: found,
+        }))
+    }
+}
+
 /// Builds a history again; `states` are the snapshot's chunks of state by their numbers.
 pub(super) fn restore(
     chunk: &ArchivedChunk,
@@ -115,32 +177,16 @@ pub(super) fn restore(
 ) -> Result<History, Malformed> {
     let missing = || Malformed("a task's state is missing".to_owned());
     let record = chunk.histories.get(index as usize).ok_or_else(missing)?;
-    let mut history = History::default();
-    history.branches.clear();
-    history.made = record.made.to_native();
-    history.current = body::text(&chunk.bytes, record.current)?.into();
-    for record in range(&chunk.names, record.names)? {
-        let names = if record.kind.to_native() == 0 { &mut history.branches } else { &mut history.tags };
-        names.insert(body::text(&chunk.bytes, record.name)?.into(), record.version.to_native());
+    let parts = Parts { versions: &chunk.versions, names: &chunk.names, pieces: &chunk.pieces, bytes: &chunk.bytes };
+    let mut history = parts.begin(record)?;
+    for name in parts.names(record)? {
+        let (name, version, is_tag) = name?;
+        let names = if is_tag { &mut history.tags } else { &mut history.branches };
+        names.insert(name.into(), version);
     }
-    for record in range(&chunk.versions, record.versions)? {
-        let numbers = range(&chunk.pieces, record.pieces)?.iter();
-        let found = numbers.map(|number| states.get(number.to_native() as usize).copied().ok_or_else(missing));
-        let chunks = found.collect::<Result<Box<[u32]>, Malformed>>()?;
-        chunks.iter().for_each(|&chunk| versions.chunks.retain(chunk));
-        history.put(
-            record.number.to_native(),
-            Version {
-                parent: record.parent.to_native(),
-                attempt: record.attempt.to_native(),
-                time_us: record.time_us.to_native(),
-                size: chunks.iter().map(|&chunk| u64::from(versions.chunks.len_of(chunk))).sum(),
-                new_bytes: record.new_bytes.to_native(),
-                digest: digest_of(chunks.iter().map(|&chunk| versions.chunks.address(chunk))),
-                label: body::text(&chunk.bytes, record.label)?.into(),
-                chunks,
-            },
-        );
+    for record in parts.versions(record)? {
+        let version = parts.version(record, |number| states.get(number).copied(), &mut versions.chunks)?;
+        history.put(record.number.to_native(), version.ok_or_else(missing)?);
     }
     Ok(history)
 }

@@ -5,6 +5,7 @@ use rkyv::Archived;
 use taskmaster_protocol::{FrameBuffer, Operation};
 
 use super::histories::{HistoryRecord, NameRecord, VersionRecord};
+use super::restored::states::{RestoredChunk, RestoredHistory, RestoredStates};
 use super::{Chunk, ContractRecord, EventRecord, QueueRecord, StreamRecord, TaskRecord, WorkflowRecord};
 use crate::entry::{self, Settings, Verb};
 use crate::replica::conf;
@@ -88,6 +89,9 @@ fn tables_of_snapshot_records_are_their_layouts() {
         reserved,
     });
     check!(ContractRecord { index, canonical });
+    check!(RestoredStates { histories, versions, pieces, names, chunks, bytes });
+    check!(RestoredHistory { id, history, reserved });
+    check!(RestoredChunk { digest, bytes });
     check!(WorkflowRecord { id, submitted_us, finished_us, name, edges, rows, continues });
     check!(TaskRecord {
         id,

@@ -1,7 +1,10 @@
 //! Final tasks that come back from the store outside: logged as a chunk of a snapshot, and inserted among what is there.
 //!
 //! They keep id, state, payload or result, failure and contract, and are kept as long from here on as if they had just ended. What the
-//! store does not hold is not made up: they are in no workflow, hold no key, and know no deadline.
+//! store does not hold is not made up: they are in no workflow, hold no key, and know no deadline. Versions of their state come behind
+//! them, in commands of their own, which are bounded however much a task saved.
+
+pub(crate) mod states;
 
 use taskmaster_protocol::body::{self, Malformed, Span};
 use taskmaster_protocol::{FrameBuffer, TaskId};
@@ -33,13 +36,15 @@ fn record(task: &FinalTask, batch: &Batch, area: &mut Vec<u8>) -> TaskRecord {
     let slice = |span: Span| slice(span).unwrap_or_default();
     let [code, message, log_tail] = task.error.map(slice);
     let has_error = [code, message, log_tail].iter().any(|part| !part.is_empty());
-    let has_extra = has_error || task.name.len > 0;
+    let input = task.saved.as_ref().map_or(Span::default(), |state| state.input);
+    let has_extra = has_error || task.name.len > 0 || input.len > 0;
     TaskRecord {
         id: task.id,
         at_us: task.finished_us,
         blob: body::put(area, slice(task.blob)),
         error: if has_error { body::put(area, &pack_error(code, message, log_tail)) } else { Span::default() },
         name: body::put(area, slice(task.name)),
+        input: body::put(area, slice(input)),
         contract: task.contract,
         failures: task.failures,
         state: u32::from(task.state.number()),

@@ -18,6 +18,8 @@ struct Chunk {
     snapshot: u32,
     number: u32,
     pinned: bool,
+    /// The telling in which the store outside was told of it last. Volatile.
+    told: u32,
 }
 
 /// The store.
@@ -44,7 +46,7 @@ impl Chunks {
         }
         let blob = crate::command::submit::store(arena, bytes);
         let len = u32::try_from(bytes.len()).expect("chunks are bounded");
-        let chunk = Chunk { address, refs: 1, blob, len, snapshot: 0, number: 0, pinned: false };
+        let chunk = Chunk { address, refs: 1, blob, len, snapshot: 0, number: 0, pinned: false, told: 0 };
         let index = if let Some(index) = self.free.pop() {
             self.items[index as usize] = chunk;
             index
@@ -55,6 +57,13 @@ impl Chunks {
         let items = &self.items;
         self.by_address.insert_unique(hash_of(&address), index, |&i| hash_of(&items[i as usize].address));
         (index, true)
+    }
+
+    /// Takes a reference to the chunk of an address, if it is there.
+    pub(crate) fn retain_known(&mut self, address: &Address) -> Option<u32> {
+        let index = *self.by_address.find(hash_of(address), |&i| self.items[i as usize].address == *address)?;
+        self.retain(index);
+        Some(index)
     }
 
     pub(crate) fn retain(&mut self, index: u32) {
@@ -93,6 +102,16 @@ impl Chunks {
     /// Length in bytes.
     pub(crate) fn len_of(&self, index: u32) -> u32 {
         self.items[index as usize].len
+    }
+
+    /// Whether the store outside was told of it in a telling.
+    pub(crate) fn is_told(&self, index: u32, telling: u32) -> bool {
+        self.items[index as usize].told == telling
+    }
+
+    /// It was.
+    pub(crate) fn tell(&mut self, index: u32, telling: u32) {
+        self.items[index as usize].told = telling;
     }
 
     /// Numbers a chunk for a snapshot and keeps it until [`Self::unpin`]; whether it was not numbered for that one before.

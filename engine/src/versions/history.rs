@@ -97,7 +97,7 @@ impl History {
         self.branches.values().chain(self.tags.values()).any(|&named| named == number)
     }
 
-    fn is_full(&self, chunks: usize) -> bool {
+    pub(crate) fn is_full(&self, chunks: usize) -> bool {
         self.versions.len() >= limits::STATE_VERSIONS_MAX || self.references + chunks > limits::STATE_REFERENCES_MAX
     }
 

@@ -1,7 +1,7 @@
 //! Checkpoints: each final task goes to the store once, in order, and is not forgotten before; whatever the store answers.
 
 use taskmaster_engine::arena::EXTENT_BYTES;
-use taskmaster_engine::checkpoint::{Batch, BatchBounds, Checkpoints, ForStore, Stored};
+use taskmaster_engine::checkpoint::{Batch, BatchBounds, Checkpoints, ForStore, FromStore, Stored};
 use taskmaster_engine::{Config, Input, State};
 use taskmaster_protocol::body::{CURSOR_STORED, ListTasks, TaskPage};
 use taskmaster_protocol::{Code, PartitionId, TaskId};
@@ -10,7 +10,7 @@ use super::job::{Job, id, job, jobs};
 use super::world::{CLIENT, World, config};
 
 const WORKER: u64 = 50;
-const BOUNDS: BatchBounds = BatchBounds { tasks_min: 0, tasks: 100, bytes: 1 << 20 };
+pub(crate) const BOUNDS: BatchBounds = BatchBounds { tasks_min: 0, tasks: 100, bytes: 1 << 20 };
 
 fn world(checkpoints: Checkpoints) -> World {
     let mut world = World::with(Config { checkpoints: Some(checkpoints), ..config(1) });
@@ -18,7 +18,7 @@ fn world(checkpoints: Checkpoints) -> World {
     world
 }
 
-fn generous() -> Checkpoints {
+pub(crate) fn generous() -> Checkpoints {
     Checkpoints { waiting_max: 1_000_000, waiting_kib_max: 1 << 20, kept_ms: u32::MAX }
 }
 
@@ -36,13 +36,13 @@ impl World {
         ids
     }
 
-    fn store_says(&mut self, term: u64, stored: Stored) {
+    pub(crate) fn store_says(&mut self, term: u64, stored: Stored) {
         self.handle(Input::Stored { partition: PartitionId(0), term, stored });
         self.settle();
     }
 
     /// The partition asks the store where it stands, and hears this.
-    fn open(&mut self, upto: u64) -> u64 {
+    pub(crate) fn open(&mut self, upto: u64) -> u64 {
         let Some(ForStore::Open { partition, term, .. }) = self.shard.next_for_store(BOUNDS) else {
             panic!("no opening")
         };
@@ -51,7 +51,7 @@ impl World {
         term
     }
 
-    fn batch(&mut self) -> Option<Batch> {
+    pub(crate) fn batch(&mut self) -> Option<Batch> {
         match self.shard.next_for_store(BOUNDS)? {
             ForStore::Batch(batch) => Some(batch),
             open @ ForStore::Open { .. } => panic!("{open:?}"),
@@ -427,9 +427,9 @@ fn final_tasks_come_back_from_the_store_as_they_were_and_are_kept_anew() {
     let checkpoint = new.shard.digest(PartitionId(0)).unwrap();
     for _ in 0..2 {
         // Twice: what is known stays.
-        new.handle(Input::Restore(&batch));
+        new.handle(Input::Restore(&FromStore::Tasks(batch.clone())));
         new.settle();
-        assert_eq!(new.shard.last_number(PartitionId(0)), Some(31));
+        assert_eq!(new.shard.holding(PartitionId(0)).map(|has| (has.last_number, has.is_settled)), Some((31, true)));
     }
     assert_ne!(new.shard.digest(PartitionId(0)).unwrap(), checkpoint);
     for &id in &tasks {

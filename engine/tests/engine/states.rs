@@ -69,17 +69,17 @@ fn outcome(message: &Message) -> Result<u32, Code> {
 }
 
 impl World {
-    fn save(&mut self, lease: &Lease, parent: u32, parts: &[Part<'_>]) -> Result<u32, Code> {
+    pub(crate) fn save(&mut self, lease: &Lease, parent: u32, parts: &[Part<'_>]) -> Result<u32, Code> {
         outcome(&self.call(lease.conn, lease.id.partition().0, &save_body(lease, parent, "", parts)))
     }
 
-    fn change(&mut self, id: TaskId, verb: u32, version: u32, name: &str) -> Message {
+    pub(crate) fn change(&mut self, id: TaskId, verb: u32, version: u32, name: &str) -> Message {
         let mut body = ChangeState { id, verb, version, ..ChangeState::default() };
         body.name = body::put(&mut body.bytes, name.as_bytes());
         self.call(CLIENT, id.partition().0, &body)
     }
 
-    fn history(&mut self, id: TaskId) -> StateHistory {
+    pub(crate) fn history(&mut self, id: TaskId) -> StateHistory {
         self.call_as(Operation::StateLog, 0, CLIENT, id.partition().0, &GetTask { id }).read()
     }
 
@@ -93,18 +93,18 @@ impl World {
         self.call(CLIENT, id.partition().0, &ReadState { id, version, from: 0 }).read()
     }
 
-    fn bytes_of(&mut self, id: TaskId, version: u32) -> Vec<u8> {
+    pub(crate) fn bytes_of(&mut self, id: TaskId, version: u32) -> Vec<u8> {
         self.page(id, version).bytes
     }
 
     /// All versions with their bytes, as text.
-    fn told(&mut self, id: TaskId) -> String {
+    pub(crate) fn told(&mut self, id: TaskId) -> String {
         let history = self.history(id);
         let states: Vec<Vec<u8>> = history.versions.iter().map(|row| self.bytes_of(id, row.number)).collect();
         format!("{history:?} {states:?}")
     }
 
-    fn digest(&self) -> u64 {
+    pub(crate) fn digest(&self) -> u64 {
         self.shard.digest(PartitionId(0)).unwrap().1
     }
 }

@@ -344,6 +344,7 @@ impl World {
             completions_acknowledged: self.oracle.completions_acknowledged,
             messages_taken: self.oracle.messages(),
             stored: self.oracle.store.as_ref().map_or(0, |store| store.rows),
+            versions_stored: self.oracle.store.as_ref().map_or(0, |store| store.versions),
             refused: self.oracle.store.as_ref().map_or(0, |store| store.refused)
                 + self.oracle.topic.as_ref().map_or(0, |topic| topic.refused),
             told: self.oracle.topic.as_ref().map_or(0, |topic| topic.told),

@@ -26,12 +26,26 @@ async fn days(postgres: &Postgres) -> Vec<i32> {
     postgres.client().await.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
 }
 
+/// Makes a chunk of states that was needed so many days ago, by the server's clock.
+async fn make_chunk(postgres: &Postgres, days_ago: i32) {
+    let sql = "INSERT INTO taskmaster.state_chunk (cluster, partition, digest, day, bytes)
+               VALUES (1, 0, sha256(int4send($1)), (now() AT TIME ZONE 'UTC')::date - $1, 'state')";
+    postgres.client().await.execute(sql, &[&days_ago]).await.unwrap();
+}
+
+/// How many days ago the chunks were needed that are there.
+async fn chunks(postgres: &Postgres) -> Vec<i32> {
+    let sql = "SELECT (now() AT TIME ZONE 'UTC')::date - day AS ago FROM taskmaster.state_chunk ORDER BY ago";
+    postgres.client().await.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn days_of_history_go_when_their_retention_is_over_and_no_sooner() {
     let postgres = Postgres::start().await;
     postgres.migrate().await;
     for days_ago in [1, 9, 12, 400] {
         make_day(&postgres, days_ago).await;
+        make_chunk(&postgres, days_ago).await;
     }
     let directory = directory();
     let mut setup = Setup::new(&directory);
@@ -68,6 +82,11 @@ async fn days_of_history_go_when_their_retention_is_over_and_no_sooner() {
         assert!(Instant::now() < until, "{:?}: {}", kept().await, node.log());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    while chunks(&postgres).await.len() > 2 {
+        assert!(Instant::now() < until, "{:?}: {}", chunks(&postgres).await, node.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(chunks(&postgres).await, [1, 9]);
     // It ends with the node.
     assert!(node.terminate().success());
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use taskmaster_connect::postgres::{
-    Answers, Batch, Contract, FinalTask, Found, Given, Listed, Place, Request, Status, Stored, write,
+    Answers, Batch, Contract, FinalTask, Found, Given, Listed, Place, Request, StateChunk, Status, Stored, write,
 };
 use tokio::sync::mpsc;
 
@@ -93,7 +93,7 @@ fn batch(partition: u16, term: u64, from: u64, to: u64) -> Request {
             error: none,
             log_tail: none,
             blob: Place { at, len: 6 },
-            versions: Vec::new(),
+            saved: None,
         });
     }
     Request::Batch(batch)
@@ -129,4 +129,58 @@ async fn a_batch_counts_once_and_only_from_the_latest_leader() {
     // A part that was dropped meanwhile is made again.
     client.batch_execute("DROP TABLE taskmaster.final_task_20251126").await.unwrap();
     assert_eq!(new.ask(batch(7, 6, 22, 24)).await, Stored::Upto(24));
+}
+
+/// A batch that brings chunks for a day, with tasks or without.
+fn with_chunks(request: Request, chunks: &[(u8, &[u8])], day: u32) -> Request {
+    let Request::Batch(mut batch) = request else { unreachable!("only batches bring chunks") };
+    for (digest, bytes) in chunks {
+        let at = u32::try_from(batch.bytes.len()).unwrap();
+        batch.bytes.extend_from_slice(bytes);
+        let bytes = Place { at, len: u32::try_from(bytes.len()).unwrap() };
+        batch.chunks.push(StateChunk { digest: [*digest; 32], bytes });
+    }
+    batch.chunks_day = day;
+    Request::Batch(batch)
+}
+
+#[tokio::test]
+async fn a_chunk_is_stored_once_however_often_it_is_told_and_kept_for_the_latest_day() {
+    let postgres = Postgres::start().await;
+    postgres.migrate().await;
+    let client = postgres.client().await;
+    let chunks = async || {
+        let sql = "SELECT partition, get_byte(digest, 0), day - date '1970-01-01', bytes FROM taskmaster.state_chunk ORDER BY 1, 2";
+        let rows = client.query(sql, &[]).await.unwrap();
+        rows.iter()
+            .map(|row| (row.get(0), row.get(1), row.get(2), row.get(3)))
+            .collect::<Vec<(i32, i32, i32, Vec<u8>)>>()
+    };
+    let row = |partition, digest: u8, day, bytes: &[u8]| (partition, i32::from(digest), day, bytes.to_vec());
+    let mut bench = Bench::new(&postgres);
+    bench.open(7, 5).await;
+    // Chunks ahead of their tasks move nothing, and come twice when the answer was lost.
+    for _ in 0..2 {
+        let ahead = with_chunks(batch(7, 5, 0, 0), &[(1, b"one"), (2, b"two")], 20_000);
+        assert_eq!(bench.ask(ahead).await, Stored::Upto(0));
+    }
+    let known = [row(7, 1, 20_000, b"one"), row(7, 2, 20_000, b"two")];
+    assert_eq!(chunks().await, known);
+    // With tasks, of another day, or late.
+    let next = with_chunks(batch(7, 5, 0, 3), &[(2, b"two"), (3, b"three")], 20_001);
+    assert_eq!(bench.ask(next.clone()).await, Stored::Upto(3));
+    assert_eq!(bench.ask(next).await, Stored::Upto(3));
+    assert_eq!(bench.ask(with_chunks(batch(7, 5, 3, 4), &[(2, b"two")], 19_000)).await, Stored::Upto(4));
+    let known = [row(7, 1, 20_000, b"one"), row(7, 2, 20_001, b"two"), row(7, 3, 20_001, b"three")];
+    assert_eq!(chunks().await, known);
+    // What does not count brings nothing: a batch from elsewhere, and a leader that was replaced.
+    assert_eq!(bench.ask(with_chunks(batch(7, 5, 9, 9), &[(4, b"four")], 20_001)).await, Stored::Upto(4));
+    let mut new = Bench::new(&postgres);
+    new.open(7, 6).await;
+    assert_eq!(bench.ask(with_chunks(batch(7, 5, 4, 4), &[(4, b"four")], 20_001)).await, Stored::Overtaken);
+    assert_eq!(chunks().await, known);
+    // Another partition has its own.
+    bench.open(8, 1).await;
+    assert_eq!(bench.ask(with_chunks(batch(8, 1, 0, 1), &[(1, b"one")], 20_000)).await, Stored::Upto(1));
+    assert_eq!(chunks().await.last(), Some(&row(8, 1, 20_000, b"one")));
 }

@@ -1,9 +1,10 @@
-//! `taskmaster state restore --from postgres`: finished tasks come back from the database, through a node that takes them.
+//! `taskmaster state restore --from postgres`: queues' settings, finished tasks and the versions of their states come back from the database,
+//! through a node that takes them.
 
 use std::collections::BTreeMap;
 
 use serde_json::json;
-use taskmaster_connect::postgres::{self, Source};
+use taskmaster_connect::postgres::{self, Returning, Source};
 use tokio::sync::mpsc;
 
 use super::Arguments;
@@ -15,8 +16,21 @@ use crate::doctor;
 use crate::node::{Node, NodeHandle};
 use crate::output::{Output, iso_time};
 
-/// Batches between the database and the node.
-const BATCHES_MAX: usize = 4;
+/// Parts between the database and the node.
+const PARTS_MAX: usize = 4;
+
+/// What came back.
+#[derive(Default)]
+struct Restored {
+    /// The new cluster.
+    cluster: u128,
+    /// Tasks of each partition.
+    tasks: BTreeMap<u16, u64>,
+    queues: usize,
+    versions: u64,
+    /// Versions of which the database tells and has not all bytes.
+    versions_missing: u64,
+}
 
 /// Carries it out.
 pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure> {
@@ -43,9 +57,11 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
             );
             return Err(Failure::new(Exit::Usage, message));
         }
-        let restored = fill(config, &session, &source).await?;
-        postgres::adopt(&mut session, &source, restored.0, &restored.1).await.map_err(|error| failed(&error))?;
-        Ok((source, restored.1))
+        let chunks = postgres::connect(&settings).await.map_err(|error| failed(&error))?;
+        let restored = fill(config, &session, &chunks, &source).await?;
+        let adopted = postgres::adopt(&mut session, &source, restored.cluster, &restored.tasks).await;
+        adopted.map_err(|error| failed(&error))?;
+        Ok((source, restored))
     })?;
     report(&source, &restored, output)?;
     Ok(Exit::Success)
@@ -61,45 +77,62 @@ fn choose(sources: Vec<Source>, wanted: Option<&str>) -> Result<Source, Failure>
     })
 }
 
-/// Starts a node and gives it the history; its cluster's id, and how many tasks each partition has then.
+/// Starts a node and gives it what the database has.
 async fn fill(
     mut config: Config,
     session: &postgres::Session,
+    chunks: &postgres::Session,
     source: &Source,
-) -> Result<(u128, BTreeMap<u16, u64>), Failure> {
+) -> Result<Restored, Failure> {
     config.clustered = false;
     config.listen.address.set_port(0);
+    let queues = postgres::queues(session, source).await.map_err(|error| failed(&error))?;
+    let partitions = config.node.partitions;
     let (node, restorer) = Node::start_restoring(config)?;
-    let (send, mut batches) = mpsc::channel::<postgres::Batch>(BATCHES_MAX);
+    let (send, mut parts) = mpsc::channel::<Returning>(PARTS_MAX);
     let restoring = tokio::task::spawn_blocking(move || {
-        let mut restored = BTreeMap::new();
-        while let Some(batch) = batches.blocking_recv() {
-            restored.insert(batch.partition, restorer.restore(batch)?);
+        let mut restored = Restored { queues: queues.len(), ..Restored::default() };
+        // The settings first: they say how long the tasks are kept.
+        for partition in (0..partitions).filter(|_| !queues.is_empty()) {
+            restorer.configure(partition, &queues)?;
         }
+        let mut versions = BTreeMap::new();
+        while let Some(part) = parts.blocking_recv() {
+            let partition = match &part {
+                Returning::Tasks(batch) => batch.partition,
+                Returning::States(states) => states.partition,
+            };
+            let holding = restorer.restore(part)?;
+            restored.tasks.insert(partition, holding.last_number);
+            versions.insert(partition, holding.versions);
+        }
+        restored.versions = versions.values().sum();
         Ok::<_, anyhow::Error>(restored)
     });
-    let read = postgres::history(session, source, async |batch| send.send(batch).await.is_ok()).await;
+    let read = postgres::history(session, chunks, source, async |part| send.send(part).await.is_ok()).await;
     drop(send);
     let restored = restoring.await.map_err(anyhow::Error::from)?;
     let cluster = node.cluster();
     tokio::task::spawn_blocking(move || NodeHandle::shutdown(node)).await.map_err(anyhow::Error::from)??;
-    read.map_err(|error| failed(&error))?;
-    Ok((cluster, restored?))
+    let (versions, restored) = (read.map_err(|error| failed(&error))?, restored?);
+    Ok(Restored { cluster, versions_missing: versions.saturating_sub(restored.versions), ..restored })
 }
 
-fn report(source: &Source, restored: &BTreeMap<u16, u64>, output: Output) -> Result<(), Failure> {
-    let tasks: u64 = restored.values().sum();
+fn report(source: &Source, restored: &Restored, output: Output) -> Result<(), Failure> {
+    let Restored { queues, versions, versions_missing, .. } = restored;
+    let tasks: u64 = restored.tasks.values().sum();
     if output.is_json() {
         let partitions: Vec<_> = source
             .positions
             .iter()
             .map(|(partition, position)| {
-                let tasks = restored.get(partition).copied().unwrap_or(0);
+                let tasks = restored.tasks.get(partition).copied().unwrap_or(0);
                 json!({"partition": partition, "position": position, "tasks": tasks})
             })
             .collect();
         return Ok(output.json(&json!({
-            "cluster": format!("{:032x}", source.id), "tasks": tasks, "partitions": partitions,
+            "cluster": format!("{:032x}", source.id), "tasks": tasks, "versions": versions,
+            "versions_missing": versions_missing, "queues": queues, "partitions": partitions,
         }))?);
     }
     let mut text = format!(
@@ -108,8 +141,16 @@ fn report(source: &Source, restored: &BTreeMap<u16, u64>, output: Output) -> Res
         iso_time(source.last_s * 1_000_000)
     );
     for (partition, position) in source.positions.iter().filter(|(_, position)| **position > 0) {
-        let tasks = restored.get(partition).copied().unwrap_or(0);
+        let tasks = restored.tasks.get(partition).copied().unwrap_or(0);
         text.push_str(&format!("  partition {partition:>4} to position {position}: {tasks} tasks\n"));
+    }
+    text.push_str(&format!(
+        "{versions} versions of tasks' states and the settings of {queues} queues are restored, too\n"
+    ));
+    if *versions_missing > 0 {
+        text.push_str(&format!(
+            "{versions_missing} versions are not: the database has not all bytes of their states\n"
+        ));
     }
     text.push_str("what was not finished, or not stored by then, is not there\n");
     Ok(output.text(&text)?)

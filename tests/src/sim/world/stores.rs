@@ -35,8 +35,9 @@ impl World {
     }
 
     fn send_checkpoints_of(&mut self, place: u16, shard: u16) {
-        let bounds =
-            BatchBounds { tasks_min: 0, tasks: usize::try_from(self.dice.range(1, 40)).expect("few"), bytes: 1 << 20 };
+        let tasks = usize::try_from(self.dice.range(1, 40)).expect("few");
+        // From so little that a state goes chunk by chunk.
+        let bounds = BatchBounds { tasks_min: 0, tasks, bytes: 16 << (tasks % 16) };
         let life = self.places[usize::from(place)].life();
         for _ in 0..REQUESTS_MAX {
             let Some(at) = self.shard(place, shard) else { return };
