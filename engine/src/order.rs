@@ -4,7 +4,7 @@
 //! and resource need are one class; they are predicted alike, so lanes are ordered and not tasks, and no task pays for it.
 //!
 //! Bounds, under every policy:
-//! - priorities go first, and within a class tasks go in the order in which they became ready;
+//! - priorities go first, and within a class tasks go in the order in which they became ready, or by [`deadline`];
 //! - once the oldest task in line has waited for [`AGED_US`], every second frame takes the oldest;
 //! - `auto` leaves the order of readiness only while replays of what was just served, by its own run times, say with confidence
 //!   that the learned order is better.
@@ -16,6 +16,10 @@ use taskmaster_scheduler::predictor::{Facts, Keys, Prediction, Predictor};
 
 use crate::hash::{FixedState, mix64};
 use crate::resources::Resources;
+
+pub(crate) mod deadline;
+
+use deadline::{Ends, Turn};
 
 /// A task that waited for so long goes ahead of all ranks, in microseconds.
 pub(crate) const AGED_US: u64 = 600_000_000;
@@ -43,7 +47,9 @@ const BLOCK_PAUSE_US: u64 = 100_000;
 struct Class {
     keys: Keys,
     width: u32,
-    rank: f32,
+    rank: Turn,
+    /// Run times in one of two and nine of ten cases, in microseconds.
+    quantiles_us: [u64; 2],
     ranked_us: u64,
     learned_us: u64,
     samples: u32,
@@ -102,21 +108,33 @@ impl Learned {
         let labels = short(queue.1);
         let facts = Facts { tenant: short(tenant), kind: short(kind), labels, width, ..Facts::default() };
         let class = u32::try_from(self.classes.len()).expect("bounded above");
-        let (rank, ranked_us, learned_us, samples) = (0.0, 0, 0, 0);
-        let keys = Keys::new(&facts);
-        self.classes.push(Class { keys, width, rank, ranked_us, learned_us, samples, runs: [0.0; RUNS] });
+        let (rank, quantiles_us, ranked_us, learned_us, samples) = (Turn::FIRST, [0; 2], 0, 0, 0);
+        let (keys, runs) = (Keys::new(&facts), [0.0; RUNS]);
+        self.classes.push(Class { keys, width, rank, quantiles_us, ranked_us, learned_us, samples, runs });
         self.by_name.insert(name, class);
         class
     }
 
-    /// The rank of a class, the lowest first.
-    pub(crate) fn rank(&mut self, class: u32, now_us: u64) -> f32 {
+    /// What is expected of a class at the moment, made anew if more was learned.
+    fn current(&mut self, class: u32, now_us: u64) -> &Class {
         let known = &mut self.classes[class as usize];
         if known.ranked_us == 0 || now_us.saturating_sub(known.ranked_us) >= RANK_US {
+            let expected = self.predictor.predict(&known.keys, 0);
             known.ranked_us = now_us;
-            known.rank = self.predictor.predict(&known.keys, 0).rank(known.width);
+            (known.rank, known.quantiles_us) =
+                (Turn::by_rank(expected.rank(known.width)), deadline::quantiles_us(&expected));
         }
-        known.rank
+        known
+    }
+
+    /// The rank of a class, the lowest first.
+    pub(crate) fn rank(&mut self, class: u32, now_us: u64) -> Turn {
+        self.current(class, now_us).rank
+    }
+
+    /// When tasks of a class end that start now.
+    pub(crate) fn ends(&mut self, class: u32, now_us: u64) -> Ends {
+        Ends::after(self.current(class, now_us).quantiles_us, now_us)
     }
 
     /// What is expected of a class, and how many of its tasks taught it, of those before a restart as many as count still.
@@ -179,13 +197,26 @@ pub(crate) struct Order {
     took_oldest: bool,
 }
 
+/// By what lanes go that are in line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum By {
+    /// By turns, each in order of readiness.
+    Turns,
+    /// By what was learned of their classes.
+    Rank,
+    /// By the deadlines of their tasks.
+    Deadline,
+}
+
 impl Order {
-    /// Whether the learned order is used now.
-    pub(crate) const fn is_learned(&self) -> bool {
+    /// By what lanes go now.
+    pub(crate) const fn by(&self) -> By {
         match self.policy {
-            Policy::Fifo | Policy::Deadline => false,
-            Policy::Shortest => true,
-            Policy::Auto => self.is_better,
+            Policy::Fifo => By::Turns,
+            Policy::Shortest => By::Rank,
+            Policy::Deadline => By::Deadline,
+            Policy::Auto if self.is_better => By::Rank,
+            Policy::Auto => By::Turns,
         }
     }
 
@@ -239,8 +270,8 @@ impl Order {
         }
         let Some(mut tasks) = replayed(&served, learned, now_us) else { return };
         tasks.sort_by(|a, b| a.ready.total_cmp(&b.ready));
-        let (plain, longest) = mean_slowdown(&tasks, places, |task| task.ready);
-        let (candidate, _) = mean_slowdown(&tasks, places, |task| f64::from(task.rank));
+        let (plain, longest) = mean_slowdown(&tasks, places, |_| Turn::FIRST);
+        let (candidate, _) = mean_slowdown(&tasks, places, |task| task.rank);
         let longest = if self.is_better { longest } else { longest.max(waiting) };
         self.guard.block(plain, candidate, longest);
         self.is_better = self.guard.verdict(waiting) == Verdict::Candidate;
@@ -256,7 +287,8 @@ impl Order {
             }
             (Policy::Auto, false) => format!("{policy}: in the order of readiness, as nothing is shown to be better"),
             (Policy::Shortest, _) => format!("{policy} first, by prediction"),
-            _ => format!("{policy}: in the order of readiness"),
+            (Policy::Deadline, _) => format!("{policy}: the earliest that can be met first, the hopeless last"),
+            (Policy::Fifo, _) => format!("{policy}: in the order of readiness"),
         }
     }
 }
@@ -265,7 +297,7 @@ impl Order {
 struct Replayed {
     ready: f64,
     run: f64,
-    rank: f32,
+    rank: Turn,
 }
 
 /// The served tasks with run times of their classes; `None` if some class has none yet.
@@ -280,11 +312,11 @@ fn replayed(served: &[(u64, u32)], learned: &mut Learned, now_us: u64) -> Option
 
 /// Runs tasks, sorted by when they are ready, on places; whoever has the lowest `key` of those in line is next. Their mean bounded
 /// slowdown, and the longest line.
-fn mean_slowdown(tasks: &[Replayed], places: usize, key: impl Fn(&Replayed) -> f64) -> (f64, usize) {
+fn mean_slowdown(tasks: &[Replayed], places: usize, key: impl Fn(&Replayed) -> Turn) -> (f64, usize) {
     #[expect(clippy::cast_precision_loss, reason = "a threshold and a count")]
     let (floor, count) = (FLOOR_MS as f64, tasks.len().max(1) as f64);
     let mut free = vec![0.0f64; places.clamp(1, BLOCK)];
-    let (mut line, mut next, mut longest, mut sum) = (Vec::<(f64, usize)>::new(), 0, 0, 0.0);
+    let (mut line, mut next, mut longest, mut sum) = (Vec::<(Turn, usize)>::new(), 0, 0, 0.0);
     while next < tasks.len() || !line.is_empty() {
         let place = (0..free.len()).min_by(|&a, &b| free[a].total_cmp(&free[b])).expect("at least one");
         let mut at = free[place];
@@ -296,7 +328,7 @@ fn mean_slowdown(tasks: &[Replayed], places: usize, key: impl Fn(&Replayed) -> f
             next += 1;
         }
         longest = longest.max(line.len());
-        let first = (0..line.len()).min_by(|&a, &b| line[a].0.total_cmp(&line[b].0).then(line[a].1.cmp(&line[b].1)));
+        let first = (0..line.len()).min_by_key(|&place| line[place]);
         let (_, number) = line.swap_remove(first.expect("somebody is in line"));
         let task = &tasks[number];
         free[place] = at + task.run;
@@ -338,19 +370,19 @@ mod tests {
         let (mut learned, mut order, classes) = taught(400);
         assert!(learned.rank(classes[0], 1) < learned.rank(classes[1], 1));
         blocks(&mut learned, &mut order, classes, 3);
-        assert!(!order.is_learned(), "three blocks are too few");
+        assert!(!(order.by() == By::Rank), "three blocks are too few");
         blocks(&mut learned, &mut order, classes, 10);
-        assert!(order.is_learned(), "{}", order.in_words());
+        assert!((order.by() == By::Rank), "{}", order.in_words());
     }
 
     #[test]
     fn auto_keeps_the_order_of_readiness_where_there_is_nothing_to_gain() {
         let (mut learned, mut order, classes) = taught(1);
         blocks(&mut learned, &mut order, classes, 40);
-        assert!(!order.is_learned(), "{}", order.in_words());
+        assert!(!(order.by() == By::Rank), "{}", order.in_words());
         let (mut learned, mut order, [short, _]) = taught(400);
         blocks(&mut learned, &mut order, [short, short], 40);
-        assert!(!order.is_learned(), "one class has no order");
+        assert!(!(order.by() == By::Rank), "one class has no order");
     }
 
     #[test]
@@ -361,7 +393,7 @@ mod tests {
             order.note(20_000_000, classes[number % 2]);
         }
         order.judge(&mut learned, 4, 100 * BLOCK, 20_000_000);
-        assert!(!order.is_learned());
+        assert!(!(order.by() == By::Rank));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Queues: settings and exact counts within one partition.
 
-use taskmaster_scheduler::order::Policy;
+pub(crate) use taskmaster_scheduler::order::Policy;
 
 use crate::state::STATES;
 
@@ -47,6 +47,7 @@ pub(crate) const fn policy_of(number: u32) -> Option<Policy> {
         0 => Some(Policy::Auto),
         1 => Some(Policy::Fifo),
         2 => Some(Policy::Shortest),
+        3 => Some(Policy::Deadline),
         _ => None,
     }
 }

@@ -29,6 +29,9 @@ mod permits;
 #[path = "engine/order.rs"]
 mod order;
 
+#[path = "engine/deadlines.rs"]
+mod deadlines;
+
 #[path = "engine/time.rs"]
 mod time;
 

@@ -82,6 +82,8 @@ pub(super) enum PolicyName {
     Fifo,
     /// The shortest first, by what was learned of their kinds
     Shortest,
+    /// The earliest deadline that can be met first, the hopeless last
+    Deadline,
 }
 
 impl PolicyName {
@@ -91,6 +93,7 @@ impl PolicyName {
             Self::Auto => Policy::Auto,
             Self::Fifo => Policy::Fifo,
             Self::Shortest => Policy::Shortest,
+            Self::Deadline => Policy::Deadline,
         }
     }
 }

@@ -18,11 +18,13 @@ pub enum Policy {
     Fifo,
     /// The shortest first, by what was learned of their kinds.
     Shortest,
+    /// The earliest deadline first of those that can be met, by what was learned of their kinds; the hopeless last.
+    Deadline,
 }
 
 impl Policy {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Auto, Self::Fifo, Self::Shortest];
+    pub const ALL: [Self; 4] = [Self::Auto, Self::Fifo, Self::Shortest, Self::Deadline];
 
     /// Its number in the protocol.
     #[must_use]
@@ -31,6 +33,7 @@ impl Policy {
             Self::Auto => 0,
             Self::Fifo => 1,
             Self::Shortest => 2,
+            Self::Deadline => 3,
         }
     }
 
@@ -45,6 +48,7 @@ impl Policy {
             Self::Auto => "auto",
             Self::Fifo => "fifo",
             Self::Shortest => "shortest",
+            Self::Deadline => "deadline",
         }
     }
 }

@@ -66,7 +66,7 @@ pub struct ConfigureQueue {
     pub draining: u32,
     /// At a task's deadline: 0 expire it, 1 only flag it.
     pub deadline_action: u32,
-    /// Order of tasks of one priority: 0 auto, 1 fifo, 2 shortest.
+    /// Order of tasks of one priority: 0 auto, 1 fifo, 2 shortest, 3 deadline.
     pub policy: u32,
     /// Byte area.
     pub bytes: Vec<u8>,

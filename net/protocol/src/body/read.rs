@@ -157,7 +157,7 @@ pub struct QueueInfo {
     pub draining: u32,
     /// 0 expire, 1 flag.
     pub deadline_action: u32,
-    /// 0 auto, 1 fifo, 2 shortest.
+    /// 0 auto, 1 fifo, 2 shortest, 3 deadline.
     pub policy: u32,
     /// Zero.
     pub reserved: u32,
