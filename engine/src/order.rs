@@ -115,6 +115,11 @@ impl Learned {
         class
     }
 
+    /// A class that was made before.
+    pub(crate) fn find_class(&self, queue: u32, kind: &str, resources: &Resources) -> Option<u32> {
+        self.by_name.get(&(queue, kind.to_owned(), resources.clone())).copied()
+    }
+
     /// What is expected of a class at the moment, made anew if more was learned.
     fn current(&mut self, class: u32, now_us: u64) -> &Class {
         let known = &mut self.classes[class as usize];

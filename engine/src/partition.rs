@@ -40,7 +40,7 @@ use checkpoint::Waiting;
 pub(crate) use events::Happened;
 use events::Outbox;
 pub(crate) use keys::Key;
-pub(crate) use lanes::{Lane, Pick};
+pub(crate) use lanes::{ClassList, Lane, Pick};
 
 /// Leases of one length, the first to expire first.
 #[derive(Debug)]
@@ -351,21 +351,28 @@ impl Partition {
         }
     }
 
+    /// When the attempt of a leased task began, if that is known.
+    pub(crate) fn started_us(&self, slot: Slot) -> Option<u64> {
+        let task = &self.tasks[slot];
+        let known_us = if self.started.is_empty() { None } else { self.started.get(&slot).copied() };
+        // Of a worker that was away for a while the start is not known any more.
+        known_us.or_else(|| (task.worker & DETACHED == 0).then(|| task.at_us.saturating_sub(self.lease_us(task))))
+    }
+
+    /// The class of a task.
+    pub(crate) fn class(&self, slot: Slot) -> u32 {
+        let contract = &self.contracts[self.tasks[slot].contract];
+        self.lanes[contract.lane as usize].lists[contract.list as usize].class
+    }
+
     /// The leader learns how long an attempt ran that is about to end, at the time of the entry that ends it.
     pub(crate) fn learn_run(&self, slot: Slot, failed: bool, cx: &mut Cx<'_>) {
         let task = &self.tasks[slot];
         if task.state != State::Leased {
             return;
         }
-        let known_us = if self.started.is_empty() { None } else { self.started.get(&slot).copied() };
-        let started_us = match known_us {
-            Some(started_us) => started_us,
-            // The worker was away for a while, and the start is not known any more.
-            None if task.worker & DETACHED != 0 => return,
-            None => task.at_us.saturating_sub(self.lease_us(task)),
-        };
-        let contract = &self.contracts[task.contract];
-        let class = self.lanes[contract.lane as usize].lists[contract.list as usize].class;
+        let Some(started_us) = self.started_us(slot) else { return };
+        let (contract, class) = (&self.contracts[task.contract], self.class(slot));
         let run_us = cx.time_us.saturating_sub(started_us);
         if let Some(missed) = cx.dispatch.learned.learn(class, run_us, failed, cx.time_us) {
             let queue = self.queues[contract.queue as usize].dispatch;

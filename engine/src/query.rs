@@ -1,5 +1,6 @@
 //! Queries: read-only answers from a partition's present, durable state.
 
+pub(crate) mod chance;
 pub(crate) mod listing;
 pub(crate) mod queues;
 pub(crate) mod streams;

@@ -20,6 +20,8 @@ pub(crate) struct QueueSettings {
     /// At a deadline: only flag the task instead of expiring it.
     pub(crate) flag_late: bool,
     pub(crate) policy: Policy,
+    /// Tasks whose deadline is less likely to be met are refused, in parts per thousand; 0 refuses none.
+    pub(crate) refuse_permille: u16,
 }
 
 /// How long final tasks are kept unless told otherwise, in milliseconds (one hour).
@@ -37,6 +39,7 @@ impl Default for QueueSettings {
             draining: false,
             flag_late: false,
             policy: Policy::default(),
+            refuse_permille: 0,
         }
     }
 }

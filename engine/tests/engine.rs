@@ -32,6 +32,9 @@ mod order;
 #[path = "engine/deadlines.rs"]
 mod deadlines;
 
+#[path = "engine/chances.rs"]
+mod chances;
+
 #[path = "engine/time.rs"]
 mod time;
 

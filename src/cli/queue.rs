@@ -62,6 +62,9 @@ pub(crate) struct SetArguments {
     /// In which order tasks of one priority start
     #[arg(long, value_enum, value_name = "POLICY")]
     policy: Option<PolicyName>,
+    /// Refuse tasks whose deadline is met with a lower probability than this, in parts per thousand; 0 refuses none
+    #[arg(long, value_name = "PERMILLE", value_parser = clap::value_parser!(u16).range(0..=1_000))]
+    refuse_hopeless: Option<u16>,
 }
 
 /// At a task's deadline.
@@ -119,6 +122,9 @@ impl SetArguments {
         }
         if let Some(policy) = self.policy {
             settings = settings.policy(policy.policy());
+        }
+        if let Some(permille) = self.refuse_hopeless {
+            settings = settings.refuse_hopeless(permille);
         }
         settings
     }
@@ -235,6 +241,9 @@ fn limits(queue: &QueueView) -> String {
     }
     if queue.policy != Policy::Auto {
         parts.push(format!("{} order", queue.policy.name()));
+    }
+    if queue.refuse_permille > 0 {
+        parts.push(format!("refuses deadlines under {}.{} %", queue.refuse_permille / 10, queue.refuse_permille % 10));
     }
     parts.join(", ")
 }

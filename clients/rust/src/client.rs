@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use taskmaster_protocol::body::{
-    ArchivedBatchReply, ArchivedExplanation, ArchivedNodeStats, ArchivedQueuePage, ArchivedTaskPage,
+    ArchivedBatchReply, ArchivedChance, ArchivedExplanation, ArchivedNodeStats, ArchivedQueuePage, ArchivedTaskPage,
     ArchivedWorkflowPage, AwaitTask, Body, Cancel, Empty, GetTask, GetWorkflow, ListQueues, ListWorkflows, Retry,
     slice, text,
 };
@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::batch::{Batch, Step as StepRow, SubmitOutcome, Submitted};
+use crate::chance::{Chance, ChanceUnknown};
 use crate::cluster::{Cluster, Connector, Patience, Target};
 use crate::error::{Error, Refusal};
 use crate::memory::TestServer;
@@ -503,6 +504,20 @@ impl Client {
             Ok(Fact { name: text(&page.bytes, *name)?.to_owned(), sentence: text(&page.bytes, *sentence)?.to_owned() })
         };
         pairs.iter().map(fact).collect()
+    }
+
+    /// How likely a task meets its deadline, as things are.
+    ///
+    /// # Errors
+    /// As [`Client::task`].
+    pub async fn chance(&self, id: TaskId) -> Result<Chance, Error> {
+        match self.cluster().call(Operation::Chance, id.partition(), &GetTask { id }).await {
+            Ok(message) => Ok(Chance::of(message.read::<ArchivedChance>()?)),
+            Err(Error::Refused(refusal)) if refusal.code == Code::UnknownOperation => {
+                Ok(Chance::unknown(ChanceUnknown::NotTold))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// A page of at most `limit` tasks, partition by partition, from `position` (the start by default) on. Finished tasks that are

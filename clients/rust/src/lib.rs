@@ -16,6 +16,7 @@
 pub mod wire;
 
 mod batch;
+mod chance;
 mod client;
 mod cluster;
 mod error;
@@ -30,6 +31,7 @@ mod worker;
 mod workflow;
 
 pub use batch::{SubmitOutcome, Submitted};
+pub use chance::{Chance, ChanceUnknown};
 pub use client::{
     Addresses, Changes, Client, ClientBuilder, ClusterChange, Exception, StreamPosition, StreamSource, TaskList,
 };

@@ -111,6 +111,12 @@ impl QueueSettings {
         self.set(queue_field::POLICY, |body| body.policy = policy.number())
     }
 
+    /// Tasks whose deadline is less likely to be met are refused, in parts per thousand; 0 refuses none.
+    #[must_use]
+    pub fn refuse_hopeless(self, permille: u16) -> Self {
+        self.set(queue_field::REFUSAL, |body| body.refuse_permille = permille)
+    }
+
     /// How long finished tasks are kept unless they say otherwise.
     #[must_use]
     pub fn retention(self, retention: Duration) -> Self {

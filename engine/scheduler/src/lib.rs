@@ -7,6 +7,7 @@
 //! [`place`] chooses workers. `replay` drives the same code over traces in virtual time.
 
 pub mod backfill;
+pub mod chance;
 pub mod critical;
 pub mod guard;
 pub mod order;

@@ -3,10 +3,12 @@
 use taskmaster_protocol::body::{self, Explanation};
 use taskmaster_scheduler::predictor::Prediction;
 
+use super::chance;
 use crate::arena::Arena;
 use crate::dispatch::Dispatch;
 use crate::extra::{Extra, unpack_error};
 use crate::order::deadline::{Ends, Standing, Turn, deadline_us};
+use crate::outlook::View;
 use crate::partition::{DETACHED, Partition};
 use crate::queue::Policy;
 use crate::state::State;
@@ -16,13 +18,8 @@ use crate::task::{NONE, Slot, Task, flag};
 const COUNTED_MAX: usize = 10_000;
 
 /// Explains a task's present state.
-pub(crate) fn explain(
-    partition: &Partition,
-    slot: Slot,
-    arena: &Arena,
-    dispatch: &Dispatch,
-    now_us: u64,
-) -> Explanation {
+pub(crate) fn explain(partition: &Partition, slot: Slot, arena: &Arena, view: &View<'_>) -> Explanation {
+    let (dispatch, now_us) = (view.dispatch, view.now_us);
     let task = &partition.tasks[slot];
     let contract = &partition.contracts[task.contract];
     let queue = &partition.queues[contract.queue as usize];
@@ -74,6 +71,7 @@ pub(crate) fn explain(
         if extra.deadline_us != 0 {
             let word = if extra.deadline_us < now_us { "passed" } else { "in" };
             facts.push(("deadline", format!("{word} {} ms", extra.deadline_us.abs_diff(now_us) / 1_000)));
+            facts.extend(chance::outlook(view, partition, slot).map(|outlook| ("in_time", outlook.in_words())));
         }
     }
     let attempts = contract.retry.attempts_max;

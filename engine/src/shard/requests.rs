@@ -12,6 +12,7 @@ use super::{Effects, Shard};
 use crate::command;
 use crate::contract::DEFAULT_NAMESPACE;
 use crate::effects::{About, ConnId, Question};
+use crate::outlook::View;
 use crate::partition::Awaited;
 use crate::query;
 use crate::query::listing::Listed;
@@ -54,6 +55,7 @@ impl Shard {
             Operation::ConfigureQueue => self.configure_queue(conn, header, bytes),
             Operation::GetTask
             | Operation::Why
+            | Operation::Chance
             | Operation::AwaitTask
             | Operation::ListTasks
             | Operation::ListQueues
@@ -115,7 +117,7 @@ impl Shard {
         effects: &mut Effects,
     ) -> Result<(), Refused> {
         match Operation::from_number(header.operation) {
-            Some(operation @ (Operation::GetTask | Operation::Why)) => {
+            Some(operation @ (Operation::GetTask | Operation::Why | Operation::Chance)) => {
                 self.look_up(conn, operation, &header, bytes, effects)
             }
             Some(Operation::AwaitTask) => self.await_task(conn, header, bytes, effects),
@@ -247,13 +249,19 @@ impl Shard {
             }
             slot => slot.ok_or_else(|| unknown_task(id))?,
         };
-        if operation == Operation::Why {
-            let answer = query::why::explain(partition, slot, &self.arena, &self.dispatch, self.last_time_us);
-            effects.reply(conn, header, &answer);
-        } else {
-            effects.reply(conn, header, &query::task::one(partition, slot, &self.arena, &self.dispatch));
+        match operation {
+            Operation::Why => {
+                effects.reply(conn, header, &query::why::explain(partition, slot, &self.arena, &self.view()));
+            }
+            Operation::Chance => effects.reply(conn, header, &query::chance::of(&self.view(), partition, slot)),
+            _ => effects.reply(conn, header, &query::task::one(partition, slot, &self.arena, &self.dispatch)),
         }
         Ok(())
+    }
+
+    /// What is seen of lines and workers here.
+    pub(super) fn view(&self) -> View<'_> {
+        View { partitions: &self.partitions, dispatch: &self.dispatch, now_us: self.last_time_us }
     }
 
     fn list_tasks(&mut self, conn: ConnId, header: Header, bytes: &[u8], effects: &mut Effects) -> Result<(), Refused> {

@@ -85,7 +85,7 @@ fn tables_of_snapshot_records_are_their_layouts() {
         draining,
         flag_late,
         policy,
-        reserved,
+        refuse_permille,
     });
     check!(ContractRecord { index, canonical });
     check!(WorkflowRecord { id, submitted_us, finished_us, name, edges, rows, continues });

@@ -116,6 +116,43 @@ pub struct Explanation {
     pub bytes: Vec<u8>,
 }
 
+/// Values of [`Chance::basis`].
+pub mod chance_basis {
+    /// `permille` is known.
+    pub const KNOWN: u32 = 0;
+    /// The task has no deadline.
+    pub const NO_DEADLINE: u32 = 1;
+    /// Too few tasks of its kind have ended.
+    pub const TOO_FEW_SAMPLES: u32 = 2;
+    /// No worker that has room for it serves its queue, or the queue is paused.
+    pub const NOT_SERVED: u32 = 3;
+    /// It waits for other tasks, or is final.
+    pub const NOT_IN_LINE: u32 = 4;
+}
+
+/// How likely a task meets its deadline, as things are.
+#[derive(Clone, Copy, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct Chance {
+    /// Its deadline, in milliseconds since 1970; 0 for none.
+    pub deadline_ms: u64,
+    /// How long it is expected to wait, in milliseconds.
+    pub wait_ms: u64,
+    /// How long it is expected to run in one of two cases, in milliseconds,
+    pub run_ms: u64,
+    /// and in nine of ten.
+    pub run_most_ms: u64,
+    /// Tasks that go before it, in the shard's part of the queue.
+    pub ahead: u64,
+    /// Tasks of that part that can run at once.
+    pub places: u32,
+    /// Tasks of its kind that have ended, as far as they count.
+    pub samples: u32,
+    /// The probability in parts per thousand, if it is known.
+    pub permille: u32,
+    /// Whether it is, and why not: a value of [`chance_basis`].
+    pub basis: u32,
+}
+
 /// Asks for a partition's queues.
 #[derive(Clone, Debug, Default, Archive, Serialize, Deserialize)]
 pub struct ListQueues {
@@ -159,8 +196,8 @@ pub struct QueueInfo {
     pub deadline_action: u32,
     /// 0 auto, 1 fifo, 2 shortest, 3 deadline.
     pub policy: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// As configured.
+    pub refuse_permille: u32,
 }
 
 /// Asks for a page of a workflow.
