@@ -290,7 +290,7 @@ impl Assigner<'_> {
             |lane: &LaneRef| Some(partitions[usize::from(lane.partition)].as_deref()?.lanes[lane.lane as usize].len);
         let waiting: u32 = lanes.filter_map(of).sum();
         let places = usize::try_from(entry.leased).unwrap_or(usize::MAX);
-        entry.order.judge(&mut self.dispatch.learned, places, waiting as usize, self.now_us);
+        entry.order.judge(&self.dispatch.learned, places, waiting as usize);
     }
 
     /// Lets tasks of a lane start.
@@ -306,9 +306,10 @@ impl Assigner<'_> {
         };
         let count = fits.min(permits).min(len);
         let (conn, need) = (self.dispatch.workers[worker as usize].conn, ready.resources.clone());
-        let order = &mut self.dispatch.queues[queue as usize].order;
-        let is_watching = order.is_watching(self.now_us);
-        let mut watching = is_watching.then_some(order);
+        let entry = &mut self.dispatch.queues[queue as usize];
+        let (leased, order) = (entry.leased, &mut entry.order);
+        let is_watching = order.is_watching(&mut self.dispatch.learned, self.now_us);
+        let mut watching = is_watching.then_some((order, leased));
         let source = (lane.lane, pick);
         let taken =
             fill(partition, self.arena, self.scratch, source, worker, count, self.now_us, self.timers, &mut watching);
@@ -379,7 +380,7 @@ fn fill(
     count: u32,
     now_us: u64,
     timers: &mut Timers,
-    watching: &mut Option<&mut Order>,
+    watching: &mut Option<(&mut Order, u64)>,
 ) -> u32 {
     let body = &mut scratch.body;
     body.rows.clear();
@@ -392,9 +393,6 @@ fn fill(
         let next = ready.take_next(pick, &mut partition.tasks, &partition.extras);
         let Some((slot, class)) = next else { break };
         let ready_us = partition.tasks[slot].at_us;
-        if let Some(order) = watching {
-            order.note(ready_us, class);
-        }
         partition.set_state(slot, State::Leased);
         let token = partition.next_token();
         let task = &mut partition.tasks[slot];
@@ -405,9 +403,9 @@ fn fill(
         let lease_list = &mut partition.lease_lists[list as usize];
         task.at_us = now_us + u64::from(lease_list.lease_ms) * 1_000;
         let (id, attempt, blob) = (task.id, task.attempt(), task.blob);
-        let mut version = 0;
+        let (mut version, mut deadline_us) = (0, 0);
         if let Some(extra) = partition.extras.get_mut(task.extra) {
-            extra.started_us = now_us;
+            (extra.started_us, deadline_us) = (now_us, extra.deadline_us);
             version = partition.versions.get(extra.history).map_or(0, History::head);
         }
         let number = task.contract;
@@ -441,6 +439,10 @@ fn fill(
             version,
         });
         taken += 1;
+        if let Some((order, leased)) = watching {
+            let lease = (partition.id, token);
+            order.note(lease, [ready_us, now_us, deadline_us], class, *leased + u64::from(taken));
+        }
     }
     taken
 }

@@ -374,9 +374,11 @@ impl Partition {
         let Some(started_us) = self.started_us(slot) else { return };
         let (contract, class) = (&self.contracts[task.contract], self.class(slot));
         let run_us = cx.time_us.saturating_sub(started_us);
+        let queue = self.queues[contract.queue as usize].dispatch;
+        let order = &mut cx.dispatch.queues[queue as usize].order;
+        order.ran((self.id, task.token), run_us);
         if let Some(missed) = cx.dispatch.learned.learn(class, run_us, failed, cx.time_us) {
-            let queue = self.queues[contract.queue as usize].dispatch;
-            cx.dispatch.queues[queue as usize].order.ended(missed);
+            order.ended(missed);
         }
     }
 

@@ -3,6 +3,7 @@
 pub(crate) mod chance;
 pub(crate) mod listing;
 pub(crate) mod queues;
+pub(crate) mod shadow;
 pub(crate) mod streams;
 pub(crate) mod task;
 pub(crate) mod versions;

@@ -35,6 +35,9 @@ mod deadlines;
 #[path = "engine/chances.rs"]
 mod chances;
 
+#[path = "engine/shadows.rs"]
+mod shadows;
+
 #[path = "engine/time.rs"]
 mod time;
 

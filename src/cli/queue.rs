@@ -1,4 +1,6 @@
-//! `taskmaster queue list|pause|resume|drain|set`.
+//! `taskmaster queue list|pause|resume|drain|set|policy`.
+
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
@@ -7,7 +9,7 @@ use taskmaster_client::{Client, Policy, QueueSettings, QueueView, State};
 use super::arguments::Milli;
 use super::connect::{block_on, connect};
 use super::outcome::queue_json;
-use super::{Exit, Failure, Global, log};
+use super::{Exit, Failure, Global, log, shadow};
 use crate::config::{Interval, did_you_mean};
 use crate::output::{Output, Side, Table, Tint, human_count};
 
@@ -33,6 +35,17 @@ pub(crate) enum Command {
     },
     /// Create a queue, or change its settings
     Set(SetArguments),
+    /// Tell the policy of a queue, or what another one would have made of what it ran lately
+    Policy {
+        /// Queue
+        name: String,
+        /// Play this policy in shadow, over the tasks that the queue ran lately
+        #[arg(long, value_enum, value_name = "POLICY")]
+        shadow: Option<PolicyName>,
+        /// Wait so long for enough tasks
+        #[arg(long = "for", value_name = "TIME", requires = "shadow")]
+        longest: Option<Interval>,
+    },
 }
 
 /// Settings of a queue; what is not named stays as it is.
@@ -143,6 +156,12 @@ pub(crate) fn run(global: &Global, command: Command) -> Result<Exit, Failure> {
                 change(&client, &name, QueueSettings::new().paused(false).draining(false), output).await
             }
             Command::Drain { name } => change(&client, &name, QueueSettings::new().draining(true), output).await,
+            Command::Policy { name, shadow: None, .. } => tell_policy(&client, &name, output).await,
+            Command::Policy { name, shadow: Some(policy), longest } => {
+                existing(&client, &name).await?;
+                let longest = longest.map_or(Duration::ZERO, |longest| longest.0);
+                shadow::report(&client, &name, policy.policy(), longest, output).await
+            }
             Command::Set(arguments) => configure(&client, &arguments.name, arguments.settings(), output).await,
         }
     })
@@ -150,14 +169,29 @@ pub(crate) fn run(global: &Global, command: Command) -> Result<Exit, Failure> {
 
 /// Changes a queue that must exist: a misspelt name is an error and not a new queue.
 async fn change(client: &Client, name: &str, settings: QueueSettings, output: Output) -> Result<Exit, Failure> {
-    let namespace = namespace_of(client);
-    let queues = client.queues().await?;
-    let names: Vec<&str> =
-        queues.iter().filter(|queue| queue.namespace == namespace).map(|queue| queue.queue.as_str()).collect();
-    if !names.contains(&name) {
-        return Err(Failure::new(Exit::NotFound, unknown(name, &names)));
-    }
+    existing(client, name).await?;
     configure(client, name, settings, output).await
+}
+
+/// Tells by which policy a queue goes.
+async fn tell_policy(client: &Client, name: &str, output: Output) -> Result<Exit, Failure> {
+    let queue = existing(client, name).await?;
+    if output.is_json() {
+        output.json(&json!({ "queue": name, "policy": queue.policy.name() }))?;
+    } else {
+        output.text(&format!("{}\n", queue.policy.name()))?;
+    }
+    Ok(Exit::Success)
+}
+
+/// A queue that must exist: a misspelt name is an error.
+async fn existing(client: &Client, name: &str) -> Result<QueueView, Failure> {
+    let namespace = namespace_of(client);
+    let mut queues = client.queues().await?;
+    queues.retain(|queue| queue.namespace == namespace);
+    let names: Vec<&str> = queues.iter().map(|queue| queue.queue.as_str()).collect();
+    let found = queues.iter().find(|queue| queue.queue == name).cloned();
+    found.ok_or_else(|| Failure::new(Exit::NotFound, unknown(name, &names)))
 }
 
 /// What to say of a queue that does not exist.

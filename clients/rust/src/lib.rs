@@ -23,6 +23,7 @@ mod error;
 mod memory;
 mod queue;
 mod routing;
+mod shadow;
 mod submitter;
 mod task;
 mod versions;
@@ -38,6 +39,7 @@ pub use client::{
 pub use error::{Error, Refusal};
 pub use memory::TestServer;
 pub use queue::{ListPosition, Policy, QueueSettings, TaskFilter};
+pub use shadow::{PolicyWaits, Shadow};
 pub use submitter::Submitter;
 pub use task::{Payload, Priority, Resources, Retries, State, Task};
 pub use taskmaster_protocol::{Code, NodeId, PartitionId, TaskId};

@@ -17,6 +17,7 @@ pub mod queue;
 #[cfg(feature = "replay")]
 pub mod replay;
 pub mod restart;
+pub mod shadow;
 pub mod wide;
 
 /// A time or a duration in milliseconds.

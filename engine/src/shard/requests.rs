@@ -2,7 +2,8 @@
 
 use taskmaster_protocol::body::{
     self, ArchivedAwaitTask, ArchivedCredit, ArchivedGetTask, ArchivedGetWorkflow, ArchivedLeases, ArchivedListTasks,
-    ArchivedListWorkflows, ArchivedProgress, ArchivedReadState, ArchivedSubscribe, Empty, LeaseRow, Leases, TaskPage,
+    ArchivedListWorkflows, ArchivedProgress, ArchivedReadState, ArchivedShadow, ArchivedSubscribe, Empty, LeaseRow,
+    Leases, TaskPage,
 };
 use taskmaster_protocol::frame::{self, Header};
 use taskmaster_protocol::{Code, FrameBuffer, Operation, PartitionId, TaskId, limits};
@@ -56,6 +57,7 @@ impl Shard {
             Operation::GetTask
             | Operation::Why
             | Operation::Chance
+            | Operation::Shadow
             | Operation::AwaitTask
             | Operation::ListTasks
             | Operation::ListQueues
@@ -125,6 +127,12 @@ impl Shard {
             Some(Operation::ListQueues) => {
                 let page = query::queues::list(self.partition(&header)?);
                 effects.reply(conn, &header, &page);
+                Ok(())
+            }
+            Some(Operation::Shadow) => {
+                let body = body::access::<ArchivedShadow>(bytes)?;
+                let report = query::shadow::of(&self.view(), self.partition(&header)?, body)?;
+                effects.reply(conn, &header, &report);
                 Ok(())
             }
             Some(Operation::ListStreams) => {

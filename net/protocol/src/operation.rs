@@ -91,6 +91,8 @@ operations! {
     ListStreams = 42,
     /// How likely a task meets its deadline.
     Chance = 43,
+    /// What another policy would do to a queue.
+    Shadow = 44,
     /// Server to worker: leased tasks.
     Assign = 50,
     /// Server to worker: a lease is revoked (the task was cancelled or expired).

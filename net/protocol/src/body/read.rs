@@ -153,6 +153,59 @@ pub struct Chance {
     pub basis: u32,
 }
 
+/// Asks what another policy would have made of what a queue ran lately.
+#[derive(Clone, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct Shadow {
+    /// Namespace (UTF-8); empty is `default`.
+    pub namespace: Span,
+    /// Queue (UTF-8).
+    pub queue: Span,
+    /// The policy in shadow: 0 auto, 1 fifo, 2 shortest, 3 deadline.
+    pub policy: u32,
+    /// Byte area.
+    pub bytes: Vec<u8>,
+}
+
+/// What a policy does to tasks of a queue, played in virtual time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct PolicyWaits {
+    /// Mean wait, in microseconds.
+    pub wait_us: u64,
+    /// Median.
+    pub wait_median_us: u64,
+    /// In 99 of 100 cases it is no longer.
+    pub wait_most_us: u64,
+    /// Mean bounded slowdown, in thousandths.
+    pub slowdown_milli: u64,
+    /// Tasks that end after their deadline.
+    pub late: u32,
+    /// The policy.
+    pub policy: u32,
+}
+
+/// The present policy of a queue beside one in shadow, over the same tasks of one shard.
+#[derive(Clone, Copy, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct ShadowReport {
+    /// Under the present policy,
+    pub present: PolicyWaits,
+    /// and under the one in shadow; zeros with fewer samples than are needed.
+    pub shadow: PolicyWaits,
+    /// Mean wait as it was in truth, in microseconds.
+    pub measured_us: u64,
+    /// Mean slowdown under the present policy over that under the one in shadow, in thousandths,
+    pub gain_milli: u64,
+    /// and what it is at least with a confidence of 95 %.
+    pub gain_least_milli: u64,
+    /// Tasks that were played,
+    pub samples: u32,
+    /// and how many it takes at least.
+    pub samples_min: u32,
+    /// Tasks with a deadline.
+    pub with_deadline: u32,
+    /// Blocks in which they were played.
+    pub blocks: u32,
+}
+
 /// Asks for a partition's queues.
 #[derive(Clone, Debug, Default, Archive, Serialize, Deserialize)]
 pub struct ListQueues {

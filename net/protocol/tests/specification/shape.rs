@@ -347,6 +347,14 @@ records! {
         deadline_ms: u64, wait_ms: u64, run_ms: u64, run_most_ms: u64, ahead: u64, places: u32, samples: u32,
         permille: u32, basis: u32
     }
+    Shadow { namespace: Span, queue: Span, policy: u32, bytes: Vec<u8> }
+    PolicyWaits {
+        wait_us: u64, wait_median_us: u64, wait_most_us: u64, slowdown_milli: u64, late: u32, policy: u32
+    }
+    ShadowReport {
+        present: PolicyWaits, shadow: PolicyWaits, measured_us: u64, gain_milli: u64, gain_least_milli: u64,
+        samples: u32, samples_min: u32, with_deadline: u32, blocks: u32
+    }
     Explanation { facts: Vec<Span>, bytes: Vec<u8> }
     ListQueues { reserved: u32 }
     QueuePage { rows: Vec<QueueInfo>, bytes: Vec<u8> }
@@ -411,7 +419,7 @@ macro_rules! shapes {
 
 shapes! {
     Hello HelloReply Empty Refusal Submit BatchReply Subscribe Credit Assign Complete Fail Leases Progress Cancel Retry
-    ConfigureQueue Expire GetTask AwaitTask ListTasks TaskPage Explanation Chance ListQueues QueuePage GetWorkflow WorkflowPage
+    ConfigureQueue Expire GetTask AwaitTask ListTasks TaskPage Explanation Chance Shadow ShadowReport ListQueues QueuePage GetWorkflow WorkflowPage
     ListWorkflows NodeStats ClusterMapReply ClusterAdmin SaveState StateReply ChangeState ForkWorkflow StateHistory
     ReadState StatePage SubmitStream StreamReply ListStreams StreamPage
 }
@@ -442,6 +450,7 @@ pub(crate) const fn bodies(operation: Operation) -> (&'static str, &'static [&'s
         Operation::ListTasks => ("ListTasks", &["TaskPage"]),
         Operation::Why => ("GetTask", &["Explanation"]),
         Operation::Chance => ("GetTask", &["Chance"]),
+        Operation::Shadow => ("Shadow", &["ShadowReport"]),
         Operation::ListQueues => ("ListQueues", &["QueuePage"]),
         Operation::GetWorkflow => ("GetWorkflow", &["WorkflowPage"]),
         Operation::ListWorkflows => ("ListWorkflows", &["WorkflowPage"]),
