@@ -71,8 +71,8 @@ fn in_words(name: &str, shadow: &Shadow) -> String {
     if !is_enough(shadow) {
         let (samples, least) = (human_count(shadow.samples_waiting), shadow.samples_min);
         return format!(
-            "queue \"{name}\": {samples} tasks have begun since its leaders know of it, and it takes {least} on a shard to say what {candidate} \
-             would have done. Ask again later, or wait for them with --for TIME.\n"
+            "queue \"{name}\": {samples} tasks have begun since its leaders know of it, and it takes {least} on a shard \
+             to say what {candidate} would have done. Ask again later, or wait for them with --for TIME.\n"
         );
     }
     let columns = ["policy", "mean wait", "p50", "p99", "slowdown", "late"]

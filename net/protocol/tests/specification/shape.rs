@@ -418,10 +418,10 @@ macro_rules! shapes {
 }
 
 shapes! {
-    Hello HelloReply Empty Refusal Submit BatchReply Subscribe Credit Assign Complete Fail Leases Progress Cancel Retry
-    ConfigureQueue Expire GetTask AwaitTask ListTasks TaskPage Explanation Chance Shadow ShadowReport ListQueues QueuePage GetWorkflow WorkflowPage
-    ListWorkflows NodeStats ClusterMapReply ClusterAdmin SaveState StateReply ChangeState ForkWorkflow StateHistory
-    ReadState StatePage SubmitStream StreamReply ListStreams StreamPage
+    Hello HelloReply Empty Refusal Submit BatchReply Subscribe Credit Assign Complete Fail Leases Progress Cancel
+    Retry ConfigureQueue Expire GetTask AwaitTask ListTasks TaskPage Explanation Chance Shadow ShadowReport ListQueues
+    QueuePage GetWorkflow WorkflowPage ListWorkflows NodeStats ClusterMapReply ClusterAdmin SaveState StateReply
+    ChangeState ForkWorkflow StateHistory ReadState StatePage SubmitStream StreamReply ListStreams StreamPage
 }
 
 /// The body with this name.
