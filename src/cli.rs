@@ -20,6 +20,7 @@ mod queue;
 mod replay;
 mod run;
 mod serve;
+mod shadow;
 mod signal;
 mod sim;
 mod state;

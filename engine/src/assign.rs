@@ -11,8 +11,9 @@ use crate::arena::Arena;
 use crate::dispatch::{Dispatch, LaneRef, PRIORITIES};
 use crate::effects::Effects;
 use crate::entry::Start;
-use crate::order::Order;
-use crate::partition::Partition;
+use crate::order::deadline::{Ends, Turn};
+use crate::order::{AGED_US, By, Order};
+use crate::partition::{Partition, Pick};
 use crate::permits;
 use crate::state::State;
 use crate::timer::{Timer, TimerKind, Timers};
@@ -31,8 +32,8 @@ const BULK_CREDIT: u32 = 64;
 pub(crate) struct Scratch {
     body: Assign,
     contracts: Vec<u32>,
-    /// Ranks of lanes in line, with their place there and the list meant.
-    ranked: Vec<(f32, usize, u32)>,
+    /// Turns of lanes in line, with their place there and the list meant.
+    turns: Vec<(Turn, usize, u32)>,
     /// Attempts that began and are to be told, with their partitions.
     pub(crate) starts: Vec<(PartitionId, Start)>,
 }
@@ -177,10 +178,10 @@ impl Assigner<'_> {
 
     /// Whether a frame was sent.
     fn assign_one_frame(&mut self, queue: u32, permits: u32) -> bool {
-        let is_learned = self.dispatch.queues[queue as usize].order.is_learned();
+        let by = self.dispatch.queues[queue as usize].order.by();
         for priority in 0..PRIORITIES {
-            if is_learned && !self.dispatch.queues[queue as usize].rings[priority].is_empty() {
-                if self.assign_by_rank(queue, priority, permits) {
+            if by != By::Turns && !self.dispatch.queues[queue as usize].rings[priority].is_empty() {
+                if self.assign_in_order(queue, priority, permits, by) {
                     return true;
                 }
                 continue;
@@ -191,7 +192,7 @@ impl Assigner<'_> {
                 if !stays_in_line(self.partitions, lane) {
                     continue;
                 }
-                let sent = self.assign_lane(queue, lane, None, permits);
+                let sent = self.assign_lane(queue, lane, Pick::Oldest, permits);
                 self.dispatch.queues[queue as usize].rings[priority].push_back(lane);
                 if sent {
                     return true;
@@ -201,14 +202,44 @@ impl Assigner<'_> {
         false
     }
 
-    /// Like [`Self::assign_one_frame`] for one priority, by what was learned: the lane with the lowest rank that fits, or the one
-    /// with the oldest task when that has waited for too long.
-    fn assign_by_rank(&mut self, queue: u32, priority: usize, permits: u32) -> bool {
-        let (now_us, mut at) = (self.now_us, 0);
+    /// Like [`Self::assign_one_frame`] for one priority, by what was learned or by deadline: the list whose turn is the first of those
+    /// that fit, or the one with the oldest task when that has waited for too long.
+    fn assign_in_order(&mut self, queue: u32, priority: usize, permits: u32, by: By) -> bool {
+        let now_us = self.now_us;
+        let looks_for_oldest = self.dispatch.queues[queue as usize].order.looks_for_oldest(now_us);
+        let oldest = self.take_turns(queue, priority, by, looks_for_oldest);
+        let order = &mut self.dispatch.queues[queue as usize].order;
+        if let Some((_, at, list)) = oldest.filter(|&(ready_us, ..)| order.oldest_goes_first(ready_us, now_us)) {
+            self.scratch.turns.push((Turn::FIRST, at, list));
+        }
+        loop {
+            let turns = &mut self.scratch.turns;
+            let first = (0..turns.len()).min_by_key(|&place| (turns[place].0, place));
+            let Some((turn, at, list)) = first.map(|first| turns.swap_remove(first)) else { return false };
+            let lane = self.dispatch.queues[queue as usize].rings[priority][at];
+            let pick = match by {
+                By::Deadline if turn == Turn::FIRST => Pick::List { list, until_us: now_us.saturating_sub(AGED_US) },
+                By::Deadline => {
+                    let until = turns.iter().map(|(turn, ..)| *turn).min().unwrap_or(Turn::LAST);
+                    Pick::Deadline { list, ends: self.ends(lane, list), until }
+                }
+                By::Rank | By::Turns => Pick::List { list, until_us: u64::MAX },
+            };
+            if self.assign_lane(queue, lane, pick, permits) {
+                let ring = &mut self.dispatch.queues[queue as usize].rings[priority];
+                ring.remove(at);
+                ring.push_back(lane);
+                return true;
+            }
+        }
+    }
+
+    /// Notes whose turn it is in each list of the lanes in line. Of the oldest first task, if it is looked for: since when it is ready,
+    /// its lane's place in line, and its list.
+    fn take_turns(&mut self, queue: u32, priority: usize, by: By, looks: bool) -> Option<(u64, usize, u32)> {
+        let (now_us, mut at, mut oldest) = (self.now_us, 0, None::<(u64, usize, u32)>);
         let entry = &mut self.dispatch.queues[queue as usize];
-        let looks_for_oldest = entry.order.looks_for_oldest(now_us);
-        let mut oldest: Option<(u64, usize, u32)> = None;
-        self.scratch.ranked.clear();
+        self.scratch.turns.clear();
         // Of a long line a part that changes from frame to frame is looked at.
         let count = entry.rings[priority].len();
         if count > LOOK_MAX {
@@ -223,31 +254,31 @@ impl Assigner<'_> {
             let partition = self.partitions[usize::from(lane.partition)].as_deref().expect("it is in line");
             let lists = &partition.lanes[lane.lane as usize].lists;
             for (list, of) in (0u32..).zip(lists).filter(|(_, of)| of.list.len > 0) {
-                self.scratch.ranked.push((self.dispatch.learned.rank(of.class, now_us), at, list));
-                let ready_us = if looks_for_oldest { partition.tasks[of.list.head].at_us } else { u64::MAX };
-                if oldest.is_none_or(|(known_us, ..)| ready_us < known_us) {
-                    oldest = Some((ready_us, at, list));
+                let turn = match by {
+                    By::Deadline => {
+                        let ends = self.dispatch.learned.ends(of.class, now_us);
+                        of.next_by_deadline(ends, &partition.tasks).map_or(Turn::LAST, |(turn, _)| turn)
+                    }
+                    By::Rank | By::Turns => self.dispatch.learned.rank(of.class, now_us),
+                };
+                self.scratch.turns.push((turn, at, list));
+                if looks {
+                    let ready_us = partition.tasks[of.list.head].at_us;
+                    if oldest.is_none_or(|(known_us, ..)| ready_us < known_us) {
+                        oldest = Some((ready_us, at, list));
+                    }
                 }
             }
             at += 1;
         }
-        if let Some((ready_us, at, list)) = oldest.filter(|_| looks_for_oldest)
-            && entry.order.oldest_goes_first(ready_us, now_us)
-        {
-            self.scratch.ranked.push((f32::NEG_INFINITY, at, list));
-        }
-        loop {
-            let ranked = &mut self.scratch.ranked;
-            let first = (0..ranked.len()).min_by(|&a, &b| ranked[a].0.total_cmp(&ranked[b].0).then(a.cmp(&b)));
-            let Some((_, at, list)) = first.map(|first| ranked.swap_remove(first)) else { return false };
-            let lane = self.dispatch.queues[queue as usize].rings[priority][at];
-            if self.assign_lane(queue, lane, Some(list), permits) {
-                let ring = &mut self.dispatch.queues[queue as usize].rings[priority];
-                ring.remove(at);
-                ring.push_back(lane);
-                return true;
-            }
-        }
+        oldest
+    }
+
+    /// When tasks of a lane's list end that start now.
+    fn ends(&mut self, lane: LaneRef, list: u32) -> Ends {
+        let partition = self.partitions[usize::from(lane.partition)].as_deref().expect("it is in line");
+        let class = partition.lanes[lane.lane as usize].lists[list as usize].class;
+        self.dispatch.learned.ends(class, self.now_us)
     }
 
     /// Replays what a queue served.
@@ -259,23 +290,27 @@ impl Assigner<'_> {
             |lane: &LaneRef| Some(partitions[usize::from(lane.partition)].as_deref()?.lanes[lane.lane as usize].len);
         let waiting: u32 = lanes.filter_map(of).sum();
         let places = usize::try_from(entry.leased).unwrap_or(usize::MAX);
-        entry.order.judge(&mut self.dispatch.learned, places, waiting as usize, self.now_us);
+        entry.order.judge(&self.dispatch.learned, places, waiting as usize);
     }
 
-    /// Takes tasks of one list of a lane, or of all of them in the order of readiness.
-    fn assign_lane(&mut self, queue: u32, lane: LaneRef, list: Option<u32>, permits: u32) -> bool {
+    /// Lets tasks of a lane start.
+    fn assign_lane(&mut self, queue: u32, lane: LaneRef, pick: Pick, permits: u32) -> bool {
         let partition = self.partitions[usize::from(lane.partition)].as_deref_mut().expect("checked by the caller");
         let ready = &partition.lanes[lane.lane as usize];
-        let len = list.map_or(ready.len, |list| ready.lists[list as usize].list.len);
+        let len = match pick {
+            Pick::Oldest => ready.len,
+            Pick::List { list, .. } | Pick::Deadline { list, .. } => ready.lists[list as usize].list.len,
+        };
         let Some((worker, fits)) = choose(self.dispatch, queue, len, &ready.resources) else {
             return false;
         };
         let count = fits.min(permits).min(len);
         let (conn, need) = (self.dispatch.workers[worker as usize].conn, ready.resources.clone());
-        let order = &mut self.dispatch.queues[queue as usize].order;
-        let is_watching = order.is_watching(self.now_us);
-        let mut watching = is_watching.then_some(order);
-        let source = (lane.lane, list);
+        let entry = &mut self.dispatch.queues[queue as usize];
+        let (leased, order) = (entry.leased, &mut entry.order);
+        let is_watching = order.is_watching(&mut self.dispatch.learned, self.now_us);
+        let mut watching = is_watching.then_some((order, leased));
+        let source = (lane.lane, pick);
         let taken =
             fill(partition, self.arena, self.scratch, source, worker, count, self.now_us, self.timers, &mut watching);
         self.dispatch.take_credit(worker, taken, &need);
@@ -340,12 +375,12 @@ fn fill(
     partition: &mut Partition,
     arena: &Arena,
     scratch: &mut Scratch,
-    (lane, list): (u32, Option<u32>),
+    (lane, pick): (u32, Pick),
     worker: u32,
     count: u32,
     now_us: u64,
     timers: &mut Timers,
-    watching: &mut Option<&mut Order>,
+    watching: &mut Option<(&mut Order, u64)>,
 ) -> u32 {
     let body = &mut scratch.body;
     body.rows.clear();
@@ -355,13 +390,9 @@ fn fill(
     let mut taken = 0;
     while taken < count && body.bytes.len() < BYTES_MAX {
         let ready = &mut partition.lanes[lane as usize];
-        let Some(list) = list.or_else(|| ready.oldest(&partition.tasks)) else { break };
-        let class = ready.lists[list as usize].class;
-        let Some(slot) = ready.pop(list, &mut partition.tasks) else { break };
+        let next = ready.take_next(pick, &mut partition.tasks, &partition.extras);
+        let Some((slot, class)) = next else { break };
         let ready_us = partition.tasks[slot].at_us;
-        if let Some(order) = watching {
-            order.note(ready_us, class);
-        }
         partition.set_state(slot, State::Leased);
         let token = partition.next_token();
         let task = &mut partition.tasks[slot];
@@ -372,9 +403,9 @@ fn fill(
         let lease_list = &mut partition.lease_lists[list as usize];
         task.at_us = now_us + u64::from(lease_list.lease_ms) * 1_000;
         let (id, attempt, blob) = (task.id, task.attempt(), task.blob);
-        let mut version = 0;
+        let (mut version, mut deadline_us) = (0, 0);
         if let Some(extra) = partition.extras.get_mut(task.extra) {
-            extra.started_us = now_us;
+            (extra.started_us, deadline_us) = (now_us, extra.deadline_us);
             version = partition.versions.get(extra.history).map_or(0, History::head);
         }
         let number = task.contract;
@@ -408,6 +439,10 @@ fn fill(
             version,
         });
         taken += 1;
+        if let Some((order, leased)) = watching {
+            let lease = (partition.id, token);
+            order.note(lease, [ready_us, now_us, deadline_us], class, *leased + u64::from(taken));
+        }
     }
     taken
 }

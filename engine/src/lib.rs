@@ -23,6 +23,7 @@ mod extra;
 mod hash;
 mod memo;
 mod order;
+mod outlook;
 mod partition;
 mod peer;
 mod permits;

@@ -4,18 +4,26 @@
 //! and resource need are one class; they are predicted alike, so lanes are ordered and not tasks, and no task pays for it.
 //!
 //! Bounds, under every policy:
-//! - priorities go first, and within a class tasks go in the order in which they became ready;
+//! - priorities go first, and within a class tasks go in the order in which they became ready, or by [`deadline`];
 //! - once the oldest task in line has waited for [`AGED_US`], every second frame takes the oldest;
 //! - `auto` leaves the order of readiness only while replays of what was just served, by its own run times, say with confidence
 //!   that the learned order is better.
 
 use hashbrown::HashMap;
+use taskmaster_protocol::PartitionId;
 use taskmaster_scheduler::guard::{Guard, Verdict};
 use taskmaster_scheduler::order::Policy;
 use taskmaster_scheduler::predictor::{Facts, Keys, Prediction, Predictor};
+use taskmaster_scheduler::shadow::{self, Comparison, Ran, Stage};
 
 use crate::hash::{FixedState, mix64};
 use crate::resources::Resources;
+
+pub(crate) mod deadline;
+mod recent;
+
+use deadline::{Ends, Turn};
+use recent::{Began, Recent};
 
 /// A task that waited for so long goes ahead of all ranks, in microseconds.
 pub(crate) const AGED_US: u64 = 600_000_000;
@@ -34,16 +42,17 @@ const LEARN_US: u64 = 2_000;
 const RANK_US: u64 = 1_000_000;
 /// Run times that a class remembers for replays.
 const RUNS: usize = 8;
-/// Tasks of one replay, and the pause before the next, in microseconds.
-const BLOCK: usize = 256;
-const BLOCK_PAUSE_US: u64 = 100_000;
+/// Most queues of a shard of which more is remembered than what was served last.
+const REMEMBERED_MAX: u32 = 256;
 
 /// A class of tasks.
 #[derive(Debug)]
 struct Class {
     keys: Keys,
     width: u32,
-    rank: f32,
+    rank: Turn,
+    /// Run times in one of two and nine of ten cases, in microseconds.
+    quantiles_us: [u64; 2],
     ranked_us: u64,
     learned_us: u64,
     samples: u32,
@@ -58,6 +67,8 @@ pub(crate) struct Learned {
     by_name: HashMap<(u32, String, Resources), u32, FixedState>,
     /// Something was learned since it was last asked for.
     is_new: bool,
+    /// Queues of which much is remembered.
+    remembered: u32,
 }
 
 impl core::fmt::Debug for Learned {
@@ -73,6 +84,7 @@ impl Default for Learned {
             classes: Vec::new(),
             by_name: HashMap::default(),
             is_new: false,
+            remembered: 0,
         }
     }
 }
@@ -102,21 +114,38 @@ impl Learned {
         let labels = short(queue.1);
         let facts = Facts { tenant: short(tenant), kind: short(kind), labels, width, ..Facts::default() };
         let class = u32::try_from(self.classes.len()).expect("bounded above");
-        let (rank, ranked_us, learned_us, samples) = (0.0, 0, 0, 0);
-        let keys = Keys::new(&facts);
-        self.classes.push(Class { keys, width, rank, ranked_us, learned_us, samples, runs: [0.0; RUNS] });
+        let (rank, quantiles_us, ranked_us, learned_us, samples) = (Turn::FIRST, [0; 2], 0, 0, 0);
+        let (keys, runs) = (Keys::new(&facts), [0.0; RUNS]);
+        self.classes.push(Class { keys, width, rank, quantiles_us, ranked_us, learned_us, samples, runs });
         self.by_name.insert(name, class);
         class
     }
 
-    /// The rank of a class, the lowest first.
-    pub(crate) fn rank(&mut self, class: u32, now_us: u64) -> f32 {
+    /// A class that was made before.
+    pub(crate) fn find_class(&self, queue: u32, kind: &str, resources: &Resources) -> Option<u32> {
+        self.by_name.get(&(queue, kind.to_owned(), resources.clone())).copied()
+    }
+
+    /// What is expected of a class at the moment, made anew if more was learned.
+    fn current(&mut self, class: u32, now_us: u64) -> &Class {
         let known = &mut self.classes[class as usize];
         if known.ranked_us == 0 || now_us.saturating_sub(known.ranked_us) >= RANK_US {
+            let expected = self.predictor.predict(&known.keys, 0);
             known.ranked_us = now_us;
-            known.rank = self.predictor.predict(&known.keys, 0).rank(known.width);
+            (known.rank, known.quantiles_us) =
+                (Turn::by_rank(expected.rank(known.width)), deadline::quantiles_us(&expected));
         }
-        known.rank
+        known
+    }
+
+    /// The rank of a class, the lowest first.
+    pub(crate) fn rank(&mut self, class: u32, now_us: u64) -> Turn {
+        self.current(class, now_us).rank
+    }
+
+    /// When tasks of a class end that start now.
+    pub(crate) fn ends(&mut self, class: u32, now_us: u64) -> Ends {
+        Ends::after(self.current(class, now_us).quantiles_us, now_us)
     }
 
     /// What is expected of a class, and how many of its tasks taught it, of those before a restart as many as count still.
@@ -125,6 +154,12 @@ impl Learned {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a bounded weight")]
         let counting = self.predictor.weight(&known.keys).round() as u32;
         (self.predictor.predict(&known.keys, 0), known.samples.max(counting))
+    }
+
+    /// What is expected of a class, and how many places its tasks take.
+    fn expected_of(&self, class: u32) -> (Prediction, u32) {
+        let known = &self.classes[class as usize];
+        (self.predictor.predict(&known.keys, 0), known.width)
     }
 
     /// A task of a class ended after so many microseconds; whether that was longer than nine in ten were predicted to take, if it
@@ -169,23 +204,32 @@ pub(crate) struct Order {
     pub(crate) policy: Policy,
     guard: Guard,
     is_better: bool,
-    /// Ready times and classes of tasks that were served since the last replay.
-    served: Vec<(u64, u32)>,
-    /// Whether they are of more than one class.
-    is_mixed: bool,
-    next_block_us: u64,
+    recent: Recent,
     age_look_us: u64,
     is_overdue: bool,
     took_oldest: bool,
 }
 
+/// By what lanes go that are in line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum By {
+    /// By turns, each in order of readiness.
+    Turns,
+    /// By what was learned of their classes.
+    Rank,
+    /// By the deadlines of their tasks.
+    Deadline,
+}
+
 impl Order {
-    /// Whether the learned order is used now.
-    pub(crate) const fn is_learned(&self) -> bool {
+    /// By what lanes go now.
+    pub(crate) const fn by(&self) -> By {
         match self.policy {
-            Policy::Fifo | Policy::Deadline => false,
-            Policy::Shortest => true,
-            Policy::Auto => self.is_better,
+            Policy::Fifo => By::Turns,
+            Policy::Shortest => By::Rank,
+            Policy::Deadline => By::Deadline,
+            Policy::Auto if self.is_better => By::Rank,
+            Policy::Auto => By::Turns,
         }
     }
 
@@ -206,22 +250,37 @@ impl Order {
         self.is_overdue
     }
 
-    /// Whether served tasks are to be noted for a replay.
-    pub(crate) fn is_watching(&self, now_us: u64) -> bool {
-        self.policy == Policy::Auto && now_us >= self.next_block_us
-    }
-
-    /// A task was served that was ready since then.
-    pub(crate) fn note(&mut self, ready_us: u64, class: u32) {
-        if self.served.len() < BLOCK {
-            self.is_mixed |= self.served.last().is_some_and(|(_, other)| *other != class);
-            self.served.push((ready_us, class));
+    /// Whether tasks that begin now are to be noted.
+    pub(crate) fn is_watching(&mut self, learned: &mut Learned, now_us: u64) -> bool {
+        if self.recent.noted() == 0 && learned.remembered < REMEMBERED_MAX {
+            learned.remembered += 1;
+            self.recent.remember();
         }
+        self.recent.is_watching(now_us)
     }
 
-    /// Enough was noted for a replay.
-    pub(crate) const fn is_full(&self) -> bool {
-        self.served.len() >= BLOCK
+    /// A task began under a lease, and so many are held; times in microseconds: since when it was ready, now, and its deadline or 0.
+    pub(crate) fn note(&mut self, lease: (PartitionId, u64), times_us: [u64; 3], class: u32, leased: u64) {
+        self.recent.note(lease, times_us, class, leased);
+    }
+
+    /// Whether enough was noted for a replay, and one is wanted.
+    pub(crate) fn is_full(&mut self) -> bool {
+        self.recent.take_ended() && self.policy == Policy::Auto
+    }
+
+    /// The attempt of a lease ended after so many microseconds.
+    pub(crate) fn ran(&mut self, lease: (PartitionId, u64), run_us: u64) {
+        self.recent.ended(lease, run_us);
+    }
+
+    /// What another policy would have made of what was served, if enough was; and of how many tasks that is known.
+    pub(crate) fn compare(&self, learned: &Learned, shadow: Policy, now_us: u64) -> (Option<Comparison>, usize) {
+        let played = self.recent.played(learned, now_us);
+        #[expect(clippy::cast_precision_loss, reason = "a threshold")]
+        let floor = FLOOR_MS as f64;
+        let count = played.iter().map(|(tasks, _)| tasks.len()).sum();
+        (shadow::compare(&played, self.policy, shadow, millis(AGED_US), floor), count)
     }
 
     /// A task of the queue ended.
@@ -230,19 +289,19 @@ impl Order {
     }
 
     /// Replays what was served on so many places and in both orders; `waiting` tasks are in line.
-    pub(crate) fn judge(&mut self, learned: &mut Learned, places: usize, waiting: usize, now_us: u64) {
-        let (served, is_mixed) = (core::mem::take(&mut self.served), core::mem::take(&mut self.is_mixed));
-        self.next_block_us = now_us + BLOCK_PAUSE_US;
-        if !is_mixed {
+    pub(crate) fn judge(&mut self, learned: &Learned, places: usize, waiting: usize) {
+        let served = self.recent.latest();
+        if served.windows(2).all(|pair| pair[0].class == pair[1].class) {
             self.is_better = false;
             return;
         }
-        let Some(mut tasks) = replayed(&served, learned, now_us) else { return };
-        tasks.sort_by(|a, b| a.ready.total_cmp(&b.ready));
-        let (plain, longest) = mean_slowdown(&tasks, places, |task| task.ready);
-        let (candidate, _) = mean_slowdown(&tasks, places, |task| f64::from(task.rank));
-        let longest = if self.is_better { longest } else { longest.max(waiting) };
-        self.guard.block(plain, candidate, longest);
+        let Some(tasks) = replayed(served, learned) else { return };
+        #[expect(clippy::cast_precision_loss, reason = "a threshold")]
+        let stage = Stage { places, from: 0.0, cap: f64::INFINITY, floor: FLOOR_MS as f64 };
+        let plain = shadow::play(&tasks, Policy::Fifo, &stage);
+        let candidate = shadow::play(&tasks, Policy::Shortest, &stage);
+        let longest = if self.is_better { plain.longest } else { plain.longest.max(waiting) };
+        self.guard.block(plain.slowdown(), candidate.slowdown(), longest);
         self.is_better = self.guard.verdict(waiting) == Verdict::Candidate;
     }
 
@@ -256,53 +315,24 @@ impl Order {
             }
             (Policy::Auto, false) => format!("{policy}: in the order of readiness, as nothing is shown to be better"),
             (Policy::Shortest, _) => format!("{policy} first, by prediction"),
-            _ => format!("{policy}: in the order of readiness"),
+            (Policy::Deadline, _) => format!("{policy}: the earliest that can be met first, the hopeless last"),
+            (Policy::Fifo, _) => format!("{policy}: in the order of readiness"),
         }
     }
 }
 
-/// A task of a replay; times in milliseconds.
-struct Replayed {
-    ready: f64,
-    run: f64,
-    rank: f32,
-}
-
-/// The served tasks with run times of their classes; `None` if some class has none yet.
-fn replayed(served: &[(u64, u32)], learned: &mut Learned, now_us: u64) -> Option<Vec<Replayed>> {
-    let first_us = served.iter().map(|(ready_us, _)| *ready_us).min()?;
-    let task = |(number, &(ready_us, class)): (usize, &(u64, u32))| {
-        let run = f64::from(learned.run(class, number)?);
-        Some(Replayed { ready: millis(ready_us - first_us), run, rank: learned.rank(class, now_us) })
+/// The served tasks as they became ready, with run times of their classes; `None` if some class has none yet.
+fn replayed(served: &[Began], learned: &Learned) -> Option<Vec<Ran>> {
+    let first_us = served.iter().map(|began| began.ready_us).min()?;
+    let task = |(number, began): (usize, &Began)| {
+        let ready = millis(began.ready_us - first_us);
+        let (expected, width) = learned.expected_of(began.class);
+        let (run, rank) = (f64::from(learned.run(began.class, number)?), expected.rank(width));
+        Some(Ran { ready, began: ready, run, rank, quantiles: [run; 2], deadline: None })
     };
-    served.iter().enumerate().map(task).collect()
-}
-
-/// Runs tasks, sorted by when they are ready, on places; whoever has the lowest `key` of those in line is next. Their mean bounded
-/// slowdown, and the longest line.
-fn mean_slowdown(tasks: &[Replayed], places: usize, key: impl Fn(&Replayed) -> f64) -> (f64, usize) {
-    #[expect(clippy::cast_precision_loss, reason = "a threshold and a count")]
-    let (floor, count) = (FLOOR_MS as f64, tasks.len().max(1) as f64);
-    let mut free = vec![0.0f64; places.clamp(1, BLOCK)];
-    let (mut line, mut next, mut longest, mut sum) = (Vec::<(f64, usize)>::new(), 0, 0, 0.0);
-    while next < tasks.len() || !line.is_empty() {
-        let place = (0..free.len()).min_by(|&a, &b| free[a].total_cmp(&free[b])).expect("at least one");
-        let mut at = free[place];
-        if line.is_empty() {
-            at = at.max(tasks[next].ready);
-        }
-        while next < tasks.len() && tasks[next].ready <= at {
-            line.push((key(&tasks[next]), next));
-            next += 1;
-        }
-        longest = longest.max(line.len());
-        let first = (0..line.len()).min_by(|&a, &b| line[a].0.total_cmp(&line[b].0).then(line[a].1.cmp(&line[b].1)));
-        let (_, number) = line.swap_remove(first.expect("somebody is in line"));
-        let task = &tasks[number];
-        free[place] = at + task.run;
-        sum += ((at - task.ready + task.run) / task.run.max(floor)).max(1.0);
-    }
-    (sum / count, longest)
+    let mut tasks: Vec<Ran> = served.iter().enumerate().map(task).collect::<Option<_>>()?;
+    tasks.sort_by(|a, b| a.ready.total_cmp(&b.ready));
+    Some(tasks)
 }
 
 #[cfg(test)]
@@ -323,45 +353,48 @@ mod tests {
         (learned, Order::default(), classes)
     }
 
-    fn blocks(learned: &mut Learned, order: &mut Order, classes: [u32; 2], count: u64) {
-        for block in 1..=count {
-            let now_us = block * 1_000_000;
-            for number in 0..BLOCK {
-                order.note(now_us, classes[number % 2]);
-            }
-            order.judge(learned, 4, BLOCK, now_us);
+    /// Tasks of one replay.
+    const BLOCK: usize = 256;
+
+    fn block(learned: &Learned, order: &mut Order, classes: [u32; 2], now_us: u64, waiting: usize) {
+        for number in 0..BLOCK {
+            order.note((PartitionId(0), now_us + number as u64), [now_us, now_us, 0], classes[number % 2], 4);
         }
+        assert!(order.is_full());
+        order.judge(learned, 4, waiting);
+    }
+
+    fn blocks(learned: &Learned, order: &mut Order, classes: [u32; 2], count: u64) {
+        let from = 1 + order.recent.noted() / BLOCK as u64;
+        (from..from + count).for_each(|number| block(learned, order, classes, number * 1_000_000, BLOCK));
     }
 
     #[test]
     fn auto_takes_the_shortest_first_once_replays_show_a_gain() {
         let (mut learned, mut order, classes) = taught(400);
         assert!(learned.rank(classes[0], 1) < learned.rank(classes[1], 1));
-        blocks(&mut learned, &mut order, classes, 3);
-        assert!(!order.is_learned(), "three blocks are too few");
-        blocks(&mut learned, &mut order, classes, 10);
-        assert!(order.is_learned(), "{}", order.in_words());
+        blocks(&learned, &mut order, classes, 3);
+        assert!(!(order.by() == By::Rank), "three blocks are too few");
+        blocks(&learned, &mut order, classes, 10);
+        assert!((order.by() == By::Rank), "{}", order.in_words());
     }
 
     #[test]
     fn auto_keeps_the_order_of_readiness_where_there_is_nothing_to_gain() {
-        let (mut learned, mut order, classes) = taught(1);
-        blocks(&mut learned, &mut order, classes, 40);
-        assert!(!order.is_learned(), "{}", order.in_words());
-        let (mut learned, mut order, [short, _]) = taught(400);
-        blocks(&mut learned, &mut order, [short, short], 40);
-        assert!(!order.is_learned(), "one class has no order");
+        let (learned, mut order, classes) = taught(1);
+        blocks(&learned, &mut order, classes, 40);
+        assert!(!(order.by() == By::Rank), "{}", order.in_words());
+        let (learned, mut order, [short, _]) = taught(400);
+        blocks(&learned, &mut order, [short, short], 40);
+        assert!(!(order.by() == By::Rank), "one class has no order");
     }
 
     #[test]
     fn auto_falls_back_when_the_line_grows_beyond_what_it_was() {
-        let (mut learned, mut order, classes) = taught(400);
-        blocks(&mut learned, &mut order, classes, 10);
-        for number in 0..BLOCK {
-            order.note(20_000_000, classes[number % 2]);
-        }
-        order.judge(&mut learned, 4, 100 * BLOCK, 20_000_000);
-        assert!(!order.is_learned());
+        let (learned, mut order, classes) = taught(400);
+        blocks(&learned, &mut order, classes, 10);
+        block(&learned, &mut order, classes, 20_000_000, 100 * BLOCK);
+        assert!(!(order.by() == By::Rank));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use taskmaster_protocol::{PartitionId, TaskId};
 
 use crate::arena::{Arena, Handle};
 use crate::contract::{Contract, Contracts, Retry, SpecView};
-use crate::dispatch::{Dispatch, LaneRef};
+use crate::dispatch::Dispatch;
 use crate::entry::Settings;
 use crate::extra::{Extra, Extras};
 use crate::hash::FixedState;
@@ -30,6 +30,7 @@ use crate::workflow::Workflows;
 mod checkpoint;
 mod events;
 mod keys;
+mod lanes;
 mod leadership;
 pub(crate) mod retention;
 mod unique;
@@ -39,54 +40,7 @@ pub(crate) use checkpoint::{Sending, Telling};
 pub(crate) use events::Happened;
 use events::Outbox;
 pub(crate) use keys::Key;
-
-/// Ready tasks of one queue, priority and resource need.
-#[derive(Debug, Default)]
-pub(crate) struct Lane {
-    pub(crate) queue: u32,
-    pub(crate) priority: u8,
-    pub(crate) resources: Resources,
-    /// By class of [`crate::order`], each in order of readiness.
-    pub(crate) lists: Vec<ClassList>,
-    /// Tasks on all of them.
-    pub(crate) len: u32,
-    /// The dispatcher has it in line.
-    pub(crate) ringed: bool,
-    contracts: u32,
-}
-
-/// Most lists of a lane: each start looks at all of them. Further classes share them, and are predicted alike.
-const LANE_CLASSES_MAX: usize = 16;
-
-/// Ready tasks of a lane that are predicted alike.
-#[derive(Debug)]
-pub(crate) struct ClassList {
-    pub(crate) class: u32,
-    pub(crate) list: List,
-    contracts: u32,
-}
-
-impl Lane {
-    /// The list whose first task has been ready longest.
-    pub(crate) fn oldest(&self, tasks: &Tasks) -> Option<u32> {
-        let mut waiting = (0u32..).zip(&self.lists).filter(|(_, of)| of.list.len > 0);
-        let (first, second) = (waiting.next()?, waiting.next());
-        // One class is the rule, and its first task's cache line is not needed to know that.
-        let Some(second) = second else { return Some(first.0) };
-        let all = [first, second].into_iter().chain(waiting);
-        all.min_by_key(|(_, of)| tasks[of.list.head].token).map(|(number, _)| number)
-    }
-
-    /// Takes the first task off a list.
-    pub(crate) fn pop(&mut self, list: u32, tasks: &mut Tasks) -> Option<Slot> {
-        let slot = self.lists[list as usize].list.pop_front(tasks)?;
-        self.len -= 1;
-        Some(slot)
-    }
-}
-
-/// What tasks of one lane have in common: queue, priority, resources.
-type LaneNeeds = (u32, u8, Resources);
+pub(crate) use lanes::{ClassList, Lane, Pick};
 
 /// Leases of one length, the first to expire first.
 #[derive(Debug)]
@@ -135,7 +89,7 @@ pub(crate) struct Partition {
     queue_by_name: HashTable<u32>,
     pub(crate) lanes: Vec<Lane>,
     free_lanes: Vec<u32>,
-    lane_by_needs: HashMap<LaneNeeds, u32, FixedState>,
+    lane_by_needs: HashMap<lanes::Needs, u32, FixedState>,
     /// The number of the task that became ready last. Volatile.
     last_ready: u64,
     /// When attempts began whose leases were extended. Volatile.
@@ -326,45 +280,6 @@ impl Partition {
         })
     }
 
-    fn lane(&mut self, queue: u32, priority: u8, resources: &Resources) -> u32 {
-        let needs = (queue, priority, resources.clone());
-        let index = match self.lane_by_needs.get(&needs) {
-            Some(&index) => index,
-            None => {
-                let lane = Lane { queue, priority, resources: resources.clone(), ..Lane::default() };
-                let index = if let Some(free) = self.free_lanes.pop() {
-                    self.lanes[free as usize] = lane;
-                    free
-                } else {
-                    self.lanes.push(lane);
-                    u32::try_from(self.lanes.len() - 1).expect("lanes are no more than contracts")
-                };
-                self.lane_by_needs.insert(needs, index);
-                index
-            }
-        };
-        self.lanes[index as usize].contracts += 1;
-        index
-    }
-
-    fn class_list(&mut self, lane: u32, class: u32) -> u32 {
-        let lists = &mut self.lanes[lane as usize].lists;
-        let known = lists.iter().position(|of| of.contracts > 0 && of.class == class);
-        let position = known.or_else(|| lists.iter().position(|of| of.contracts == 0)).unwrap_or_else(|| {
-            if lists.len() == LANE_CLASSES_MAX {
-                return class as usize % LANE_CLASSES_MAX;
-            }
-            lists.push(ClassList { class, list: List::default(), contracts: 0 });
-            lists.len() - 1
-        });
-        let of = &mut lists[position];
-        if of.contracts == 0 {
-            of.class = class;
-        }
-        of.contracts += 1;
-        u32::try_from(position).expect("lists are no more than contracts")
-    }
-
     /// The lease list of a length, made on first use. Lengths are quantised upwards so that lists stay few.
     pub(crate) fn lease_list(&mut self, lease_ms: u32) -> u32 {
         let lease_ms = quantised(lease_ms);
@@ -414,9 +329,7 @@ impl Partition {
             }
             State::Ready => {
                 let contract = &self.contracts[task.contract];
-                let lane = &mut self.lanes[contract.lane as usize];
-                lane.lists[contract.list as usize].list.unlink(&mut self.tasks, slot);
-                lane.len -= 1;
+                self.lanes[contract.lane as usize].take(contract.list, slot, &mut self.tasks, &self.extras);
             }
             State::Leased => self.end_lease(slot, cx.dispatch),
             State::Waiting => self.unfollow(slot, cx.arena),
@@ -441,25 +354,34 @@ impl Partition {
         }
     }
 
+    /// When the attempt of a leased task began, if that is known.
+    pub(crate) fn started_us(&self, slot: Slot) -> Option<u64> {
+        let task = &self.tasks[slot];
+        let known_us = if self.started.is_empty() { None } else { self.started.get(&slot).copied() };
+        // Of a worker that was away for a while the start is not known any more.
+        known_us.or_else(|| (task.worker & DETACHED == 0).then(|| task.at_us.saturating_sub(self.lease_us(task))))
+    }
+
+    /// The class of a task.
+    pub(crate) fn class(&self, slot: Slot) -> u32 {
+        let contract = &self.contracts[self.tasks[slot].contract];
+        self.lanes[contract.lane as usize].lists[contract.list as usize].class
+    }
+
     /// The leader learns how long an attempt ran that is about to end, at the time of the entry that ends it.
     pub(crate) fn learn_run(&self, slot: Slot, failed: bool, cx: &mut Cx<'_>) {
         let task = &self.tasks[slot];
         if task.state != State::Leased {
             return;
         }
-        let known_us = if self.started.is_empty() { None } else { self.started.get(&slot).copied() };
-        let started_us = match known_us {
-            Some(started_us) => started_us,
-            // The worker was away for a while, and the start is not known any more.
-            None if task.worker & DETACHED != 0 => return,
-            None => task.at_us.saturating_sub(self.lease_us(task)),
-        };
-        let contract = &self.contracts[task.contract];
-        let class = self.lanes[contract.lane as usize].lists[contract.list as usize].class;
+        let Some(started_us) = self.started_us(slot) else { return };
+        let (contract, class) = (&self.contracts[task.contract], self.class(slot));
         let run_us = cx.time_us.saturating_sub(started_us);
+        let queue = self.queues[contract.queue as usize].dispatch;
+        let order = &mut cx.dispatch.queues[queue as usize].order;
+        order.ran((self.id, task.token), run_us);
         if let Some(missed) = cx.dispatch.learned.learn(class, run_us, failed, cx.time_us) {
-            let queue = self.queues[contract.queue as usize].dispatch;
-            cx.dispatch.queues[queue as usize].order.ended(missed);
+            order.ended(missed);
         }
     }
 
@@ -510,40 +432,6 @@ impl Partition {
         self.push_lane(slot, cx.dispatch);
     }
 
-    fn push_lane(&mut self, slot: Slot, dispatch: &mut Dispatch) {
-        self.last_ready += 1;
-        self.tasks[slot].token = self.last_ready;
-        let contract = &self.contracts[self.tasks[slot].contract];
-        let index = contract.lane;
-        let lane = &mut self.lanes[index as usize];
-        lane.lists[contract.list as usize].list.push_back(&mut self.tasks, slot);
-        lane.len += 1;
-        let queue = &self.queues[lane.queue as usize];
-        if !self.leading {
-            return;
-        }
-        if !lane.ringed && !queue.settings.paused {
-            lane.ringed = true;
-            dispatch.ring(queue.dispatch, lane.priority, LaneRef { partition: self.id.0, lane: index });
-        } else {
-            dispatch.mark(queue.dispatch);
-        }
-    }
-
-    /// Puts every lane of a queue that has ready tasks back in line, after a pause.
-    pub(crate) fn ring_lanes(&mut self, queue: u32, dispatch: &mut Dispatch) {
-        if !self.leading {
-            return;
-        }
-        for (index, lane) in (0u32..).zip(&mut self.lanes) {
-            if lane.queue == queue && lane.len > 0 && !lane.ringed {
-                lane.ringed = true;
-                let target = self.queues[queue as usize].dispatch;
-                dispatch.ring(target, lane.priority, LaneRef { partition: self.id.0, lane: index });
-            }
-        }
-    }
-
     /// Makes a task wait until `due_us`.
     pub(crate) fn enter_delayed(&mut self, slot: Slot, due_us: u64, cx: &mut Cx<'_>) {
         if self.tasks[slot].state != State::Delayed {
@@ -589,23 +477,6 @@ impl Partition {
         }
     }
 
-    /// A contract that referred to a lane is gone.
-    fn drop_lane(&mut self, contract: &Contract) {
-        let index = contract.lane;
-        let lane = &mut self.lanes[index as usize];
-        lane.lists[contract.list as usize].contracts -= 1;
-        lane.contracts -= 1;
-        if lane.contracts == 0 && !lane.ringed {
-            self.free_lane(index);
-        }
-    }
-
-    fn free_lane(&mut self, index: u32) {
-        let lane = core::mem::take(&mut self.lanes[index as usize]);
-        self.lane_by_needs.remove(&(lane.queue, lane.priority, lane.resources));
-        self.free_lanes.push(index);
-    }
-
     fn drop_extra(&mut self, extra: &Extra, arena: &mut Arena) {
         if extra.key != NONE {
             self.drop_key(extra.key);
@@ -624,15 +495,6 @@ impl Partition {
         if self.contracts.get(index).is_some_and(|contract| contract.tasks == 0) {
             let contract = self.contracts.remove(index);
             self.drop_lane(&contract);
-        }
-    }
-
-    /// A lane left the dispatcher's line.
-    pub(crate) fn lane_left(&mut self, index: u32) {
-        let lane = &mut self.lanes[index as usize];
-        lane.ringed = false;
-        if lane.contracts == 0 {
-            self.free_lane(index);
         }
     }
 
@@ -687,7 +549,7 @@ impl Partition {
         let queues = self.queues.capacity() * size_of::<Queue>();
         let shared = self.contracts.reserved_bytes() + self.workflows.reserved_bytes() + keys + queues;
         let lists = self.waiting.reserved_bytes() + self.streams.reserved_bytes();
-        let lists = lists + self.outbox.reserved_bytes() + self.followers.reserved_bytes();
+        let lists = lists + self.outbox.reserved_bytes() + self.followers.reserved_bytes() + self.deadline_bytes();
         let records = self.tasks.reserved_bytes() + self.extras.reserved_bytes() + self.versions.reserved_bytes();
         records + tables + shared + lists
     }

@@ -1,6 +1,6 @@
 //! Queues: settings and exact counts within one partition.
 
-use taskmaster_scheduler::order::Policy;
+pub(crate) use taskmaster_scheduler::order::Policy;
 
 use crate::state::STATES;
 
@@ -20,6 +20,8 @@ pub(crate) struct QueueSettings {
     /// At a deadline: only flag the task instead of expiring it.
     pub(crate) flag_late: bool,
     pub(crate) policy: Policy,
+    /// Tasks whose deadline is less likely to be met are refused, in parts per thousand; 0 refuses none.
+    pub(crate) refuse_permille: u16,
 }
 
 /// How long final tasks are kept unless told otherwise, in milliseconds (one hour).
@@ -37,6 +39,7 @@ impl Default for QueueSettings {
             draining: false,
             flag_late: false,
             policy: Policy::default(),
+            refuse_permille: 0,
         }
     }
 }
@@ -47,6 +50,7 @@ pub(crate) const fn policy_of(number: u32) -> Option<Policy> {
         0 => Some(Policy::Auto),
         1 => Some(Policy::Fifo),
         2 => Some(Policy::Shortest),
+        3 => Some(Policy::Deadline),
         _ => None,
     }
 }

@@ -238,6 +238,16 @@ impl List {
         self.len -= 1;
     }
 
+    /// The first task.
+    pub(crate) fn first(&self) -> Option<Slot> {
+        Some(self.head).filter(|&head| head != NONE)
+    }
+
+    /// Its tasks, in order.
+    pub(crate) fn iter<'a>(&self, tasks: &'a Tasks) -> impl Iterator<Item = Slot> + use<'a> {
+        core::iter::successors(self.first(), |&slot| Some(tasks[slot].next).filter(|&next| next != NONE))
+    }
+
     /// Takes the first task off the list.
     pub(crate) fn pop_front(&mut self, tasks: &mut Tasks) -> Option<Slot> {
         let head = self.head;

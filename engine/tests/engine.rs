@@ -29,6 +29,15 @@ mod permits;
 #[path = "engine/order.rs"]
 mod order;
 
+#[path = "engine/deadlines.rs"]
+mod deadlines;
+
+#[path = "engine/chances.rs"]
+mod chances;
+
+#[path = "engine/shadows.rs"]
+mod shadows;
+
 #[path = "engine/time.rs"]
 mod time;
 

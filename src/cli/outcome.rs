@@ -151,6 +151,7 @@ pub(crate) fn queue_json(queue: &QueueView) -> Value {
         "retention_ms": queue.retention_ms,
         "deadline_action": if queue.flags_deadlines { "flag" } else { "expire" },
         "policy": queue.policy.name(),
+        "refuse_hopeless_permille": queue.refuse_permille,
     })
 }
 

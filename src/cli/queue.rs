@@ -1,4 +1,6 @@
-//! `taskmaster queue list|pause|resume|drain|set`.
+//! `taskmaster queue list|pause|resume|drain|set|policy`.
+
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
@@ -7,7 +9,7 @@ use taskmaster_client::{Client, Policy, QueueSettings, QueueView, State};
 use super::arguments::Milli;
 use super::connect::{block_on, connect};
 use super::outcome::queue_json;
-use super::{Exit, Failure, Global, log};
+use super::{Exit, Failure, Global, log, shadow};
 use crate::config::{Interval, did_you_mean};
 use crate::output::{Output, Side, Table, Tint, human_count};
 
@@ -33,6 +35,17 @@ pub(crate) enum Command {
     },
     /// Create a queue, or change its settings
     Set(SetArguments),
+    /// Tell the policy of a queue, or what another one would have made of what it ran lately
+    Policy {
+        /// Queue
+        name: String,
+        /// Play this policy in shadow, over the tasks that the queue ran lately
+        #[arg(long, value_enum, value_name = "POLICY")]
+        shadow: Option<PolicyName>,
+        /// Wait so long for enough tasks
+        #[arg(long = "for", value_name = "TIME", requires = "shadow")]
+        longest: Option<Interval>,
+    },
 }
 
 /// Settings of a queue; what is not named stays as it is.
@@ -62,6 +75,9 @@ pub(crate) struct SetArguments {
     /// In which order tasks of one priority start
     #[arg(long, value_enum, value_name = "POLICY")]
     policy: Option<PolicyName>,
+    /// Refuse tasks whose deadline is met with a lower probability than this, in parts per thousand; 0 refuses none
+    #[arg(long, value_name = "PERMILLE", value_parser = clap::value_parser!(u16).range(0..=1_000))]
+    refuse_hopeless: Option<u16>,
 }
 
 /// At a task's deadline.
@@ -82,6 +98,8 @@ pub(super) enum PolicyName {
     Fifo,
     /// The shortest first, by what was learned of their kinds
     Shortest,
+    /// The earliest deadline that can be met first, the hopeless last
+    Deadline,
 }
 
 impl PolicyName {
@@ -91,6 +109,7 @@ impl PolicyName {
             Self::Auto => Policy::Auto,
             Self::Fifo => Policy::Fifo,
             Self::Shortest => Policy::Shortest,
+            Self::Deadline => Policy::Deadline,
         }
     }
 }
@@ -117,6 +136,9 @@ impl SetArguments {
         if let Some(policy) = self.policy {
             settings = settings.policy(policy.policy());
         }
+        if let Some(permille) = self.refuse_hopeless {
+            settings = settings.refuse_hopeless(permille);
+        }
         settings
     }
 }
@@ -134,6 +156,12 @@ pub(crate) fn run(global: &Global, command: Command) -> Result<Exit, Failure> {
                 change(&client, &name, QueueSettings::new().paused(false).draining(false), output).await
             }
             Command::Drain { name } => change(&client, &name, QueueSettings::new().draining(true), output).await,
+            Command::Policy { name, shadow: None, .. } => tell_policy(&client, &name, output).await,
+            Command::Policy { name, shadow: Some(policy), longest } => {
+                existing(&client, &name).await?;
+                let longest = longest.map_or(Duration::ZERO, |longest| longest.0);
+                shadow::report(&client, &name, policy.policy(), longest, output).await
+            }
             Command::Set(arguments) => configure(&client, &arguments.name, arguments.settings(), output).await,
         }
     })
@@ -141,14 +169,29 @@ pub(crate) fn run(global: &Global, command: Command) -> Result<Exit, Failure> {
 
 /// Changes a queue that must exist: a misspelt name is an error and not a new queue.
 async fn change(client: &Client, name: &str, settings: QueueSettings, output: Output) -> Result<Exit, Failure> {
-    let namespace = namespace_of(client);
-    let queues = client.queues().await?;
-    let names: Vec<&str> =
-        queues.iter().filter(|queue| queue.namespace == namespace).map(|queue| queue.queue.as_str()).collect();
-    if !names.contains(&name) {
-        return Err(Failure::new(Exit::NotFound, unknown(name, &names)));
-    }
+    existing(client, name).await?;
     configure(client, name, settings, output).await
+}
+
+/// Tells by which policy a queue goes.
+async fn tell_policy(client: &Client, name: &str, output: Output) -> Result<Exit, Failure> {
+    let queue = existing(client, name).await?;
+    if output.is_json() {
+        output.json(&json!({ "queue": name, "policy": queue.policy.name() }))?;
+    } else {
+        output.text(&format!("{}\n", queue.policy.name()))?;
+    }
+    Ok(Exit::Success)
+}
+
+/// A queue that must exist: a misspelt name is an error.
+async fn existing(client: &Client, name: &str) -> Result<QueueView, Failure> {
+    let namespace = namespace_of(client);
+    let mut queues = client.queues().await?;
+    queues.retain(|queue| queue.namespace == namespace);
+    let names: Vec<&str> = queues.iter().map(|queue| queue.queue.as_str()).collect();
+    let found = queues.iter().find(|queue| queue.queue == name).cloned();
+    found.ok_or_else(|| Failure::new(Exit::NotFound, unknown(name, &names)))
 }
 
 /// What to say of a queue that does not exist.
@@ -232,6 +275,9 @@ fn limits(queue: &QueueView) -> String {
     }
     if queue.policy != Policy::Auto {
         parts.push(format!("{} order", queue.policy.name()));
+    }
+    if queue.refuse_permille > 0 {
+        parts.push(format!("refuses deadlines under {}.{} %", queue.refuse_permille / 10, queue.refuse_permille % 10));
     }
     parts.join(", ")
 }

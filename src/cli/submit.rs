@@ -17,7 +17,7 @@ use clap::Args;
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
-use taskmaster_client::{Client, State, SubmitOutcome, Submitted, Task};
+use taskmaster_client::{Chance, ChanceUnknown, Client, State, SubmitOutcome, Submitted, Task};
 use tokio::sync::mpsc;
 
 use super::arguments::Description;
@@ -26,7 +26,7 @@ use super::progress::Progress;
 use super::task::print_result;
 use super::{Exit, Failure, Global, log};
 use crate::config::Interval;
-use crate::output::{Output, human_count};
+use crate::output::{Output, human_count, human_us};
 
 /// Unique window of streams, so that they are resumable.
 const STREAM_WINDOW: Interval = Interval::ms(86_400_000);
@@ -99,10 +99,42 @@ async fn single(global: &Global, arguments: &Arguments, output: Output) -> Resul
     if arguments.wait && outcome.is_kept() {
         return print_result(&client, outcome.id, arguments.timeout.map(|timeout| timeout.0), output).await;
     }
-    show_outcome(&outcome, output)
+    let asks = outcome.is_kept() && arguments.description.deadline.is_some();
+    // The task is accepted, whatever becomes of this question.
+    let chance = if asks { client.chance(outcome.id).await.ok() } else { None };
+    show_outcome(&outcome, chance, output)
 }
 
-fn show_outcome(outcome: &SubmitOutcome, output: Output) -> Result<Exit, Failure> {
+/// How likely the deadline is met, for people.
+fn chance_in_words(chance: &Chance) -> String {
+    match chance.permille {
+        Ok(permille) => format!(
+            "the deadline is met with a probability of {}.{} %: {} tasks go before it on {} places, which takes about {}",
+            permille / 10,
+            permille % 10,
+            human_count(chance.ahead),
+            chance.places,
+            human_us(u64::try_from(chance.wait.as_micros()).unwrap_or(u64::MAX))
+        ),
+        Err(why) => format!("whether the deadline is met is not known: {why}"),
+    }
+}
+
+fn chance_json(chance: &Chance) -> serde_json::Value {
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    json!({
+        "probability": chance.permille.ok().map(|permille| f64::from(permille) / 1_000.0),
+        "unknown": chance.permille.err().map(ChanceUnknown::name),
+        "wait_ms": millis(chance.wait),
+        "run_ms": millis(chance.run),
+        "run_most_ms": millis(chance.run_most),
+        "ahead": chance.ahead,
+        "places": chance.places,
+        "samples": chance.samples,
+    })
+}
+
+fn show_outcome(outcome: &SubmitOutcome, chance: Option<Chance>, output: Output) -> Result<Exit, Failure> {
     let id = outcome.id.to_string();
     let (exit, word, holder, state) = match &outcome.result {
         Submitted::Accepted => (Exit::Success, "accepted", None, None),
@@ -113,7 +145,11 @@ fn show_outcome(outcome: &SubmitOutcome, output: Output) -> Result<Exit, Failure
     };
     if output.is_json() {
         let holder = holder.map(|holder| holder.to_string());
-        output.json(&json!({"id": id, "result": word, "holder": holder, "state": state.map(State::name)}))?;
+        let mut told = json!({"id": id, "result": word, "holder": holder, "state": state.map(State::name)});
+        if let Some(chance) = chance {
+            told["deadline"] = chance_json(&chance);
+        }
+        output.json(&told)?;
         return Ok(exit);
     }
     match (holder, state) {
@@ -123,6 +159,10 @@ fn show_outcome(outcome: &SubmitOutcome, output: Output) -> Result<Exit, Failure
         )),
         _ if exit == Exit::Success => {
             output.text(&format!("{id}\n"))?;
+            // Beside the id, which scripts read.
+            if let Some(chance) = chance {
+                eprintln!("{}", chance_in_words(&chance));
+            }
             Ok(exit)
         }
         _ => Err(Failure::new(exit, format!("task {id}: its first outcome is not known any more"))),

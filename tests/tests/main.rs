@@ -10,6 +10,7 @@ mod disk_full;
 mod events;
 mod memo;
 mod model;
+mod policies;
 mod postgres;
 mod process;
 mod refusals;

@@ -8,20 +8,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use taskmaster_protocol::body::{
-    ArchivedBatchReply, ArchivedExplanation, ArchivedNodeStats, ArchivedQueuePage, ArchivedTaskPage,
-    ArchivedWorkflowPage, AwaitTask, Body, Cancel, Empty, GetTask, GetWorkflow, ListQueues, ListWorkflows, Retry,
-    slice, text,
+    ArchivedBatchReply, ArchivedChance, ArchivedExplanation, ArchivedNodeStats, ArchivedQueuePage,
+    ArchivedShadowReport, ArchivedTaskPage, ArchivedWorkflowPage, AwaitTask, Body, Cancel, Empty, GetTask, GetWorkflow,
+    ListQueues, ListWorkflows, Retry, Shadow as ShadowBody, put, slice, text,
 };
 use taskmaster_protocol::{Code, NodeId, Operation, PartitionId, TaskId};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::batch::{Batch, Step as StepRow, SubmitOutcome, Submitted};
+use crate::chance::{Chance, ChanceUnknown};
 use crate::cluster::{Cluster, Connector, Patience, Target};
 use crate::error::{Error, Refusal};
 use crate::memory::TestServer;
-use crate::queue::{ListPosition, QueueSettings, TaskFilter};
+use crate::queue::{ListPosition, Policy, QueueSettings, TaskFilter};
 use crate::routing::{keyed_partition, memo_partition, now_ms};
+use crate::shadow::Shadow;
 use crate::submitter::Submitter;
 use crate::task::{State, Task, millis_u32};
 use crate::view::{
@@ -505,6 +507,20 @@ impl Client {
         pairs.iter().map(fact).collect()
     }
 
+    /// How likely a task meets its deadline, as things are.
+    ///
+    /// # Errors
+    /// As [`Client::task`].
+    pub async fn chance(&self, id: TaskId) -> Result<Chance, Error> {
+        match self.cluster().call(Operation::Chance, id.partition(), &GetTask { id }).await {
+            Ok(message) => Ok(Chance::of(message.read::<ArchivedChance>()?)),
+            Err(Error::Refused(refusal)) if refusal.code == Code::UnknownOperation => {
+                Ok(Chance::unknown(ChanceUnknown::NotTold))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// A page of at most `limit` tasks, partition by partition, from `position` (the start by default) on. Finished tasks that are
     /// stored in a database come last, the latest of a partition first.
     ///
@@ -608,6 +624,28 @@ impl Client {
     pub async fn configure_queue(&self, queue: &str, settings: QueueSettings) -> Result<(), Error> {
         let body = settings.into_body(self.namespace(), queue);
         self.ask_all_partitions(Operation::ConfigureQueue, body).await.map(drop)
+    }
+
+    /// What another policy would have made of what a queue ran lately, on every shard that leads some of it.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `unknown_queue`; transport errors.
+    pub async fn shadow(&self, queue: &str, policy: Policy) -> Result<Shadow, Error> {
+        let topology = self.cluster().topology();
+        let (mut asked, mut shadow) = (Vec::new(), Shadow::default());
+        for partition in (0..self.partitions()).map(PartitionId) {
+            let place = topology.leader(partition)?.map(|place| place.key());
+            if place.is_some() && asked.contains(&place) {
+                continue;
+            }
+            asked.push(place);
+            let mut body = ShadowBody { policy: policy.number(), ..ShadowBody::default() };
+            body.namespace = put(&mut body.bytes, self.namespace().as_bytes());
+            body.queue = put(&mut body.bytes, queue.as_bytes());
+            let message = self.cluster().call(Operation::Shadow, partition, &body).await?;
+            shadow.add(message.read::<ArchivedShadowReport>()?);
+        }
+        Ok(shadow)
     }
 
     /// A workflow with all its tasks.

@@ -16,12 +16,14 @@
 pub mod wire;
 
 mod batch;
+mod chance;
 mod client;
 mod cluster;
 mod error;
 mod memory;
 mod queue;
 mod routing;
+mod shadow;
 mod submitter;
 mod task;
 mod versions;
@@ -30,12 +32,14 @@ mod worker;
 mod workflow;
 
 pub use batch::{SubmitOutcome, Submitted};
+pub use chance::{Chance, ChanceUnknown};
 pub use client::{
     Addresses, Changes, Client, ClientBuilder, ClusterChange, Exception, StreamPosition, StreamSource, TaskList,
 };
 pub use error::{Error, Refusal};
 pub use memory::TestServer;
 pub use queue::{ListPosition, Policy, QueueSettings, TaskFilter};
+pub use shadow::{PolicyWaits, Shadow};
 pub use submitter::Submitter;
 pub use task::{Payload, Priority, Resources, Retries, State, Task};
 pub use taskmaster_protocol::{Code, NodeId, PartitionId, TaskId};

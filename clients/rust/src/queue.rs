@@ -18,11 +18,13 @@ pub enum Policy {
     Fifo,
     /// The shortest first, by what was learned of their kinds.
     Shortest,
+    /// The earliest deadline first of those that can be met, by what was learned of their kinds; the hopeless last.
+    Deadline,
 }
 
 impl Policy {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Auto, Self::Fifo, Self::Shortest];
+    pub const ALL: [Self; 4] = [Self::Auto, Self::Fifo, Self::Shortest, Self::Deadline];
 
     /// Its number in the protocol.
     #[must_use]
@@ -31,6 +33,7 @@ impl Policy {
             Self::Auto => 0,
             Self::Fifo => 1,
             Self::Shortest => 2,
+            Self::Deadline => 3,
         }
     }
 
@@ -45,6 +48,7 @@ impl Policy {
             Self::Auto => "auto",
             Self::Fifo => "fifo",
             Self::Shortest => "shortest",
+            Self::Deadline => "deadline",
         }
     }
 }
@@ -105,6 +109,12 @@ impl QueueSettings {
     #[must_use]
     pub fn policy(self, policy: Policy) -> Self {
         self.set(queue_field::POLICY, |body| body.policy = policy.number())
+    }
+
+    /// Tasks whose deadline is less likely to be met are refused, in parts per thousand; 0 refuses none.
+    #[must_use]
+    pub fn refuse_hopeless(self, permille: u16) -> Self {
+        self.set(queue_field::REFUSAL, |body| body.refuse_permille = permille)
     }
 
     /// How long finished tasks are kept unless they say otherwise.

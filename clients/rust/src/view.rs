@@ -242,6 +242,8 @@ pub struct QueueView {
     pub flags_deadlines: bool,
     /// In which order tasks of one priority start.
     pub policy: Policy,
+    /// Tasks whose deadline is less likely to be met are refused, in parts per thousand; 0 refuses none.
+    pub refuse_permille: u32,
 }
 
 impl QueueView {
@@ -259,6 +261,7 @@ impl QueueView {
         self.is_draining |= row.draining.to_native() != 0;
         self.flags_deadlines |= row.deadline_action.to_native() != 0;
         self.policy = Policy::of_number(row.policy.to_native());
+        self.refuse_permille = self.refuse_permille.max(row.refuse_permille.to_native());
     }
 }
 

@@ -64,6 +64,14 @@ impl Guard {
         self.missed += 0.01 * (f64::from(u8::from(missed)) - self.missed);
     }
 
+    /// The mean gain, as a logarithm; 0 without blocks.
+    #[must_use]
+    pub fn mean(&self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "few blocks")]
+        let count = self.gains.len().max(1) as f64;
+        self.gains.iter().sum::<f64>() / count
+    }
+
     /// The lower confidence bound of the mean gain, as a logarithm.
     #[must_use]
     pub fn lower_bound(&self) -> f64 {
@@ -72,7 +80,7 @@ impl Guard {
         }
         #[expect(clippy::cast_precision_loss, reason = "few blocks")]
         let count = self.gains.len() as f64;
-        let mean = self.gains.iter().sum::<f64>() / count;
+        let mean = self.mean();
         let variance = self.gains.iter().map(|gain| (gain - mean).powi(2)).sum::<f64>() / (count - 1.0);
         mean - ERRORS * (variance / count).sqrt()
     }

@@ -7,6 +7,7 @@
 //! [`place`] chooses workers. `replay` drives the same code over traces in virtual time.
 
 pub mod backfill;
+pub mod chance;
 pub mod critical;
 pub mod guard;
 pub mod order;
@@ -16,6 +17,7 @@ pub mod queue;
 #[cfg(feature = "replay")]
 pub mod replay;
 pub mod restart;
+pub mod shadow;
 pub mod wide;
 
 /// A time or a duration in milliseconds.

@@ -23,12 +23,18 @@ pub(crate) fn admit(partition: &Partition, body: &ArchivedConfigureQueue) -> Res
     {
         return Err(Refused::new(Code::TooLarge, format!("the partition has {QUEUES_MAX} queues, as many as it can")));
     }
-    let known = queue_field::POLICY * 2 - 1;
+    let known = queue_field::REFUSAL * 2 - 1;
     if body.set.to_native() & !known != 0 {
         return Err(Refused::new(Code::Invalid, "the request sets fields that this version does not know"));
     }
     if body.set.to_native() & queue_field::POLICY != 0 && policy_of(body.policy.to_native()).is_none() {
-        return Err(Refused::new(Code::Invalid, "the policy must be auto (0), fifo (1) or shortest (2)"));
+        return Err(Refused::new(Code::Invalid, "the policy must be auto (0), fifo (1), shortest (2) or deadline (3)"));
+    }
+    if body.set.to_native() & queue_field::REFUSAL != 0 && body.refuse_permille.to_native() > 1_000 {
+        return Err(Refused::new(
+            Code::Invalid,
+            "the chance under which the queue refuses has at most 1000 parts per thousand",
+        ));
     }
     if body.rate_milli_per_s.to_native() > 1_000_000_000_000 {
         return Err(Refused::new(
@@ -72,6 +78,10 @@ pub(crate) fn apply(partition: &mut Partition, body: &ArchivedConfigureQueue, cx
     }
     if set & queue_field::POLICY != 0 {
         settings.policy = policy_of(body.policy.to_native()).unwrap_or_default();
+        partition.order_lanes(queue);
+    }
+    if set & queue_field::REFUSAL != 0 {
+        partition.queues[queue as usize].settings.refuse_permille = body.refuse_permille.to_native();
     }
     partition.tell_settings(queue);
     let settings = &partition.queues[queue as usize].settings;

@@ -356,6 +356,11 @@ fn deadline_us(extra: &ArchivedExtra, now_us: u64) -> u64 {
     }
 }
 
+/// The deadline of a row that was checked, if it has one, in microseconds since 1970.
+pub(crate) fn deadline_of(body: &ArchivedSubmit, row: &ArchivedTaskRow, now_us: u64) -> Option<u64> {
+    extra_of(body, row).map(|extra| deadline_us(extra, now_us)).filter(|&deadline_us| deadline_us != 0)
+}
+
 fn check_workflow(partition: &Partition, body: &ArchivedSubmit) -> Result<(), Refused> {
     let Some(row) = body.workflow.first() else { return Ok(()) };
     let id = TaskId::from(&row.id);

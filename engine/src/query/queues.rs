@@ -23,7 +23,7 @@ pub(crate) fn list(partition: &Partition) -> QueuePage {
             draining: settings.draining.into(),
             deadline_action: settings.flag_late.into(),
             policy: policy_number(settings.policy),
-            reserved: 0,
+            refuse_permille: settings.refuse_permille.into(),
         });
     }
     page

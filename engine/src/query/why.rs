@@ -3,21 +3,23 @@
 use taskmaster_protocol::body::{self, Explanation};
 use taskmaster_scheduler::predictor::Prediction;
 
+use super::chance;
 use crate::arena::Arena;
 use crate::dispatch::Dispatch;
 use crate::extra::{Extra, unpack_error};
+use crate::order::deadline::{Ends, Standing, Turn, deadline_us};
+use crate::outlook::View;
 use crate::partition::{DETACHED, Partition};
+use crate::queue::Policy;
 use crate::state::State;
 use crate::task::{NONE, Slot, Task, flag};
 
+/// Most tasks that are counted.
+const COUNTED_MAX: usize = 10_000;
+
 /// Explains a task's present state.
-pub(crate) fn explain(
-    partition: &Partition,
-    slot: Slot,
-    arena: &Arena,
-    dispatch: &Dispatch,
-    now_us: u64,
-) -> Explanation {
+pub(crate) fn explain(partition: &Partition, slot: Slot, arena: &Arena, view: &View<'_>) -> Explanation {
+    let (dispatch, now_us) = (view.dispatch, view.now_us);
     let task = &partition.tasks[slot];
     let contract = &partition.contracts[task.contract];
     let queue = &partition.queues[contract.queue as usize];
@@ -69,6 +71,7 @@ pub(crate) fn explain(
         if extra.deadline_us != 0 {
             let word = if extra.deadline_us < now_us { "passed" } else { "in" };
             facts.push(("deadline", format!("{word} {} ms", extra.deadline_us.abs_diff(now_us) / 1_000)));
+            facts.extend(chance::outlook(view, partition, slot).map(|outlook| ("in_time", outlook.in_words())));
         }
     }
     let attempts = contract.retry.attempts_max;
@@ -124,17 +127,54 @@ fn ready(
     let (expected, samples) = dispatch.learned.expected(class);
     facts.push(("order", served.order.in_words()));
     facts.push(("expected", expected_in_words(&expected, samples)));
-    let mut ahead = 0;
-    let mut before = task.prev;
-    while before != NONE && ahead < 10_000 {
-        ahead += 1;
-        before = partition.tasks[before].prev;
+    if served.order.policy == Policy::Deadline && !task.has(flag::BLOCKED) {
+        facts.extend(by_deadline(partition, slot, dispatch, now_us));
+        return;
     }
-    let _ = slot;
-    facts.push((
-        "ahead",
-        format!("{ahead}{} tasks of its lane in this partition", if ahead == 10_000 { "+" } else { "" }),
-    ));
+    let before = |slot: &Slot| Some(partition.tasks[*slot].prev).filter(|&before| before != NONE);
+    let ahead = core::iter::successors(before(&slot), before).take(COUNTED_MAX).count();
+    facts.push(("ahead", format!("{} of its lane in this partition", counted(ahead))));
+}
+
+/// Where a ready task stands in a queue that goes by deadlines, and where it would stand had it been in the order of readiness.
+fn by_deadline(partition: &Partition, slot: Slot, dispatch: &Dispatch, now_us: u64) -> [(&'static str, String); 2] {
+    let task = &partition.tasks[slot];
+    let contract = &partition.contracts[task.contract];
+    let lane = &partition.lanes[contract.lane as usize];
+    let ends = |class: u32| Ends::of(&dispatch.learned.expected(class).0, now_us);
+    let own = ends(lane.lists[contract.list as usize].class);
+    let deadline = deadline_us(task.extra, &partition.extras);
+    let turn = Turn::of(deadline, task.at_us, own);
+    let (mut ahead, mut earlier, mut seen) = (0, 0, 0);
+    for of in &lane.lists {
+        let ends = ends(of.class);
+        for other in of.list.iter(&partition.tasks).take(COUNTED_MAX - seen).filter(|&other| other != slot) {
+            let other = &partition.tasks[other];
+            let first = Turn::of(deadline_us(other.extra, &partition.extras), other.at_us, ends);
+            ahead += usize::from((first, other.token) < (turn, task.token));
+            earlier += usize::from(other.token < task.token);
+        }
+        seen = COUNTED_MAX.min(seen + of.list.len as usize);
+    }
+    let standing = match Standing::of(deadline, own) {
+        Standing::Feasible => "started now it meets its deadline in nine of ten cases",
+        Standing::AtRisk => "started now it rather meets its deadline than not, so those that surely do go first",
+        Standing::Open => "it has no deadline, so those that can meet theirs go first",
+        Standing::Hopeless => "hopeless: started now it rather misses its deadline, so it goes last",
+    };
+    let moved = match ahead.cmp(&earlier) {
+        core::cmp::Ordering::Less => "promoted",
+        core::cmp::Ordering::Equal => "neither promoted nor demoted",
+        core::cmp::Ordering::Greater => "demoted",
+    };
+    let more = if seen == COUNTED_MAX { " of those looked at" } else { "" };
+    let ahead = format!("{} of its lane in this partition{more}; {earlier} became ready before it", counted(ahead));
+    [("standing", format!("{moved}: {standing}")), ("ahead", ahead)]
+}
+
+/// How many tasks, as far as they were counted.
+fn counted(count: usize) -> String {
+    format!("{count}{} tasks", if count == COUNTED_MAX { "+" } else { "" })
 }
 
 fn expected_in_words(expected: &Prediction, samples: u32) -> String {

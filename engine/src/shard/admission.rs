@@ -13,10 +13,14 @@ use super::{Effects, Shard};
 use crate::command::submit::Size;
 use crate::command::submit_stream::Admitted as StreamAdmitted;
 use crate::command::{self, Admitted};
+use crate::contract::SpecView;
 use crate::effects::ConnId;
 use crate::entry::Verb;
+use crate::outlook::Asking;
 use crate::partition::Partition;
 use crate::refused::Refused;
+use crate::resources::Resources;
+use crate::task::NONE;
 
 /// Memory a task takes beside its blobs, as admission counts it, in bytes.
 pub(super) const TASK_BYTES: u64 = 128;
@@ -25,12 +29,61 @@ const ROOM_PART: u64 = 16;
 /// When a client refused as overloaded should come back, in milliseconds.
 const OVERLOADED_RETRY_MS: u32 = 100;
 
+/// Tasks of a frame of which is asked whether their deadline can be met.
+const DEADLINES_MAX: u64 = 1_000;
+
+/// A spec of a queue that refuses deadlines, and of which something is known.
+struct Refusing<'a> {
+    name: &'a str,
+    queue: u32,
+    class: u32,
+    priority: u8,
+    resources: Resources,
+    permille: u16,
+}
+
+impl<'a> Refusing<'a> {
+    fn of(
+        shard: &Shard,
+        partition: &Partition,
+        spec: &'a body::ArchivedSpec,
+        body: &'a ArchivedSubmit,
+    ) -> Option<Self> {
+        let spec = SpecView::of(spec, &body.bytes).ok()?;
+        let queue = &partition.queues[partition.find_queue(spec.namespace, spec.queue)? as usize];
+        let permille = Some(queue.settings.refuse_permille).filter(|&permille| permille > 0)?;
+        let resources = Resources::parse(spec.cpu_milli, spec.memory_bytes, spec.gpu_milli, spec.custom).ok()?;
+        let class = shard.dispatch.learned.find_class(queue.dispatch, spec.kind, &resources)?;
+        Some(Self { name: spec.queue, queue: queue.dispatch, class, priority: spec.priority, resources, permille })
+    }
+
+    /// Refuses a task with this deadline, `before` others of the frame go before it.
+    fn check(&self, shard: &Shard, deadline_us: u64, before: u64) -> Result<(), Refused> {
+        let (class, priority, resources) = (self.class, self.priority, &self.resources);
+        let ready = (shard.last_time_us, u64::MAX);
+        let asking = Asking { class, priority, resources, deadline_us, ready, own: None, before };
+        let outlook = shard.view().of(self.queue, &asking);
+        let Some(permille) = outlook.permille().filter(|&permille| permille < self.permille.into()) else {
+            return Ok(());
+        };
+        let (name, least) = (self.name, self.permille);
+        let message = format!(
+            "the deadline would be met with a probability of {permille} in 1000, and queue \"{name}\" takes {least} at least: {}",
+            outlook.in_words()
+        );
+        Err(Refused::new(Code::HopelessDeadline, message))
+    }
+}
+
 impl Shard {
     pub(super) fn submit(&mut self, conn: ConnId, header: Header, bytes: &[u8]) -> Result<(), Refused> {
         self.check_new_tasks()?;
         let body = body::access::<ArchivedSubmit>(bytes)?;
         let partition = self.partition(&header)?;
         let size = self.admit_submit(partition, body)?;
+        if !header.is_resend() {
+            self.check_deadlines(partition, body)?;
+        }
         self.append_new(Operation::Submit, conn, header, bytes, (size.tasks, size.blob_bytes))
     }
 
@@ -113,7 +166,7 @@ impl Shard {
     /// Refuses what would make a queue deeper than its own limit.
     fn check_depth(&self, partition: &Partition, body: &ArchivedSubmit, tasks: u64) -> Result<(), Refused> {
         for spec in body.specs.iter() {
-            let spec = crate::contract::SpecView::of(spec, &body.bytes)?;
+            let spec = SpecView::of(spec, &body.bytes)?;
             let Some(queue) = partition.find_queue(spec.namespace, spec.queue) else { continue };
             let limit = partition.queues[queue as usize].settings.depth_max;
             if limit == 0 {
@@ -133,6 +186,30 @@ impl Shard {
                     spec.queue
                 );
                 return Err(Refused::new(Code::Overloaded, message).retry_after_ms(OVERLOADED_RETRY_MS));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses a task whose deadline is less likely to be met than its queue wants. One that is being sent again may be in the log.
+    pub(super) fn check_deadlines(&self, partition: &Partition, body: &ArchivedSubmit) -> Result<(), Refused> {
+        let specs: Vec<Option<Refusing<'_>>> =
+            body.specs.iter().map(|spec| Refusing::of(self, partition, spec, body)).collect();
+        if !body.workflow.is_empty() || specs.iter().all(Option::is_none) {
+            return Ok(());
+        }
+        let mut looked_at = 0;
+        for (row, task) in (0u32..).zip(body.tasks.iter()) {
+            let Some(spec) = &specs[task.spec.to_native() as usize] else { continue };
+            let deadline_us = command::submit::deadline_of(body, task, self.last_time_us);
+            let Some(deadline_us) = deadline_us.filter(|_| partition.find(TaskId::from(&task.id), NONE).is_none())
+            else {
+                continue;
+            };
+            spec.check(self, deadline_us, looked_at).map_err(|refused| refused.at_row(row))?;
+            looked_at += 1;
+            if looked_at == DEADLINES_MAX {
+                break;
             }
         }
         Ok(())

@@ -62,6 +62,9 @@ impl Shard {
         let body = body::access::<ArchivedSubmit>(bytes)?;
         let partition = self.partition(&header)?;
         let size = self.admit_submit(partition, body)?;
+        if !header.is_resend() {
+            self.check_deadlines(partition, body)?;
+        }
         let mut room = limits::BODY_BYTES_MAX.saturating_sub(known::bytes_before_results(bytes.len()));
         let fits = |known: &&Known| {
             let left = room.checked_sub(known.bytes()).filter(|_| self.will_do(body, known));

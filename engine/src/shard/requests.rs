@@ -2,7 +2,8 @@
 
 use taskmaster_protocol::body::{
     self, ArchivedAwaitTask, ArchivedCredit, ArchivedGetTask, ArchivedGetWorkflow, ArchivedLeases, ArchivedListTasks,
-    ArchivedListWorkflows, ArchivedProgress, ArchivedReadState, ArchivedSubscribe, Empty, LeaseRow, Leases, TaskPage,
+    ArchivedListWorkflows, ArchivedProgress, ArchivedReadState, ArchivedShadow, ArchivedSubscribe, Empty, LeaseRow,
+    Leases, TaskPage,
 };
 use taskmaster_protocol::frame::{self, Header};
 use taskmaster_protocol::{Code, FrameBuffer, Operation, PartitionId, TaskId, limits};
@@ -12,6 +13,7 @@ use super::{Effects, Shard};
 use crate::command;
 use crate::contract::DEFAULT_NAMESPACE;
 use crate::effects::{About, ConnId, Question};
+use crate::outlook::View;
 use crate::partition::Awaited;
 use crate::query;
 use crate::query::listing::Listed;
@@ -54,6 +56,8 @@ impl Shard {
             Operation::ConfigureQueue => self.configure_queue(conn, header, bytes),
             Operation::GetTask
             | Operation::Why
+            | Operation::Chance
+            | Operation::Shadow
             | Operation::AwaitTask
             | Operation::ListTasks
             | Operation::ListQueues
@@ -115,7 +119,7 @@ impl Shard {
         effects: &mut Effects,
     ) -> Result<(), Refused> {
         match Operation::from_number(header.operation) {
-            Some(operation @ (Operation::GetTask | Operation::Why)) => {
+            Some(operation @ (Operation::GetTask | Operation::Why | Operation::Chance)) => {
                 self.look_up(conn, operation, &header, bytes, effects)
             }
             Some(Operation::AwaitTask) => self.await_task(conn, header, bytes, effects),
@@ -123,6 +127,12 @@ impl Shard {
             Some(Operation::ListQueues) => {
                 let page = query::queues::list(self.partition(&header)?);
                 effects.reply(conn, &header, &page);
+                Ok(())
+            }
+            Some(Operation::Shadow) => {
+                let body = body::access::<ArchivedShadow>(bytes)?;
+                let report = query::shadow::of(&self.view(), self.partition(&header)?, body)?;
+                effects.reply(conn, &header, &report);
                 Ok(())
             }
             Some(Operation::ListStreams) => {
@@ -247,13 +257,19 @@ impl Shard {
             }
             slot => slot.ok_or_else(|| unknown_task(id))?,
         };
-        if operation == Operation::Why {
-            let answer = query::why::explain(partition, slot, &self.arena, &self.dispatch, self.last_time_us);
-            effects.reply(conn, header, &answer);
-        } else {
-            effects.reply(conn, header, &query::task::one(partition, slot, &self.arena, &self.dispatch));
+        match operation {
+            Operation::Why => {
+                effects.reply(conn, header, &query::why::explain(partition, slot, &self.arena, &self.view()));
+            }
+            Operation::Chance => effects.reply(conn, header, &query::chance::of(&self.view(), partition, slot)),
+            _ => effects.reply(conn, header, &query::task::one(partition, slot, &self.arena, &self.dispatch)),
         }
         Ok(())
+    }
+
+    /// What is seen of lines and workers here.
+    pub(super) fn view(&self) -> View<'_> {
+        View { partitions: &self.partitions, dispatch: &self.dispatch, now_us: self.last_time_us }
     }
 
     fn list_tasks(&mut self, conn: ConnId, header: Header, bytes: &[u8], effects: &mut Effects) -> Result<(), Refused> {

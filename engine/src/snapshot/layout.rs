@@ -86,7 +86,7 @@ fn tables_of_snapshot_records_are_their_layouts() {
         draining,
         flag_late,
         policy,
-        reserved,
+        refuse_permille,
     });
     check!(ContractRecord { index, canonical });
     check!(RestoredStates { histories, versions, pieces, names, chunks, bytes });

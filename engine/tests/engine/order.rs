@@ -5,17 +5,17 @@ use taskmaster_protocol::body::queue_field;
 use crate::job::{Job, id, job};
 use crate::world::{CLIENT, Lease, World};
 
-const WORKER: u64 = 10;
+pub(crate) const WORKER: u64 = 10;
 const AUTO: u32 = 0;
 const FIFO: u32 = 1;
 const SHORTEST: u32 = 2;
 
-fn kind(number: u32, kind: &str) -> Job {
+pub(crate) fn kind(number: u32, kind: &str) -> Job {
     job("mail", number).kind(kind)
 }
 
 /// A queue of this policy, in which tasks of kind `long` were seen to take 500 ms and those of kind `short` 1 ms.
-fn taught(policy: u32) -> World {
+pub(crate) fn taught(policy: u32) -> World {
     let mut world = World::new();
     world.configure("mail", queue_field::POLICY, |queue| queue.policy = policy);
     world.worker(WORKER, &["mail"], 0);
@@ -29,7 +29,7 @@ fn taught(policy: u32) -> World {
 }
 
 /// Starts the next task, and ends it after the time that its kind takes.
-fn run(world: &mut World) -> Lease {
+pub(crate) fn run(world: &mut World) -> Lease {
     world.credit(WORKER, 1);
     let lease = world.lease();
     world.advance_ms(if lease.kind == "long" { 500 } else { 1 });
@@ -38,7 +38,7 @@ fn run(world: &mut World) -> Lease {
 }
 
 /// The order in which these tasks start, one at a time.
-fn order(world: &mut World, all: &[Job]) -> Vec<taskmaster_protocol::TaskId> {
+pub(crate) fn order(world: &mut World, all: &[Job]) -> Vec<taskmaster_protocol::TaskId> {
     world.submit(all);
     all.iter().map(|_| run(world).id).collect()
 }
@@ -47,7 +47,7 @@ fn mixed() -> Vec<Job> {
     vec![kind(100, "long"), kind(101, "short"), kind(102, "long"), kind(103, "short")]
 }
 
-fn ids(numbers: &[u32]) -> Vec<taskmaster_protocol::TaskId> {
+pub(crate) fn ids(numbers: &[u32]) -> Vec<taskmaster_protocol::TaskId> {
     numbers.iter().map(|&number| id(0, number)).collect()
 }
 
@@ -119,9 +119,9 @@ fn unknown_policy_is_refused_with_those_there_are() {
     let shown = world.queues(0);
     assert_eq!(shown[0].1.policy, SHORTEST);
     let mut body =
-        taskmaster_protocol::body::ConfigureQueue { set: queue_field::POLICY, policy: 3, ..Default::default() };
+        taskmaster_protocol::body::ConfigureQueue { set: queue_field::POLICY, policy: 4, ..Default::default() };
     body.queue = taskmaster_protocol::body::put(&mut body.bytes, b"mail");
     let refused = world.call(CLIENT, 0, &body);
-    assert!(refused.sentence().contains("auto (0), fifo (1) or shortest (2)"), "{}", refused.sentence());
+    assert!(refused.sentence().contains("auto (0), fifo (1), shortest (2) or deadline (3)"), "{}", refused.sentence());
     assert_eq!(world.queues(0)[0].1.policy, SHORTEST);
 }

@@ -78,7 +78,7 @@ bodies! {
     SubmitStream: SubmitStream, StreamReply: SubmitStream, ListStreams: ListStreams, StreamPage: ListStreams,
     StateHistory: StateLog, ReadState: ReadState, StatePage: ReadState,
     GetTask: GetTask, AwaitTask: AwaitTask, ListTasks: ListTasks, TaskPage: ListTasks,
-    Explanation: Why, ListQueues: ListQueues, QueuePage: ListQueues,
+    Explanation: Why, Chance: Chance, Shadow: Shadow, ShadowReport: Shadow, ListQueues: ListQueues, QueuePage: ListQueues,
     GetWorkflow: GetWorkflow, WorkflowPage: GetWorkflow, ListWorkflows: ListWorkflows,
     NodeStats: NodeStats, ClusterMapReply: ClusterMap, ClusterAdmin: ClusterAdmin,
 }

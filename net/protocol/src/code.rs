@@ -93,6 +93,8 @@ codes! {
     UnknownVersion = 33, "unknown_version";
     /// The pieces of a state do not make what its digest says.
     DigestMismatch = 34, "digest_mismatch";
+    /// The queue refuses deadlines that are so unlikely to be met.
+    HopelessDeadline = 35, "hopeless_deadline";
     /// A defect of the server; the sentence says what to report.
     Internal = 99, "internal";
 }

@@ -89,6 +89,10 @@ operations! {
     ReadState = 41,
     /// The positions of a partition's streams.
     ListStreams = 42,
+    /// How likely a task meets its deadline.
+    Chance = 43,
+    /// What another policy would do to a queue.
+    Shadow = 44,
     /// Server to worker: leased tasks.
     Assign = 50,
     /// Server to worker: a lease is revoked (the task was cancelled or expired).

@@ -16,6 +16,9 @@ use super::world::START_US;
 pub(crate) const QUEUES: u32 = 3;
 /// The limited queue and its limit.
 pub(crate) const LIMITED: (u32, u32) = (1, 3);
+/// Policies of queues, and that of those without a limit until another one is set.
+const POLICIES: u32 = 4;
+const DEADLINE: u32 = 3;
 /// Retention that no run outlasts.
 const LONG_MS: u32 = 86_400_000;
 /// Time between checks whether all is done, once faults are over.
@@ -34,12 +37,15 @@ pub(crate) struct Producer {
     next_us: u64,
     sequence: u32,
     resumed_us: u64,
+    /// The policy that queues were given last.
+    policy: u32,
 }
 
 impl Producer {
     pub(crate) fn new(number: u64, partitions: u16, pause_us_max: u64, is_memo: bool, client: Client) -> Self {
         let (next_us, sequence, resumed_us) = (0, 0, 0);
-        Self { number, client, partitions, pause_us_max, is_memo, is_over: false, next_us, sequence, resumed_us }
+        let (is_over, policy) = (false, DEADLINE);
+        Self { number, client, partitions, pause_us_max, is_memo, is_over, next_us, sequence, resumed_us, policy }
     }
 
     fn pick_partition(&self, cx: &mut Cx<'_>) -> PartitionId {
@@ -216,6 +222,7 @@ impl Producer {
             let mut configure = ConfigureQueue { set, paused: paused.into(), ..ConfigureQueue::default() };
             configure.queue = body::put(&mut configure.bytes, format!("q{queue}").as_bytes());
             configure.concurrency = if queue == LIMITED.0 { LIMITED.1 } else { 0 };
+            configure.policy = self.policy;
             self.client.push(Operation::ConfigureQueue, partition, &configure);
         }
     }
@@ -239,7 +246,8 @@ impl Producer {
             }
             6 if self.number == 0 => {
                 let queue = cx.dice.small(0, QUEUES - 1);
-                self.configure(queue, queue_field::PAUSED, true);
+                self.policy = (self.policy + 1) % POLICIES;
+                self.configure(queue, queue_field::PAUSED | queue_field::POLICY, true);
             }
             7 if self.number == 0 => {
                 let queue = cx.dice.small(0, QUEUES - 1);
@@ -257,6 +265,9 @@ impl Producer {
 
     fn produce(&mut self, cx: &mut Cx<'_>) {
         if self.number == 0 && self.sequence == 0 {
+            for queue in (0..QUEUES).filter(|&queue| queue != LIMITED.0) {
+                self.configure(queue, queue_field::POLICY, false);
+            }
             self.configure(LIMITED.0, queue_field::CONCURRENCY, false);
         }
         if self.client.len() < 12 {

@@ -3,9 +3,10 @@
 use taskmaster_protocol::body::{
     self, ArchivedAwaitTask, ArchivedCancel, ArchivedChangeState, ArchivedComplete, ArchivedConfigureQueue,
     ArchivedCredit, ArchivedFail, ArchivedGetTask, ArchivedGetWorkflow, ArchivedLeases, ArchivedListTasks,
-    ArchivedListWorkflows, ArchivedProgress, ArchivedReadState, ArchivedRetry, ArchivedSaveState, ArchivedSpan,
-    ArchivedSubmit, ArchivedSubscribe, BatchReply, Empty, ExceptionRow, Explanation, NodeStats, QueueInfo, QueuePage,
-    TaskInfo, TaskPage, WorkflowInfo, WorkflowPage, WorkflowTask, access, put, queue_field, slice, text,
+    ArchivedListWorkflows, ArchivedProgress, ArchivedReadState, ArchivedRetry, ArchivedSaveState, ArchivedShadow,
+    ArchivedSpan, ArchivedSubmit, ArchivedSubscribe, BatchReply, Chance, Empty, ExceptionRow, Explanation, NodeStats,
+    PolicyWaits, QueueInfo, QueuePage, ShadowReport, TaskInfo, TaskPage, WorkflowInfo, WorkflowPage, WorkflowTask,
+    access, chance_basis, put, queue_field, slice, text,
 };
 use taskmaster_protocol::{Body, Code, Frame, Operation, PartitionId, TaskId};
 
@@ -122,6 +123,22 @@ impl Engine {
                 let mut bytes = Vec::new();
                 let facts = vec![put(&mut bytes, b"state"), put(&mut bytes, sentence.as_bytes())];
                 self.reply(asked, Code::Ok, &Explanation { facts, bytes });
+            }
+            Operation::Chance => {
+                self.known(TaskId::from(&access::<ArchivedGetTask>(bytes)?.id))?;
+                let basis = chance_basis::TOO_FEW_SAMPLES;
+                self.reply(asked, Code::Ok, &Chance { basis, ..Chance::default() });
+            }
+            Operation::Shadow => {
+                let asks = access::<ArchivedShadow>(bytes)?;
+                let queue: QueueKey =
+                    (namespace(&asks.bytes, asks.namespace)?, text(&asks.bytes, asks.queue)?.to_owned());
+                if !self.ready.contains_key(&queue) {
+                    let message = format!("queue \"{}\" does not exist", queue.1);
+                    return Err(Refusal::local(Code::UnknownQueue, message).into());
+                }
+                let shadow = PolicyWaits { policy: asks.policy.to_native(), ..PolicyWaits::default() };
+                self.reply(asked, Code::Ok, &ShadowReport { shadow, samples_min: 1, ..ShadowReport::default() });
             }
             Operation::ListQueues => self.reply(asked, Code::Ok, &self.queue_page(partition)),
             Operation::GetWorkflow => {

@@ -39,6 +39,8 @@ pub mod queue_field {
     pub const DEPTH: u32 = 64;
     /// `policy`.
     pub const POLICY: u32 = 128;
+    /// `refuse_permille`.
+    pub const REFUSAL: u32 = 256;
 }
 
 /// Creates a queue or changes the fields named in `set`. Sent to every partition by the client.
@@ -65,8 +67,10 @@ pub struct ConfigureQueue {
     /// 1: new tasks are refused, accepted ones run.
     pub draining: u32,
     /// At a task's deadline: 0 expire it, 1 only flag it.
-    pub deadline_action: u32,
-    /// Order of tasks of one priority: 0 auto, 1 fifo, 2 shortest.
+    pub deadline_action: u16,
+    /// Tasks whose deadline is less likely to be met are refused, in parts per thousand; 0 refuses none.
+    pub refuse_permille: u16,
+    /// Order of tasks of one priority: 0 auto, 1 fifo, 2 shortest, 3 deadline.
     pub policy: u32,
     /// Byte area.
     pub bytes: Vec<u8>,

@@ -116,6 +116,96 @@ pub struct Explanation {
     pub bytes: Vec<u8>,
 }
 
+/// Values of [`Chance::basis`].
+pub mod chance_basis {
+    /// `permille` is known.
+    pub const KNOWN: u32 = 0;
+    /// The task has no deadline.
+    pub const NO_DEADLINE: u32 = 1;
+    /// Too few tasks of its kind have ended.
+    pub const TOO_FEW_SAMPLES: u32 = 2;
+    /// No worker that has room for it serves its queue, or the queue is paused.
+    pub const NOT_SERVED: u32 = 3;
+    /// It waits for other tasks, or is final.
+    pub const NOT_IN_LINE: u32 = 4;
+}
+
+/// How likely a task meets its deadline, as things are.
+#[derive(Clone, Copy, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct Chance {
+    /// Its deadline, in milliseconds since 1970; 0 for none.
+    pub deadline_ms: u64,
+    /// How long it is expected to wait, in milliseconds.
+    pub wait_ms: u64,
+    /// How long it is expected to run in one of two cases, in milliseconds,
+    pub run_ms: u64,
+    /// and in nine of ten.
+    pub run_most_ms: u64,
+    /// Tasks that go before it, in the shard's part of the queue.
+    pub ahead: u64,
+    /// Tasks of that part that can run at once.
+    pub places: u32,
+    /// Tasks of its kind that have ended, as far as they count.
+    pub samples: u32,
+    /// The probability in parts per thousand, if it is known.
+    pub permille: u32,
+    /// Whether it is, and why not: a value of [`chance_basis`].
+    pub basis: u32,
+}
+
+/// Asks what another policy would have made of what a queue ran lately.
+#[derive(Clone, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct Shadow {
+    /// Namespace (UTF-8); empty is `default`.
+    pub namespace: Span,
+    /// Queue (UTF-8).
+    pub queue: Span,
+    /// The policy in shadow: 0 auto, 1 fifo, 2 shortest, 3 deadline.
+    pub policy: u32,
+    /// Byte area.
+    pub bytes: Vec<u8>,
+}
+
+/// What a policy does to tasks of a queue, played in virtual time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct PolicyWaits {
+    /// Mean wait, in microseconds.
+    pub wait_us: u64,
+    /// Median.
+    pub wait_median_us: u64,
+    /// In 99 of 100 cases it is no longer.
+    pub wait_most_us: u64,
+    /// Mean bounded slowdown, in thousandths.
+    pub slowdown_milli: u64,
+    /// Tasks that end after their deadline.
+    pub late: u32,
+    /// The policy.
+    pub policy: u32,
+}
+
+/// The present policy of a queue beside one in shadow, over the same tasks of one shard.
+#[derive(Clone, Copy, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct ShadowReport {
+    /// Under the present policy,
+    pub present: PolicyWaits,
+    /// and under the one in shadow; zeros with fewer samples than are needed.
+    pub shadow: PolicyWaits,
+    /// Mean wait as it was in truth, in microseconds.
+    pub measured_us: u64,
+    /// Mean slowdown under the present policy over that under the one in shadow, in thousandths,
+    pub gain_milli: u64,
+    /// and what it is at least with a confidence of 95 %.
+    pub gain_least_milli: u64,
+    /// Tasks that were played,
+    pub samples: u32,
+    /// and how many it takes at least.
+    pub samples_min: u32,
+    /// Tasks with a deadline.
+    pub with_deadline: u32,
+    /// Blocks in which they were played.
+    pub blocks: u32,
+}
+
 /// Asks for a partition's queues.
 #[derive(Clone, Debug, Default, Archive, Serialize, Deserialize)]
 pub struct ListQueues {
@@ -157,10 +247,10 @@ pub struct QueueInfo {
     pub draining: u32,
     /// 0 expire, 1 flag.
     pub deadline_action: u32,
-    /// 0 auto, 1 fifo, 2 shortest.
+    /// 0 auto, 1 fifo, 2 shortest, 3 deadline.
     pub policy: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// As configured.
+    pub refuse_permille: u32,
 }
 
 /// Asks for a page of a workflow.

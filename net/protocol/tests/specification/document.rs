@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use taskmaster_protocol::body::{cluster_verb, queue_field, state_verb};
+use taskmaster_protocol::body::{chance_basis, cluster_verb, queue_field, state_verb};
 use taskmaster_protocol::frame::{FLAG_RESEND, FLAG_RESPONSE, HEADER_BYTES, Header, MAGIC, NO_PARTITION};
 use taskmaster_protocol::{Code, FrameBuffer, Operation, TaskId, frame, limits};
 
@@ -136,6 +136,7 @@ fn queue_field_bits_are_the_ones_in_the_page() {
         queue_field::RETENTION,
         queue_field::DEPTH,
         queue_field::POLICY,
+        queue_field::REFUSAL,
     ];
     assert_eq!(bits, known);
 }
@@ -157,6 +158,21 @@ fn cluster_verbs_are_the_ones_in_the_page() {
         (cluster_verb::JOIN, "join"),
     ];
     assert_eq!(written, known.map(|(verb, name)| (verb, name.to_owned())));
+}
+
+#[test]
+fn bases_of_chances_are_the_ones_in_the_page() {
+    let rows = table(&document(), "#### Values of `Chance.basis`");
+    let written: Vec<(u32, String)> =
+        rows.iter().map(|row| (row[0].parse().expect("a number"), row[1].clone())).collect();
+    let known = [
+        (chance_basis::KNOWN, "known"),
+        (chance_basis::NO_DEADLINE, "no_deadline"),
+        (chance_basis::TOO_FEW_SAMPLES, "too_few_samples"),
+        (chance_basis::NOT_SERVED, "not_served"),
+        (chance_basis::NOT_IN_LINE, "not_in_line"),
+    ];
+    assert_eq!(written, known.map(|(basis, name)| (basis, name.to_owned())));
 }
 
 #[test]

@@ -307,8 +307,8 @@ records! {
     Retry { ids: Vec<TaskId> }
     ConfigureQueue {
         rate_milli_per_s: u64, depth_max: u64, namespace: Span, queue: Span, set: u32, rate_burst: u32,
-        concurrency: u32, retention_ms: u32, paused: u32, draining: u32, deadline_action: u32, policy: u32,
-        bytes: Vec<u8>
+        concurrency: u32, retention_ms: u32, paused: u32, draining: u32, deadline_action: u16,
+        refuse_permille: u16, policy: u32, bytes: Vec<u8>
     }
     SaveState { rows: Vec<SaveRow>, segments: Vec<Segment>, bytes: Vec<u8> }
     SaveRow {
@@ -343,13 +343,25 @@ records! {
         worker: Span, note: Span, done_permille: u32, attempt: u32, attempts_max: u32, state: u8, priority: u8,
         late: u8, memo: u8
     }
+    Chance {
+        deadline_ms: u64, wait_ms: u64, run_ms: u64, run_most_ms: u64, ahead: u64, places: u32, samples: u32,
+        permille: u32, basis: u32
+    }
+    Shadow { namespace: Span, queue: Span, policy: u32, bytes: Vec<u8> }
+    PolicyWaits {
+        wait_us: u64, wait_median_us: u64, wait_most_us: u64, slowdown_milli: u64, late: u32, policy: u32
+    }
+    ShadowReport {
+        present: PolicyWaits, shadow: PolicyWaits, measured_us: u64, gain_milli: u64, gain_least_milli: u64,
+        samples: u32, samples_min: u32, with_deadline: u32, blocks: u32
+    }
     Explanation { facts: Vec<Span>, bytes: Vec<u8> }
     ListQueues { reserved: u32 }
     QueuePage { rows: Vec<QueueInfo>, bytes: Vec<u8> }
     QueueInfo {
         counts: [u64; 8], rate_milli_per_s: u64, depth_max: u64, namespace: Span, queue: Span, rate_burst: u32,
         concurrency: u32, retention_ms: u32, paused: u32, draining: u32, deadline_action: u32, policy: u32,
-        reserved: u32
+        refuse_permille: u32
     }
     GetWorkflow { id: TaskId, from: u32, limit: u32 }
     ListWorkflows { limit: u32 }
@@ -406,10 +418,10 @@ macro_rules! shapes {
 }
 
 shapes! {
-    Hello HelloReply Empty Refusal Submit BatchReply Subscribe Credit Assign Complete Fail Leases Progress Cancel Retry
-    ConfigureQueue Expire GetTask AwaitTask ListTasks TaskPage Explanation ListQueues QueuePage GetWorkflow WorkflowPage
-    ListWorkflows NodeStats ClusterMapReply ClusterAdmin SaveState StateReply ChangeState ForkWorkflow StateHistory
-    ReadState StatePage SubmitStream StreamReply ListStreams StreamPage
+    Hello HelloReply Empty Refusal Submit BatchReply Subscribe Credit Assign Complete Fail Leases Progress Cancel
+    Retry ConfigureQueue Expire GetTask AwaitTask ListTasks TaskPage Explanation Chance Shadow ShadowReport ListQueues
+    QueuePage GetWorkflow WorkflowPage ListWorkflows NodeStats ClusterMapReply ClusterAdmin SaveState StateReply
+    ChangeState ForkWorkflow StateHistory ReadState StatePage SubmitStream StreamReply ListStreams StreamPage
 }
 
 /// The body with this name.
@@ -437,6 +449,8 @@ pub(crate) const fn bodies(operation: Operation) -> (&'static str, &'static [&'s
         Operation::AwaitTask => ("AwaitTask", &["TaskPage", "WorkflowPage"]),
         Operation::ListTasks => ("ListTasks", &["TaskPage"]),
         Operation::Why => ("GetTask", &["Explanation"]),
+        Operation::Chance => ("GetTask", &["Chance"]),
+        Operation::Shadow => ("Shadow", &["ShadowReport"]),
         Operation::ListQueues => ("ListQueues", &["QueuePage"]),
         Operation::GetWorkflow => ("GetWorkflow", &["WorkflowPage"]),
         Operation::ListWorkflows => ("ListWorkflows", &["WorkflowPage"]),
