@@ -2,6 +2,7 @@
 //! its own, and ends it. A server that is not installed fails the test; `scripts/setup --test` installs them.
 
 pub(crate) mod kafka;
+pub(crate) mod objects;
 pub(crate) mod postgres;
 pub(crate) mod redis;
 
