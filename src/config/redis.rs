@@ -5,6 +5,7 @@ use taskmaster_connect::redis::Settings;
 
 use super::secret::password;
 use super::sections::Redis;
+use super::value::ServerTls;
 
 impl Redis {
     /// Whether there is a server.
@@ -22,12 +23,18 @@ impl Redis {
     /// # Errors
     /// What is wrong, without secrets.
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
-        let password = password("redis", self.password_file.as_deref(), &self.password)?;
+        let password = password("redis.password_file", self.password_file.as_deref(), &self.password)?;
         let mut settings = Settings::new(&self.url.0, password.as_deref()).context("redis.url")?;
         if let Some(file) = &self.tls_ca {
             let ca = std::fs::read(file).with_context(|| format!("redis.tls_ca {} cannot be read", file.display()))?;
             settings.tls_ca = Some(ca);
         }
+        let file = self.sentinel_password_file.as_deref();
+        settings.sentinel_login = (
+            Some(self.sentinel_user.clone()).filter(|user| !user.is_empty()),
+            password("redis.sentinel_password_file", file, &self.sentinel_password)?,
+        );
+        settings.encrypts_sentinels = self.sentinel_tls == ServerTls::Verify;
         settings.prefix.clone_from(&self.prefix);
         (settings.timeout, settings.connect_timeout, settings.ttl) =
             (self.timeout.0, self.connect_timeout.0, self.ttl.0);

@@ -46,14 +46,14 @@ impl Setting for Secret {
     }
 }
 
-/// A password: from its file if there is one, else from the environment.
+/// A password: from its file if there is one, else from the environment. `named_by` is the setting that names the file.
 ///
 /// # Errors
 /// When the file cannot be read.
-pub(super) fn password(section: &str, file: Option<&Path>, secret: &Secret) -> anyhow::Result<Option<String>> {
+pub(super) fn password(named_by: &str, file: Option<&Path>, secret: &Secret) -> anyhow::Result<Option<String>> {
     let Some(file) = file else { return Ok(Some(secret.0.clone()).filter(|password| !password.is_empty())) };
     let text = std::fs::read_to_string(file)
-        .with_context(|| format!("{section}.password_file {} cannot be read", file.display()))?;
+        .with_context(|| format!("{named_by} {} cannot be read", file.display()))?;
     Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned()))
 }
 

@@ -7,7 +7,7 @@ use redis::aio::MultiplexedConnection;
 use redis::caching::{CacheConfig, CacheStatistics};
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
-use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
+use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, RedisError, RedisResult, TlsCertificates, TlsMode};
 
 use super::settings::{Form, Settings};
@@ -103,22 +103,7 @@ impl Link {
                 return Self::Cluster(builder.build()?.get_async_connection().await?).greeted().await;
             }
             Form::Sentinel(master) => {
-                let mut builder = SentinelClientBuilder::new(settings.addresses(), master, SentinelServerType::Master)?
-                    .set_client_to_redis_db(settings.database)
-                    .set_client_to_redis_protocol(Settings::protocol(has_pushes));
-                if settings.is_encrypted {
-                    builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
-                }
-                if let Some(user) = &settings.user {
-                    builder = builder.set_client_to_redis_username(user);
-                }
-                if let Some(password) = &settings.password {
-                    builder = builder.set_client_to_redis_password(password);
-                }
-                if let Some(certificates) = certificates {
-                    builder = builder.set_client_to_redis_certificates(certificates);
-                }
-                builder.build()?.async_get_client().await?
+                sentinels(settings, master, certificates, has_pushes)?.async_get_client().await?
             }
         };
         let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
@@ -146,6 +131,41 @@ impl Link {
         };
         statistics.map_or(0, |statistics: CacheStatistics| statistics.hit)
     }
+}
+
+/// Who asks sentinels for the server.
+fn sentinels(
+    settings: &Settings,
+    master: &str,
+    certificates: Option<TlsCertificates>,
+    has_pushes: bool,
+) -> RedisResult<SentinelClient> {
+    let mut builder = SentinelClientBuilder::new(settings.addresses(), master, SentinelServerType::Master)?
+        .set_client_to_redis_db(settings.database)
+        .set_client_to_redis_protocol(Settings::protocol(has_pushes));
+    if settings.is_encrypted {
+        builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
+    }
+    if let Some(user) = &settings.user {
+        builder = builder.set_client_to_redis_username(user);
+    }
+    if let Some(password) = &settings.password {
+        builder = builder.set_client_to_redis_password(password);
+    }
+    let (user, password) = &settings.sentinel_login;
+    if let Some(user) = user {
+        builder = builder.set_client_to_sentinel_username(user);
+    }
+    if let Some(password) = password {
+        builder = builder.set_client_to_sentinel_password(password);
+    }
+    if let Some(certificates) = certificates {
+        if settings.encrypts_hosts() {
+            builder = builder.set_client_to_sentinel_certificates(certificates.clone());
+        }
+        builder = builder.set_client_to_redis_certificates(certificates);
+    }
+    builder.build()
 }
 
 /// What the library says, with the place.

@@ -1,50 +1,28 @@
 //! Connections under TLS: encrypted and to the right server, or not made at all.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use taskmaster_client::{Client, Task};
 use taskmaster_connect::postgres::{TlsMode, connect};
 
 use super::section;
 use super::start::logged;
 use crate::process::{Setup, directory};
-use crate::services::{self, postgres::Postgres};
+use crate::services::certificates::Certificates;
+use crate::services::postgres::Postgres;
 
-/// An authority and the server's certificate, signed by it, in a folder that the server may read.
-struct Certificates {
-    folder: tempfile::TempDir,
-}
-
-impl Certificates {
-    /// A certificate for this name or address.
-    fn of(name: &str) -> Self {
-        let folder = services::directory("certificates-");
-        let mut authority = CertificateParams::new(Vec::<String>::new()).unwrap();
-        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let authority_key = KeyPair::generate().unwrap();
-        let root = authority.self_signed(&authority_key).unwrap();
-        let issuer = Issuer::new(authority, authority_key);
-        let key = KeyPair::generate().unwrap();
-        let server = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
-        let made = Self { folder };
-        for (file, text) in [("ca.pem", root.pem()), ("server.pem", server.pem()), ("server.key", key.serialize_pem())]
-        {
-            services::private_file(&made.path(file), &text);
-        }
-        made
+/// A server that shows the certificate for a server, and asks for those of this authority if `asks`.
+async fn server(certificates: &Certificates, asks: bool) -> Postgres {
+    let file = |name: &str, file: &str| format!("{name}={}", certificates.text(file));
+    let mut options = vec![
+        "ssl=on".to_owned(),
+        file("ssl_cert_file", "server.pem"),
+        file("ssl_key_file", "server.key"),
+    ];
+    if asks {
+        options.push(file("ssl_ca_file", "ca.pem"));
     }
-
-    fn path(&self, file: &str) -> PathBuf {
-        self.folder.path().join(file)
-    }
-
-    /// A server that uses it.
-    async fn server(&self) -> Postgres {
-        let (certificate, key) = (self.path("server.pem"), self.path("server.key"));
-        let file = |name: &str, path: &Path| format!("{name}={}", path.display());
-        Postgres::start_with(&["ssl=on", &file("ssl_cert_file", &certificate), &file("ssl_key_file", &key)]).await
-    }
+    Postgres::start_with(&options.iter().map(String::as_str).collect::<Vec<_>>()).await
 }
 
 /// Why a connection that trusts this authority is not made.
@@ -57,7 +35,7 @@ async fn refusal(postgres: &Postgres, authority: &Path) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_verifies_speaks_to_the_database_under_tls_alone() {
     let certificates = Certificates::of("127.0.0.1");
-    let postgres = certificates.server().await;
+    let postgres = server(&certificates, false).await;
     postgres.migrate().await;
     let directory = directory();
     let mut setup = Setup::new(&directory);
@@ -82,12 +60,12 @@ async fn a_node_that_verifies_speaks_to_the_database_under_tls_alone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_of_another_authority_or_name_or_without_tls_is_not_used() {
     let (certificates, others) = (Certificates::of("127.0.0.1"), Certificates::of("db.example"));
-    let postgres = certificates.server().await;
+    let postgres = server(&certificates, false).await;
     let said = refusal(&postgres, &others.path("ca.pem")).await;
     assert!(said.contains("invalid peer certificate"), "{said}");
     let said = refusal(&postgres, &certificates.path("nothing.pem")).await;
     assert!(said.contains("trusted certificates") && said.contains("nothing.pem"), "{said}");
-    let named = others.server().await;
+    let named = server(&others, false).await;
     let said = refusal(&named, &others.path("ca.pem")).await;
     assert!(said.contains("not valid for name"), "{said}");
 
