@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 /// Where systems keep the authorities that they trust.
 const SYSTEM: [&str; 3] =
@@ -27,4 +27,61 @@ pub(crate) fn authorities(file: Option<&Path>, named_by: &str) -> Result<Vec<Cer
         return Err(unreadable(&"it holds none"));
     }
     Ok(found)
+}
+
+/// What we show of ourselves: the certificates from ours up to the authority, and the key, of a file each.
+///
+/// # Errors
+/// When one holds none: a sentence.
+pub(crate) fn identity(
+    certificate: &Path,
+    key: &Path,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), String> {
+    let unreadable = |what: &str, file: &Path, error: &dyn std::fmt::Display| {
+        format!("the {what} in {} cannot be read: {error}", file.display())
+    };
+    let read = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let chain = read.map_err(|error| unreadable("certificate", certificate, &error))?;
+    if chain.is_empty() {
+        return Err(unreadable("certificate", certificate, &"it holds none"));
+    }
+    Ok((chain, PrivateKeyDer::from_pem_file(key).map_err(|error| unreadable("key", key, &error))?))
+}
+
+/// What a server or the connection to it said, with what to do where that is about the certificate that we show or do not show.
+/// `section` is that of the settings.
+pub(crate) fn explained(said: String, section: &str, has_certificate: bool) -> String {
+    let alert = said.split_once("received fatal alert: ").map(|(_, alert)| alert);
+    let is_asked = said.contains("requires a valid client certificate");
+    let refused = ["CertificateRequired", "UnknownCA", "BadCertificate", "CertificateUnknown", "CertificateExpired"];
+    let further = ["CertificateRevoked", "UnsupportedCertificate", "DecryptError"];
+    let is_refused = alert.is_some_and(|alert| refused.iter().chain(&further).any(|known| alert.starts_with(known)));
+    if said.contains("certificate authentication failed") {
+        format!("{said}: the name in the certificate of {section}.tls_cert is not the role's")
+    } else if !is_asked && !is_refused {
+        said
+    } else if has_certificate {
+        format!(
+            "{said}: the server does not take the certificate of {section}.tls_cert, which it must trust and which must be valid"
+        )
+    } else {
+        format!("{said}: the server asks for a certificate, name it by {section}.tls_cert and {section}.tls_key")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_of_our_certificate_comes_with_what_to_do() {
+        let told = |said: &str, has| explained(said.to_owned(), "redis", has);
+        assert!(told("x: received fatal alert: CertificateRequired", false).contains("name it by redis.tls_cert"));
+        assert!(told("x: received fatal alert: UnknownCA", true).contains("does not take the certificate of redis"));
+        assert!(told("connection requires a valid client certificate [28000]", false).contains("name it by"));
+        assert!(told("certificate authentication failed for user \"me\"", true).contains("is not the role's"));
+        for other in ["received fatal alert: ProtocolVersion", "invalid peer certificate: UnknownIssuer"] {
+            assert_eq!(told(other, true), other);
+        }
+    }
 }

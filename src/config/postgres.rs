@@ -3,7 +3,7 @@
 use anyhow::Context;
 use taskmaster_connect::postgres::{Settings, TlsMode};
 
-use super::secret::password;
+use super::secret::{password, shown};
 use super::sections::Postgres;
 use super::value::ServerTls;
 
@@ -25,6 +25,10 @@ impl Postgres {
             ServerTls::Verify => TlsMode::Verify,
         };
         settings.set_tls(mode, self.tls_ca.clone());
+        let (certificate, key) = (self.tls_cert.as_deref(), self.tls_key.as_deref());
+        if let Some((certificate, key)) = shown("postgres", certificate, key, mode == TlsMode::Verify)? {
+            settings.show_certificate(certificate.to_owned(), key.to_owned());
+        }
         settings.set_timeouts(self.connect_timeout.0, self.statement_timeout.0);
         Ok(settings)
     }

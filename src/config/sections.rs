@@ -11,7 +11,7 @@ use super::events::Events;
 use super::secret::{DatabaseUrl, Secret};
 use super::setting::{Raw, Setting};
 use super::streams::Stream;
-use super::value::{ByteSize, ServerTls, Format, Interval, Level, Memory, ShardPorts};
+use super::value::{ByteSize, Format, Interval, Level, Memory, ServerTls, ShardPorts};
 use super::{Origin, Problem};
 
 /// Most shards of one node.
@@ -212,6 +212,10 @@ sections! {
         tls: ServerTls = ServerTls::Disable, any;
         /// Authorities that are trusted; empty for those of the system.
         tls_ca: Option<PathBuf> = None, any;
+        /// The certificate that is shown, with those up to an authority; empty for none.
+        tls_cert: Option<PathBuf> = None, any;
+        /// Its key.
+        tls_key: Option<PathBuf> = None, any;
         /// Connections of the node.
         connections: u16 = 2, |&value| between(value, 1, 64);
         /// Longest wait for a connection.
@@ -243,6 +247,10 @@ sections! {
         password: Secret = Secret::default(), any;
         /// Authorities that are trusted; empty for those of the system.
         tls_ca: Option<PathBuf> = None, any;
+        /// The certificate that is shown, with those up to an authority; empty for none.
+        tls_cert: Option<PathBuf> = None, any;
+        /// Its key.
+        tls_key: Option<PathBuf> = None, any;
         /// The user at sentinels, which have users of their own; empty for their default.
         sentinel_user: String = String::new(), any;
         /// A file with the password at sentinels.

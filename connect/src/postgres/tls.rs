@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -21,11 +21,12 @@ use crate::trust;
 pub(super) struct Tls(Arc<ClientConfig>);
 
 impl Tls {
-    /// With the authorities of a file, or else of the system.
+    /// With the authorities of a file, or else of the system, and the files of our certificate and key.
     ///
     /// # Errors
-    /// When there are none.
-    pub(super) fn new(ca: Option<&Path>) -> Result<Self, Error> {
+    /// When they cannot be used.
+    pub(super) fn new(ca: Option<&Path>, shown: Option<&(PathBuf, PathBuf)>) -> Result<Self, Error> {
+        let unusable = |error: &rustls::Error| Error::Settings(format!("certificate and key cannot be used: {error}"));
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(trust::authorities(ca, "postgres.tls_ca").map_err(Error::Settings)?);
         let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -33,6 +33,8 @@ pub struct Settings {
     pub(super) database: i64,
     /// Certificates that are trusted (PEM) instead of the system's.
     pub tls_ca: Option<Vec<u8>>,
+    /// The certificate that is shown to servers and sentinels, with those up to an authority that they trust, and its key (PEM).
+    pub tls_shown: Option<(Vec<u8>, Vec<u8>)>,
     /// How one logs in to sentinels, which know nothing of the servers' users: user and password.
     pub sentinel_login: (Option<String>, Option<String>),
     /// Whether connections to sentinels are encrypted where those to servers are.
@@ -140,6 +142,7 @@ impl Settings {
             password: password.map(str::to_owned).or(filled(plain(own_password)?)),
             database,
             tls_ca: None,
+            tls_shown: None,
             sentinel_login: (None, None),
             encrypts_sentinels: true,
             prefix: "taskmaster".to_owned(),
@@ -160,6 +163,12 @@ impl Settings {
             Form::Cluster => format!("the cluster of {hosts}"),
             Form::Sentinel(master) => format!("{master}, as {hosts} know it"),
         }
+    }
+
+    /// Whether connections to servers are encrypted.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.is_encrypted
     }
 
     /// Whether connections are encrypted, or need not be.

@@ -12,7 +12,8 @@ use crate::services::redis::{PASSWORD, Redis, SENTINEL_PASSWORD};
 fn doctor(more: &str) -> (String, String) {
     let directory = crate::process::directory();
     let file = directory.path().join("node.toml");
-    std::fs::write(&file, format!("[node]\ndata_dir = \"{}\"\n{more}", directory.path().join("data").display())).unwrap();
+    std::fs::write(&file, format!("[node]\ndata_dir = \"{}\"\n{more}", directory.path().join("data").display()))
+        .unwrap();
     let output = Command::new(binary()).args(["doctor", "--output", "json", "--config"]).arg(&file).output().unwrap();
     let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let checks = told["checks"].as_array().unwrap();
@@ -60,6 +61,30 @@ async fn sentinels_with_a_user_a_password_and_tls_lead_to_the_server() {
         (with(&others, &login), "certificate"),
         // What is not encrypted is not answered.
         (with(&certificates, &format!("{login}sentinel_tls = \"disable\"\n")), "127.0.0.1"),
+    ] {
+        let (status, said) = doctor(&configuration);
+        assert!(status == "fail" && said.contains(wanted), "{wanted}: {said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_asks_for_a_certificate_is_shown_one_and_the_doctor_says_what_is_wrong_with_it() {
+    let (certificates, others) = (Certificates::of("127.0.0.1"), Certificates::of("127.0.0.1"));
+    let redis = Redis::start_with_tls(&certificates, true).await;
+    let with = |more: &str| {
+        let (url, password) = (redis.tls_url(), redis.password_file());
+        let authority = certificates.text("ca.pem");
+        format!("[redis]\nurl = \"{url}\"\npassword_file = \"{password}\"\ntls_ca = \"{authority}\"\n{more}")
+    };
+    let shown = |of: &Certificates, key: &str| {
+        with(&format!("tls_cert = \"{}\"\ntls_key = \"{}\"\n", of.text("client.pem"), of.text(key)))
+    };
+    shares(&shown(&certificates, "client.key"), "with a certificate").await;
+    for (configuration, wanted) in [
+        (with(""), "name it by redis.tls_cert and redis.tls_key"),
+        (shown(&others, "client.key"), "does not take the certificate of redis.tls_cert"),
+        (shown(&certificates, "nothing.key"), "nothing.key cannot be read"),
+        (shown(&certificates, "client.key").replace("rediss:", "redis:"), "connections are not encrypted"),
     ] {
         let (status, said) = doctor(&configuration);
         assert!(status == "fail" && said.contains(wanted), "{wanted}: {said}");
