@@ -13,3 +13,5 @@ pub mod kafka;
 mod place;
 pub mod postgres;
 pub mod redis;
+pub mod s3;
+mod trust;

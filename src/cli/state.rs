@@ -88,13 +88,13 @@ pub(crate) enum Command {
     Migrate(database::Database),
     /// Show how far finished tasks are checkpointed to the database, over all nodes
     Status,
-    /// Copy what a node on this machine has, running or not, into a new directory
+    /// Copy what a node on this machine has, running or not, into a new directory or an object store
     Backup(backup::Arguments),
     /// Check every file of a backup
     Verify {
         /// The backup
-        #[arg(value_name = "DIR")]
-        backup: PathBuf,
+        #[arg(value_name = "DIR|s3://BUCKET/PREFIX")]
+        backup: backup::store::Location,
     },
     /// Bring tasks back from backups, or finished ones from the database, into a new data directory
     Restore(restore::Arguments),

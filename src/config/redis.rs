@@ -1,10 +1,13 @@
 //! `[redis]` raised into what the connection needs.
 
+use std::path::Path;
+
 use anyhow::Context;
 use taskmaster_connect::redis::Settings;
 
-use super::secret::password;
+use super::secret::{password, shown};
 use super::sections::Redis;
+use super::value::ServerTls;
 
 impl Redis {
     /// Whether there is a server.
@@ -22,12 +25,22 @@ impl Redis {
     /// # Errors
     /// What is wrong, without secrets.
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
-        let password = password("redis", self.password_file.as_deref(), &self.password)?;
-        let mut settings = Settings::new(&self.url.0, password.as_deref()).context("redis.url")?;
-        if let Some(file) = &self.tls_ca {
-            let ca = std::fs::read(file).with_context(|| format!("redis.tls_ca {} cannot be read", file.display()))?;
-            settings.tls_ca = Some(ca);
+        let login = password("redis.password_file", self.password_file.as_deref(), &self.password)?;
+        let mut settings = Settings::new(&self.url.0, login.as_deref()).context("redis.url")?;
+        let read = |named_by: &str, file: &Path| {
+            std::fs::read(file).with_context(|| format!("{named_by} {} cannot be read", file.display()))
+        };
+        settings.tls_ca = self.tls_ca.as_deref().map(|file| read("redis.tls_ca", file)).transpose()?;
+        let (certificate, key) = (self.tls_cert.as_deref(), self.tls_key.as_deref());
+        if let Some((certificate, key)) = shown("redis", certificate, key, settings.is_encrypted())? {
+            settings.tls_shown = Some((read("redis.tls_cert", certificate)?, read("redis.tls_key", key)?));
         }
+        let file = self.sentinel_password_file.as_deref();
+        settings.sentinel_login = (
+            Some(self.sentinel_user.clone()).filter(|user| !user.is_empty()),
+            password("redis.sentinel_password_file", file, &self.sentinel_password)?,
+        );
+        settings.encrypts_sentinels = self.sentinel_tls == ServerTls::Verify;
         settings.prefix.clone_from(&self.prefix);
         (settings.timeout, settings.connect_timeout, settings.ttl) =
             (self.timeout.0, self.connect_timeout.0, self.ttl.0);

@@ -46,15 +46,33 @@ impl Setting for Secret {
     }
 }
 
-/// A password: from its file if there is one, else from the environment.
+/// A password: from its file if there is one, else from the environment. `named_by` is the setting that names the file.
 ///
 /// # Errors
 /// When the file cannot be read.
-pub(super) fn password(section: &str, file: Option<&Path>, secret: &Secret) -> anyhow::Result<Option<String>> {
+pub(super) fn password(named_by: &str, file: Option<&Path>, secret: &Secret) -> anyhow::Result<Option<String>> {
     let Some(file) = file else { return Ok(Some(secret.0.clone()).filter(|password| !password.is_empty())) };
-    let text = std::fs::read_to_string(file)
-        .with_context(|| format!("{section}.password_file {} cannot be read", file.display()))?;
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("{named_by} {} cannot be read", file.display()))?;
     Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned()))
+}
+
+/// The files of a certificate to show and of its key, of a section whose connections may not be encrypted.
+///
+/// # Errors
+/// When one is named without the other, or in vain.
+pub(super) fn shown<'a>(
+    section: &str,
+    certificate: Option<&'a Path>,
+    key: Option<&'a Path>,
+    is_encrypted: bool,
+) -> anyhow::Result<Option<(&'a Path, &'a Path)>> {
+    match (certificate, key) {
+        (None, None) => Ok(None),
+        (Some(certificate), Some(key)) if is_encrypted => Ok(Some((certificate, key))),
+        (Some(_), Some(_)) => anyhow::bail!("{section}.tls_cert is shown to nobody: connections are not encrypted"),
+        _ => anyhow::bail!("{section}.tls_cert and {section}.tls_key belong together: name both files"),
+    }
 }
 
 /// The address of a database, which may hold a password.

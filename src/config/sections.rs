@@ -11,7 +11,7 @@ use super::events::Events;
 use super::secret::{DatabaseUrl, Secret};
 use super::setting::{Raw, Setting};
 use super::streams::Stream;
-use super::value::{ByteSize, DatabaseTls, Format, Interval, Level, Memory, ShardPorts};
+use super::value::{ByteSize, Format, Interval, Level, Memory, ServerTls, ShardPorts};
 use super::{Origin, Problem};
 
 /// Most shards of one node.
@@ -209,9 +209,13 @@ sections! {
         /// The password, from the environment.
         password: Secret = Secret::default(), any;
         /// Encryption.
-        tls: DatabaseTls = DatabaseTls::Disable, any;
+        tls: ServerTls = ServerTls::Disable, any;
         /// Authorities that are trusted; empty for those of the system.
         tls_ca: Option<PathBuf> = None, any;
+        /// The certificate that is shown, with those up to an authority; empty for none.
+        tls_cert: Option<PathBuf> = None, any;
+        /// Its key.
+        tls_key: Option<PathBuf> = None, any;
         /// Connections of the node.
         connections: u16 = 2, |&value| between(value, 1, 64);
         /// Longest wait for a connection.
@@ -245,6 +249,18 @@ sections! {
         password: Secret = Secret::default(), any;
         /// Authorities that are trusted; empty for those of the system.
         tls_ca: Option<PathBuf> = None, any;
+        /// The certificate that is shown, with those up to an authority; empty for none.
+        tls_cert: Option<PathBuf> = None, any;
+        /// Its key.
+        tls_key: Option<PathBuf> = None, any;
+        /// The user at sentinels, which have users of their own; empty for their default.
+        sentinel_user: String = String::new(), any;
+        /// A file with the password at sentinels.
+        sentinel_password_file: Option<PathBuf> = None, any;
+        /// The password at sentinels, from the environment.
+        sentinel_password: Secret = Secret::default(), any;
+        /// Encryption of connections to sentinels, where those to servers are encrypted.
+        sentinel_tls: ServerTls = ServerTls::Verify, any;
         /// What keys begin with.
         prefix: String = "taskmaster".to_owned(), |prefix| name_like(prefix);
         /// Longest wait for what is remembered.

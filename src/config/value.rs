@@ -202,7 +202,7 @@ choice! {
 
 choice! {
     /// Whether connections to a database are encrypted.
-    DatabaseTls {
+    ServerTls {
         /// They are not.
         Disable = "disable",
         /// They are, and the server's certificate must be valid for its name.

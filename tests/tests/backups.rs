@@ -3,6 +3,7 @@
 mod cluster;
 mod damage;
 mod load;
+mod objects;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

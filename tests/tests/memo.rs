@@ -2,6 +2,7 @@
 
 mod faults;
 mod store;
+mod tls;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

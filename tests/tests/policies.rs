@@ -50,7 +50,7 @@ impl Stage {
 
     /// Lets tasks of these kinds run.
     async fn run(&self, kinds: &[&str], count: usize) {
-        let tasks = (0..count).map(|number| Task::new(kinds[number % kinds.len()]).queue("q"));
+        let tasks = (0..count).map(|number| Task::new(kinds[number % kinds.len()].to_owned()).queue("q"));
         for outcome in self.client.submit_many(tasks).await.unwrap() {
             self.client.result_within(outcome.id, LONG).await.unwrap().expect("it ends");
         }

@@ -1,7 +1,9 @@
 //! Real servers of the systems that Taskmaster connects to: each test that needs one starts its own, on free ports and in a directory of
 //! its own, and ends it. A server that is not installed fails the test; `scripts/setup --test` installs them.
 
+pub(crate) mod certificates;
 pub(crate) mod kafka;
+pub(crate) mod objects;
 pub(crate) mod postgres;
 pub(crate) mod redis;
 

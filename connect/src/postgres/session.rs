@@ -9,6 +9,7 @@ use tokio_postgres::{Client, NoTls};
 use super::error::said;
 use super::tls::Tls;
 use super::{Error, Settings, TlsMode};
+use crate::trust;
 
 /// How long the server lets a transaction of ours stand still: a node that is cut off must not hold locks.
 const IDLE_IN_TRANSACTION_MS: u64 = 10_000;
@@ -47,14 +48,17 @@ pub async fn connect(settings: &Settings) -> Result<Session, Error> {
 }
 
 async fn dial(settings: &Settings) -> Result<Session, Error> {
-    let failed = |error: tokio_postgres::Error| Error::Connect { place: settings.place(), reason: said(&error) };
+    let failed = |error: tokio_postgres::Error| Error::Connect {
+        place: settings.place(),
+        reason: trust::explained(said(&error), "postgres", settings.tls_shown.is_some()),
+    };
     let (client, driver) = match settings.tls {
         TlsMode::Disable => {
             let (client, connection) = settings.config.connect(NoTls).await.map_err(failed)?;
             (client, tokio::spawn(drive(connection)))
         }
         TlsMode::Verify => {
-            let tls = Tls::new(settings.tls_ca.as_deref())?;
+            let tls = Tls::new(settings.tls_ca.as_deref(), settings.tls_shown.as_ref())?;
             let (client, connection) = settings.config.connect(tls).await.map_err(failed)?;
             (client, tokio::spawn(drive(connection)))
         }

@@ -25,6 +25,8 @@ pub struct Settings {
     pub(super) config: Config,
     pub(super) tls: TlsMode,
     pub(super) tls_ca: Option<PathBuf>,
+    /// Files of the certificate that is shown, and of its key.
+    pub(super) tls_shown: Option<(PathBuf, PathBuf)>,
     pub(super) statement_timeout: Duration,
 }
 
@@ -55,8 +57,13 @@ impl Settings {
             .keepalives_idle(Duration::from_secs(30))
             .connect_timeout(Duration::from_secs(5));
         config.tcp_user_timeout(Duration::from_secs(30));
-        let mut settings =
-            Self { config, tls: TlsMode::Disable, tls_ca: None, statement_timeout: Duration::from_secs(30) };
+        let mut settings = Self {
+            config,
+            tls: TlsMode::Disable,
+            tls_ca: None,
+            tls_shown: None,
+            statement_timeout: Duration::from_secs(30),
+        };
         settings.set_tls(TlsMode::Disable, None);
         Ok(settings)
     }
@@ -74,6 +81,12 @@ impl Settings {
             TlsMode::Disable => SslMode::Disable,
             TlsMode::Verify => SslMode::Require,
         });
+    }
+
+    /// The files of a certificate to show to the server, with those up to an authority that it trusts, and of its key; for
+    /// [`TlsMode::Verify`].
+    pub fn show_certificate(&mut self, certificate: PathBuf, key: PathBuf) {
+        self.tls_shown = Some((certificate, key));
     }
 
     /// Longest time to connect, and for any statement.

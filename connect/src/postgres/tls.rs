@@ -8,46 +8,37 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect};
 
 use super::Error;
-
-/// Where systems keep the authorities that they trust.
-const SYSTEM: [&str; 3] =
-    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+use crate::trust;
 
 /// Makes encrypted connections.
 #[derive(Clone)]
 pub(super) struct Tls(Arc<ClientConfig>);
 
 impl Tls {
-    /// With the authorities of a file, or else of the system.
+    /// With the authorities of a file, or else of the system, and the files of our certificate and key.
     ///
     /// # Errors
-    /// When there are none.
-    pub(super) fn new(ca: Option<&Path>) -> Result<Self, Error> {
-        let file = ca.map(Path::to_owned).or_else(|| SYSTEM.map(PathBuf::from).into_iter().find(|path| path.exists()));
-        let file = file.ok_or_else(|| {
-            Error::Settings("no file of trusted certificates was found: name one by postgres.tls_ca".to_owned())
-        })?;
-        let unreadable = |error: &dyn std::fmt::Display| {
-            Error::Settings(format!("the trusted certificates in {} cannot be read: {error}", file.display()))
-        };
+    /// When they cannot be used.
+    pub(super) fn new(ca: Option<&Path>, shown: Option<&(PathBuf, PathBuf)>) -> Result<Self, Error> {
+        let unusable = |error: &rustls::Error| Error::Settings(format!("certificate and key cannot be used: {error}"));
         let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_file_iter(&file).map_err(|error| unreadable(&error))? {
-            // A system's file may hold some that are not understood; one of them cannot be what was meant.
-            let _ignored = roots.add(certificate.map_err(|error| unreadable(&error))?);
-        }
-        if roots.is_empty() {
-            return Err(unreadable(&"it holds none"));
-        }
+        roots.add_parsable_certificates(trust::authorities(ca, "postgres.tls_ca").map_err(Error::Settings)?);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let config = config.map_err(|error| unreadable(&error))?.with_root_certificates(roots).with_no_client_auth();
+        let config = config.map_err(|error| unusable(&error))?.with_root_certificates(roots);
+        let config = match shown {
+            None => config.with_no_client_auth(),
+            Some((certificate, key)) => {
+                let (chain, key) = trust::identity(certificate, key).map_err(Error::Settings)?;
+                config.with_client_auth_cert(chain, key).map_err(|error| unusable(&error))?
+            }
+        };
         Ok(Self(Arc::new(config)))
     }
 }

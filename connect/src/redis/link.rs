@@ -7,10 +7,14 @@ use redis::aio::MultiplexedConnection;
 use redis::caching::{CacheConfig, CacheStatistics};
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
-use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
-use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, RedisError, RedisResult, TlsCertificates, TlsMode};
+use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
+use redis::{
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, FromRedisValue, RedisError, RedisResult, TlsCertificates,
+    TlsMode,
+};
 
 use super::settings::{Form, Settings};
+use crate::trust;
 
 /// What can go wrong. Nothing is lost by any of it.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +73,7 @@ impl Link {
             |error: Error| RedisError::from((redis::ErrorKind::InvalidClientConfig, "unusable", error.to_string()));
         let cache = NonZeroUsize::new(settings.local_max).filter(|_| has_pushes);
         let cache = cache.map(|size| CacheConfig::new().set_size(size).set_default_client_ttl(settings.ttl));
-        let certificates = settings.tls_ca.clone().map(|ca| TlsCertificates { client_tls: None, root_cert: Some(ca) });
+        let certificates = certificates(settings);
         let mut config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(settings.connect_timeout))
             .set_response_timeout(Some(settings.connect_timeout));
@@ -102,24 +106,7 @@ impl Link {
                 }
                 return Self::Cluster(builder.build()?.get_async_connection().await?).greeted().await;
             }
-            Form::Sentinel(master) => {
-                let mut builder = SentinelClientBuilder::new(settings.addresses(), master, SentinelServerType::Master)?
-                    .set_client_to_redis_db(settings.database)
-                    .set_client_to_redis_protocol(Settings::protocol(has_pushes));
-                if settings.is_encrypted {
-                    builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
-                }
-                if let Some(user) = &settings.user {
-                    builder = builder.set_client_to_redis_username(user);
-                }
-                if let Some(password) = &settings.password {
-                    builder = builder.set_client_to_redis_password(password);
-                }
-                if let Some(certificates) = certificates {
-                    builder = builder.set_client_to_redis_certificates(certificates);
-                }
-                builder.build()?.async_get_client().await?
-            }
+            Form::Sentinel(master) => sentinels(settings, master, certificates, has_pushes)?.async_get_client().await?,
         };
         let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
         Self::Server(connection).greeted().await
@@ -148,7 +135,51 @@ impl Link {
     }
 }
 
+/// Whom connections trust and what they show, if that is not what they do anyway.
+fn certificates(settings: &Settings) -> Option<TlsCertificates> {
+    let shown = settings.tls_shown.clone();
+    let client_tls = shown.map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
+    let root_cert = settings.tls_ca.clone();
+    (client_tls.is_some() || root_cert.is_some()).then_some(TlsCertificates { client_tls, root_cert })
+}
+
+/// Who asks sentinels for the server.
+fn sentinels(
+    settings: &Settings,
+    master: &str,
+    certificates: Option<TlsCertificates>,
+    has_pushes: bool,
+) -> RedisResult<SentinelClient> {
+    let mut builder = SentinelClientBuilder::new(settings.addresses(), master, SentinelServerType::Master)?
+        .set_client_to_redis_db(settings.database)
+        .set_client_to_redis_protocol(Settings::protocol(has_pushes));
+    if settings.is_encrypted {
+        builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
+    }
+    if let Some(user) = &settings.user {
+        builder = builder.set_client_to_redis_username(user);
+    }
+    if let Some(password) = &settings.password {
+        builder = builder.set_client_to_redis_password(password);
+    }
+    let (user, password) = &settings.sentinel_login;
+    if let Some(user) = user {
+        builder = builder.set_client_to_sentinel_username(user);
+    }
+    if let Some(password) = password {
+        builder = builder.set_client_to_sentinel_password(password);
+    }
+    if let Some(certificates) = certificates {
+        if settings.encrypts_hosts() {
+            builder = builder.set_client_to_sentinel_certificates(certificates.clone());
+        }
+        builder = builder.set_client_to_redis_certificates(certificates);
+    }
+    builder.build()
+}
+
 /// What the library says, with the place.
 pub(super) fn server_error(settings: &Settings, error: &RedisError) -> Error {
-    Error::Server { place: settings.place(), message: error.to_string() }
+    let message = trust::explained(error.to_string(), "redis", settings.tls_shown.is_some());
+    Error::Server { place: settings.place(), message }
 }

@@ -33,6 +33,12 @@ pub struct Settings {
     pub(super) database: i64,
     /// Certificates that are trusted (PEM) instead of the system's.
     pub tls_ca: Option<Vec<u8>>,
+    /// The certificate that is shown to servers and sentinels, with those up to an authority that they trust, and its key (PEM).
+    pub tls_shown: Option<(Vec<u8>, Vec<u8>)>,
+    /// How one logs in to sentinels, which know nothing of the servers' users: user and password.
+    pub sentinel_login: (Option<String>, Option<String>),
+    /// Whether connections to sentinels are encrypted where those to servers are.
+    pub encrypts_sentinels: bool,
     /// What keys begin with.
     pub prefix: String,
     /// Longest wait for an answer.
@@ -136,6 +142,9 @@ impl Settings {
             password: password.map(str::to_owned).or(filled(plain(own_password)?)),
             database,
             tls_ca: None,
+            tls_shown: None,
+            sentinel_login: (None, None),
+            encrypts_sentinels: true,
             prefix: "taskmaster".to_owned(),
             timeout: Duration::from_millis(20),
             connect_timeout: Duration::from_secs(1),
@@ -156,11 +165,17 @@ impl Settings {
         }
     }
 
+    /// Whether connections to servers are encrypted.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.is_encrypted
+    }
+
     /// Whether connections are encrypted, or need not be.
     pub(super) fn is_private(&self) -> bool {
         let is_local =
             |name: &str| name == "localhost" || name.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
-        self.is_encrypted || self.hosts.iter().all(|(name, _)| is_local(name))
+        self.encrypts_hosts() || self.hosts.iter().all(|(name, _)| is_local(name))
     }
 
     pub(super) fn protocol(has_pushes: bool) -> ProtocolVersion {
@@ -179,9 +194,14 @@ impl Settings {
         login
     }
 
+    /// Whether connections to the hosts, which may be sentinels, are encrypted.
+    pub(super) fn encrypts_hosts(&self) -> bool {
+        self.is_encrypted && (self.encrypts_sentinels || !matches!(self.form, Form::Sentinel(_)))
+    }
+
     /// The addresses of the hosts.
     pub(super) fn addresses(&self) -> impl Iterator<Item = ConnectionAddr> + '_ {
-        self.hosts.iter().map(|(host, port)| match self.is_encrypted && !matches!(self.form, Form::Sentinel(_)) {
+        self.hosts.iter().map(|(host, port)| match self.encrypts_hosts() {
             true => ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: false, tls_params: None },
             false => ConnectionAddr::Tcp(host.clone(), *port),
         })

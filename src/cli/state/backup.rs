@@ -1,9 +1,11 @@
-//! `taskmaster state backup` and `state verify`: the data directory of a node, running or not, as a backup that can be checked.
+//! `taskmaster state backup` and `state verify`: the data directory of a node, running or not, as a backup that can be checked, in a
+//! directory or an object store.
 //!
 //! The node takes no part in it: its files are read (`storage/src/copy.rs`), and each shard's copy is recovered once before the
 //! backup counts. Nothing has the backup's name before all of it is durable.
 
 pub(super) mod manifest;
+pub(super) mod store;
 
 use std::path::{Path, PathBuf};
 
@@ -19,6 +21,7 @@ use taskmaster_storage::wal::{ApplyError, Record};
 use tempfile::TempDir;
 
 use self::manifest::{Manifest, Position, data_dir};
+use self::store::{Location, Outgoing, Store, until_stopped};
 use crate::cli::progress::Progress;
 use crate::cli::{Exit, Failure};
 use crate::config;
@@ -28,9 +31,12 @@ use crate::workers::now_us;
 /// Arguments of `state backup`.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Where to: a directory that does not exist
+    /// Where to: a directory that does not exist, or a place in an object store that has no objects
+    #[arg(long, value_name = "DIR|s3://BUCKET/PREFIX")]
+    to: Location,
+    /// Where the copy for an object store is until it is there [default: beside the data directory]
     #[arg(long, value_name = "DIR")]
-    to: PathBuf,
+    scratch: Option<PathBuf>,
     #[command(flatten)]
     place: Place,
 }
@@ -130,9 +136,38 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
     let Some(meta) = DataDir::peek(&root).map_err(failed)? else {
         return Err(Failure::new(Exit::NotFound, format!("{} is no data directory of a node", root.display())));
     };
-    let unfinished = Unfinished::new(&arguments.to)?;
+    let (manifest, to) = match &arguments.to {
+        Location::Directory(to) => {
+            let unfinished = Unfinished::new(to)?;
+            let manifest = make(&root, &meta, cluster_name, unfinished.path())?;
+            (manifest, unfinished.finish()?.display().to_string())
+        }
+        Location::Bucket(address) => {
+            let (address, scratch) = (address.clone(), scratch_near(&root, arguments.scratch.as_deref())?);
+            until_stopped(move |stop| {
+                let outgoing = Outgoing::new(&address, stop)?;
+                let manifest = make(&root, &meta, cluster_name, scratch.path())?;
+                let to = outgoing.send(scratch.path(), &manifest)?;
+                Ok((manifest, to))
+            })?
+        }
+    };
+    report(&manifest, &to, output)?;
+    Ok(Exit::Success)
+}
+
+/// A directory for copies that are needed only until the command ends: in this one, or beside a data directory.
+pub(super) fn scratch_near(data_dir: &Path, named: Option<&Path>) -> Result<TempDir, Failure> {
+    let data_dir = std::path::absolute(data_dir)?;
+    let place = named.or(data_dir.parent()).unwrap_or(Path::new("/"));
+    let made = tempfile::Builder::new().prefix(".taskmaster.").suffix(".scratch").tempdir_in(place);
+    made.map_err(|error| Failure::new(Exit::Failed, format!("{}: {error}", place.display())))
+}
+
+/// Makes a whole backup in an empty directory.
+fn make(root: &Path, meta: &Meta, cluster_name: Option<String>, to: &Path) -> Result<Manifest, Failure> {
     let begun_at = iso_time(now_us());
-    let copied = copy(&root, &meta, unfinished.path())?;
+    let copied = copy(root, meta, to)?;
     if copied.partitions.is_empty() {
         let sentence = format!("{} has no replica of any partition: there is nothing to back up", root.display());
         return Err(Failure::new(Exit::Failed, sentence));
@@ -155,10 +190,7 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
         positions: positions.collect(),
         files: Vec::new(),
     };
-    let manifest = manifest.write(unfinished.path(), &mut |_| {})?;
-    let to = unfinished.finish()?;
-    report(&manifest, &to, output)?;
-    Ok(Exit::Success)
+    manifest.write(to, &mut |_| {})
 }
 
 /// Copies everything that a restore needs into a new folder; how far the partitions are there.
@@ -190,11 +222,11 @@ fn copy(root: &Path, meta: &Meta, backup: &Path) -> Result<Positions, Failure> {
     Ok(all)
 }
 
-fn report(manifest: &Manifest, at: &Path, output: Output) -> Result<(), Failure> {
+fn report(manifest: &Manifest, at: &str, output: Output) -> Result<(), Failure> {
     let bytes = manifest.bytes();
     if output.is_json() {
         return Ok(output.json(&json!({
-            "backup": at.display().to_string(),
+            "backup": at,
             "cluster": manifest.cluster,
             "cluster_name": manifest.cluster_name,
             "begun_at": manifest.begun_at,
@@ -212,7 +244,7 @@ fn report(manifest: &Manifest, at: &Path, output: Output) -> Result<(), Failure>
         manifest.begun_at,
         human_bytes(bytes),
         manifest.files.len(),
-        at.display()
+        at
     );
     for position in &manifest.positions {
         text.push_str(&format!(
@@ -226,12 +258,13 @@ fn report(manifest: &Manifest, at: &Path, output: Output) -> Result<(), Failure>
     Ok(output.text(&text)?)
 }
 
-/// Reads a backup and checks it as a whole.
-pub(super) fn checked(root: &Path) -> Result<Manifest, Failure> {
-    let manifest = Manifest::read(root)?;
-    let mut progress = Progress::new("verify", manifest.bytes(), false);
+/// Reads a backup and checks it as a whole; if a directory is named, its files are copied there.
+pub(super) fn checked(store: &Store, copies: Option<&Path>) -> Result<Manifest, Failure> {
+    let (manifest, present) = Manifest::read(store)?;
+    let label = if copies.is_some() { "download" } else { "verify" };
+    let mut progress = Progress::new(label, manifest.bytes(), false);
     let mut done = 0;
-    let verified = manifest.verify(root, &mut |bytes| {
+    let verified = manifest.verify(store, &present, copies, &mut |bytes| {
         done += bytes;
         progress.set(done, || human_bytes(done));
     });
@@ -240,7 +273,8 @@ pub(super) fn checked(root: &Path) -> Result<Manifest, Failure> {
 }
 
 /// Carries `state verify` out.
-pub(super) fn verify(root: &Path, output: Output) -> Result<Exit, Failure> {
-    report(&checked(root)?, root, output)?;
+pub(super) fn verify(location: &Location, output: Output) -> Result<Exit, Failure> {
+    let store = Store::open(location)?;
+    report(&checked(&store, None)?, &store.to_string(), output)?;
     Ok(Exit::Success)
 }

@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use clap::Args;
 
-use super::backup;
+use super::backup::{self, store::Location};
 use super::database::Database;
 use crate::cli::{Exit, Failure};
 use crate::output::Output;
@@ -17,8 +17,9 @@ use crate::output::Output;
 /// Arguments of `state restore`.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Where from: a backup's directory, again for each node of a cluster, or "postgres" for finished tasks in the database
-    #[arg(long, required = true, value_name = "DIR|postgres")]
+    /// Where from: a backup's directory or place in an object store, again for each node of a cluster, or "postgres" for finished tasks
+    /// in the database
+    #[arg(long, required = true, value_name = "DIR|s3://BUCKET/PREFIX|postgres")]
     from: Vec<Store>,
     /// Which cluster of a database (32 hexadecimal digits) [default: the one that wrote last]
     #[arg(long, value_name = "ID")]
@@ -36,24 +37,24 @@ enum Store {
     /// The PostgreSQL database of finished tasks.
     Postgres,
     /// A backup.
-    Backup(PathBuf),
+    Backup(Location),
 }
 
 impl FromStr for Store {
     type Err = Infallible;
 
     fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(if text == "postgres" { Self::Postgres } else { Self::Backup(text.into()) })
+        Ok(if text == "postgres" { Self::Postgres } else { Self::Backup(text.parse()?) })
     }
 }
 
 /// Carries `state restore` out.
 pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure> {
     let of = |store: &Store| match store {
-        Store::Backup(path) => Some(path.clone()),
+        Store::Backup(location) => Some(location.clone()),
         Store::Postgres => None,
     };
-    let backups: Vec<PathBuf> = arguments.from.iter().filter_map(of).collect();
+    let backups: Vec<Location> = arguments.from.iter().filter_map(of).collect();
     if backups.is_empty() {
         return postgres::run(arguments, output);
     }

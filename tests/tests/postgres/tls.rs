@@ -1,50 +1,24 @@
 //! Connections under TLS: encrypted and to the right server, or not made at all.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::process::Command;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use taskmaster_client::{Client, Task};
 use taskmaster_connect::postgres::{TlsMode, connect};
 
 use super::section;
 use super::start::logged;
-use crate::process::{Setup, directory};
-use crate::services::{self, postgres::Postgres};
+use crate::process::{Setup, binary, directory};
+use crate::services;
+use crate::services::certificates::Certificates;
+use crate::services::postgres::{PASSWORD, Postgres};
 
-/// An authority and the server's certificate, signed by it, in a folder that the server may read.
-struct Certificates {
-    folder: tempfile::TempDir,
-}
-
-impl Certificates {
-    /// A certificate for this name or address.
-    fn of(name: &str) -> Self {
-        let folder = services::directory("certificates-");
-        let mut authority = CertificateParams::new(Vec::<String>::new()).unwrap();
-        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let authority_key = KeyPair::generate().unwrap();
-        let root = authority.self_signed(&authority_key).unwrap();
-        let issuer = Issuer::new(authority, authority_key);
-        let key = KeyPair::generate().unwrap();
-        let server = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
-        let made = Self { folder };
-        for (file, text) in [("ca.pem", root.pem()), ("server.pem", server.pem()), ("server.key", key.serialize_pem())]
-        {
-            services::private_file(&made.path(file), &text);
-        }
-        made
-    }
-
-    fn path(&self, file: &str) -> PathBuf {
-        self.folder.path().join(file)
-    }
-
-    /// A server that uses it.
-    async fn server(&self) -> Postgres {
-        let (certificate, key) = (self.path("server.pem"), self.path("server.key"));
-        let file = |name: &str, path: &Path| format!("{name}={}", path.display());
-        Postgres::start_with(&["ssl=on", &file("ssl_cert_file", &certificate), &file("ssl_key_file", &key)]).await
-    }
+/// A server that shows the certificate for a server, asks for those of the same authority, and has these options.
+async fn server(certificates: &Certificates, options: &[String]) -> Postgres {
+    let files = [("ssl_cert_file", "server.pem"), ("ssl_key_file", "server.key"), ("ssl_ca_file", "ca.pem")];
+    let files = files.map(|(name, file)| format!("{name}={}", certificates.text(file)));
+    let options = files.iter().chain(options).map(String::as_str);
+    Postgres::start_with(&["ssl=on"].into_iter().chain(options).collect::<Vec<_>>()).await
 }
 
 /// Why a connection that trusts this authority is not made.
@@ -57,7 +31,7 @@ async fn refusal(postgres: &Postgres, authority: &Path) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_verifies_speaks_to_the_database_under_tls_alone() {
     let certificates = Certificates::of("127.0.0.1");
-    let postgres = certificates.server().await;
+    let postgres = server(&certificates, &[]).await;
     postgres.migrate().await;
     let directory = directory();
     let mut setup = Setup::new(&directory);
@@ -82,12 +56,12 @@ async fn a_node_that_verifies_speaks_to_the_database_under_tls_alone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_of_another_authority_or_name_or_without_tls_is_not_used() {
     let (certificates, others) = (Certificates::of("127.0.0.1"), Certificates::of("db.example"));
-    let postgres = certificates.server().await;
+    let postgres = server(&certificates, &[]).await;
     let said = refusal(&postgres, &others.path("ca.pem")).await;
     assert!(said.contains("invalid peer certificate"), "{said}");
     let said = refusal(&postgres, &certificates.path("nothing.pem")).await;
     assert!(said.contains("trusted certificates") && said.contains("nothing.pem"), "{said}");
-    let named = others.server().await;
+    let named = server(&others, &[]).await;
     let said = refusal(&named, &others.path("ca.pem")).await;
     assert!(said.contains("not valid for name"), "{said}");
 
@@ -101,4 +75,46 @@ async fn a_server_of_another_authority_or_name_or_without_tls_is_not_used() {
     let node = setup.start();
     logged(&node, "checkpoints wait").await;
     assert!(node.log().contains("does not support TLS"), "{}", node.log());
+}
+
+/// The check of the database by `taskmaster doctor` with these lines of `[postgres]`: its status, and what is said.
+fn doctor(postgres: &Postgres, more: &str) -> (String, String) {
+    let directory = directory();
+    let file = directory.path().join("node.toml");
+    std::fs::write(&file, section(postgres, more)).unwrap();
+    let told = Command::new(binary()).args(["doctor", "--output", "json", "--config"]).arg(&file).output().unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+    assert!(!report.to_string().contains(PASSWORD), "{report}");
+    let checks = report["checks"].as_array().unwrap();
+    let check = checks.iter().find(|check| check["name"] == "postgres").unwrap();
+    (check["status"].as_str().unwrap().to_owned(), check["message"].as_str().unwrap().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_asks_for_a_certificate_is_shown_one_and_the_doctor_says_what_is_wrong_with_it() {
+    let (certificates, others) = (Certificates::of("127.0.0.1"), Certificates::of("127.0.0.1"));
+    let folder = services::directory("hba-");
+    let rules = folder.path().join("pg_hba.conf");
+    let how = "scram-sha-256";
+    let text = format!("hostnossl all all all {how}\nhostssl all all all {how} clientcert=verify-full\n");
+    services::private_file(&rules, &text);
+    let postgres = server(&certificates, &[format!("hba_file={}", rules.display())]).await;
+    postgres.migrate().await;
+    let authority = format!("tls = \"verify\"\ntls_ca = \"{}\"\n", certificates.text("ca.pem"));
+    let shown = |of: &Certificates, key: &str| {
+        format!("{authority}tls_cert = \"{}\"\ntls_key = \"{}\"\n", of.text("client.pem"), of.text(key))
+    };
+    let (status, said) = doctor(&postgres, &shown(&certificates, "client.key"));
+    assert!(status == "ok", "{status}: {said}");
+    for (lines, wanted) in [
+        (authority.clone(), "name it by postgres.tls_cert and postgres.tls_key"),
+        (shown(&others, "client.key"), "does not take the certificate of postgres.tls_cert"),
+        (shown(&certificates, "server.key"), "certificate and key cannot be used"),
+        (shown(&certificates, "nothing.key"), "nothing.key cannot be read"),
+        (shown(&certificates, "client.key").replace("verify", "disable"), "connections are not encrypted"),
+        (format!("{authority}tls_key = \"{}\"\n", certificates.text("client.key")), "name both files"),
+    ] {
+        let (status, said) = doctor(&postgres, &lines);
+        assert!(status == "fail" && said.contains(wanted), "{wanted}: {said}");
+    }
 }

@@ -7,15 +7,25 @@ use redis::aio::MultiplexedConnection;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use super::certificates::Certificates;
 use super::{directory, kill_all, private_file, program};
 
 /// The password: looked for in every text that must not have it.
 pub(crate) const PASSWORD: &str = "hunter3-is-secret";
 
+/// Options of servers and sentinels that speak TLS, and the files that they name.
+const TLS_FILES: [(&str, &str); 3] =
+    [("tls-cert-file", "server.pem"), ("tls-key-file", "server.key"), ("tls-ca-cert-file", "ca.pem")];
+
+/// The password of sentinels that have one.
+pub(crate) const SENTINEL_PASSWORD: &str = "hunter5-is-secret";
+
 /// A server; dropping it kills it.
 pub(crate) struct Redis {
     folder: TempDir,
     port: u16,
+    /// Where it speaks TLS, if it does.
+    tls_port: Option<u16>,
     child: Option<Child>,
     options: Vec<String>,
 }
@@ -31,8 +41,23 @@ impl Redis {
         let folder = directory("redis-");
         private_file(&folder.path().join("secret"), PASSWORD);
         let options = options.iter().map(|option| (*option).to_owned()).collect();
-        let mut server = Self { folder, port: crate::process::free_address().port(), child: None, options };
+        let port = crate::process::free_address().port();
+        let mut server = Self { folder, port, tls_port: None, child: None, options };
         server.restart().await;
+        server
+    }
+
+    /// Starts one that speaks TLS as well, and asks for a client's certificate there if `asks`.
+    pub(crate) async fn start_with_tls(certificates: &Certificates, asks: bool) -> Self {
+        let tls_port = crate::process::free_address().port();
+        let mut options = vec!["--tls-port".to_owned(), tls_port.to_string()];
+        options.extend(["--tls-auth-clients".to_owned(), if asks { "yes" } else { "no" }.to_owned()]);
+        for (option, file) in TLS_FILES {
+            options.extend([format!("--{option}"), certificates.text(file)]);
+        }
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        let mut server = Self::start_with(&options).await;
+        server.tls_port = Some(tls_port);
         server
     }
 
@@ -56,21 +81,31 @@ impl Redis {
 
     /// Starts a sentinel that calls this server `prime`.
     pub(crate) fn watched(&self) -> Sentinel {
-        let folder = directory("sentinel-");
         let port = crate::process::free_address().port();
+        self.watched_at(port, self.port, &format!("port {port}\n"))
+    }
+
+    /// Likewise, under TLS, for whoever knows the user `watcher`'s password.
+    pub(crate) fn watched_with_tls(&self, certificates: &Certificates) -> Sentinel {
+        let port = crate::process::free_address().port();
+        let user = format!("requirepass other-{SENTINEL_PASSWORD}\nuser watcher on >{SENTINEL_PASSWORD} ~* &* +@all\n");
+        let mut lines = format!("port 0\ntls-port {port}\ntls-replication yes\ntls-auth-clients no\n{user}");
+        for (option, file) in TLS_FILES {
+            lines.push_str(&format!("{option} {}\n", certificates.text(file)));
+        }
+        self.watched_at(port, self.tls_port.expect("a server with TLS"), &lines)
+    }
+
+    fn watched_at(&self, port: u16, server: u16, lines: &str) -> Sentinel {
+        let folder = directory("sentinel-");
         let config = folder.path().join("sentinel.conf");
-        private_file(
-            &config,
-            &format!(
-                "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor prime 127.0.0.1 {} 1\nsentinel auth-pass prime {PASSWORD}\n",
-                folder.path().display(),
-                self.port
-            ),
-        );
+        let monitor = format!("sentinel monitor prime 127.0.0.1 {server} 1\nsentinel auth-pass prime {PASSWORD}\n");
+        let text = format!("{lines}bind 127.0.0.1\ndir {}\n{monitor}", folder.path().display());
+        private_file(&config, &text);
         let mut command = program("redis-server");
         command.arg(&config).arg("--sentinel").current_dir(folder.path());
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        Sentinel { _folder: folder, port, child }
+        Sentinel { folder, port, child }
     }
 
     /// Starts the server, after it was killed, and waits until it answers.
@@ -92,6 +127,11 @@ impl Redis {
     /// Where a node finds it, without the password.
     pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Where a node finds it under TLS.
+    pub(crate) fn tls_url(&self) -> String {
+        format!("rediss://127.0.0.1:{}", self.tls_port.expect("a server with TLS"))
     }
 
     pub(crate) fn cluster_url(&self) -> String {
@@ -164,7 +204,7 @@ impl Drop for Redis {
 
 /// Who knows where the server is.
 pub(crate) struct Sentinel {
-    _folder: TempDir,
+    folder: TempDir,
     port: u16,
     child: Child,
 }
@@ -172,6 +212,17 @@ pub(crate) struct Sentinel {
 impl Sentinel {
     pub(crate) fn url(&self) -> String {
         format!("redis+sentinel://127.0.0.1:{}/prime", self.port)
+    }
+
+    pub(crate) fn tls_url(&self) -> String {
+        format!("rediss+sentinel://127.0.0.1:{}/prime", self.port)
+    }
+
+    /// A file with the password.
+    pub(crate) fn password_file(&self) -> String {
+        let file = self.folder.path().join("secret");
+        private_file(&file, SENTINEL_PASSWORD);
+        file.display().to_string()
     }
 }
 

@@ -4,21 +4,23 @@
 //! Invariants: it is written last, so a directory without one is no backup; no byte of it or of a file that it names can change
 //! unnoticed; what is read from it is used only after that was checked.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use taskmaster_connect::s3::Entry;
 use taskmaster_storage::datadir;
 use taskmaster_storage::wal::segments::sync_dir;
 
+use super::store::{Store, io_failure, is_plain};
 use crate::cli::{Exit, Failure};
 
 /// Format of the backup as a whole.
 pub(crate) const FORMAT: u32 = 1;
 /// Name of the manifest.
-const NAME: &str = "manifest";
+pub(super) const NAME: &str = "manifest";
 /// Name of the folder with the copies: a data directory.
 const DATA: &str = "data";
 const MAGIC: &str = "taskmaster-backup";
@@ -82,13 +84,8 @@ pub(crate) fn data_dir(backup: &Path) -> PathBuf {
     backup.join(DATA)
 }
 
-fn io_failure(path: &Path, error: &io::Error) -> Failure {
-    let exit = if error.kind() == io::ErrorKind::NotFound { Exit::NotFound } else { Exit::Failed };
-    Failure::new(exit, format!("{}: {error}", path.display()))
-}
-
-fn refused(path: &Path, problem: &str) -> Failure {
-    Failure::new(Exit::Failed, format!("{}: {problem}", path.display()))
+fn refused(file: &str, problem: &str) -> Failure {
+    Failure::new(Exit::Failed, format!("{file}: {problem}"))
 }
 
 impl Manifest {
@@ -104,9 +101,10 @@ impl Manifest {
 
     /// Takes the files of the backup in `root` up, and writes the manifest there, durably.
     pub(crate) fn write(mut self, root: &Path, on_bytes: &mut impl FnMut(u64)) -> Result<Self, Failure> {
-        for path in files(root)? {
-            let (bytes, blake3) = digest(&root.join(&path), on_bytes)?;
-            self.files.push(FileEntry { path, bytes, blake3 });
+        let store = Store::Directory(root.to_path_buf());
+        for entry in store.files()? {
+            let (bytes, blake3) = digest(&store, &entry, &mut io::sink(), on_bytes)?;
+            self.files.push(FileEntry { path: entry.path, bytes, blake3 });
         }
         let body =
             serde_json::to_string_pretty(&self).map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
@@ -118,21 +116,27 @@ impl Manifest {
             file.sync_all()?;
             sync_dir(root)
         };
-        write().map_err(|error| io_failure(&path, &error))?;
+        write().map_err(|error| io_failure(&store.shown(NAME), &error))?;
         Ok(self)
     }
 
-    /// Reads the manifest of the backup in `root`; the files are not looked at.
-    pub(crate) fn read(root: &Path) -> Result<Self, Failure> {
-        let path = root.join(NAME);
-        let file = File::open(&path).map_err(|error| {
-            let is_missing = error.kind() == io::ErrorKind::NotFound;
-            let sentence = format!("{} is no backup: it has no manifest, which is written last", root.display());
-            if is_missing { Failure::new(Exit::NotFound, sentence) } else { io_failure(&path, &error) }
-        })?;
-        let mut bytes = Vec::new();
-        file.take(BYTES_MAX).read_to_end(&mut bytes).map_err(|error| io_failure(&path, &error))?;
-        let damaged = || refused(&path, "it is damaged: the backup cannot be used, take another one");
+    /// Reads the manifest of a backup, with a list of all files that are there; these are not looked at.
+    pub(crate) fn read(store: &Store) -> Result<(Self, Vec<Entry>), Failure> {
+        let file = store.shown(NAME);
+        let missing = || format!("{store} is no backup: it has no manifest, which is written last");
+        let mut present = match store {
+            Store::Directory(root) if !root.exists() => return Err(Failure::new(Exit::NotFound, missing())),
+            _ => store.files()?,
+        };
+        let place = present.iter().position(|entry| entry.path == NAME);
+        let entry = present.remove(place.ok_or_else(|| Failure::new(Exit::NotFound, missing()))?);
+        let read = || {
+            let mut bytes = Vec::new();
+            store.read(&entry)?.take(BYTES_MAX).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        let bytes = read().map_err(|error: io::Error| io_failure(&file, &error))?;
+        let damaged = || refused(&file, "it is damaged: the backup cannot be used, take another one");
         let text = String::from_utf8(bytes).map_err(|_| damaged())?;
         let (head, body) = text.split_once('\n').ok_or_else(damaged)?;
         let mut words = head.split(' ');
@@ -143,65 +147,63 @@ impl Manifest {
         if format != FORMAT {
             let sentence =
                 format!("the backup has format {format}; this version reads {FORMAT}: use the version that made it");
-            return Err(refused(&path, &sentence));
+            return Err(refused(&file, &sentence));
         }
         if head != format!("{MAGIC} {FORMAT} {}", blake3::hash(body.as_bytes()).to_hex()) {
             return Err(damaged());
         }
-        serde_json::from_str(body).map_err(|_| damaged())
+        Ok((serde_json::from_str(body).map_err(|_| damaged())?, present))
     }
 
-    /// Checks every file of the backup in `root` against the manifest.
-    pub(crate) fn verify(&self, root: &Path, on_bytes: &mut impl FnMut(u64)) -> Result<(), Failure> {
+    /// Checks every file of the backup against the manifest, and copies them into a new directory if one is named.
+    pub(crate) fn verify(
+        &self,
+        store: &Store,
+        present: &[Entry],
+        copies: Option<&Path>,
+        on_bytes: &mut impl FnMut(u64),
+    ) -> Result<(), Failure> {
         let listed: BTreeMap<&str, &FileEntry> = self.files.iter().map(|file| (file.path.as_str(), file)).collect();
-        let present: BTreeSet<String> = files(root)?.into_iter().collect();
+        let present: BTreeMap<&str, &Entry> = present.iter().map(|entry| (entry.path.as_str(), entry)).collect();
         // Whoever looks at the copies with `state at` leaves a lock.
         let lock = format!("{DATA}/{}", datadir::LOCK);
-        if let Some(strange) = present.iter().find(|path| **path != lock && !listed.contains_key(path.as_str())) {
-            return Err(refused(&root.join(strange), "it does not belong to the backup: move it away"));
+        if let Some(strange) = present.keys().find(|path| **path != lock && !listed.contains_key(*path)) {
+            return Err(refused(&store.shown(strange), "it does not belong to the backup: move it away"));
         }
         for (path, file) in listed {
-            let full = root.join(path);
-            if !present.contains(path) {
-                return Err(refused(&full, "it is missing: the backup cannot be used, take another one"));
-            }
-            let (bytes, blake3) = digest(&full, on_bytes)?;
+            let shown = store.shown(path);
+            let Some(entry) = present.get(path).filter(|_| is_plain(path)) else {
+                return Err(refused(&shown, "it is missing: the backup cannot be used, take another one"));
+            };
+            let mut copy = copies.map(|to| create(&to.join(path))).transpose()?;
+            let mut nowhere = io::sink();
+            let to: &mut dyn Write = copy.as_mut().map_or(&mut nowhere, |file| file);
+            let (bytes, blake3) = digest(store, entry, to, on_bytes)?;
             if (bytes, &blake3) != (file.bytes, &file.blake3) {
                 let what = if bytes == file.bytes { "its content" } else { "its length" };
                 let sentence = format!("{what} is not what was backed up: the backup cannot be used, take another one");
-                return Err(refused(&full, &sentence));
+                return Err(refused(&shown, &sentence));
             }
         }
         Ok(())
     }
 }
 
-/// Paths of all files of a backup but the manifest, from its directory.
-fn files(root: &Path) -> Result<Vec<String>, Failure> {
-    let (mut found, mut folders) = (Vec::new(), vec![root.to_path_buf()]);
-    while let Some(folder) = folders.pop() {
-        let listed = || std::fs::read_dir(&folder)?.collect::<io::Result<Vec<_>>>();
-        for entry in listed().map_err(|error| io_failure(&folder, &error))? {
-            let path = entry.path();
-            let kind = entry.file_type().map_err(|error| io_failure(&path, &error))?;
-            let relative = path.strip_prefix(root).unwrap_or(&path);
-            let plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
-            match relative.to_str().filter(|_| plain) {
-                _ if kind.is_dir() => folders.push(path),
-                Some(NAME) => {}
-                Some(name) if kind.is_file() => found.push(name.to_owned()),
-                _ => return Err(refused(&path, "it does not belong to a backup: move it away")),
-            }
-        }
-    }
-    found.sort_unstable();
-    Ok(found)
+/// A new file with all directories on the way to it.
+fn create(path: &Path) -> Result<File, Failure> {
+    let made = std::fs::create_dir_all(path.parent().unwrap_or(path)).and_then(|()| File::create_new(path));
+    made.map_err(|error| io_failure(&path.display().to_string(), &error))
 }
 
-/// Length and digest of a file.
-fn digest(path: &Path, on_bytes: &mut impl FnMut(u64)) -> Result<(u64, String), Failure> {
+/// Length and digest of a file, which is written elsewhere meanwhile.
+fn digest(
+    store: &Store,
+    entry: &Entry,
+    to: &mut dyn Write,
+    on_bytes: &mut impl FnMut(u64),
+) -> Result<(u64, String), Failure> {
     let mut read = || {
-        let (mut file, mut hasher, mut bytes) = (File::open(path)?, blake3::Hasher::new(), 0);
+        let (mut file, mut hasher, mut bytes) = (store.read(entry)?, blake3::Hasher::new(), 0);
         let mut buffer = vec![0; READ_LEN];
         loop {
             let len = file.read(&mut buffer)?;
@@ -209,12 +211,13 @@ fn digest(path: &Path, on_bytes: &mut impl FnMut(u64)) -> Result<(u64, String), 
                 return Ok((bytes, hasher.finalize().to_hex().to_string()));
             }
             hasher.update(&buffer[..len]);
+            to.write_all(&buffer[..len])?;
             let len = u64::try_from(len).unwrap_or(u64::MAX);
             bytes += len;
             on_bytes(len);
         }
     };
-    read().map_err(|error: io::Error| io_failure(path, &error))
+    read().map_err(|error: io::Error| io_failure(&store.shown(&entry.path), &error))
 }
 
 #[cfg(test)]
@@ -245,14 +248,17 @@ mod tests {
     }
 
     fn is_sound(root: &Path) -> bool {
-        Manifest::read(root).is_ok_and(|manifest| manifest.verify(root, &mut |_| {}).is_ok())
+        let store = Store::Directory(root.to_path_buf());
+        Manifest::read(&store)
+            .is_ok_and(|(manifest, present)| manifest.verify(&store, &present, None, &mut |_| {}).is_ok())
     }
 
     #[test]
     fn a_manifest_says_what_was_written_and_its_files_are_as_they_were() {
         let temp = tempfile::tempdir().unwrap();
         let manifest = written(temp.path());
-        assert_eq!(Manifest::read(temp.path()).unwrap(), manifest);
+        let store = Store::Directory(temp.path().to_path_buf());
+        assert_eq!(Manifest::read(&store).unwrap().0, manifest);
         assert_eq!((manifest.bytes(), manifest.absent(), manifest.files.len()), (20, 1, 3));
         assert!(is_sound(temp.path()));
         std::fs::write(temp.path().join("data/lock"), "17").unwrap();

@@ -1,4 +1,4 @@
-//! `taskmaster state restore --from DIR`: partitions come back from the backups of one or several nodes, of each partition the
+//! `taskmaster state restore --from DIR|s3://BUCKET/PREFIX`: partitions come back from the backups of one or several nodes, of each partition the
 //! replica that came furthest, into a data directory of a new node that is a cluster by itself.
 //!
 //! Invariants: every byte of a backup was checked before it is used; the new directory gets its name when it is whole and durable;
@@ -13,10 +13,12 @@ use taskmaster_protocol::FrameBuffer;
 use taskmaster_storage::copy::read_shard;
 use taskmaster_storage::datadir::{DataDir, Meta, shard_dir};
 use taskmaster_storage::snapshot::{ChunkTag, Info, SnapshotFile};
+use tempfile::TempDir;
 
 use super::Arguments;
 use super::backup::manifest::{Manifest, Position, data_dir};
-use super::backup::{Unfinished, checked};
+use super::backup::store::{Location, Store};
+use super::backup::{Unfinished, checked, scratch_near};
 use crate::cli::progress::Progress;
 use crate::cli::{Exit, Failure};
 use crate::node::random_id;
@@ -27,9 +29,22 @@ use crate::workers::now_us;
 
 /// A checked backup.
 struct Source {
-    root: PathBuf,
+    store: Store,
+    /// Its files, if they were in an object store.
+    copies: Option<TempDir>,
     manifest: Manifest,
     meta: Meta,
+}
+
+impl Source {
+    /// The data directory in it.
+    fn data_dir(&self) -> PathBuf {
+        data_dir(match (&self.copies, &self.store) {
+            (Some(copies), _) => copies.path(),
+            (None, Store::Directory(root)) => root,
+            (None, Store::Bucket(_)) => unreachable!("it was copied when it was checked"),
+        })
+    }
 }
 
 fn failed(error: impl std::fmt::Display) -> Failure {
@@ -37,13 +52,13 @@ fn failed(error: impl std::fmt::Display) -> Failure {
 }
 
 /// Carries it out.
-pub(super) fn run(backups: &[PathBuf], arguments: &Arguments, output: Output) -> Result<Exit, Failure> {
+pub(super) fn run(backups: &[Location], arguments: &Arguments, output: Output) -> Result<Exit, Failure> {
     let to = match &arguments.data_dir {
         Some(dir) => dir.clone(),
         None => arguments.database.config()?.node.data_dir,
     };
     let unfinished = Unfinished::new(&to)?;
-    let sources = backups.iter().map(|root| open(root)).collect::<Result<Vec<Source>, Failure>>()?;
+    let sources = backups.iter().map(|backup| open(backup, &to)).collect::<Result<Vec<Source>, Failure>>()?;
     let chosen = choose(&sources)?;
     let meta = Meta { id: random_id(), shards: sources[0].meta.shards, partitions: sources[0].meta.partitions };
     let dir = DataDir::open_or_create(unfinished.path(), &meta).map_err(failed)?;
@@ -54,12 +69,19 @@ pub(super) fn run(backups: &[PathBuf], arguments: &Arguments, output: Output) ->
     Ok(Exit::Success)
 }
 
-fn open(root: &Path) -> Result<Source, Failure> {
-    let manifest = checked(root)?;
-    let found = DataDir::peek(&data_dir(root)).map_err(failed)?;
-    let meta = found.filter(|meta| meta.shards == manifest.shards && meta.partitions == manifest.partitions);
-    let sentence = || failed(format!("{}: its data is not what its manifest says", root.display()));
-    Ok(Source { root: root.to_path_buf(), manifest, meta: meta.ok_or_else(sentence)? })
+fn open(location: &Location, near: &Path) -> Result<Source, Failure> {
+    let store = Store::open(location)?;
+    let copies = match store {
+        Store::Directory(_) => None,
+        Store::Bucket(_) => Some(scratch_near(near, None)?),
+    };
+    let manifest = checked(&store, copies.as_ref().map(TempDir::path))?;
+    let mut source = Source { store, copies, manifest, meta: Meta { id: 0, shards: 0, partitions: 0 } };
+    let found = DataDir::peek(&source.data_dir()).map_err(failed)?;
+    let (shards, partitions) = (source.manifest.shards, source.manifest.partitions);
+    let meta = found.filter(|meta| meta.shards == shards && meta.partitions == partitions);
+    source.meta = meta.ok_or_else(|| failed(format!("{}: its data is not what its manifest says", source.store)))?;
+    Ok(source)
 }
 
 /// Of each partition the backup in which it came furthest, and how far.
@@ -69,7 +91,7 @@ fn choose(sources: &[Source]) -> Result<BTreeMap<u16, (usize, Position)>, Failur
     for (number, source) in sources.iter().enumerate() {
         let (ours, theirs) = (&first.manifest, &source.manifest);
         if ours.cluster != theirs.cluster || ours.partitions != theirs.partitions {
-            let (one, other) = (first.root.display(), source.root.display());
+            let (one, other) = (&first.store, &source.store);
             return Err(Failure::usage(format!("{one} and {other} are backups of different clusters")));
         }
         for at in &source.manifest.positions {
@@ -118,7 +140,7 @@ fn fill(
         for shard in 0..source.meta.shards {
             let config = shard_config(source, shard, dir.meta().id)?;
             let mut rebuild = Rebuild::new(|| Shard::new(config.clone(), now_us()), None);
-            let from = shard_dir(&data_dir(&source.root), shard);
+            let from = shard_dir(&source.data_dir(), shard);
             read_shard(&from, source.meta.identity(shard), &mut rebuild).map_err(failed)?;
             let wanted = |group: u16| chosen.get(&group).is_some_and(|(of, _)| *of == number);
             let reached = rebuild.shard.found_anew(dir.meta().id.max(1), wanted).map_err(failed)?;
@@ -189,7 +211,7 @@ fn report(
                     "partition": partition,
                     "position": at.index,
                     "time": iso_time(at.time_us),
-                    "from": from.root.display().to_string(),
+                    "from": from.store.to_string(),
                 })
             })
             .collect();
@@ -203,7 +225,7 @@ fn report(
     let mut text = format!("{} partitions are restored in {}\n", restored.len(), to.display());
     for (partition, at, from) in restored.iter().map(row) {
         text.push_str(&format!("  partition {partition:>4} to position {}, {}", at.index, iso_time(at.time_us)));
-        text.push_str(&if sources.len() > 1 { format!(", from {}\n", from.root.display()) } else { "\n".to_owned() });
+        text.push_str(&if sources.len() > 1 { format!(", from {}\n", from.store) } else { "\n".to_owned() });
     }
     text.push_str("what was acknowledged after these positions is not there; it is a new cluster, of one node\n");
     Ok(output.text(&text)?)
