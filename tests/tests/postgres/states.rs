@@ -99,6 +99,25 @@ fn restore(stage: &Stage) -> (Setup, tempfile::TempDir, serde_json::Value) {
     (setup, fresh, serde_json::from_slice(&restored.stdout).unwrap())
 }
 
+/// Chunks are shared, and people can read a state: here those of one task.
+async fn the_database_has_each_chunk_once(
+    stage: &Stage,
+    seen: &BTreeMap<TaskId, (StateHistory, Vec<Vec<u8>>)>,
+    of: TaskId,
+) {
+    let states = states(6);
+    let distinct = states.concat().len() / states.len() + 5_000 + 8 * 1_024 * seen.len();
+    let stored = stage.count("SELECT sum(length(bytes)) FROM taskmaster.state_chunk").await;
+    assert!(stored < i64::try_from(distinct).unwrap(), "{stored} bytes of chunks");
+    let read = "SELECT taskmaster.state_bytes($1, $2)";
+    let database = stage.postgres.client().await;
+    for (version, state) in (1i64..).zip(&seen[&of].1) {
+        let row = database.query_one(read, &[&of.to_string(), &version]).await.unwrap();
+        assert!(row.get::<_, Vec<u8>>(0) == *state, "version {version}");
+    }
+    assert!(database.query_one(read, &[&of.to_string(), &9i64]).await.unwrap().get::<_, Option<Vec<u8>>>(0).is_none());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn states_and_settings_of_queues_come_back_when_all_disks_are_lost() {
     let mut stage = Stage::new("batch_size = \"64KiB\"\n").await;
@@ -129,21 +148,7 @@ async fn states_and_settings_of_queues_come_back_when_all_disks_are_lost() {
     let (before, queues) = (see(&client, &ids).await, settings(&client).await);
     assert_eq!(before[&held].0.current, "other");
 
-    // The database has each chunk once, and people can read a state.
-    let states = states(6);
-    let distinct = states.concat().len() / states.len() + 5_000 + 8 * 1_024 * ids.len();
-    let stored = stage.count("SELECT sum(length(bytes)) FROM taskmaster.state_chunk").await;
-    assert!(stored < i64::try_from(distinct).unwrap(), "{stored} bytes of chunks");
-    let read = "SELECT taskmaster.state_bytes($1, $2)";
-    let database = stage.postgres.client().await;
-    for (version, state) in (1i64..).zip(&before[&ids[1]].1) {
-        let row = database.query_one(read, &[&ids[1].to_string(), &version]).await.unwrap();
-        assert!(row.get::<_, Vec<u8>>(0) == *state, "version {version}");
-    }
-    assert!(
-        database.query_one(read, &[&ids[1].to_string(), &9i64]).await.unwrap().get::<_, Option<Vec<u8>>>(0).is_none()
-    );
-
+    the_database_has_each_chunk_once(&stage, &before, ids[1]).await;
     working.shutdown().await.unwrap();
     stage.node.strike();
     std::fs::remove_dir_all(&stage.setup.data_dir).unwrap();
@@ -159,6 +164,7 @@ async fn states_and_settings_of_queues_come_back_when_all_disks_are_lost() {
         assert!(client.submit(Task::new("any").queue("drained")).await.is_err(), "in every partition");
     }
 
+    let states = states(6);
     // It goes on: a fork from a version, a task that is resumed from another, and after a restart from its own log, too.
     let working = worker(&client, &saved, &named).await;
     let fork = client.fork_task(ids[2], Some(1)).await.unwrap();
