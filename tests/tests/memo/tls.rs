@@ -57,7 +57,7 @@ async fn sentinels_with_a_user_a_password_and_tls_lead_to_the_server() {
     assert!(status != "fail", "{said}");
     for (configuration, wanted) in [
         (with(&certificates, ""), "NOAUTH"),
-        (with(&certificates, &login.replace("watcher", "nobody")), "WRONGPASS"),
+        (with(&certificates, &login.replace("watcher", "nobody")), "Password authentication failed"),
         (with(&others, &login), "certificate"),
         // What is not encrypted is not answered.
         (with(&certificates, &format!("{login}sentinel_tls = \"disable\"\n")), "127.0.0.1"),

@@ -144,7 +144,7 @@ impl Way {
         Self { address, asked, spoiled }
     }
 
-    /// The first lines of all requests so far, without what is signed.
+    /// The first lines of all requests so far as words, without those of the signature.
     pub(crate) fn asked(&self) -> Vec<String> {
         self.asked.lock().unwrap().clone()
     }
@@ -191,7 +191,8 @@ async fn message(from: &mut TcpStream) -> Option<(String, Vec<u8>)> {
 async fn carry(mut client: TcpStream, server: SocketAddr, decide: impl Fn(&str) -> Fate) -> Option<()> {
     loop {
         let (head, bytes) = message(&mut client).await?;
-        let line = head.lines().next()?.split("X-Amz-").next()?.trim_end_matches(['?', '&']).to_owned();
+        let words = head.lines().next()?.split(['?', '&', ' ']).filter(|word| !word.starts_with("X-Amz-"));
+        let line = words.collect::<Vec<_>>().join(" ");
         let fate = decide(&line);
         match fate {
             Fate::Busy => {
