@@ -25,10 +25,10 @@ async fn stage() -> Stage {
 }
 
 impl Stage {
-    /// A worker of two places whose tasks of kind `long` take 20 ms.
+    /// A worker of two places, and none in which tasks would wait out of the queue's sight, whose tasks of kind `long` take 20 ms.
     async fn worker(&self) -> Worker {
-        let worker =
-            Worker::builder(&self.client).queue("q").concurrency(2).handler("short", |_| async { Ok(Vec::new()) });
+        let worker = Worker::builder(&self.client).queue("q").concurrency(2).prefetch(0);
+        let worker = worker.handler("short", |_| async { Ok(Vec::new()) });
         let worker = worker.handler("long", |_| async {
             tokio::time::sleep(Duration::from_millis(20)).await;
             Ok(Vec::new())
@@ -49,8 +49,8 @@ impl Stage {
     }
 
     /// Lets tasks of these kinds run.
-    async fn run(&self, kinds: &[&str], count: usize) {
-        let tasks = (0..count).map(|number| Task::new(kinds[number % kinds.len()].to_owned()).queue("q"));
+    async fn run(&self, kinds: &[&'static str], count: usize) {
+        let tasks: Vec<Task> = (0..count).map(|number| Task::new(kinds[number % kinds.len()]).queue("q")).collect();
         for outcome in self.client.submit_many(tasks).await.unwrap() {
             self.client.result_within(outcome.id, LONG).await.unwrap().expect("it ends");
         }

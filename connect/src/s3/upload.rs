@@ -108,9 +108,9 @@ impl Bucket {
             let parsed = CompleteMultipartUploadResponse::parse(&text);
             return parsed.map(|_| ()).map_err(|_| self.senseless("it did not end the upload"));
         }
-        // The answer to an earlier try was lost, and it had succeeded.
+        // The answer to an earlier try was lost, and it had succeeded. (Servers differ in what they say is not there.)
         let is_there = |entry: &super::Entry| entry.path == path && entry.bytes == bytes;
-        if answer.element("Code").is_some_and(|code| code == "NoSuchUpload") && self.list()?.iter().any(is_there) {
+        if answer.status == 404 && self.list()?.iter().any(is_there) {
             return Ok(());
         }
         Err(refusal(&answer, Deed::Write, &self.address.bucket, &self.sender.place, SystemTime::now()))
