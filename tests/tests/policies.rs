@@ -49,8 +49,8 @@ impl Stage {
     }
 
     /// Lets tasks of these kinds run.
-    async fn run(&self, kinds: &[&str], count: usize) {
-        let tasks = (0..count).map(|number| Task::new(kinds[number % kinds.len()]).queue("q"));
+    async fn run(&self, kinds: &[&'static str], count: usize) {
+        let tasks: Vec<Task> = (0..count).map(|number| Task::new(kinds[number % kinds.len()]).queue("q")).collect();
         for outcome in self.client.submit_many(tasks).await.unwrap() {
             self.client.result_within(outcome.id, LONG).await.unwrap().expect("it ends");
         }
