@@ -95,7 +95,7 @@ impl Cold {
         used.fill = (start + bytes.len()).next_multiple_of(UNIT_BYTES);
         used.objects += 1;
         self.live_bytes += bytes.len() as u64;
-        let at = number << UNIT_BITS | start / UNIT_BYTES;
+        let at = (number << UNIT_BITS) | (start / UNIT_BYTES);
         Some(u32::try_from(at).expect("EXTENTS_MAX keeps addresses in 32 bits"))
     }
 
