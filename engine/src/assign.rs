@@ -313,6 +313,9 @@ impl Assigner<'_> {
         let source = (lane.lane, pick);
         let taken =
             fill(partition, self.arena, self.scratch, source, worker, count, self.now_us, self.timers, &mut watching);
+        if taken == 0 {
+            return false;
+        }
         self.dispatch.take_credit(worker, taken, &need);
         let entry = &mut self.dispatch.queues[queue as usize];
         entry.leased += u64::from(taken);

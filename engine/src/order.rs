@@ -156,6 +156,11 @@ impl Learned {
         (self.predictor.predict(&known.keys, 0), known.samples.max(counting))
     }
 
+    /// How many places tasks of a class take.
+    pub(crate) fn width(&self, class: u32) -> u32 {
+        self.classes[class as usize].width
+    }
+
     /// What is expected of a class, and how many places its tasks take.
     fn expected_of(&self, class: u32) -> (Prediction, u32) {
         let known = &self.classes[class as usize];

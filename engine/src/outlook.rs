@@ -4,6 +4,8 @@
 //! It looks at this shard's part of the queue, which tasks and workers' credit share evenly with the others; at what is in line now
 //! and not at what will come; and at limits as far as they are known here. Nothing of it is replicated.
 
+use std::collections::VecDeque;
+
 use taskmaster_scheduler::chance::{self, Line, Run};
 use taskmaster_scheduler::predictor::Prediction;
 
@@ -16,8 +18,9 @@ use crate::task::{NONE, Slot};
 
 /// Tasks of its kind without which nothing is said.
 const SAMPLES_MIN: u32 = 5;
-/// Most tasks of a list that are looked at one by one.
-const COUNTED_MAX: usize = 256;
+/// Most lanes that are looked at, and most tasks of a list one by one: of more a part is, and the others are taken to be like it.
+const LANES_MAX: usize = 64;
+const COUNTED_MAX: usize = 64;
 
 /// Why nothing is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,8 +108,7 @@ impl View<'_> {
             line.work += tasks as f64 * run.mean();
             line.squares += tasks as f64 * run.mean_square();
         };
-        add(asking.before, &run);
-        for lane in served.rings.iter().flatten() {
+        for lane in served.rings.iter().flatten().take(LANES_MAX) {
             let Some(partition) = self.partitions[usize::from(lane.partition)].as_deref() else { continue };
             let ready = &partition.lanes[lane.lane as usize];
             for of in ready.lists.iter().filter(|of| of.list.len > 0) {
@@ -115,6 +117,18 @@ impl View<'_> {
                 add(ahead, &Run::of(&other));
             }
         }
+        let lanes = served.rings.iter().map(VecDeque::len).sum::<usize>();
+        if lanes > LANES_MAX {
+            #[expect(clippy::cast_precision_loss, reason = "a count")]
+            let times = lanes as f64 / LANES_MAX as f64;
+            line.tasks = line.tasks * lanes as u64 / LANES_MAX as u64;
+            (line.work, line.squares) = (line.work * times, line.squares * times);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a count")]
+        let before = asking.before as f64;
+        line.tasks += asking.before;
+        line.work += before * run.mean();
+        line.squares += before * run.mean_square();
         let mut wait = line.wait(&run);
         wait.mean = wait.mean.max(rate_wait_ms(served, line.tasks, self.now_us));
         let in_time = if samples < SAMPLES_MIN {
@@ -162,6 +176,10 @@ impl View<'_> {
         (served.leased + free).min(limit).max(1)
     }
 
+    fn rank(&self, class: u32, expected: &Prediction) -> f32 {
+        expected.rank(self.dispatch.learned.width(class))
+    }
+
     /// How many tasks of a list go before the one that asks.
     #[expect(clippy::too_many_arguments, reason = "the list and all that it is part of")]
     fn ahead(
@@ -192,7 +210,7 @@ impl View<'_> {
         match served.order.by() {
             By::Turns => by_readiness(),
             By::Rank if of.class == asking.class => by_readiness(),
-            By::Rank if other.rank(1) < expected.rank(1) => all,
+            By::Rank if self.rank(of.class, other) < self.rank(asking.class, expected) => all,
             By::Rank => 0,
             By::Deadline => {
                 let [mine, theirs] = [expected, other].map(|prediction| Ends::of(prediction, self.now_us));

@@ -59,7 +59,7 @@ fn shadow_json(name: &str, shadow: &Shadow) -> Value {
         "shadow": if known { of(&shadow.shadow) } else { json!({ "policy": shadow.shadow.policy.name() }) },
         "gain": known.then_some(shadow.gain),
         "gain_least": known.then_some(shadow.gain_least),
-        "measured_wait_ms": known.then(|| shadow.measured.as_secs_f64() * 1e3),
+        "measured_wait_ms": known.then_some(shadow.measured.as_secs_f64() * 1e3),
         "with_deadline": shadow.with_deadline,
         "shards": shadow.shards,
         "shards_waiting": shadow.shards_waiting,

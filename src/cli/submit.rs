@@ -89,6 +89,9 @@ fn payload_bytes(argument: Option<&str>) -> Result<Vec<u8>, Failure> {
     }
 }
 
+/// Longest wait for how likely a deadline is met.
+const CHANCE_MAX: Duration = Duration::from_secs(1);
+
 async fn single(global: &Global, arguments: &Arguments, output: Output) -> Result<Exit, Failure> {
     let task = arguments.description.task().ok_or_else(|| {
         Failure::usage("a task has a kind, the name of its handler: add --kind NAME (or --from FILE for many tasks)")
@@ -101,7 +104,8 @@ async fn single(global: &Global, arguments: &Arguments, output: Output) -> Resul
     }
     let asks = outcome.is_kept() && arguments.description.deadline.is_some();
     // The task is accepted, whatever becomes of this question.
-    let chance = if asks { client.chance(outcome.id).await.ok() } else { None };
+    let chance = if asks { tokio::time::timeout(CHANCE_MAX, client.chance(outcome.id)).await.ok() } else { None };
+    let chance = chance.and_then(Result::ok);
     show_outcome(&outcome, chance, output)
 }
 

@@ -120,6 +120,7 @@ pub(crate) fn spawn(start: Start) -> anyhow::Result<ExecutorJoinHandle<()>> {
 }
 
 async fn run(mut start: Start) -> anyhow::Result<()> {
+    let wakes = take_wakes(&mut start);
     let number = u32::try_from(start.number).expect("shards are few");
     let own = PeerAddr { node: start.engine.node.id, shard: start.engine.number };
     let (stands_alone, seed) = (start.engine.found != 0, start.engine.seed);
@@ -133,9 +134,6 @@ async fn run(mut start: Start) -> anyhow::Result<()> {
     let wal = Wal::open(&start.dir.wal_dir(number), start.wal, identity, term, end).await?;
     let (mesh, rings) = start.ends.connect().await;
     let gossip = start.peers.as_ref().and_then(|peers| peers.gossip.as_ref());
-    let wake = start.port.as_mut().and_then(|port| port.wake.take());
-    let events_wake = start.events.as_mut().and_then(|port| port.wake.take());
-    let memo_wake = start.memo.as_mut().and_then(|port| port.wake.take());
     let shard_loop = Rc::new(ShardLoop {
         number: start.number,
         own,
@@ -178,10 +176,7 @@ async fn run(mut start: Start) -> anyhow::Result<()> {
     if let Some(peers) = start.peers {
         meet_peers(&shard_loop, peers)?;
     }
-    shard_loop.start_checkpoints(wake);
-    shard_loop.start_spill();
-    shard_loop.start_events(events_wake);
-    shard_loop.start_memo(memo_wake);
+    start_ports(&shard_loop, wakes);
     shard_loop.perform();
     take_clients(&shard_loop, listeners, start.connections_max, stands_alone).await;
     // The receiver waits for every shard's report before it goes on.
@@ -195,6 +190,23 @@ async fn run(mut start: Start) -> anyhow::Result<()> {
         connection.close();
     }
     Ok(())
+}
+
+/// What tells of answers from the threads beside the shards: of the database, of events, of remembered results.
+fn take_wakes(start: &mut Start) -> [Option<StdUnixStream>; 3] {
+    [
+        start.port.as_mut().and_then(|port| port.wake.take()),
+        start.events.as_mut().and_then(|port| port.wake.take()),
+        start.memo.as_mut().and_then(|port| port.wake.take()),
+    ]
+}
+
+/// What a shard has to do with the threads beside it, and with what waits for them.
+fn start_ports(shard_loop: &Rc<ShardLoop>, [checkpoints, events, memo]: [Option<StdUnixStream>; 3]) {
+    shard_loop.start_checkpoints(checkpoints);
+    shard_loop.start_spill();
+    shard_loop.start_events(events);
+    shard_loop.start_memo(memo);
 }
 
 /// What a shard does beside serving connections and links.

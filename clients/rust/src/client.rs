@@ -632,7 +632,7 @@ impl Client {
     /// [`Error::Refused`] with `unknown_queue`; transport errors.
     pub async fn shadow(&self, queue: &str, policy: Policy) -> Result<Shadow, Error> {
         let topology = self.cluster().topology();
-        let (mut asked, mut shadow) = (Vec::new(), Shadow::default());
+        let (mut asked, mut shadow, mut unknown) = (Vec::new(), Shadow::default(), None);
         for partition in (0..self.partitions()).map(PartitionId) {
             let place = topology.leader(partition)?.map(|place| place.key());
             if place.is_some() && asked.contains(&place) {
@@ -642,10 +642,17 @@ impl Client {
             let mut body = ShadowBody { policy: policy.number(), ..ShadowBody::default() };
             body.namespace = put(&mut body.bytes, self.namespace().as_bytes());
             body.queue = put(&mut body.bytes, queue.as_bytes());
-            let message = self.cluster().call(Operation::Shadow, partition, &body).await?;
-            shadow.add(message.read::<ArchivedShadowReport>()?);
+            // A shard may have nothing of the queue.
+            match self.cluster().call(Operation::Shadow, partition, &body).await {
+                Ok(message) => shadow.add(message.read::<ArchivedShadowReport>()?),
+                Err(error) if error.code() == Some(Code::UnknownQueue) => unknown = Some(error),
+                Err(error) => return Err(error),
+            }
         }
-        Ok(shadow)
+        match unknown {
+            Some(error) if shadow.shards + shadow.shards_waiting == 0 => Err(error),
+            _ => Ok(shadow),
+        }
     }
 
     /// A workflow with all its tasks.

@@ -57,7 +57,7 @@ impl Shadow {
         self.samples_min = report.samples_min.to_native();
         self.present.policy = Policy::of_number(report.present.policy.to_native());
         self.shadow.policy = Policy::of_number(report.shadow.policy.to_native());
-        if samples < u64::from(self.samples_min) {
+        if samples < u64::from(self.samples_min).max(1) {
             (self.shards_waiting, self.samples_waiting) = (self.shards_waiting + 1, self.samples_waiting + samples);
             return;
         }

@@ -356,9 +356,16 @@ fn deadline_us(extra: &ArchivedExtra, now_us: u64) -> u64 {
     }
 }
 
-/// The deadline of a row that was checked, if it has one, in microseconds since 1970.
-pub(crate) fn deadline_of(body: &ArchivedSubmit, row: &ArchivedTaskRow, now_us: u64) -> Option<u64> {
-    extra_of(body, row).map(|extra| deadline_us(extra, now_us)).filter(|&deadline_us| deadline_us != 0)
+/// When a row that was checked is due, and its deadline, if it has one, in microseconds since 1970.
+pub(crate) fn due_and_deadline_of(body: &ArchivedSubmit, row: &ArchivedTaskRow, now_us: u64) -> Option<(u64, u64)> {
+    let times = extra_of(body, row).map(|extra| (due_us(extra, now_us), deadline_us(extra, now_us)));
+    times.filter(|&(_, deadline_us)| deadline_us != 0)
+}
+
+/// Whether another task holds the unique key of a row that was checked: then nothing is added.
+pub(crate) fn is_held(partition: &Partition, body: &ArchivedSubmit, row: &ArchivedTaskRow, arena: &Arena) -> bool {
+    let key = extra_of(body, row).and_then(|extra| body::slice(&body.bytes, extra.unique_key).ok());
+    key.is_some_and(|key| !key.is_empty() && partition.unique_holder(key, arena).is_some())
 }
 
 fn check_workflow(partition: &Partition, body: &ArchivedSubmit) -> Result<(), Refused> {

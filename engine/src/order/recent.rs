@@ -142,7 +142,9 @@ impl Began {
             ready: millis(self.ready_us),
             began: millis(self.began_us),
             run: match self.run {
-                OPEN => quantiles[0].max(millis(now_us.saturating_sub(self.began_us))),
+                // It may have been cancelled meanwhile, or lost with its worker: that is no run of an hour.
+                OPEN => millis(now_us.saturating_sub(self.began_us))
+                    .clamp(quantiles[0], 4.0 * quantiles[1].max(quantiles[0])),
                 run => millis(u64::from(run) * RUN_UNIT_US),
             },
             rank: expected.rank(width),

@@ -43,7 +43,7 @@ pub(crate) struct ClassList {
     pub(crate) list: List,
     contracts: u32,
     /// The same tasks by deadline, if that is the queue's policy.
-    deadlines: Option<Box<BTreeSet<deadline::Key>>>,
+    deadlines: Option<BTreeSet<deadline::Key>>,
 }
 
 /// Which tasks of a lane are next.
@@ -58,9 +58,13 @@ pub(crate) enum Pick {
 }
 
 impl ClassList {
-    /// Whose turn it is by deadline.
+    /// Whose turn it is by deadline. A partition that has not taken the policy over, while another of the shard has, knows only who has
+    /// been ready longest.
     pub(crate) fn next_by_deadline(&self, ends: Ends, tasks: &Tasks) -> Option<(Turn, Slot)> {
-        deadline::next(self.deadlines.as_deref()?, ends, tasks)
+        match &self.deadlines {
+            Some(deadlines) => deadline::next(deadlines, ends, tasks),
+            None => self.list.first().map(|slot| (Turn::of(None, tasks[slot].at_us, ends), slot)),
+        }
     }
 }
 
@@ -150,7 +154,7 @@ impl Partition {
             if lists.len() == LANE_CLASSES_MAX {
                 return class as usize % LANE_CLASSES_MAX;
             }
-            let deadlines = by_deadline.then(Box::default);
+            let deadlines = by_deadline.then(BTreeSet::new);
             lists.push(ClassList { class, list: List::default(), contracts: 0, deadlines });
             lists.len() - 1
         });
@@ -171,7 +175,7 @@ impl Partition {
             }
             of.deadlines = by_deadline.then(|| {
                 let keys = of.list.iter(&self.tasks).map(|slot| deadline::key(slot, &self.tasks, &self.extras));
-                Box::new(keys.collect())
+                keys.collect()
             });
         }
     }

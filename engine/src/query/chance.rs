@@ -6,7 +6,7 @@ use crate::order::deadline::{deadline_us, quantiles_us};
 use crate::outlook::{Asking, Outlook, Unknown, View};
 use crate::partition::Partition;
 use crate::state::State;
-use crate::task::Slot;
+use crate::task::{Slot, flag};
 
 /// The outlook of a task, if it has a deadline and runs or waits in line.
 pub(crate) fn outlook(view: &View<'_>, partition: &Partition, slot: Slot) -> Option<Outlook> {
@@ -18,7 +18,8 @@ pub(crate) fn outlook(view: &View<'_>, partition: &Partition, slot: Slot) -> Opt
         let since_us = partition.started_us(slot).unwrap_or(view.now_us);
         return Some(view.of_running(class, since_us, deadline_us));
     }
-    if !matches!(task.state, State::Ready | State::Delayed) {
+    // One that waits for others of its key is in no line.
+    if !matches!(task.state, State::Ready | State::Delayed) || task.has(flag::BLOCKED) {
         return None;
     }
     let queue = &partition.queues[contract.queue as usize];

@@ -6,21 +6,19 @@ use taskmaster_scheduler::shadow::{SAMPLES_MIN, Waits};
 
 use crate::contract::DEFAULT_NAMESPACE;
 use crate::outlook::View;
-use crate::partition::Partition;
 use crate::queue::{Policy, policy_number, policy_of};
 use crate::refused::Refused;
 
 /// Plays the present policy of a queue and the one that is asked about.
-pub(crate) fn of(view: &View<'_>, partition: &Partition, body: &ArchivedShadow) -> Result<ShadowReport, Refused> {
+pub(crate) fn of(view: &View<'_>, body: &ArchivedShadow) -> Result<ShadowReport, Refused> {
     let (namespace, name) = (body::text(&body.bytes, body.namespace)?, body::text(&body.bytes, body.queue)?);
     let namespace = if namespace.is_empty() { DEFAULT_NAMESPACE } else { namespace };
     let policy = policy_of(body.policy.to_native()).ok_or_else(|| {
         Refused::new(Code::Invalid, "the policy must be auto (0), fifo (1), shortest (2) or deadline (3)")
     })?;
-    let queue = partition
-        .find_queue(namespace, name)
-        .ok_or_else(|| Refused::new(Code::UnknownQueue, format!("queue \"{name}\" does not exist")))?;
-    let order = &view.dispatch.queues[partition.queues[queue as usize].dispatch as usize].order;
+    let queue = view.dispatch.find_queue(namespace, name);
+    let queue = queue.ok_or_else(|| Refused::new(Code::UnknownQueue, format!("queue \"{name}\" does not exist")))?;
+    let order = &view.dispatch.queues[queue as usize].order;
     let (compared, count) = order.compare(&view.dispatch.learned, policy, view.now_us);
     let mut report =
         ShadowReport { samples: number(count), samples_min: number(SAMPLES_MIN), ..ShadowReport::default() };

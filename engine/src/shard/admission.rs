@@ -16,7 +16,7 @@ use crate::command::{self, Admitted};
 use crate::contract::SpecView;
 use crate::effects::ConnId;
 use crate::entry::Verb;
-use crate::outlook::Asking;
+use crate::outlook::{Asking, View};
 use crate::partition::Partition;
 use crate::refused::Refused;
 use crate::resources::Resources;
@@ -30,7 +30,7 @@ const ROOM_PART: u64 = 16;
 const OVERLOADED_RETRY_MS: u32 = 100;
 
 /// Tasks of a frame of which is asked whether their deadline can be met.
-const DEADLINES_MAX: u64 = 1_000;
+const DEADLINES_MAX: u64 = 16;
 
 /// A spec of a queue that refuses deadlines, and of which something is known.
 struct Refusing<'a> {
@@ -49,20 +49,26 @@ impl<'a> Refusing<'a> {
         spec: &'a body::ArchivedSpec,
         body: &'a ArchivedSubmit,
     ) -> Option<Self> {
+        let is_memoised = spec.memo != 0;
         let spec = SpecView::of(spec, &body.bytes).ok()?;
         let queue = &partition.queues[partition.find_queue(spec.namespace, spec.queue)? as usize];
         let permille = Some(queue.settings.refuse_permille).filter(|&permille| permille > 0)?;
+        // What is remembered of memoised tasks, and when a queue is paused no longer, is not known here.
+        if queue.settings.paused || is_memoised {
+            return None;
+        }
         let resources = Resources::parse(spec.cpu_milli, spec.memory_bytes, spec.gpu_milli, spec.custom).ok()?;
         let class = shard.dispatch.learned.find_class(queue.dispatch, spec.kind, &resources)?;
         Some(Self { name: spec.queue, queue: queue.dispatch, class, priority: spec.priority, resources, permille })
     }
 
     /// Refuses a task with this deadline, `before` others of the frame go before it.
-    fn check(&self, shard: &Shard, deadline_us: u64, before: u64) -> Result<(), Refused> {
+    fn check(&self, shard: &Shard, (due_us, deadline_us): (u64, u64), before: u64) -> Result<(), Refused> {
         let (class, priority, resources) = (self.class, self.priority, &self.resources);
-        let ready = (shard.last_time_us, u64::MAX);
-        let asking = Asking { class, priority, resources, deadline_us, ready, own: None, before };
-        let outlook = shard.view().of(self.queue, &asking);
+        // A delayed one is seen as it will be when it is due.
+        let now_us = due_us.max(shard.last_time_us);
+        let asking = Asking { class, priority, resources, deadline_us, ready: (now_us, u64::MAX), own: None, before };
+        let outlook = View { now_us, ..shard.view() }.of(self.queue, &asking);
         let Some(permille) = outlook.permille().filter(|&permille| permille < self.permille.into()) else {
             return Ok(());
         };
@@ -201,12 +207,11 @@ impl Shard {
         let mut looked_at = 0;
         for (row, task) in (0u32..).zip(body.tasks.iter()) {
             let Some(spec) = &specs[task.spec.to_native() as usize] else { continue };
-            let deadline_us = command::submit::deadline_of(body, task, self.last_time_us);
-            let Some(deadline_us) = deadline_us.filter(|_| partition.find(TaskId::from(&task.id), NONE).is_none())
-            else {
-                continue;
-            };
-            spec.check(self, deadline_us, looked_at).map_err(|refused| refused.at_row(row))?;
+            let is_known = || partition.find(TaskId::from(&task.id), NONE).is_some();
+            let is_held = || command::submit::is_held(partition, body, task, &self.arena);
+            let times = command::submit::due_and_deadline_of(body, task, self.last_time_us);
+            let Some(times) = times.filter(|_| !is_known() && !is_held()) else { continue };
+            spec.check(self, times, looked_at).map_err(|refused| refused.at_row(row))?;
             looked_at += 1;
             if looked_at == DEADLINES_MAX {
                 break;

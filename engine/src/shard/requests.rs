@@ -130,8 +130,8 @@ impl Shard {
                 Ok(())
             }
             Some(Operation::Shadow) => {
-                let body = body::access::<ArchivedShadow>(bytes)?;
-                let report = query::shadow::of(&self.view(), self.partition(&header)?, body)?;
+                self.partition(&header)?;
+                let report = query::shadow::of(&self.view(), body::access::<ArchivedShadow>(bytes)?)?;
                 effects.reply(conn, &header, &report);
                 Ok(())
             }

@@ -1,11 +1,11 @@
 //! Queues of the policy `deadline`: who can be in time goes first, the hopeless last, and nobody waits for ever.
 
 use proptest::prelude::*;
-use taskmaster_protocol::body::queue_field;
+use taskmaster_protocol::body::{self, ConfigureQueue, Empty, queue_field};
 
 use crate::job::{Job, id};
 use crate::order::{WORKER, ids, kind, order, run, taught};
-use crate::world::World;
+use crate::world::{CLIENT, World, config};
 
 const FIFO: u32 = 1;
 const DEADLINE: u32 = 3;
@@ -81,8 +81,34 @@ fn deadlines_go_across_partitions() {
     }
     world.credit(WORKER, 100);
     let leases = world.leases();
-    let began: Vec<u64> = leases.iter().map(|lease| deadlines[lease.id.lo as usize % 256 - 1]).collect();
+    let began: Vec<u64> =
+        leases.iter().map(|lease| deadlines[usize::try_from(lease.id.lo % 256).unwrap() - 1]).collect();
     assert!(began.is_sorted() && began.len() == 8, "{began:?}");
+}
+
+#[test]
+fn a_policy_that_only_some_partitions_have_taken_over_keeps_nobody_waiting() {
+    for tasks_first in [true, false] {
+        let mut world = World::with(config(2));
+        world.worker(WORKER, &["mail"], 0);
+        let submit = |world: &mut World| {
+            for number in 0..6u32 {
+                let partition = u16::try_from(number % 2).unwrap();
+                world.submit_one(due(number, "work", 10_000 + u64::from(number)).in_partition(partition));
+            }
+        };
+        if tasks_first {
+            submit(&mut world);
+        }
+        let mut body = ConfigureQueue { set: queue_field::POLICY, policy: DEADLINE, ..ConfigureQueue::default() };
+        body.queue = body::put(&mut body.bytes, b"mail");
+        let _: Empty = world.call(CLIENT, 0, &body).read();
+        if !tasks_first {
+            submit(&mut world);
+        }
+        world.credit(WORKER, 100);
+        assert_eq!(world.leases().len(), 6);
+    }
 }
 
 #[test]

@@ -27,8 +27,8 @@ fn bursts(world: &mut World, count: u32) {
     for burst in 0..count {
         let from = 1_000 + burst * 40;
         let job = |number: u32| {
-            let of = kind(number, if number % 2 > 0 { "short" } else { "long" });
-            if number % 5 == 0 { of.deadline_in_ms(20_000) } else { of }
+            let of = kind(number, if !number.is_multiple_of(2) { "short" } else { "long" });
+            if number.is_multiple_of(5) { of.deadline_in_ms(20_000) } else { of }
         };
         let all: Vec<Job> = (from..from + 40).map(job).collect();
         order(world, &all);
