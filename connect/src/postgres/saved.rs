@@ -93,6 +93,10 @@ pub(super) fn read(document: &str, chunks: usize) -> (SavedHistory, usize) {
     (history, documents.len())
 }
 
+/// No node stores a version of a higher number, or of more chunks.
+const NUMBER_MAX: u32 = 1 << 31;
+const PIECES_MAX: u64 = 16 << 10;
+
 fn number<T: TryFrom<u64>>(document: &Map<String, Value>, key: &str) -> Option<T> {
     T::try_from(document.get(key)?.as_u64()?).ok()
 }
@@ -106,11 +110,18 @@ fn version(document: &Map<String, Value>, chunks: usize) -> Option<SavedVersion>
     for run in document.get("pieces")?.as_array()? {
         let (from, count) = (run.get(0)?.as_u64()?, run.get(1)?.as_u64()?);
         let until = from.checked_add(count).filter(|until| *until <= chunks as u64)?;
+        if pieces.len() as u64 + count > PIECES_MAX {
+            return None;
+        }
         pieces.extend(u32::try_from(from).ok()?..u32::try_from(until).ok()?);
     }
+    let (own, parent): (u32, u32) = (number(document, "number")?, number(document, "parent")?);
+    if own == 0 || own > NUMBER_MAX || parent >= own {
+        return None;
+    }
     Some(SavedVersion {
-        number: number(document, "number")?,
-        parent: number(document, "parent")?,
+        number: own,
+        parent,
         attempt: number(document, "attempt")?,
         time_us: number(document, "time_us")?,
         bytes: number(document, "bytes")?,

@@ -144,11 +144,20 @@ fn insert_history(
         let (name, version, is_tag) = name?;
         partition.versions.edit(index, |history| {
             if history.versions.contains_key(&version) {
+                let is_current = !is_tag && *name == *history.current;
                 let names = if is_tag { &mut history.tags } else { &mut history.branches };
-                names.entry(name.into()).or_insert(version);
+                let known = names.entry(name.into()).or_insert(version);
+                if is_current {
+                    *known = version;
+                }
             }
         });
     }
+    // Attempts resume from what is there, and go on from it, though the head itself may not have come back.
+    partition.versions.edit(index, |history| {
+        let latest = history.versions.keys().next_back().copied().unwrap_or_default();
+        history.branches.entry(history.current.clone()).or_insert(latest);
+    });
     Ok(())
 }
 

@@ -170,9 +170,12 @@ impl Outgoing {
         for (number, path) in paths.clone().enumerate() {
             if let Err(failure) = self.send_file(&root.join(path), path, &mut on_bytes) {
                 progress.finish();
-                for path in paths.take(number + 1) {
-                    // What went wrong first is what counts; without a manifest the rest is no backup.
-                    let _tried = self.0.remove(path);
+                let sent: Vec<&str> = paths.take(number + 1).collect();
+                for path in sent.into_iter().rev() {
+                    // What went wrong first is what counts; without a manifest, which goes first, the rest is no backup.
+                    if let Err(Error::Unreachable(_)) = self.0.remove(path) {
+                        break;
+                    }
                 }
                 return Err(failure);
             }
