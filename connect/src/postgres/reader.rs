@@ -85,7 +85,8 @@ pub struct StoredTask {
 const SQL: &str = "SELECT DISTINCT ON (task.id)
         uuid_send(task.id), uuid_send(task.workflow), task.state, contract.namespace, contract.queue, contract.kind, task.name,
         contract.priority, task.attempts, contract.attempts_max, task.late, task.started_at, task.finished_at, task.deadline_at,
-        task.error_code, task.error, task.log_tail, task.payload, task.result
+        task.error_code, task.error, task.log_tail,
+        CASE WHEN task.result IS NULL THEN task.payload END, task.result
     FROM taskmaster.final_task AS task JOIN taskmaster.contract USING (contract)
     WHERE task.id = ANY ($1::text[]::uuid[]) ORDER BY task.id, task.cluster DESC, task.number DESC";
 
