@@ -255,7 +255,7 @@ mod tests {
     /// A burst of long and short tasks on one place, each with a deadline that only some order meets.
     fn burst(count: u32, deadline_of: impl Fn(bool) -> Option<f64>) -> Vec<Ran> {
         let task = |number: u32| {
-            let is_long = number % 2 == 0;
+            let is_long = number.is_multiple_of(2);
             let run = if is_long { 100.0 } else { 1.0 };
             let (rank, quantiles) = (if is_long { 2.0 } else { 1.0 }, [run, run]);
             Ran { ready: 0.0, began: f64::from(number), run, rank, quantiles, deadline: deadline_of(is_long) }
