@@ -114,13 +114,12 @@ async fn what_is_sent_to_an_object_store_is_what_comes_back_and_a_changed_byte_i
             let name = path.file_name().unwrap().to_str().unwrap();
             assert!(said.contains(name) && said.contains(&to), "{}: {said}", path.display());
         }
-        // What the server knows of a file goes with the file.
-        let aside = directory.path().join("aside");
-        std::fs::rename(path, &aside).unwrap();
+        std::fs::write(path, &whole).unwrap();
+        // The server knows more of an object than its bytes.
+        std::fs::rename(path, objects.aside()).unwrap();
         let said = refusal(objects.address(), &[], &back);
         assert!(said.contains("is missing") || said.contains("is no backup"), "{}: {said}", path.display());
-        std::fs::rename(&aside, path).unwrap();
-        std::fs::write(path, whole).unwrap();
+        std::fs::rename(objects.aside(), path).unwrap();
     }
     assert_eq!(names(&directory), before, "nothing is left of these restores");
     answer(objects.address(), &back);

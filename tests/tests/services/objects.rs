@@ -85,6 +85,11 @@ impl Objects {
         found
     }
 
+    /// Where an object's file can be for a while.
+    pub(crate) fn aside(&self) -> PathBuf {
+        self.folder.path().join("aside")
+    }
+
     /// Adds to a command what it needs to know to reach it at an address.
     pub(crate) fn know(command: &mut Command, address: SocketAddr) {
         command.env("AWS_ENDPOINT_URL_S3", format!("http://{address}")).env("AWS_REGION", "us-east-1");
