@@ -10,14 +10,14 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use taskmaster_connect::kafka::events::{self, Given, Place, Request, Sent, Status};
+use taskmaster_connect::kafka::events::{self, Given, Request, Sent, Status};
 use taskmaster_engine::checkpoint::{BatchBounds, Stored};
 use taskmaster_engine::events::{Batch, Change, Event, ForTopic};
-use taskmaster_protocol::body::Span;
 use taskmaster_protocol::{PartitionId, TaskId};
 
 use crate::answers::{Backs, backs};
 use crate::config::Config;
+use crate::foreign::carry::place;
 
 /// Requests that wait at most, besides those that the thread has taken.
 const REQUESTS_MAX: usize = 64;
@@ -157,7 +157,6 @@ fn batch_of(batch: Batch) -> events::Batch {
 }
 
 fn event_of(event: Event) -> events::Event {
-    let place = |span: Span| Place { at: span.at, len: span.len };
     let details = event.details.map(|details| events::Details {
         labels: details.labels,
         workflow: if details.workflow == TaskId::default() { String::new() } else { details.workflow.to_string() },

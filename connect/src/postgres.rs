@@ -1,5 +1,8 @@
 //! PostgreSQL: final tasks of a cluster, checkpointed in batches and exactly once; a schema with versions.
 
+#[macro_use]
+mod sql;
+
 mod batch;
 mod copy;
 mod day;

@@ -5,7 +5,8 @@ use taskmaster_engine::State;
 use taskmaster_engine::checkpoint;
 use taskmaster_protocol::body::Span;
 
-const fn place(span: Span) -> Place {
+/// Where a text or blob is in the bytes that it comes with.
+pub(crate) const fn place(span: Span) -> Place {
     Place { at: span.at, len: span.len }
 }
 
@@ -13,46 +14,58 @@ const fn span(place: Place) -> Span {
     Span { at: place.at, len: place.len }
 }
 
-fn chunk(chunk: checkpoint::BatchChunk) -> postgres::StateChunk {
-    postgres::StateChunk { digest: chunk.digest, bytes: place(chunk.bytes) }
+/// A record that both have field for field: the way out, and the way back.
+macro_rules! alike {
+    ($out:ident, $back:ident, $engine:ident, $connect:ident { $($field:ident),+ $(,)? }) => {
+        fn $out(record: checkpoint::$engine) -> postgres::$connect {
+            postgres::$connect { $($field: record.$field),+ }
+        }
+
+        pub(super) fn $back(record: postgres::$connect) -> checkpoint::$engine {
+            checkpoint::$engine { $($field: record.$field),+ }
+        }
+    };
 }
 
-fn version(version: checkpoint::SavedVersion) -> postgres::SavedVersion {
-    postgres::SavedVersion {
-        number: version.number,
-        parent: version.parent,
-        attempt: version.attempt,
-        time_us: version.time_us,
-        bytes: version.bytes,
-        new_bytes: version.new_bytes,
-        digest: version.digest,
-        label: version.label,
-        branches: version.branches,
-        tags: version.tags,
-        pieces: version.pieces,
+alike!(
+    contract,
+    returning_contract,
+    BatchContract,
+    Contract { canonical, namespace, queue, kind, priority, attempts_max }
+);
+alike!(
+    queue,
+    returning_queue,
+    BatchQueue,
+    QueueSetting {
+        namespace,
+        queue,
+        paused,
+        draining,
+        rate_milli_per_s,
+        rate_burst,
+        concurrency,
+        depth_max,
+        retention_ms,
+        flags_deadlines,
+        policy
     }
+);
+alike!(
+    version,
+    returning_version,
+    SavedVersion,
+    SavedVersion { number, parent, attempt, time_us, bytes, new_bytes, digest, label, branches, tags, pieces }
+);
+
+fn chunk(chunk: checkpoint::BatchChunk) -> postgres::StateChunk {
+    postgres::StateChunk { digest: chunk.digest, bytes: place(chunk.bytes) }
 }
 
 fn saved(saved: checkpoint::SavedState) -> postgres::SavedState {
     let checkpoint::SavedHistory { current, made, versions } = saved.history;
     let history = postgres::SavedHistory { current, made, versions: versions.into_iter().map(version).collect() };
     postgres::SavedState { input: place(saved.input), chunks: saved.chunks, history }
-}
-
-fn queue(queue: checkpoint::BatchQueue) -> postgres::QueueSetting {
-    postgres::QueueSetting {
-        namespace: queue.namespace,
-        queue: queue.queue,
-        paused: queue.paused,
-        draining: queue.draining,
-        rate_milli_per_s: queue.rate_milli_per_s,
-        rate_burst: queue.rate_burst,
-        concurrency: queue.concurrency,
-        depth_max: queue.depth_max,
-        retention_ms: queue.retention_ms,
-        flags_deadlines: queue.flags_deadlines,
-        policy: queue.policy,
-    }
 }
 
 /// A batch on its way to the database.
@@ -80,14 +93,6 @@ pub(super) fn batch(batch: checkpoint::Batch) -> postgres::Batch {
             saved: task.saved.map(|state| Box::new(saved(*state))),
         }
     };
-    let contract = |contract: checkpoint::BatchContract| postgres::Contract {
-        canonical: contract.canonical,
-        namespace: contract.namespace,
-        queue: contract.queue,
-        kind: contract.kind,
-        priority: contract.priority,
-        attempts_max: contract.attempts_max,
-    };
     postgres::Batch {
         cluster: batch.cluster,
         partition: batch.partition,
@@ -107,22 +112,6 @@ fn returning_chunk(chunk: postgres::StateChunk) -> checkpoint::BatchChunk {
     checkpoint::BatchChunk { digest: chunk.digest, bytes: span(chunk.bytes) }
 }
 
-fn returning_version(version: postgres::SavedVersion) -> checkpoint::SavedVersion {
-    checkpoint::SavedVersion {
-        number: version.number,
-        parent: version.parent,
-        attempt: version.attempt,
-        time_us: version.time_us,
-        bytes: version.bytes,
-        new_bytes: version.new_bytes,
-        digest: version.digest,
-        label: version.label,
-        branches: version.branches,
-        tags: version.tags,
-        pieces: version.pieces,
-    }
-}
-
 fn returning_history(history: postgres::SavedHistory) -> checkpoint::SavedHistory {
     let postgres::SavedHistory { current, made, versions } = history;
     checkpoint::SavedHistory { current, made, versions: versions.into_iter().map(returning_version).collect() }
@@ -136,23 +125,6 @@ pub(super) fn returning_states(states: postgres::States) -> checkpoint::States {
         histories: states.histories.into_iter().map(history).collect(),
         chunks: states.chunks.into_iter().map(returning_chunk).collect(),
         bytes: states.bytes,
-    }
-}
-
-/// A queue on its way back.
-pub(super) fn returning_queue(queue: postgres::QueueSetting) -> checkpoint::BatchQueue {
-    checkpoint::BatchQueue {
-        namespace: queue.namespace,
-        queue: queue.queue,
-        paused: queue.paused,
-        draining: queue.draining,
-        rate_milli_per_s: queue.rate_milli_per_s,
-        rate_burst: queue.rate_burst,
-        concurrency: queue.concurrency,
-        depth_max: queue.depth_max,
-        retention_ms: queue.retention_ms,
-        flags_deadlines: queue.flags_deadlines,
-        policy: queue.policy,
     }
 }
 
@@ -177,14 +149,6 @@ pub(super) fn returning(batch: postgres::Batch) -> checkpoint::Batch {
             Box::new(checkpoint::SavedState { input: span(saved.input), ..checkpoint::SavedState::default() })
         }),
     };
-    let contract = |contract: postgres::Contract| checkpoint::BatchContract {
-        canonical: contract.canonical,
-        namespace: contract.namespace,
-        queue: contract.queue,
-        kind: contract.kind,
-        priority: contract.priority,
-        attempts_max: contract.attempts_max,
-    };
     checkpoint::Batch {
         cluster: batch.cluster,
         partition: batch.partition,
@@ -192,7 +156,7 @@ pub(super) fn returning(batch: postgres::Batch) -> checkpoint::Batch {
         from: batch.from,
         to: batch.to,
         tasks: batch.tasks.into_iter().map(task).collect(),
-        contracts: batch.contracts.into_iter().map(contract).collect(),
+        contracts: batch.contracts.into_iter().map(returning_contract).collect(),
         bytes: batch.bytes,
         ..checkpoint::Batch::default()
     }

@@ -86,10 +86,10 @@ const STRETCHES: &str = "SELECT behind, tasks, first_at, last_at FROM (
     WHERE later < $4 * 24 ORDER BY behind";
 
 /// Of a task that succeeded there is no later end: it cannot be retried.
-const PAGE: &str = "SELECT
-        uuid_send(task.id), uuid_send(task.workflow), task.state, contract.namespace, contract.queue, contract.kind, task.name,
-        contract.priority, task.attempts, contract.attempts_max, task.late, task.started_at, task.finished_at, task.deadline_at,
-        task.error_code, task.error, NULL::bytea, NULL::bytea, NULL::bytea, task.number
+const PAGE: &str = concat!(
+    "SELECT ",
+    told!(),
+    ", NULL::bytea, NULL::bytea, NULL::bytea, task.number
     FROM taskmaster.final_task AS task JOIN taskmaster.contract USING (contract)
     WHERE task.id = ANY ($1::text[]::uuid[]) AND task.cluster = $2 AND task.number BETWEEN $3 AND $4
         AND task.finished_at BETWEEN $5 AND $6
@@ -97,7 +97,8 @@ const PAGE: &str = "SELECT
         AND (task.state = 4 OR NOT EXISTS (
             SELECT FROM taskmaster.final_task AS later
             WHERE later.id = task.id AND later.cluster = ANY ($11) AND (later.cluster, later.number) > (task.cluster, task.number)))
-    ORDER BY task.number DESC LIMIT $12";
+    ORDER BY task.number DESC LIMIT $12"
+);
 
 /// Answers until the other end of the queue is gone.
 pub async fn list(settings: Settings, mut queue: Receiver<Listing>, answers: Arc<dyn Answers>) {

@@ -7,20 +7,20 @@ use super::reader::{StoredTask, task};
 use super::{Error, Session, Source};
 
 /// Of a task's ends by then the latest counts.
-const ENDED: &str = "WITH RECURSIVE chain AS (
-        SELECT cluster, restored_from FROM taskmaster.cluster WHERE cluster = $1
-        UNION ALL SELECT older.cluster, older.restored_from
-        FROM taskmaster.cluster AS older JOIN chain ON older.cluster = chain.restored_from)
-    SELECT uuid_send(task.id), uuid_send(task.workflow), task.state, contract.namespace, contract.queue, contract.kind, task.name,
-        contract.priority, task.attempts, contract.attempts_max, task.late, task.started_at, task.finished_at, task.deadline_at,
-        task.error_code, task.error, task.log_tail, task.payload, task.result
-    FROM taskmaster.final_task AS task JOIN taskmaster.contract USING (contract)
+const ENDED: &str = concat!(
+    chain!(),
+    " SELECT ",
+    told!(),
+    ", ",
+    blobs!(),
+    " FROM taskmaster.final_task AS task JOIN taskmaster.contract USING (contract)
     WHERE task.partition = $2 AND task.cluster IN (SELECT cluster FROM chain) AND (task.cluster, task.number) <= ($1, $3)
         AND ($4::text IS NULL OR task.id = $4::text::uuid) AND NOT EXISTS (
             SELECT FROM taskmaster.final_task AS later
             WHERE later.id = task.id AND later.cluster IN (SELECT cluster FROM chain)
               AND (later.cluster, later.number) > (task.cluster, task.number) AND (later.cluster, later.number) <= ($1, $3))
-    ORDER BY task.cluster, task.number";
+    ORDER BY task.cluster, task.number"
+);
 
 /// Hands each task to `take` that had ended in a partition when its number was `upto`, those that were still in memory among them; only
 /// the one with this id, if it is given. `forgotten` is the number up to which memory may have forgotten tasks.

@@ -66,10 +66,9 @@ pub async fn sources(session: &Session) -> Result<Vec<Source>, Error> {
     Ok(sources)
 }
 
-const HISTORY: &str = "WITH RECURSIVE chain AS (
-        SELECT cluster, restored_from FROM taskmaster.cluster WHERE cluster = $1
-        UNION ALL SELECT older.cluster, older.restored_from
-        FROM taskmaster.cluster AS older JOIN chain ON older.cluster = chain.restored_from)
+const HISTORY: &str = concat!(
+    chain!(),
+    "
     SELECT partition, uuid_send(id), contract, state, failures, late, finished_at, name, error_code, error, log_tail, payload, result,
            cluster, versions::text, chunks
     FROM taskmaster.final_task AS task
@@ -77,7 +76,8 @@ const HISTORY: &str = "WITH RECURSIVE chain AS (
         SELECT FROM taskmaster.final_task AS later
         WHERE later.id = task.id AND later.cluster IN (SELECT cluster FROM chain)
           AND (later.cluster, later.number) > (task.cluster, task.number))
-    ORDER BY partition, cluster, number";
+    ORDER BY partition, cluster, number"
+);
 
 /// Hands the history of a cluster to `take` in parts of one partition each, until it says `false`: tasks, and behind them the versions of
 /// their states, whose chunks are read in another session meanwhile. How many versions the history tells of, those included whose bytes

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use tokio_postgres::types::ToSql;
+
 use super::schema::{self, LOCK};
 use super::session::connect;
 use super::{Error, Session, Settings};
@@ -56,11 +58,12 @@ async fn drop_now(settings: &Settings, retention: Duration) -> Result<usize, Err
     for row in &rows {
         drop_part(&mut session, row.try_get(0)?).await?;
     }
-    let places =
-        session.client.query("SELECT cluster, partition FROM taskmaster.checkpoint ORDER BY 1, 2", &[]).await?;
+    let places = "SELECT cluster, partition FROM taskmaster.checkpoint ORDER BY 1, 2";
+    let places = session.timely(async { Ok(session.client.query(places, &[]).await?) }).await?;
     for place in &places {
         let (cluster, partition): (i32, i32) = (place.try_get(0)?, place.try_get(1)?);
-        session.client.execute(STRETCHES, &[&cluster, &partition, &retention.as_secs_f64()]).await?;
+        let parameters: [&(dyn ToSql + Sync); 3] = [&cluster, &partition, &retention.as_secs_f64()];
+        session.timely(async { Ok(session.client.execute(STRETCHES, &parameters).await?) }).await?;
     }
     let delete = async || Ok::<_, Error>(session.client.execute(OLD_CHUNKS, &[&retention.as_secs_f64()]).await?);
     while session.timely(delete()).await? > 0 {}

@@ -9,9 +9,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::{Value, json};
 use taskmaster_client::{State, TaskId};
-use taskmaster_connect::postgres::StoredTask;
 use taskmaster_engine::{Config, Horizon, Moment, Shard};
-use taskmaster_protocol::body::{ListTasks, ReadState, Span, StateHistory, TaskInfo, TaskPage};
+use taskmaster_protocol::body::{ListTasks, ReadState, Span, StateHistory, TaskInfo, TaskPage, VersionRow};
 use taskmaster_protocol::{FrameBuffer, NodeId, PartitionId};
 use taskmaster_storage::datadir::DataDir;
 use taskmaster_storage::recovery::Sink;
@@ -20,6 +19,7 @@ use taskmaster_storage::wal::ScanParams;
 use taskmaster_storage::wal::driver::recover_dir;
 
 use super::database::Database;
+use crate::cli::instant::parse_time;
 use crate::cli::outcome::bytes_json;
 use crate::cli::{Exit, Failure};
 use crate::output::{Output, Side, Table, human_bytes, iso_time, pairs};
@@ -55,29 +55,6 @@ pub(crate) struct Arguments {
     /// Write the bytes of the task's state here
     #[arg(long, value_name = "FILE", requires = "id")]
     file: Option<PathBuf>,
-}
-
-/// `2026-01-31T12:00:00Z`, with a fraction of a second if wanted, in microseconds since 1970.
-fn parse_time(text: &str) -> Result<u64, String> {
-    let refuse = || format!("'{text}' is no time; write it in UTC like 2026-01-31T12:00:00Z");
-    let (date, time) = text.strip_suffix('Z').and_then(|text| text.split_once('T')).ok_or_else(refuse)?;
-    let numbers = |text: &str, mark: char| -> Option<[u64; 3]> {
-        let parts: Vec<u64> = text.split(mark).map(str::parse).collect::<Result<_, _>>().ok()?;
-        parts.try_into().ok()
-    };
-    let (time, fraction) = time.split_once('.').unwrap_or((time, ""));
-    let [year, month, day] = numbers(date, '-').ok_or_else(refuse)?;
-    let [hour, minute, second] = numbers(time, ':').ok_or_else(refuse)?;
-    let fits = (1970..10_000).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
-    if !fits || hour > 23 || minute > 59 || second > 60 || fraction.len() > 6 {
-        return Err(refuse());
-    }
-    let micros: u64 = if fraction.is_empty() { 0 } else { format!("{fraction:0<6}").parse().map_err(|_| refuse())? };
-    // Days since 1970-01-01 of a date in the Gregorian calendar, whose years here begin in March.
-    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1;
-    let seconds = (days - 719_468) * 86_400 + hour * 3_600 + minute * 60 + second;
-    Ok(seconds * 1_000_000 + micros)
 }
 
 fn failed(error: impl std::fmt::Display) -> Failure {
@@ -158,22 +135,70 @@ fn slice(area: &[u8], span: Span) -> &[u8] {
     area.get(span.at as usize..).and_then(|rest| rest.get(..span.len as usize)).unwrap_or_default()
 }
 
-fn state_of(info: &TaskInfo) -> &'static str {
-    State::from_number(info.state).map_or("unknown", State::name)
+/// What is shown of a task, in memory or ended.
+struct Shown {
+    id: TaskId,
+    state: &'static str,
+    queue: String,
+    kind: String,
+    name: String,
+    attempt: u32,
+    payload: Vec<u8>,
+    result: Vec<u8>,
+    error: String,
 }
 
-fn task_json(page: &TaskPage, info: &TaskInfo) -> Value {
-    json!({
-        "id": info.id.to_string(),
-        "state": state_of(info),
-        "queue": text(&page.bytes, info.queue),
-        "kind": text(&page.bytes, info.kind),
-        "name": text(&page.bytes, info.name),
-        "attempt": info.attempt,
-        "payload": bytes_json(slice(&page.bytes, info.payload)),
-        "result": bytes_json(slice(&page.bytes, info.result)),
-        "error": text(&page.bytes, info.error),
-    })
+fn state_name(number: u8) -> &'static str {
+    State::from_number(number).map_or("unknown", State::name)
+}
+
+impl Shown {
+    fn new(page: &TaskPage, info: &TaskInfo) -> Self {
+        let (text, slice) = (|span| text(&page.bytes, span), |span| slice(&page.bytes, span).to_vec());
+        Self {
+            id: info.id,
+            state: state_name(info.state),
+            queue: text(info.queue),
+            kind: text(info.kind),
+            name: text(info.name),
+            attempt: info.attempt,
+            payload: slice(info.payload),
+            result: slice(info.result),
+            error: text(info.error),
+        }
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "id": self.id.to_string(),
+            "state": self.state,
+            "queue": self.queue,
+            "kind": self.kind,
+            "name": self.name,
+            "attempt": self.attempt,
+            "payload": bytes_json(&self.payload),
+            "result": bytes_json(&self.result),
+            "error": self.error,
+        })
+    }
+
+    /// Its row of a listing.
+    fn row(&self) -> Vec<String> {
+        let texts = [self.state, &self.queue, &self.kind, &self.name].map(str::to_owned);
+        [vec![self.id.to_string()], texts.into(), vec![self.attempt.to_string()]].concat()
+    }
+
+    fn facts(&self) -> String {
+        pairs(&[
+            ("id", self.id.to_string()),
+            ("state", self.state.to_owned()),
+            ("queue", self.queue.clone()),
+            ("kind", self.kind.clone()),
+            ("attempt", self.attempt.to_string()),
+            ("payload", human_bytes(self.payload.len() as u64)),
+            ("result", human_bytes(self.result.len() as u64)),
+        ])
+    }
 }
 
 fn moment_json(moment: &Moment) -> Value {
@@ -218,40 +243,28 @@ fn list(
     shard: &Shard,
     partition: PartitionId,
     moment: &Moment,
-    mut ended: Vec<StoredTask>,
+    ended: Vec<Shown>,
     output: Output,
 ) -> Result<Exit, Failure> {
-    let (mut pages, mut cursor) = (Vec::new(), [0; 2]);
+    let (mut tasks, mut cursor) = (Vec::new(), [0; 2]);
     loop {
         let body = bytes_of(&ListTasks { cursor, limit: 1_000, ..ListTasks::default() });
         let page = shard.past_tasks(partition, &body).map_err(failed)?;
         cursor = page.cursor;
-        pages.push(page);
+        tasks.extend(page.rows.iter().map(|info| Shown::new(&page, info)));
         if cursor == [0; 2] {
             break;
         }
     }
-    let tasks = pages.iter().flat_map(|page| page.rows.iter().map(move |info| (page, info)));
-    let kept: HashSet<u128> = tasks.clone().map(|(_, info)| info.id.as_u128()).collect();
-    ended.retain(|task| !kept.contains(&task.id));
+    let kept: HashSet<TaskId> = tasks.iter().map(|task| task.id).collect();
+    tasks.extend(ended.into_iter().filter(|task| !kept.contains(&task.id)));
     if output.is_json() {
-        let tasks = tasks.map(|(page, info)| task_json(page, info)).chain(ended.iter().map(ended::task_json));
-        let tasks: Vec<Value> = tasks.collect();
+        let tasks: Vec<Value> = tasks.iter().map(Shown::json).collect();
         output.json(&json!({"at": moment_json(moment), "tasks": tasks}))?;
         return Ok(Exit::Success);
     }
     let mut table = Table::new(&["id", "state", "queue", "kind", "name", "attempt"].map(|name| (name, Side::Left)));
-    for (page, info) in tasks {
-        table.row(vec![
-            info.id.to_string(),
-            state_of(info).to_owned(),
-            text(&page.bytes, info.queue),
-            text(&page.bytes, info.kind),
-            text(&page.bytes, info.name),
-            info.attempt.to_string(),
-        ]);
-    }
-    ended.iter().for_each(|task| table.row(ended::row(task)));
+    tasks.iter().for_each(|task| table.row(task.row()));
     let listed = if table.is_empty() { "no tasks\n".to_owned() } else { table.render() };
     output.text(&format!("{}\n{listed}", head(moment)))?;
     Ok(Exit::Success)
@@ -261,13 +274,13 @@ fn one(
     shard: &Shard,
     id: TaskId,
     moment: &Moment,
-    ended: Vec<StoredTask>,
+    ended: Vec<Shown>,
     arguments: &Arguments,
     output: Output,
 ) -> Result<Exit, Failure> {
     let Some((page, history)) = shard.past_task(id) else {
         if let Some(task) = ended.first().filter(|_| arguments.file.is_none()) {
-            return ended::show(task, moment, output);
+            return show(task, moment, None, output);
         }
         let message = format!("at position {} there is no task {id}", moment.index);
         return Err(Failure::new(Exit::NotFound, message));
@@ -276,31 +289,32 @@ fn one(
         std::fs::write(file, state_bytes(shard, id, arguments.state.unwrap_or(0))?)?;
     }
     let info = page.rows.first().ok_or_else(|| failed("a page without its task"))?;
+    show(&Shown::new(&page, info), moment, Some(&history), output)
+}
+
+/// Shows a task; without a history of its states it was in the database alone.
+fn show(task: &Shown, moment: &Moment, history: Option<&StateHistory>, output: Output) -> Result<Exit, Failure> {
     if output.is_json() {
-        output.json(&json!({
-            "at": moment_json(moment),
-            "task": task_json(&page, info),
-            "head": (history.head > 0).then_some(history.head),
-            "versions": history.versions.iter().map(|row| json!({
+        let version = |history: &StateHistory, row: &VersionRow| {
+            json!({
                 "version": row.number,
                 "parent": (row.parent > 0).then_some(row.parent),
                 "bytes": row.size,
                 "saved_at": iso_time(row.time_us),
                 "label": text(&history.bytes, row.label),
-            })).collect::<Vec<Value>>(),
+            })
+        };
+        let versions = |history: &StateHistory| history.versions.iter().map(|row| version(history, row)).collect();
+        output.json(&json!({
+            "at": moment_json(moment),
+            "task": task.json(),
+            "head": history.map(|history| history.head).filter(|head| *head > 0),
+            "versions": history.map_or_else(Vec::new, versions),
         }))?;
         return Ok(Exit::Success);
     }
-    let facts = pairs(&[
-        ("id", info.id.to_string()),
-        ("state", state_of(info).to_owned()),
-        ("queue", text(&page.bytes, info.queue)),
-        ("kind", text(&page.bytes, info.kind)),
-        ("attempt", info.attempt.to_string()),
-        ("payload", human_bytes(info.payload.len.into())),
-        ("result", human_bytes(info.result.len.into())),
-    ]);
-    output.text(&format!("{}\n{facts}{}", head(moment), versions_text(&history)))?;
+    let versions = history.map_or_else(|| "it had left memory; this is from the database\n".to_owned(), versions_text);
+    output.text(&format!("{}\n{}{versions}", head(moment), task.facts()))?;
     Ok(Exit::Success)
 }
 
@@ -336,18 +350,5 @@ fn state_bytes(shard: &Shard, id: TaskId, version: u32) -> Result<Vec<u8>, Failu
         if from >= page.version.chunks || page.lengths.is_empty() {
             return Ok(bytes);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_read_as_they_are_written() {
-        for us in [0, 951_782_400_000_000, 1_767_225_599_999_000, 1_790_000_000_123_000] {
-            assert_eq!(parse_time(&if us == 0 { "1970-01-01T00:00:00Z".to_owned() } else { iso_time(us) }), Ok(us));
-        }
-        assert!(parse_time("2026-01-31").is_err() && parse_time("yesterday").is_err());
     }
 }

@@ -7,14 +7,13 @@ use crate::postgres::batch::QueueSetting;
 use crate::postgres::{Error, Session};
 
 /// An operator's change reaches every partition, and each tells of it with what it stores next: the latest is what holds for all.
-const QUEUES: &str = "WITH RECURSIVE chain AS (
-        SELECT cluster, restored_from FROM taskmaster.cluster WHERE cluster = $1
-        UNION ALL SELECT older.cluster, older.restored_from
-        FROM taskmaster.cluster AS older JOIN chain ON older.cluster = chain.restored_from)
-    SELECT DISTINCT ON (namespace, queue) namespace, queue, paused, draining, rate_milli_per_s, rate_burst, concurrency, depth_max,
+const QUEUES: &str = concat!(
+    chain!(),
+    " SELECT DISTINCT ON (namespace, queue) namespace, queue, paused, draining, rate_milli_per_s, rate_burst, concurrency, depth_max,
            retention_ms, flags_deadlines, policy
     FROM taskmaster.queue_setting WHERE cluster IN (SELECT cluster FROM chain)
-    ORDER BY namespace, queue, cluster DESC, at DESC, partition";
+    ORDER BY namespace, queue, cluster DESC, at DESC, partition"
+);
 
 /// The queues of a cluster.
 ///

@@ -1,0 +1,27 @@
+//! Parts that several statements have in common.
+
+/// What is told of every ended task: columns of `task` and its `contract`.
+macro_rules! told {
+    () => {
+        "uuid_send(task.id), uuid_send(task.workflow), task.state, contract.namespace, contract.queue, contract.kind, task.name,
+        contract.priority, task.attempts, contract.attempts_max, task.late, task.started_at, task.finished_at, task.deadline_at,
+        task.error_code, task.error"
+    };
+}
+
+/// What is told of a single one, too. The payload of a task that succeeded may be there for a fork, and is not told.
+macro_rules! blobs {
+    () => {
+        "task.log_tail, CASE WHEN task.result IS NULL THEN task.payload END, task.result"
+    };
+}
+
+/// `chain`: the cluster with the number `$1`, and those that it goes on from.
+macro_rules! chain {
+    () => {
+        "WITH RECURSIVE chain AS (
+        SELECT cluster, restored_from FROM taskmaster.cluster WHERE cluster = $1
+        UNION ALL SELECT older.cluster, older.restored_from
+        FROM taskmaster.cluster AS older JOIN chain ON older.cluster = chain.restored_from)"
+    };
+}
