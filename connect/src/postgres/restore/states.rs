@@ -35,17 +35,16 @@ pub(super) async fn hand_over(
 ) -> Result<bool, Error> {
     let mut part = Part::new(partition, 0);
     for Saved { cluster, id, history, chunks } in saved {
-        if part.cluster != cluster && !part.hand_over(session, cluster, take).await? {
-            return Ok(false);
-        }
         // What the task has of earlier parts.
         let mut brought = HashSet::new();
+        if part.cluster != cluster && !part.hand_over(session, cluster, &mut brought, take).await? {
+            return Ok(false);
+        }
         let head = SavedHistory { versions: Vec::new(), ..history };
         part.states.histories.push((id, head.clone()));
         for version in history.versions {
             if !part.has_room(&version, &chunks, &brought) {
-                brought.extend(part.states.histories.last().into_iter().flat_map(|(_, history)| part.named(history)));
-                if !part.hand_over(session, cluster, take).await? {
+                if !part.hand_over(session, cluster, &mut brought, take).await? {
                     return Ok(false);
                 }
                 part.states.histories.push((id, head.clone()));
@@ -53,7 +52,7 @@ pub(super) async fn hand_over(
             part.add(version, &chunks, &brought);
         }
     }
-    part.hand_over(session, 0, take).await
+    part.hand_over(session, 0, &mut HashSet::new(), take).await
 }
 
 /// A part under construction: all of one cluster.
@@ -101,20 +100,26 @@ impl Part {
         })
     }
 
-    /// The chunks of a history.
-    fn named(&self, history: &SavedHistory) -> Vec<[u8; 32]> {
-        let pieces = history.versions.iter().flat_map(|version| &version.pieces);
-        pieces.filter_map(|&place| self.states.chunks.get(place as usize).map(|chunk| chunk.digest)).collect()
+    /// The chunks that a task has once it has this part: those of versions of which no byte is lost, since others do not come back.
+    fn kept(&self, history: &SavedHistory, brought: &HashSet<[u8; 32]>) -> Vec<[u8; 32]> {
+        let is_there = |chunk: &StateChunk| chunk.bytes.len > 0 || brought.contains(&chunk.digest);
+        let chunks = |version: &SavedVersion| -> Vec<StateChunk> {
+            version.pieces.iter().filter_map(|&place| self.states.chunks.get(place as usize).copied()).collect()
+        };
+        let versions = history.versions.iter().map(chunks).filter(|chunks| chunks.iter().all(is_there));
+        versions.flatten().map(|chunk| chunk.digest).collect()
     }
 
-    /// Hands it over with its bytes and begins the next one.
+    /// Hands it over with its bytes and begins the next one. What its last task then has is added to what it had.
     async fn hand_over(
         &mut self,
         session: &Session,
         next: i32,
+        brought: &mut HashSet<[u8; 32]>,
         take: &mut impl AsyncFnMut(Returning) -> bool,
     ) -> Result<bool, Error> {
         let mut done = core::mem::replace(self, Self::new(self.states.partition, next));
+        let last = done.states.histories.last().filter(|(_, history)| !history.versions.is_empty()).map(|(id, _)| *id);
         done.states.histories.retain(|(_, history)| !history.versions.is_empty());
         if done.states.histories.is_empty() {
             return Ok(true);
@@ -131,6 +136,33 @@ impl Part {
                 done.states.bytes.extend_from_slice(bytes);
             }
         }
+        let of_last = done.states.histories.last().filter(|(id, _)| Some(*id) == last);
+        let kept = of_last.map_or_else(Vec::new, |(_, history)| done.kept(history, brought));
+        brought.extend(kept);
         Ok(take(Returning::States(done.states)).await)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_of_a_version_that_lost_one_are_brought_again() {
+        let (there, earlier, lost, alone) = ([1; 32], [2; 32], [3; 32], [4; 32]);
+        let mut part = Part::new(0, 1);
+        let chunks = [there, earlier, lost, alone];
+        let brought = HashSet::from([earlier]);
+        part.states.histories.push((7, SavedHistory::default()));
+        for pieces in [vec![0, 1], vec![2, 3], vec![0, 2]] {
+            part.add(SavedVersion { pieces, ..SavedVersion::default() }, &chunks, &brought);
+        }
+        assert_eq!(part.brings, HashSet::from([there, lost, alone]));
+        for digest in [there, alone] {
+            let place = part.places[&digest] as usize;
+            part.states.chunks[place].bytes.len = 1;
+        }
+        let kept: HashSet<[u8; 32]> = part.kept(&part.states.histories[0].1, &brought).into_iter().collect();
+        assert_eq!(kept, HashSet::from([there, earlier]), "a task has no chunk that only a lost version names");
     }
 }
