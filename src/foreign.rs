@@ -5,7 +5,7 @@
 //!
 //! Here are the thread, the ports and what a port carries; what is done with it is `taskmaster-connect`'s.
 
-mod carry;
+pub(crate) mod carry;
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use taskmaster_connect::postgres::{
     self, Answers, Error, Found, Given, HistoryPlace, Listed, Listing, Question, QueueSetting, Request, Settings,
     Status,
 };
+use taskmaster_connect::redis::Cache;
 use taskmaster_engine::checkpoint::{BatchBounds, ForStore, FromStore, Holding, Stored};
 use taskmaster_engine::{About, StoredPage};
 use taskmaster_protocol::PartitionId;
@@ -86,11 +87,16 @@ pub(crate) enum ToShard {
 }
 
 impl Foreign {
-    /// Starts the thread if something is configured that needs it, and gives each shard its port.
+    /// Starts the thread if something is configured that needs it, and gives each shard its port. What is long of ended tasks comes from
+    /// the cache where it can.
     ///
     /// # Errors
     /// What is wrong with the configuration, or with the schema of a database that can be reached.
-    pub(crate) fn start(config: &Config, shards: usize) -> anyhow::Result<Option<(Self, Vec<Port>)>> {
+    pub(crate) fn start(
+        config: &Config,
+        shards: usize,
+        cache: Option<Cache>,
+    ) -> anyhow::Result<Option<(Self, Vec<Port>)>> {
         if !config.postgres.is_configured() {
             return Ok(None);
         }
@@ -121,7 +127,8 @@ impl Foreign {
         drop((writers, reader, lister));
         let (end, ended) = thread_queue::channel();
         let retention = Some(config.postgres.retention.0).filter(|retention| !retention.is_zero());
-        Work { settings, retention, questions, listings, queues, answers: Arc::new(backs), status }.start(end)?;
+        Work { settings, retention, questions, cache, listings, queues, answers: Arc::new(backs), status }
+            .start(end)?;
         Ok(Some((Self { ended }, ports)))
     }
 
@@ -139,6 +146,7 @@ struct Work {
     /// How long history is kept in the database, if not for ever.
     retention: Option<Duration>,
     questions: mpsc::Receiver<Question>,
+    cache: Option<Cache>,
     listings: mpsc::Receiver<Listing>,
     queues: Vec<mpsc::Receiver<Given>>,
     answers: Arc<dyn Answers>,
@@ -169,10 +177,10 @@ impl Work {
     /// Everything that runs there; over when the shards' ends of the queues are gone.
     fn tasks(self) -> LocalSet {
         let tasks = LocalSet::new();
-        let Self { settings, retention, questions, listings, queues, answers, status } = self;
+        let Self { settings, retention, questions, cache, listings, queues, answers, status } = self;
         let dropping =
             retention.map(|retention| tasks.spawn_local(postgres::drop_old_days(settings.clone(), retention)));
-        let reading = postgres::read(settings.clone(), questions, Arc::clone(&answers));
+        let reading = postgres::read(settings.clone(), questions, Arc::clone(&answers), cache);
         tasks.spawn_local(async move {
             reading.await;
             // No shard is left.

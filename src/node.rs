@@ -54,10 +54,11 @@ impl Node {
     /// What keeps it from starting, and what to do.
     pub(crate) fn start(config: NodeConfig) -> anyhow::Result<NodeHandle> {
         let dir = open(&config)?;
-        let (foreign, ports) = Foreign::start(&config, shards_of(&dir))?.unzip();
+        let (memo_ports, cache) = memo::start(&config, shards_of(&dir))?;
+        let (foreign, ports) = Foreign::start(&config, shards_of(&dir), cache)?.unzip();
         let (events, event_ports) = Events::start(&config, shards_of(&dir), dir.meta().id)?.unzip();
         let status = (!config.streams.is_empty()).then(Arc::<Status>::default);
-        let ports = (ports.unwrap_or_default(), event_ports.unwrap_or_default());
+        let ports = (ports.unwrap_or_default(), event_ports.unwrap_or_default(), memo_ports);
         let mut handle = Self::start_on(&config, dir, ports, status.clone())?;
         (handle.foreign, handle.events) = (foreign, events);
         if let Some(status) = status {
@@ -73,13 +74,13 @@ impl Node {
     pub(crate) fn start_restoring(config: NodeConfig) -> anyhow::Result<(NodeHandle, Restorer)> {
         let dir = open(&config)?;
         let (restorer, ports) = Restorer::new(&config, shards_of(&dir))?;
-        Ok((Self::start_on(&config, dir, (ports, Vec::new()), None)?, restorer))
+        Ok((Self::start_on(&config, dir, (ports, Vec::new(), Vec::new()), None)?, restorer))
     }
 
     fn start_on(
         config: &NodeConfig,
         dir: DataDir,
-        (store_ports, event_ports): (Vec<Port>, Vec<events::Port>),
+        (store_ports, event_ports, memo_ports): (Vec<Port>, Vec<events::Port>, Vec<memo::Port>),
         streams: Option<Arc<Status>>,
     ) -> anyhow::Result<NodeHandle> {
         let dir = Arc::new(dir);
@@ -93,7 +94,7 @@ impl Node {
         let map = Arc::new(NodeMap { node: dir.meta().id, shard_ports, partition_shards });
         let open_connections = Arc::new(AtomicU32::new(0));
         let (mut store_ports, mut event_ports) = (store_ports.into_iter(), event_ports.into_iter());
-        let mut memo_ports = memo::start(config, shards)?.into_iter();
+        let mut memo_ports = memo_ports.into_iter();
         let cpus = placement::cpus_for(shards);
         let (started, reports) = mpsc::channel();
         let mut running = Vec::new();

@@ -1,4 +1,5 @@
-//! Redis: results of memoised tasks, remembered beyond a partition's own memory and shared by everyone who asks.
+//! Redis: results of memoised tasks, remembered beyond a partition's own memory and shared by everyone who asks, and what is long of
+//! ended tasks in the history.
 //!
 //! Invariants:
 //! - What comes back is whole and of the task that was asked for, or is nothing: [`value`] checks it.
@@ -7,6 +8,7 @@
 //!
 //! What it does not do: decide which result will do, or who runs. That is the engine's.
 
+mod cache;
 mod link;
 mod settings;
 mod standing;
@@ -14,9 +16,10 @@ mod status;
 mod store;
 pub mod value;
 
+pub use cache::{Cache, Row};
 pub use link::Error;
 pub use settings::Settings;
 pub use standing::{Standing, standing};
 pub use status::Status;
-pub use store::{Answers, Question, Request, serve};
+pub use store::{Answers, Of, Question, RECALL_MAX, Request, serve};
 pub use value::Value;

@@ -199,6 +199,8 @@ sections! {
         inflight_writes: u16 = 3, |&value| between(value, 1, 64);
         /// Log written since the last snapshot after which a new one is taken, per shard.
         snapshot_after: ByteSize = ByteSize::gib(1), |&value| size_between(value, ByteSize::mib(64), ByteSize::gib(1 << 10));
+        /// Whether the log says when attempts began, for `taskmaster replay --data-dir`.
+        starts: bool = false, any;
     }
     /// The database to which finished tasks are checkpointed; only where a URL is given. The same on all nodes.
     postgres: Postgres {
@@ -271,6 +273,8 @@ sections! {
         ttl: Interval = Interval::ms(86_400_000), |&value| interval_between(value, Interval::ms(1_000), HISTORY_MAX);
         /// Longest result that is.
         max_result: ByteSize = ByteSize(256 << 10), |&value| size_between(value, ByteSize(1), ByteSize::mib(1));
+        /// Whether what is long of ended tasks is kept there once it was read from the database.
+        history: bool = false, any;
         /// Room for values on this side, while the server vouches for them; 0 for none.
         local_size: ByteSize = ByteSize::mib(16), |&value| size_between(value, ByteSize(0), ByteSize::gib(4));
     }
@@ -316,6 +320,12 @@ impl Config {
                  listen.shard_ports to \"ephemeral\"",
                 self.listen.address.port()
             )));
+        }
+        if self.redis.history && !(self.redis.is_configured() && self.postgres.is_configured()) {
+            problems.push(Problem::global(
+                "redis.history keeps in Redis what was read from PostgreSQL: it needs redis.url and postgres.url"
+                    .to_owned(),
+            ));
         }
         if self.clustered {
             self.check_cluster(problems);

@@ -1,5 +1,6 @@
 //! Finished tasks in a real PostgreSQL: each once, row for row what the engine answers, whatever is killed meanwhile.
 
+mod cached;
 mod history;
 mod kills;
 mod listing;

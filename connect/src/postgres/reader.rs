@@ -1,7 +1,7 @@
 //! Answers questions about single tasks from the history: for tasks that have left memory.
 //!
 //! Several questions become one statement. A question is answered, if only with why it cannot be, within the time a question may take:
-//! whoever asked is not kept waiting by an outage.
+//! whoever asked is not kept waiting by an outage. With a cache, long blobs are looked for there first, and kept there once they were read.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,6 +11,7 @@ use tokio_postgres::{Row, Statement};
 
 use super::session::connect;
 use super::{Answers, Error, Session, Settings, schema};
+use crate::redis::{self, Cache};
 
 /// Questions of one statement at most.
 const GROUP_MAX: usize = 64;
@@ -82,20 +83,38 @@ pub struct StoredTask {
     pub result: Vec<u8>,
 }
 
-const SQL: &str = "SELECT DISTINCT ON (task.id)
-        uuid_send(task.id), uuid_send(task.workflow), task.state, contract.namespace, contract.queue, contract.kind, task.name,
-        contract.priority, task.attempts, contract.attempts_max, task.late, task.started_at, task.finished_at, task.deadline_at,
-        task.error_code, task.error, task.log_tail,
-        CASE WHEN task.result IS NULL THEN task.payload END, task.result
-    FROM taskmaster.final_task AS task JOIN taskmaster.contract USING (contract)
-    WHERE task.id = ANY ($1::text[]::uuid[]) ORDER BY task.id, task.cluster DESC, task.number DESC";
+/// Blobs longer than this are looked for in the cache: shorter ones cost no more than the row that is read anyway.
+const LONG_BYTES: i32 = 4 << 10;
+/// The protocol's number of the state of a task that succeeded.
+const COMPLETED: u8 = 4;
+
+macro_rules! ended {
+    ($($columns:expr),+) => {
+        concat!(
+            "SELECT DISTINCT ON (task.id) ",
+            told!(),
+            $(", ", $columns,)+
+            " FROM taskmaster.final_task AS task JOIN taskmaster.contract USING (contract)
+    WHERE task.id = ANY ($1::text[]::uuid[]) ORDER BY task.id, task.cluster DESC, task.number DESC"
+        )
+    };
+}
+
+const WHOLE: &str = ended!(blobs!(), "task.cluster, task.number");
+
+/// Without blobs longer than `$2`; a task has one that may be.
+const SHORT: &str = ended!(
+    "task.log_tail, CASE WHEN task.result IS NULL AND octet_length(task.payload) <= $2 THEN task.payload END,
+        CASE WHEN octet_length(task.result) <= $2 THEN task.result END",
+    "task.cluster, task.number, coalesce(octet_length(coalesce(task.result, task.payload)) > $2, false)"
+);
 
 /// Answers until the other end of the queue is gone.
-pub async fn read(settings: Settings, mut queue: Receiver<Question>, answers: Arc<dyn Answers>) {
-    let mut open: Option<(Session, Statement)> = None;
+pub async fn read(settings: Settings, mut queue: Receiver<Question>, answers: Arc<dyn Answers>, cache: Option<Cache>) {
+    let mut open: Option<Open> = None;
     let mut questions = Vec::new();
     while queue.recv_many(&mut questions, GROUP_MAX).await > 0 {
-        let looked = tokio::time::timeout(LOOK_MAX, look(&settings, &mut open, &questions)).await;
+        let looked = tokio::time::timeout(LOOK_MAX, look(&settings, &mut open, &questions, cache.as_ref())).await;
         let found = match looked.unwrap_or(Err(Error::Slow(LOOK_MAX))) {
             Ok(found) => Ok(found),
             Err(error) => {
@@ -116,25 +135,84 @@ pub async fn read(settings: Settings, mut queue: Receiver<Question>, answers: Ar
     }
 }
 
-async fn look(
-    settings: &Settings,
-    open: &mut Option<(Session, Statement)>,
-    questions: &[Question],
-) -> Result<Vec<StoredTask>, Error> {
-    let (session, statement) = match open {
-        Some(open) if !open.0.is_closed() => open,
-        _ => {
-            let session = connect(settings).await?;
-            schema::check_session(&session).await?;
-            let statement = session.client.prepare(SQL).await?;
-            open.insert((session, statement))
-        }
-    };
-    let ids: Vec<String> = questions.iter().map(|question| format!("{:032x}", question.id)).collect();
-    session.client.query(statement, &[&ids]).await?.iter().map(task).collect()
+/// A session, with what is asked in it.
+struct Open {
+    session: Session,
+    whole: Statement,
+    short: Statement,
 }
 
-/// The task of a row with the columns of [`SQL`].
+impl Open {
+    async fn new(settings: &Settings) -> Result<Self, Error> {
+        let session = connect(settings).await?;
+        schema::check_session(&session).await?;
+        let (whole, short) = (session.client.prepare(WHOLE).await?, session.client.prepare(SHORT).await?);
+        Ok(Self { session, whole, short })
+    }
+
+    async fn whole(&self, ids: impl Iterator<Item = u128>) -> Result<Vec<Row>, Error> {
+        Ok(self.session.client.query(&self.whole, &[&texts(ids)]).await?)
+    }
+}
+
+fn texts(ids: impl Iterator<Item = u128>) -> Vec<String> {
+    ids.map(|id| format!("{id:032x}")).collect()
+}
+
+async fn look(
+    settings: &Settings,
+    open: &mut Option<Open>,
+    questions: &[Question],
+    cache: Option<&Cache>,
+) -> Result<Vec<StoredTask>, Error> {
+    let open = match open {
+        Some(open) if !open.session.is_closed() => open,
+        _ => open.insert(Open::new(settings).await?),
+    };
+    let ids = questions.iter().map(|question| question.id);
+    let Some(cache) = cache else { return open.whole(ids).await?.iter().map(task).collect() };
+    let (mut tasks, mut long) = (Vec::new(), Vec::new());
+    for row in open.session.client.query(&open.short, &[&texts(ids), &LONG_BYTES]).await? {
+        let (task, is_long) = (task(&row)?, row.try_get(21)?);
+        if is_long {
+            long.push((place(&row, &task)?, task));
+        } else {
+            tasks.push(task);
+        }
+    }
+    let places: Vec<redis::Row> = long.iter().map(|(place, _)| *place).collect();
+    let mut missed = Vec::new();
+    for ((_, mut task), blob) in long.into_iter().zip(cache.find(&places).await) {
+        match blob {
+            Some(blob) => {
+                *long_blob(&mut task) = blob;
+                tasks.push(task);
+            }
+            None => missed.push(task.id),
+        }
+    }
+    if !missed.is_empty() {
+        for row in open.whole(missed.into_iter()).await? {
+            let mut task = task(&row)?;
+            cache.keep(&place(&row, &task)?, long_blob(&mut task));
+            tasks.push(task);
+        }
+    }
+    Ok(tasks)
+}
+
+/// Which row it is, that tells so in the columns behind those of [`task`].
+fn place(row: &Row, task: &StoredTask) -> Result<redis::Row, Error> {
+    let (cluster, number) = (row.try_get(19)?, row.try_get(20)?);
+    Ok(redis::Row { cluster, number, id: task.id, state: task.state, finished_us: task.finished_us })
+}
+
+/// What may be long of a task: what it came to, or else what it was given.
+fn long_blob(task: &mut StoredTask) -> &mut Vec<u8> {
+    if task.state == COMPLETED { &mut task.result } else { &mut task.payload }
+}
+
+/// The task of a row with the columns `told!` and `blobs!`.
 pub(super) fn task(row: &Row) -> Result<StoredTask, Error> {
     let text = |column| Ok::<_, Error>(row.try_get::<_, Option<String>>(column)?.unwrap_or_default());
     let bytes = |column| Ok::<_, Error>(row.try_get::<_, Option<Vec<u8>>>(column)?.unwrap_or_default());

@@ -19,6 +19,8 @@ pub struct Status {
     pub hits: AtomicU64,
     /// Questions that were answered with none.
     pub misses: AtomicU64,
+    /// Of the hits, those about ended tasks.
+    pub recalled: AtomicU64,
     /// Of the answers, those that took no round trip: the server would have told had the value changed.
     pub local: AtomicU64,
     /// Questions that were not answered in time, or with an error.
@@ -86,13 +88,14 @@ impl Status {
 
     /// All counters by name.
     #[must_use]
-    pub fn counters(&self) -> [(&'static str, u64); 9] {
+    pub fn counters(&self) -> [(&'static str, u64); 10] {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         [
             ("redis_connected", u64::from(!self.is_away())),
             ("redis_outages", read(&self.outages)),
             ("redis_hits", read(&self.hits)),
             ("redis_misses", read(&self.misses)),
+            ("redis_recalled", read(&self.recalled)),
             ("redis_local", read(&self.local)),
             ("redis_failures", read(&self.failures)),
             ("redis_unusable", read(&self.unusable)),

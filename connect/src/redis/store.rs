@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use redis::{ErrorKind, RedisError, ServerErrorKind};
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
@@ -33,6 +33,9 @@ const STEADY: Duration = Duration::from_secs(15);
 /// Bytes of results on the wire at most: answers to questions, which are waited for, come behind them.
 const WIRE_BYTES_MAX: u32 = 1 << 20;
 
+/// Longest wait for what is remembered of ended tasks: who asks can have it from the database, which takes its time too.
+pub const RECALL_MAX: Duration = Duration::from_millis(200);
+
 /// How often the server is greeted while nothing else is heard of it.
 const PING_PAUSE: Duration = Duration::from_secs(1);
 
@@ -47,13 +50,24 @@ pub struct Question {
     pub keys: Vec<[u8; 32]>,
 }
 
+/// What a value is, and so whose keys it is under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Of {
+    /// The result of a memoised task.
+    Memo,
+    /// What is long of an ended task in the history ([`super::Cache`]).
+    Ended,
+}
+
 /// What is asked of the store.
 #[derive(Debug)]
 pub enum Request {
-    /// What is remembered?
+    /// What is remembered of memoised tasks?
     Find(Question),
-    /// Remember a result under a key; [`Status::may_keep`] let it in.
-    Keep([u8; 32], Value),
+    /// What is remembered of ended tasks with these keys? The answer, by key, is there within [`RECALL_MAX`].
+    Recall(Vec<[u8; 32]>, oneshot::Sender<Vec<Option<Value>>>),
+    /// Remember a value under a key; [`Status::may_keep`] let it in.
+    Keep(Of, [u8; 32], Value),
 }
 
 /// Who hears.
@@ -103,7 +117,8 @@ pub async fn serve(
     while let Some(request) = queue.recv().await {
         match request {
             Request::Find(question) => drop(spawn_local(Rc::clone(&store).find(question))),
-            Request::Keep(key, value) => drop(spawn_local(Rc::clone(&store).keep(key, value))),
+            Request::Recall(keys, answer) => drop(spawn_local(Rc::clone(&store).recall(keys, answer))),
+            Request::Keep(of, key, value) => drop(spawn_local(Rc::clone(&store).keep(of, key, value))),
         }
     }
     keeper.abort();
@@ -166,9 +181,13 @@ impl Store {
         }
     }
 
-    fn key(&self, key: &[u8; 32]) -> String {
+    fn key(&self, of: Of, key: &[u8; 32]) -> String {
         let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{}:memo:{hex}", self.settings.prefix)
+        let kind = match of {
+            Of::Memo => "memo",
+            Of::Ended => "ended",
+        };
+        format!("{}:{kind}:{hex}", self.settings.prefix)
     }
 
     /// What was asked at this time brought an error.
@@ -196,29 +215,33 @@ impl Store {
     }
 
     async fn find(self: Rc<Self>, question: Question) {
-        let link = self.link.borrow().clone();
-        let values = match link {
-            None => vec![None; question.keys.len()],
-            Some(link) => self.ask(&link, &question.keys).await,
-        };
+        let values = self.ask(Of::Memo, &question.keys, self.settings.timeout).await;
         self.answers.found(question.by, question.number, values);
     }
 
+    async fn recall(self: Rc<Self>, keys: Vec<[u8; 32]>, answer: oneshot::Sender<Vec<Option<Value>>>) {
+        let values = self.ask(Of::Ended, &keys, RECALL_MAX).await;
+        Status::add(&self.status.recalled, values.iter().flatten().count());
+        // Who asked may have lost patience.
+        let _ = answer.send(values);
+    }
+
     /// What came in time, by key.
-    async fn ask(&self, link: &Link, keys: &[[u8; 32]]) -> Vec<Option<Value>> {
+    async fn ask(&self, of: Of, keys: &[[u8; 32]], within: Duration) -> Vec<Option<Value>> {
+        let mut values = vec![None; keys.len()];
+        let Some(link) = self.link.borrow().clone() else { return values };
         let (asked, local) = (Instant::now(), link.local_answers());
         let one = async |at: usize| {
-            let answer = link.ask::<Option<Vec<u8>>>(redis::cmd("GET").arg(self.key(&keys[at]))).await;
+            let answer = link.ask::<Option<Vec<u8>>>(redis::cmd("GET").arg(self.key(of, &keys[at]))).await;
             (at, answer)
         };
         let mut waits: FuturesUnordered<_> = (0..keys.len()).map(one).collect();
-        let mut values = vec![None; keys.len()];
         let taking = async {
             while let Some((at, answer)) = waits.next().await {
                 values[at] = self.judge(asked, &keys[at], answer);
             }
         };
-        let is_late = timeout(self.settings.timeout, taking).await.is_err();
+        let is_late = timeout(within, taking).await.is_err();
         if is_late && waits.len() == keys.len() {
             self.was_late(asked);
         } else {
@@ -244,23 +267,23 @@ impl Store {
         value
     }
 
-    async fn keep(self: Rc<Self>, key: [u8; 32], value: Value) {
+    async fn keep(self: Rc<Self>, of: Of, key: [u8; 32], value: Value) {
         let len = value.result.len();
         let bytes = u32::try_from(charge(len)).unwrap_or(u32::MAX).min(WIRE_BYTES_MAX);
         let room = self.wire.acquire_many(bytes).await;
         let link = self.link.borrow().clone();
         match (room, link) {
-            (Ok(_), Some(link)) if self.give(&link, &key, value).await => self.status.kept(len),
+            (Ok(_), Some(link)) if self.give(&link, of, &key, value).await => self.status.kept(len),
             _ => self.status.not_kept(len),
         }
     }
 
     /// Whether a result was taken.
-    async fn give(&self, link: &Link, key: &[u8; 32], value: Value) -> bool {
+    async fn give(&self, link: &Link, of: Of, key: &[u8; 32], value: Value) -> bool {
         let asked = Instant::now();
         let ttl_ms = u64::try_from(self.settings.ttl.as_millis()).unwrap_or(u64::MAX);
         let mut command = redis::cmd("SET");
-        command.arg(self.key(key)).arg(value.encode(key)).arg("PX").arg(ttl_ms);
+        command.arg(self.key(of, key)).arg(value.encode(key)).arg("PX").arg(ttl_ms);
         drop(value);
         let answer = timeout(self.settings.connect_timeout, link.ask::<()>(&command)).await;
         match &answer {

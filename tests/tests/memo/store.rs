@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use taskmaster_connect::redis::{Answers, Question, Request, Settings, Status, Value, serve};
+use taskmaster_connect::redis::{Answers, Of, Question, Request, Settings, Status, Value, serve};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
@@ -67,7 +67,7 @@ async fn what_was_read_stays_here_until_the_server_says_that_it_changed() {
         let value = |result: &[u8]| Value { of: 3, made_us: 4, result: result.to_vec() };
         for (round, result) in [b"first", b"other"].into_iter().enumerate() {
             assert!(other.status.may_keep(5, 1 << 20));
-            other.requests.send(Request::Keep(KEY, value(result))).await.unwrap();
+            other.requests.send(Request::Keep(Of::Memo, KEY, value(result))).await.unwrap();
             other.reaches("redis_stored", round as u64 + 1).await;
             // The word that it changed is on its way.
             let until = Instant::now() + Duration::from_secs(30);

@@ -24,6 +24,23 @@ async fn views(client: &Client, ids: &[TaskId]) -> BTreeMap<TaskId, TaskView> {
     views
 }
 
+/// Restores from the database alone: the node's setup, where it is, and what was reported.
+pub(super) fn restore(stage: &Stage) -> (Setup, tempfile::TempDir, serde_json::Value) {
+    let fresh = directory();
+    let mut setup = Setup::new(&fresh);
+    setup.more = section(&stage.postgres, "");
+    let config = fresh.path().join("restore.toml");
+    std::fs::write(&config, setup.config()).unwrap();
+    let restored = Command::new(binary())
+        .args(["state", "restore", "--from", "postgres", "--output", "json", "--config"])
+        .arg(&config)
+        .env("TASKMASTER_POSTGRES__PASSWORD", PASSWORD)
+        .output()
+        .unwrap();
+    assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
+    (setup, fresh, serde_json::from_slice(&restored.stdout).unwrap())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_whose_disks_are_lost_comes_back_to_its_last_checkpoint() {
     let mut stage = Stage::new("").await;
@@ -45,20 +62,7 @@ async fn a_cluster_whose_disks_are_lost_comes_back_to_its_last_checkpoint() {
     stage.node.strike();
     std::fs::remove_dir_all(&stage.setup.data_dir).unwrap();
 
-    let fresh = directory();
-    let mut setup = Setup::new(&fresh);
-    setup.more = section(&stage.postgres, "");
-    let config = fresh.path().join("restore.toml");
-    std::fs::write(&config, setup.config()).unwrap();
-    let restored = Command::new(binary())
-        .args(["state", "restore", "--from", "postgres", "--output", "json", "--config"])
-        .arg(&config)
-        .env("TASKMASTER_POSTGRES__PASSWORD", PASSWORD)
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&restored.stderr).into_owned();
-    assert!(restored.status.success(), "{said}");
-    let report: serde_json::Value = serde_json::from_slice(&restored.stdout).unwrap();
+    let (mut setup, fresh, report) = restore(&stage);
     assert_eq!(report["tasks"], ids.len(), "{report}");
     for partition in report["partitions"].as_array().unwrap() {
         let number = partition["partition"].as_u64().unwrap();
@@ -94,7 +98,7 @@ async fn a_cluster_whose_disks_are_lost_comes_back_to_its_last_checkpoint() {
     }
     let again = Command::new(binary())
         .args(["state", "restore", "--from", "postgres", "--config"])
-        .arg(&config)
+        .arg(fresh.path().join("restore.toml"))
         .output()
         .unwrap();
     assert!(!again.status.success(), "there is a data directory");

@@ -1,7 +1,6 @@
 //! States of tasks and settings of queues outlive all disks: their bytes are in the database, each once, and come back from there alone.
 
 use std::collections::BTreeMap;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,9 +9,8 @@ use taskmaster_client::{
 };
 use tokio::sync::Notify;
 
-use super::{Stage, section};
-use crate::process::{Setup, binary, directory};
-use crate::services::postgres::PASSWORD;
+use super::Stage;
+use super::restore::restore;
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -81,22 +79,6 @@ async fn see(client: &Client, ids: &[TaskId]) -> BTreeMap<TaskId, (StateHistory,
 async fn settings(client: &Client) -> Vec<QueueView> {
     let queues = client.queues().await.unwrap().into_iter();
     queues.map(|queue| QueueView { counts: taskmaster_client::Counts::default(), ..queue }).collect()
-}
-
-fn restore(stage: &Stage) -> (Setup, tempfile::TempDir, serde_json::Value) {
-    let fresh = directory();
-    let mut setup = Setup::new(&fresh);
-    setup.more = section(&stage.postgres, "");
-    let config = fresh.path().join("restore.toml");
-    std::fs::write(&config, setup.config()).unwrap();
-    let restored = Command::new(binary())
-        .args(["state", "restore", "--from", "postgres", "--output", "json", "--config"])
-        .arg(&config)
-        .env("TASKMASTER_POSTGRES__PASSWORD", PASSWORD)
-        .output()
-        .unwrap();
-    assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
-    (setup, fresh, serde_json::from_slice(&restored.stdout).unwrap())
 }
 
 /// Chunks are shared, and people can read a state: here those of one task.
