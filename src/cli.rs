@@ -13,6 +13,7 @@ mod dev;
 mod doctor;
 mod embedded;
 mod exit;
+mod instant;
 mod log;
 mod outcome;
 mod progress;

@@ -53,6 +53,7 @@ pub use refused::Refused;
 pub use replica::record;
 #[doc(hidden)]
 pub use shard::cluster::Standing;
+pub use shard::hearing::{Heard, Hearing};
 pub use shard::hooks::Planted;
 pub use shard::past::{Horizon, Moment};
 pub use shard::positions::{Positions, Reached};

@@ -17,6 +17,7 @@ mod elections;
 mod events;
 mod group;
 mod groups;
+pub(crate) mod hearing;
 pub(crate) mod hooks;
 mod memo;
 mod meta;
@@ -97,6 +98,8 @@ pub struct Config {
     pub demote_above_bytes: Option<u64>,
     /// Whether what happens to tasks is told outside, and how.
     pub events: Option<Events>,
+    /// That attempts began goes to the log, for a replay of the past.
+    pub logs_starts: bool,
     /// Longest result of a memoised task that is handed out by [`Shard::take_made`]; `None`: no store takes any.
     pub memo_bytes_max: Option<usize>,
 }
@@ -131,6 +134,7 @@ impl Config {
             checkpoints: None,
             demote_above_bytes: None,
             events: None,
+            logs_starts: false,
             memo_bytes_max: None,
         }
     }
@@ -333,6 +337,8 @@ pub struct Shard {
     replayed: u64,
     /// Only so far is one partition brought back.
     past: Option<past::Past>,
+    /// What is noted while the shard is brought back.
+    hearing: Option<Box<hearing::Hearing>>,
 }
 
 impl Shard {
@@ -387,6 +393,7 @@ impl Shard {
             found: BTreeMap::new(),
             replayed: 0,
             past: None,
+            hearing: None,
             config,
         }
     }
@@ -540,7 +547,7 @@ impl Shard {
             scratch: &mut self.scratch,
             effects,
             now_us: self.last_time_us,
-            tells_starts: self.config.events.is_some_and(|events| events.starts),
+            tells_starts: self.config.logs_starts || self.config.events.is_some_and(|events| events.starts),
             assigned: 0,
         };
         assigner.run();

@@ -1,31 +1,49 @@
-//! `taskmaster replay`: recorded workloads in virtual time through the scheduler's own code, one policy beside the other.
+//! `taskmaster replay`: recorded workloads, or what a node did, in virtual time through the scheduler's own code, one policy beside the
+//! other.
 
+mod own;
 mod plot;
 mod queues;
 mod read;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
 use serde_json::json;
+use taskmaster_scheduler::Millis;
 use taskmaster_scheduler::critical::Graph;
 use taskmaster_scheduler::order::Policy;
 use taskmaster_scheduler::place::{Ask, Fit, Placement, Worker};
 
+use super::instant::parse_time;
 use super::{Exit, Failure, Global};
+use crate::config::Interval;
 use crate::output::{Output, Side, Table};
 
 /// Schedules that the search may build for a workflow.
 const SCHEDULES: usize = 200;
 const MILLIS_PER_SECOND: f64 = 1e3;
+/// The least run time in a slowdown: of jobs of machines that people wait for, and of tasks of a node.
+const FLOOR: Interval = Interval::ms(10_000);
+const OWN_FLOOR: Interval = Interval::ms(10);
 
 /// Arguments of `replay`.
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["trace", "data_dir"]))]
 pub(crate) struct Arguments {
     /// The trace: SWF, a WfFormat workflow, or the Alibaba tables of requests or pods; -: standard input
     #[arg(long, value_name = "FILE")]
-    trace: PathBuf,
+    trace: Option<PathBuf>,
+    /// What a node did: its data directory, while it is stopped, or a copy; needs wal.starts in its configuration
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Of a data directory: what was ready at this time or later, in UTC (2026-01-31T12:00:00Z)
+    #[arg(long, value_name = "TIME", value_parser = parse_time, requires = "data_dir")]
+    since: Option<u64>,
+    /// Of a data directory: what was ready before this time
+    #[arg(long, value_name = "TIME", value_parser = parse_time, requires = "data_dir")]
+    until: Option<u64>,
     /// The order: fifo, shortest, deadline or auto; again for more of them [default: fifo and auto]
     #[arg(long = "policy", value_name = "POLICY", value_parser = policy)]
     policies: Vec<Policy>,
@@ -35,6 +53,9 @@ pub(crate) struct Arguments {
     /// Replays with submissions moved by up to five seconds, of which the mean is told; 1: as recorded
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000))]
     seeds: u64,
+    /// Run times under this count as this in a slowdown [default: 10s; of a data directory 10ms]
+    #[arg(long, value_name = "TIME")]
+    floor: Option<Interval>,
     /// Tasks may be ended and started again, so that auto makes first attempts
     #[arg(long)]
     restartable: bool,
@@ -49,6 +70,14 @@ pub(crate) struct Arguments {
     plot: Option<PathBuf>,
 }
 
+impl Arguments {
+    fn floor(&self) -> Millis {
+        let usual = if self.data_dir.is_some() { OWN_FLOOR } else { FLOOR };
+        let floor = self.floor.unwrap_or(usual).as_ms();
+        Millis::try_from(floor).unwrap_or(Millis::MAX).max(1)
+    }
+}
+
 fn policy(name: &str) -> Result<Policy, String> {
     Policy::named(name).ok_or_else(|| "it is none of fifo, shortest, deadline, auto".to_owned())
 }
@@ -58,7 +87,14 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
     let output = global.output();
     let policies =
         if arguments.policies.is_empty() { vec![Policy::Fifo, Policy::Auto] } else { arguments.policies.clone() };
-    let input = read::trace(&arguments.trace)?;
+    let input = match (&arguments.trace, &arguments.data_dir) {
+        (Some(trace), _) => read::trace(trace)?,
+        (None, dir) => {
+            let dir = dir.as_deref().unwrap_or(Path::new("."));
+            let times = (arguments.since.unwrap_or(0), arguments.until.unwrap_or(u64::MAX));
+            read::not_empty(&dir.display().to_string(), read::Input::Queue(own::trace(dir, times.0, times.1)?))?
+        }
+    };
     if arguments.plot.is_some() && !matches!(input, read::Input::Queue(_)) {
         return Err(Failure::new(Exit::Usage, "--plot draws the tasks of a queue; this trace has none"));
     }

@@ -44,6 +44,7 @@ pub(super) fn shard_config(config: &Config, info: &NodeInfo, dir: u128, number: 
             waiting_kib_max: u32::try_from((events.waiting.0 >> 10) / u64::from(partitions)).unwrap_or(u32::MAX).max(1),
             starts: events.starts,
         }),
+        logs_starts: config.wal.starts,
         memo_bytes_max: config.redis.result_bytes_max(),
     }
 }

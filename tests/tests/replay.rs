@@ -1,11 +1,13 @@
-//! `taskmaster replay`: what it says of traces that can be reckoned by hand, and of ones that are broken.
+//! `taskmaster replay`: what it says of traces that can be reckoned by hand, of ones that are broken, and of what a node did.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
+use taskmaster_client::{Client, Retries, Task, TaskError, Worker};
 
-use crate::process::{binary, directory};
+use crate::process::{Setup, binary, directory};
 
 fn replay(arguments: &[&str], trace: &str) -> Output {
     let mut command = Command::new(binary());
@@ -113,4 +115,59 @@ fn a_plot_has_a_curve_for_each_policy() {
     for text in ["<svg", "Waits", "Bounded slowdowns", "Slots in use", "fifo", "auto"] {
         assert!(svg.contains(text), "no {text:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_node_did_is_replayed_from_its_data_directory() {
+    let directory = directory();
+    let mut setup = Setup::new(&directory);
+    let replayed = |setup: &Setup, more: &[&str]| {
+        let mut command = Command::new(binary());
+        command.args(["replay", "--output", "json", "--data-dir"]).arg(&setup.data_dir).args(more);
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let run = async |setup: &Setup| {
+        let mut node = setup.start();
+        let client = Client::connect(node.address.to_string()).await.unwrap();
+        let worker =
+            Worker::builder(&client).queue("own").concurrency(2).prefetch(0).handler("nap", |task| async move {
+                tokio::time::sleep(Duration::from_millis(task.payload()[0].into())).await;
+                if task.attempt() == 1 && task.payload()[0] == 30 {
+                    Err(TaskError::new("shaken", "at first"))
+                } else {
+                    Ok("")
+                }
+            });
+        let worker = worker.start().await.unwrap();
+        let retries = || Retries::attempts(2).backoff(Duration::ZERO);
+        let tasks = (0..20u8).map(|n| Task::new("nap").queue("own").retries(retries()).payload(vec![30 + n % 3]));
+        for outcome in client.submit_many(tasks).await.unwrap() {
+            client.result(outcome.id).await.unwrap();
+        }
+        worker.shutdown().await.unwrap();
+        node.terminate();
+    };
+    run(&setup).await;
+    let (code, _, said) = replayed(&setup, &[]);
+    assert!(code == Some(1) && said.contains("wal.starts = true"), "{code:?} {said}");
+    setup.variables.push(("TASKMASTER_WAL__STARTS", "true".to_owned()));
+    run(&setup).await;
+    // The first run is there still, and says nothing of starts.
+    let (code, told, said) = replayed(&setup, &["--policy", "fifo", "--policy", "shortest"]);
+    assert_eq!(code, Some(0), "{said}");
+    let told: Value = serde_json::from_str(&told).unwrap();
+    // Seven of the twenty failed at first, and are two attempts each.
+    assert_eq!(
+        (&told["tasks"], &told["skipped"], &told["slots"]),
+        (&Value::from(27), &Value::from(20), &Value::from(2))
+    );
+    // Twenty-seven naps of 30 ms and more on two places.
+    let longest = told["policies"][0]["wait_s"]["max"].as_f64().unwrap();
+    assert!(longest >= 0.3, "{told}");
+    let (code, told, said) = replayed(&setup, &["--policy", "fifo", "--slots", "27"]);
+    let told: Value = serde_json::from_str(&told).unwrap_or_else(|_| panic!("{code:?} {said}"));
+    assert_eq!(told["policies"][0]["wait_s"]["max"], 0.0);
+    let (code, _, said) = replayed(&setup, &["--since", "2000-01-01T00:00:00Z", "--until", "2001-01-01T00:00:00Z"]);
+    assert!(code == Some(2) && said.contains("has no task"), "{code:?} {said}");
 }

@@ -110,10 +110,17 @@ impl Shard {
             let _ = self.meta.apply(&entry.data);
             return Ok(());
         }
+        let listens = self.hearing.is_some();
+        if listens {
+            self.hear(PartitionId(group));
+        }
         let mut rest = &entry.data[..];
         while !rest.is_empty() {
             let command = entry::next(&mut rest, group, entry.index)?;
             self.apply(group, &command)?;
+            if listens {
+                self.hear(PartitionId(group));
+            }
             self.evict(PartitionId(group), command.time_us);
         }
         self.settled.clear();

@@ -132,7 +132,7 @@ fn gather(partition: &Partition, from: u64, bounds: BatchBounds, arena: &Arena) 
 }
 
 /// The place of a contract's labels in the batch.
-fn labels_of(partition: &Partition, contract: u32, labels: &mut Vec<Labels>) -> u32 {
+pub(super) fn labels_of(partition: &Partition, contract: u32, labels: &mut Vec<Labels>) -> u32 {
     let contract = &partition.contracts[contract];
     let queue = &partition.queues[contract.queue as usize];
     let is_it =

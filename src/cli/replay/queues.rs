@@ -81,6 +81,7 @@ pub(super) fn run(trace: &Trace, policies: &[Policy], arguments: &Arguments, out
                 slots: Some(slots),
                 restartable: arguments.restartable,
                 clairvoyant: arguments.clairvoyant,
+                floor: arguments.floor(),
                 ..ReplayOptions::new(policy)
             };
             let began = Instant::now();

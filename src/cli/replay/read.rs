@@ -55,7 +55,11 @@ pub(super) fn trace(path: &Path) -> Result<Input, Failure> {
     } else {
         swf::read(&name, &text).map(Input::Queue)
     };
-    let input = read.map_err(|error| broken(&error))?;
+    not_empty(&name, read.map_err(|error| broken(&error))?)
+}
+
+/// Refuses what has no task.
+pub(super) fn not_empty(name: &str, input: Input) -> Result<Input, Failure> {
     let is_empty = match &input {
         Input::Queue(trace) => trace.jobs.is_empty(),
         Input::Workflow(graph) => graph.is_empty(),

@@ -156,6 +156,7 @@ impl Place {
                 checkpoints: scenario.checkpoints.then_some(CHECKPOINTS),
                 demote_above_bytes: scenario.checkpoints.then_some(WAITING_BYTES),
                 events: scenario.events,
+                logs_starts: false,
                 memo_bytes_max: scenario.memo.then_some(RESULT_BYTES_MAX),
             };
             loops.push(ShardLoop::start(config, disk, now_us, dice, defect)?);

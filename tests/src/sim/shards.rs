@@ -109,6 +109,7 @@ pub fn run(seed: u64) -> Result<u64, Failure> {
             checkpoints: None,
             demote_above_bytes: None,
             events: None,
+            logs_starts: true,
             memo_bytes_max: None,
         };
         let mut shard = Shard::new(config, START_US);
