@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use server::{Command, Server};
-use taskmaster_connect::redis::{Answers, Question, Request, Settings, Status, Value, serve, standing};
+use taskmaster_connect::redis::{Answers, Of, Question, Request, Settings, Status, Value, serve, standing};
 use tokio::sync::mpsc;
 use tokio::task::{LocalSet, spawn_local};
 
@@ -51,7 +51,7 @@ impl Asker {
     /// Gives a result to be kept, if it may.
     async fn keep(&self, result: Vec<u8>) {
         if self.status.may_keep(result.len(), u64::MAX) {
-            self.requests.send(Request::Keep([1; 32], Value { of: 1, made_us: 1, result })).await.unwrap();
+            self.requests.send(Request::Keep(Of::Memo, [1; 32], Value { of: 1, made_us: 1, result })).await.unwrap();
         }
     }
 

@@ -158,10 +158,11 @@ async fn what_a_node_did_is_replayed_from_its_data_directory() {
     assert_eq!(code, Some(0), "{said}");
     let told: Value = serde_json::from_str(&told).unwrap();
     // Seven of the twenty failed at first, and are two attempts each.
-    assert_eq!(
-        (&told["tasks"], &told["skipped"], &told["slots"]),
-        (&Value::from(27), &Value::from(20), &Value::from(2))
-    );
+    assert_eq!((&told["tasks"], &told["skipped"]), (&Value::from(27), &Value::from(20)));
+    // Two, and what is on its way while an end is.
+    assert!((2..27).contains(&told["slots"].as_u64().unwrap()), "{told}");
+    let (_, told, _) = replayed(&setup, &["--policy", "fifo", "--slots", "2"]);
+    let told: Value = serde_json::from_str(&told).unwrap();
     // Twenty-seven naps of 30 ms and more on two places.
     let longest = told["policies"][0]["wait_s"]["max"].as_f64().unwrap();
     assert!(longest >= 0.3, "{told}");

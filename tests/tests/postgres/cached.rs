@@ -1,7 +1,6 @@
 //! What is long of ended tasks comes from Redis once it was read, and whatever Redis does, every answer is the history's.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use taskmaster_client::{Client, Retries, Task, TaskId, TaskView};
 
