@@ -218,6 +218,10 @@ pub struct BatchQueue {
     pub flags_deadlines: bool,
     /// The policy of its order, by name.
     pub policy: String,
+    /// Tasks whose deadline is less likely to be met are refused, in parts per thousand.
+    pub refuse_permille: u16,
+    /// What is not done to attempts of restartable tasks: the protocol's bits.
+    pub restarts_off: u8,
 }
 
 /// What comes back from the store to a partition that lost all.

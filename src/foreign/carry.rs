@@ -48,7 +48,9 @@ alike!(
         depth_max,
         retention_ms,
         flags_deadlines,
-        policy
+        policy,
+        refuse_permille,
+        restarts_off
     }
 );
 alike!(

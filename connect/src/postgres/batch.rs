@@ -241,6 +241,10 @@ pub struct QueueSetting {
     pub flags_deadlines: bool,
     /// The policy of its order, by name.
     pub policy: String,
+    /// Tasks whose deadline is less likely to be met are refused, in parts per thousand.
+    pub refuse_permille: u16,
+    /// What is not done to attempts of restartable tasks: the protocol's bits.
+    pub restarts_off: u8,
 }
 
 /// The answer to a request.

@@ -7,17 +7,18 @@ use super::session::connect;
 use super::{Error, Session, Settings};
 
 /// Migrations in order.
-const MIGRATIONS: [&str; 5] = [
+const MIGRATIONS: [&str; 6] = [
     include_str!("migrations/001.sql"),
     include_str!("migrations/002.sql"),
     include_str!("migrations/003.sql"),
     include_str!("migrations/004.sql"),
     include_str!("migrations/005.sql"),
+    include_str!("migrations/006.sql"),
 ];
 
 /// The version that this program reads and writes.
-pub const SCHEMA_VERSION: i32 = 5;
-const _: () = assert!(MIGRATIONS.len() == 5 && SCHEMA_VERSION == 5);
+pub const SCHEMA_VERSION: i32 = 6;
+const _: () = assert!(MIGRATIONS.len() == 6 && SCHEMA_VERSION == 6);
 
 /// Held while the schema changes: "taskmast" as a number.
 pub(super) const LOCK: i64 = 0x7461_736B_6D61_7374;

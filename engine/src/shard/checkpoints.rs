@@ -5,8 +5,8 @@
 
 mod states;
 
-use taskmaster_protocol::body::{self, ConfigureQueue, queue_field};
-use taskmaster_protocol::{Operation, PartitionId, TaskId};
+use taskmaster_protocol::body::{self, ArchivedConfigureQueue, ConfigureQueue, queue_field};
+use taskmaster_protocol::{Body as _, FrameBuffer, Operation, PartitionId, TaskId};
 
 use super::Shard;
 use super::group::Request;
@@ -14,11 +14,13 @@ use crate::arena::Arena;
 use crate::checkpoint::{
     Batch, BatchBounds, BatchContract, BatchQueue, FinalTask, ForStore, FromStore, Holding, Stored,
 };
+use crate::command;
 use crate::entry::{Verb, checkpointed_bytes};
 use crate::extra::unpack_error;
 use crate::partition::{Partition, Sending};
 use crate::query::task::{begun, workflow_id};
 use crate::queue::{Queue, policy_name, policy_named, policy_number};
+use crate::refused::Refused;
 use crate::snapshot::restored;
 use crate::task::{Slot, flag};
 
@@ -69,7 +71,7 @@ impl Shard {
         match from {
             FromStore::Queues { queues, .. } => {
                 for queue in queues {
-                    self.append_body(Operation::ConfigureQueue, id, Request::default(), &configuration(queue));
+                    self.restore_queue(id, queue);
                 }
             }
             FromStore::Tasks(batch) => {
@@ -77,6 +79,30 @@ impl Shard {
             }
             FromStore::States(states) => {
                 self.push(Verb::RestoredStates, id, Request::default(), |out| restored::states::write(states, out));
+            }
+        }
+    }
+
+    /// Whoever can write to the store may have written what no request could ask for.
+    fn restore_queue(&mut self, id: PartitionId, queue: &BatchQueue) {
+        let Some(partition) = self.partitions.get(usize::from(id.0)).and_then(Option::as_deref) else { return };
+        let mut bytes = FrameBuffer::new();
+        configuration(queue).append_to(&mut bytes);
+        let admitted = body::access::<ArchivedConfigureQueue>(&bytes)
+            .map_err(Refused::from)
+            .and_then(|body| command::configure_queue::admit(partition, body));
+        match admitted {
+            Ok(()) => {
+                let verb = Verb::Operation(Operation::ConfigureQueue);
+                self.push(verb, id, Request::default(), |out| out.extend_from_slice(&bytes));
+            }
+            Err(refused) => {
+                let (namespace, name) = (&queue.namespace, &queue.queue);
+                let sentence = format!(
+                    "the settings of queue {name:?} in namespace {namespace:?} do not come back to partition {id}: {}",
+                    refused.message
+                );
+                self.give_notice(sentence, false);
             }
         }
     }
@@ -172,13 +198,15 @@ fn setting(queue: &Queue) -> BatchQueue {
         retention_ms: settings.retention_ms,
         flags_deadlines: settings.flag_late,
         policy: policy_name(settings.policy).to_owned(),
+        refuse_permille: settings.refuse_permille,
+        restarts_off: 0,
     }
 }
 
 /// The request that makes a queue what it was.
 fn configuration(queue: &BatchQueue) -> ConfigureQueue {
     let mut body = ConfigureQueue {
-        set: queue_field::POLICY * 2 - 1,
+        set: queue_field::REFUSAL * 2 - 1,
         paused: queue.paused.into(),
         draining: queue.draining.into(),
         rate_milli_per_s: queue.rate_milli_per_s,
@@ -188,6 +216,7 @@ fn configuration(queue: &BatchQueue) -> ConfigureQueue {
         retention_ms: queue.retention_ms,
         deadline_action: queue.flags_deadlines.into(),
         policy: policy_number(policy_named(&queue.policy).unwrap_or_default()),
+        refuse_permille: queue.refuse_permille.min(1_000),
         ..ConfigureQueue::default()
     };
     body.namespace = body::put(&mut body.bytes, queue.namespace.as_bytes());

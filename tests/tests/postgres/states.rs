@@ -104,7 +104,12 @@ async fn the_database_has_each_chunk_once(
 async fn states_and_settings_of_queues_come_back_when_all_disks_are_lost() {
     let mut stage = Stage::new("batch_size = \"64KiB\"\n").await;
     let client = stage.client.clone();
-    let all = QueueSettings::new().rate(7_500_000, 7).concurrency(90).depth_max(5_000).policy(Policy::Shortest);
+    let all = QueueSettings::new()
+        .rate(7_500_000, 7)
+        .concurrency(90)
+        .depth_max(5_000)
+        .policy(Policy::Shortest)
+        .refuse_hopeless(250);
     client.configure_queue("saving", all.retention(Duration::from_secs(7_200)).flag_deadlines(true)).await.unwrap();
     client.configure_queue("still", QueueSettings::new().paused(true)).await.unwrap();
     client.configure_queue("drained", QueueSettings::new().draining(true)).await.unwrap();
