@@ -216,6 +216,23 @@ impl Lengths {
         (work / relief).ln() as f32
     }
 
+    /// How likely a task ends within `left`, and how long it then takes on average. By `limit` it has ended.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "times are far below 2^53")]
+    pub fn within(&self, keys: &Keys, left: Millis, limit: Millis) -> (f64, f64) {
+        let (left, limit) = (left as f64, limit.max(1) as f64);
+        let Some(shape) = self.shape(keys) else { return (f64::from(u8::from(UNKNOWN_PART * limit <= left)), left) };
+        let (mut work, mut chance) = (0.0, 0.0);
+        for (part, run) in shape.0.iter().zip(EDGES_MS.middle) {
+            let run = run.min(limit);
+            if run <= left {
+                work += part * run;
+                chance += part;
+            }
+        }
+        (chance, if chance > 0.0 { work / chance } else { left })
+    }
+
     /// A task has run for `age` now, and may go on. Its rank is to be compared with that of one that waits.
     #[must_use]
     pub fn going_on(&self, keys: &Keys, age: Millis) -> Attempt {
@@ -248,5 +265,7 @@ impl Lengths {
     }
 }
 
+/// The part of its limit that a task takes, while nothing is known.
+const UNKNOWN_PART: f64 = 0.3;
 /// The rank while nothing is known: behind all that is.
 const RANK_UNKNOWN: f32 = 60.0;

@@ -44,6 +44,11 @@ impl Config {
         let waste_max = if policy == Policy::Auto { 0.05 } else { 0.0 };
         Self { slots, policy, aging: Aging::default(), waste_max, floor: 10_000, cells: 1 << 16 }
     }
+
+    /// Whether whole distributions of run times are of use.
+    fn has_lengths(&self) -> bool {
+        self.waste_max > 0.0 || self.policy == Policy::Deadline
+    }
 }
 
 /// A task as it is submitted.
@@ -102,7 +107,7 @@ pub struct Scheduler {
     config: Config,
     machine: Machine,
     predictor: Predictor,
-    /// Of restartable tasks.
+    /// Of restartable tasks, and of those with deadlines.
     lengths: Lengths,
     attempts: Attempts,
     records: Vec<Option<Record>>,
@@ -125,7 +130,7 @@ impl Scheduler {
         Self {
             machine: Machine::new(config.slots),
             predictor: Predictor::new(config.cells, config.floor),
-            lengths: Lengths::new(if config.waste_max > 0.0 { config.cells / 2 } else { 0 }, config.floor),
+            lengths: Lengths::new(if config.has_lengths() { config.cells / 2 } else { 0 }, config.floor),
             attempts: Attempts::new(config.waste_max),
             records: Vec::new(),
             waiting: Vec::new(),
@@ -195,7 +200,15 @@ impl Scheduler {
         let prediction = self.predict(record);
         let tries = self.config.waste_max > 0.0 && record.task.restartable;
         let rank = match (self.config.policy, record.task.deadline) {
-            (Policy::Deadline, Some(deadline)) => deadline_rank(&prediction, now, deadline, width),
+            (Policy::Deadline, Some(deadline)) => {
+                let left = deadline.saturating_sub(now);
+                let (chance, needed) = match record.task.known {
+                    #[expect(clippy::cast_precision_loss, reason = "a rank")]
+                    Some(run) => (f64::from(u8::from(run <= left)), run as f64),
+                    None => self.lengths.within(&record.keys, left, limit),
+                };
+                deadline_rank(needed, chance, left, width, f64::from(prediction.rank(width)))
+            }
             _ if tries && record.task.known.is_none() => {
                 let rank = self.lengths.rank(&record.keys, record.tried.unwrap_or(0), limit);
                 f64::from(rank) + 0.5 * f64::from(width).ln()
@@ -248,7 +261,7 @@ impl Scheduler {
         let (keys, made) = (record.keys, record.made);
         self.machine.finish(end, task);
         self.attempts.ended(run, facts.width);
-        if self.config.waste_max > 0.0 {
+        if self.config.has_lengths() {
             self.lengths.learn(&keys, run);
         }
         #[expect(clippy::cast_precision_loss, reason = "a sample")]
