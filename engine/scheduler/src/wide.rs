@@ -31,6 +31,8 @@ pub struct Config {
     pub aging: Aging,
     /// Part of the work that first attempts of restartable tasks may waste; 0 makes none.
     pub waste_max: f64,
+    /// How fast the rank of a restartable task falls with the part of its limit that it has waited.
+    pub urgency: f64,
     /// Run times under this count as this in a slowdown.
     pub floor: Millis,
     /// Cells of the predictor.
@@ -42,7 +44,7 @@ impl Config {
     #[must_use]
     pub fn new(slots: u32, policy: Policy) -> Self {
         let waste_max = if policy == Policy::Auto { 0.05 } else { 0.0 };
-        Self { slots, policy, aging: Aging::default(), waste_max, floor: 10_000, cells: 1 << 16 }
+        Self { slots, policy, aging: Aging::default(), waste_max, urgency: 2.0, floor: 10_000, cells: 1 << 16 }
     }
 
     /// Whether whole distributions of run times are of use.
@@ -336,7 +338,7 @@ impl Scheduler {
             return;
         }
         for entry in &mut self.waiting {
-            self.dirty |= entry.wait(now);
+            self.dirty |= entry.wait(now, self.config.urgency);
         }
         if self.dirty {
             self.waiting.sort_by(Entry::by_rank);

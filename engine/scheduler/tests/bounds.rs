@@ -3,13 +3,13 @@
 use proptest::prelude::*;
 use taskmaster_scheduler::Millis;
 use taskmaster_scheduler::backfill::{Machine, Waiting};
-use taskmaster_scheduler::order::{Aging, Policy};
+use taskmaster_scheduler::order::{Aging, Policy, deadline_rank};
 use taskmaster_scheduler::predictor::{Facts, Keys, Predictor};
 use taskmaster_scheduler::queue::{Queue, Reason};
 use taskmaster_scheduler::replay::wide::{Told, run};
 use taskmaster_scheduler::replay::{Job, Trace, slots};
 use taskmaster_scheduler::restart::Ledger;
-use taskmaster_scheduler::wide::Config;
+use taskmaster_scheduler::wide::{Config, Scheduler, Task};
 
 const SLOTS: u32 = 16;
 
@@ -297,4 +297,46 @@ fn a_task_that_is_put_back_keeps_its_age_and_the_lowest_rank_is_that_of_the_next
     queue.let_ages(true);
     assert_eq!(queue.pop(100, |_| 0.0), Some((0, Reason::Age)), "it was submitted first");
     assert_eq!(queue.pop(120, |_| 0.0), Some((1, Reason::Rank)));
+}
+
+#[test]
+fn a_task_that_waited_for_many_times_its_limit_goes_ahead_of_a_shorter_one_that_just_came() {
+    let task = |id: u32, tenant| {
+        let facts = Facts { tenant, kind: tenant, limit: 100_000, width: 1, ..Facts::default() };
+        Task { id, facts, deadline: None, restartable: true, known: None }
+    };
+    let next = |urgency: f64, waited: Millis| {
+        let mut scheduler = Scheduler::new(Config { urgency, aging: Aging::NONE, ..Config::new(1, Policy::Auto) });
+        let (mut now, mut starts) = (0, Vec::new());
+        for id in 0..12 {
+            scheduler.submit(task(id, 1 + id % 2), now);
+            scheduler.starts(now, &mut starts);
+            now += 1_000;
+            scheduler.ended(id, if id % 2 == 0 { 100_000 } else { 1_000 }, false, now);
+        }
+        scheduler.submit(task(20, 1), now);
+        scheduler.starts(now, &mut starts);
+        scheduler.submit(task(21, 1), now);
+        now += waited;
+        scheduler.submit(task(22, 2), now);
+        scheduler.ended(20, 100_000, false, now);
+        starts.clear();
+        scheduler.starts(now, &mut starts);
+        starts[0].task
+    };
+    assert_eq!(next(2.0, 100_000), 22);
+    assert_eq!(next(2.0, 100 * 100_000), 21);
+    assert_eq!(next(0.0, 100 * 100_000), 22);
+}
+
+#[test]
+fn with_deadlines_the_likely_go_before_the_unlikely_and_the_hopeless_are_last() {
+    let rank = |needed: f64, chance: f64, left: Millis| deadline_rank(needed, chance, left, 4, 20.0);
+    let likely = rank(600e3, 0.9, 3_600_000);
+    assert!(likely < rank(600e3, 0.3, 3_600_000), "a chance");
+    assert!(likely < rank(1_200e3, 0.9, 4_200_000), "less work, as much to spare");
+    assert!(likely < rank(600e3, 0.9, 7_200_000), "less to spare");
+    for hopeless in [rank(600e3, 0.05, 3_600_000), rank(600e3, 1.0, 599_000), rank(f64::INFINITY, 1.0, -5)] {
+        assert!(hopeless > 1000.0 + likely && hopeless.is_finite());
+    }
 }

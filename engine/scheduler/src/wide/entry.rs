@@ -5,9 +5,6 @@ use std::cmp::Ordering;
 use crate::Millis;
 use crate::backfill::Waiting;
 
-/// How fast the rank of a task falls with the part of its limit that it has waited.
-const URGENCY: f64 = 2.0;
-
 /// A task that waits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
@@ -24,14 +21,14 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// Takes the wait until `now` into its rank: by [`URGENCY`] times the logarithm of one and the wait in limits. What
+    /// Takes the wait until `now` into its rank: by `urgency` times the logarithm of one and the wait in limits. What
     /// waited for many times what it asked for goes ahead of what just came, which bounds slowdowns where the prediction
     /// was wrong. `false` when that changes nothing.
     #[expect(clippy::cast_precision_loss, reason = "a rank")]
-    pub(super) fn wait(&mut self, now: Millis) -> bool {
+    pub(super) fn wait(&mut self, now: Millis, urgency: f64) -> bool {
         let Some(fresh) = self.fresh else { return false };
         let part = (now - self.submitted).max(0) as f64 / self.waiting.limit.max(1) as f64;
-        self.rank = fresh - URGENCY * (1.0 + part).ln();
+        self.rank = fresh - urgency * (1.0 + part).ln();
         true
     }
 
