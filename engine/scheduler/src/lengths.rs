@@ -87,6 +87,7 @@ impl Shape {
     /// The length at which work per relief is least, of a task that is known to run for longer than `outlived` and has
     /// now run for `age` (0 when it starts anew). `price` is what lost work counts.
     #[expect(clippy::cast_precision_loss, reason = "times are far below 2^53")]
+    #[expect(clippy::cast_possible_truncation, reason = "a rank, and the whole end of a bin")]
     fn index(&self, outlived: Millis, age: Millis, floor: Millis, price: f64) -> Attempt {
         let Edges { middle, end } = &*EDGES_MS;
         let (outlived, age, floor) = (outlived.max(0) as f64, age.max(0) as f64, floor.max(1) as f64);
@@ -126,6 +127,7 @@ impl Shape {
 
     /// The length that the part `quantile` of tasks does not exceed.
     #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the whole end of a bin")]
     pub fn quantile(&self, quantile: f64) -> Millis {
         let mut below = 0.0;
         for (part, end) in self.0.iter().zip(EDGES_MS.end) {
