@@ -2,7 +2,8 @@
 //! thread or chance. What it decides is proposed on a leader; its numbers never enter replicated state.
 //!
 //! Read in this order: [`predictor`] says how long a task will take, [`order`] makes a rank of that and bounds what ranks
-//! may do, [`queue`] keeps tasks of one slot and [`backfill`] starts wide ones, [`restart`] makes first attempts,
+//! may do, [`queue`] keeps tasks of one slot and [`backfill`] starts wide ones, [`lengths`] and [`restart`] say
+//! when a task is given up for another,
 //! [`wide`] joins these for one machine, [`guard`] decides whether any of it is used; [`critical`] orders workflows, and
 //! [`place`] chooses workers. `replay` drives the same code over traces in virtual time.
 
@@ -10,6 +11,7 @@ pub mod backfill;
 pub mod chance;
 pub mod critical;
 pub mod guard;
+pub mod lengths;
 pub mod order;
 pub mod place;
 pub mod predictor;

@@ -5,7 +5,6 @@
 //! a naive cap turns an overloaded queue into a slow FIFO.
 
 use crate::Millis;
-use crate::predictor::Prediction;
 
 /// How a queue is ordered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -75,20 +74,24 @@ impl Aging {
     }
 }
 
-/// The rank of a task with a deadline: of those that can be met, the one that takes the least work and has the least
-/// time to spare; those that cannot be met come last, the shortest first, as they are late whatever is done.
+/// The rank of a task with a deadline, `left` from now, that is met with the probability `chance` if it starts now, and then
+/// takes `needed` on average: the most likely with the least work and the least time to spare first. Those that will hardly
+/// be met come last, in the order of `otherwise`, as they are late whatever is done.
 #[must_use]
-pub fn deadline_rank(prediction: &Prediction, now: Millis, deadline: Millis, width: u32) -> f64 {
+pub fn deadline_rank(needed: f64, chance: f64, left: Millis, width: u32, otherwise: f64) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "a rank")]
-    let left = deadline.saturating_sub(now) as f64;
-    let needed = f64::from(prediction.log_mean).exp();
-    if needed > left {
-        return HOPELESS + f64::from(prediction.rank(width));
+    let left = left as f64;
+    if chance <= CHANCE_MIN || needed > left {
+        return HOPELESS + otherwise;
     }
-    needed.ln() + f64::from(width.max(1)).ln() + (left - needed + SPARE_MIN).ln()
+    // Half the weight of the run time: what a task holds back is the width that others wait for, more than for how long.
+    let work = 0.5 * needed.max(1.0).ln() + f64::from(width.max(1)).ln();
+    work + (left - needed + SPARE_MIN).ln() - 2.0 * chance.ln()
 }
 
 /// What a task that cannot meet its deadline adds to its rank: more than any rank is.
 pub const HOPELESS: f64 = 1e6;
+/// A chance up to this is none.
+const CHANCE_MIN: f64 = 0.1;
 /// Time to spare under this counts as this, in milliseconds.
 const SPARE_MIN: f64 = 60_000.0;

@@ -61,6 +61,11 @@ fn magnitude(value: u64) -> u64 {
 }
 
 impl Keys {
+    /// The key of a level, 0 where there is none.
+    pub(crate) fn level(&self, level: usize) -> u64 {
+        self.0[level]
+    }
+
     /// The keys of a task of which `facts` are known.
     #[must_use]
     pub fn new(facts: &Facts) -> Self {

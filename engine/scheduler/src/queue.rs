@@ -2,12 +2,13 @@
 //!
 //! Bounds, under every policy:
 //! - no starvation: once the oldest task has waited for `Aging::cap`, every second pop takes the oldest, so a task waits
-//!   no longer than the cap and twice the pops that were older than it then;
+//!   no longer than the cap and twice the pops that were older than it then. The caller may stop that while such tasks
+//!   hold as many slots as they may ([`Queue::let_ages`]);
 //! - weighted fairness: while a tenant has tasks waiting, no other gets more than `lead_max` of service (per weight)
 //!   ahead of it. Within that bound the order is free, as fairness at every pop would cost most of what ranks gain.
 //!
-//! Entries are named by the caller's ids, which are dense; a task that is withdrawn or ranked anew leaves a stale entry
-//! behind that is dropped when met.
+//! Entries are named by the caller's ids, which are dense and rise with submission: of equal ranks the lower goes first,
+//! whoever its tenant is. A task that is withdrawn or ranked anew leaves a stale entry behind that is dropped when met.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -30,8 +31,10 @@ impl Ord for Rank {
     }
 }
 
-/// By rank, then in the order of submission; then the task and which ranking of it.
+/// By rank, then by id: the task, and which ranking of it.
 type Key = Reverse<(Rank, u32, u32)>;
+/// The first of a tenant: its rank, the task, the tenant.
+type Head = Reverse<(Rank, u32, u32)>;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Record {
@@ -40,6 +43,8 @@ struct Record {
     version: u32,
     submitted: Millis,
     waits: bool,
+    /// Whether it has an entry among the ages.
+    aged: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -67,15 +72,16 @@ pub enum Reason {
 pub struct Queue {
     records: Vec<Record>,
     tenants: Vec<Tenant>,
-    /// Tenants by the rank of their first; entries may be stale.
-    heads: BinaryHeap<Reverse<(Rank, u32, u32)>>,
-    /// In the order of submission: task and its version at that time.
+    /// Tenants by their first; entries may be stale.
+    heads: BinaryHeap<Head>,
+    /// In the order of submission.
     ages: VecDeque<u32>,
     cap: Millis,
     lead_max: f64,
     waiting: usize,
     aged_last: bool,
-    set_aside: Vec<Reverse<(Rank, u32, u32)>>,
+    lets_ages: bool,
+    set_aside: Vec<Head>,
 }
 
 impl Queue {
@@ -92,8 +98,14 @@ impl Queue {
             lead_max: if lead_max.is_nan() { f64::INFINITY } else { lead_max.max(0.0) },
             waiting: 0,
             aged_last: false,
+            lets_ages: true,
             set_aside: Vec::new(),
         }
+    }
+
+    /// Whether tasks that waited for the cap go ahead; they do unless told otherwise.
+    pub fn let_ages(&mut self, lets: bool) {
+        self.lets_ages = lets;
     }
 
     /// Tasks that wait.
@@ -135,9 +147,29 @@ impl Queue {
             self.records.resize_with(place + 1, Record::default);
         }
         let record = &mut self.records[place];
-        *record = Record { tenant, version: record.version.wrapping_add(1), submitted: now, waits: true };
-        let version = record.version;
+        let version = record.version.wrapping_add(1);
+        *record = Record { tenant, version, submitted: now, waits: true, aged: true };
         self.ages.push_back(task);
+        self.add(task, tenant, rank, version);
+    }
+
+    /// A task that was taken has to wait again, as old as it was.
+    pub fn put_back(&mut self, task: u32, rank: f32) {
+        let Some(record) = self.records.get_mut(task as usize).filter(|record| !record.waits) else { return };
+        record.waits = true;
+        record.version = record.version.wrapping_add(1);
+        let Record { tenant, version, submitted, aged, .. } = *record;
+        record.aged = true;
+        if !aged {
+            // What was dropped from the front is older than what is there, but for what was put back likewise.
+            let older = self.ages.iter().take_while(|other| self.records[**other as usize].submitted < submitted);
+            let place = older.count();
+            self.ages.insert(place, task);
+        }
+        self.add(task, tenant, rank, version);
+    }
+
+    fn add(&mut self, task: u32, tenant: u32, rank: f32, version: u32) {
         // One that comes after a pause starts level with the least served: it saved nothing up.
         let floor = if self.lead_max.is_finite() { self.least_service() } else { 0.0 };
         let of = self.tenant(tenant);
@@ -152,10 +184,10 @@ impl Queue {
     fn enter(&mut self, task: u32, tenant: u32, rank: f32, version: u32) {
         let rank = Rank(if rank.is_nan() { f32::INFINITY } else { rank });
         let of = self.tenant(tenant);
-        let is_first = of.heap.peek().is_none_or(|Reverse((first, ..))| rank < *first);
+        let is_first = of.heap.peek().is_none_or(|Reverse((first, other, _))| (rank, task) < (*first, *other));
         of.heap.push(Reverse((rank, task, version)));
         if is_first {
-            self.heads.push(Reverse((rank, tenant, 0)));
+            self.heads.push(Reverse((rank, task, tenant)));
         }
     }
 
@@ -190,10 +222,11 @@ impl Queue {
     /// The oldest task, if it is due.
     fn due(&mut self, now: Millis) -> Option<u32> {
         while let Some(task) = self.ages.front().copied() {
-            let record = self.records[task as usize];
+            let record = &mut self.records[task as usize];
             if record.waits {
                 return (now - record.submitted >= self.cap).then_some(task);
             }
+            record.aged = false;
             self.ages.pop_front();
         }
         None
@@ -212,7 +245,7 @@ impl Queue {
 
     /// Takes the next task. Its tenant is charged `service`, which the caller predicts.
     pub fn pop(&mut self, now: Millis, mut service: impl FnMut(u32) -> f64) -> Option<(u32, Reason)> {
-        let due = if self.aged_last { None } else { self.due(now) };
+        let due = if self.aged_last || !self.lets_ages { None } else { self.due(now) };
         self.aged_last = due.is_some();
         let (task, reason) = match due {
             Some(task) => (task, Reason::Age),
@@ -225,10 +258,25 @@ impl Queue {
         if cost.is_finite() && cost > 0.0 {
             of.service += cost / of.weight;
         }
-        if let Some((rank, _)) = self.first(tenant) {
-            self.heads.push(Reverse((rank, tenant, 0)));
+        if let Some((rank, task)) = self.first(tenant) {
+            self.heads.push(Reverse((rank, task, tenant)));
         }
         Some((task, reason))
+    }
+
+    /// The lowest rank of those that wait.
+    pub fn lowest(&mut self) -> Option<f32> {
+        while let Some(Reverse((rank, named, tenant))) = self.heads.peek().copied() {
+            let first = self.first(tenant);
+            if first == Some((rank, named)) {
+                return Some(rank.0);
+            }
+            self.heads.pop();
+            if let Some((first, task)) = first.filter(|first| *first > (rank, named)) {
+                self.heads.push(Reverse((first, task, tenant)));
+            }
+        }
+        None
     }
 
     fn by_rank(&mut self) -> Option<(u32, Reason)> {
@@ -238,12 +286,12 @@ impl Queue {
         let limit = if self.lead_max.is_finite() { self.least_service() + self.lead_max } else { f64::INFINITY };
         let mut found = None;
         while let Some(head) = self.heads.pop() {
-            let Reverse((rank, tenant, _)) = head;
+            let Reverse((rank, named, tenant)) = head;
             let Some((first, task)) = self.first(tenant) else { continue };
-            if first != rank {
+            if (first, task) != (rank, named) {
                 // Stale: what is first has an entry of its own, unless its rank rose.
-                if first > rank {
-                    self.heads.push(Reverse((first, tenant, 0)));
+                if (first, task) > (rank, named) {
+                    self.heads.push(Reverse((first, task, tenant)));
                 }
                 continue;
             }

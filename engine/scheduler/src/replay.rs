@@ -83,7 +83,7 @@ pub fn run(trace: &Trace, options: &ReplayOptions) -> Report {
             slots::Options {
                 slots,
                 policy: options.policy,
-                cap: options.aging.cap,
+                aging: options.aging,
                 lead_max: f64::INFINITY,
                 waste_max,
                 floor: options.floor,

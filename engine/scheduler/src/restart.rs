@@ -116,3 +116,70 @@ impl Attempts {
         if self.used > 0.0 { self.wasted / self.used } else { 0.0 }
     }
 }
+
+/// The account of what was lost by ending tasks that others may run: never more than a part of all that was used.
+///
+/// What runs now counts as used up to now: it is either of use in the end, or lost by a decision that is asked for here.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ledger {
+    waste_max: f64,
+    used: f64,
+    wasted: f64,
+    running: f64,
+    /// Sum of the starts of those that run.
+    starts: f64,
+}
+
+impl Ledger {
+    /// No more than `waste_max` (0 to 1) of what is used may be lost.
+    #[must_use]
+    pub fn new(waste_max: f64) -> Self {
+        let waste_max = if waste_max.is_finite() { waste_max.clamp(0.0, 1.0) } else { 0.0 };
+        Self { waste_max, ..Self::default() }
+    }
+
+    /// Whether anything may be lost at all.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.waste_max > 0.0
+    }
+
+    /// A task started.
+    #[expect(clippy::cast_precision_loss, reason = "an account")]
+    pub fn start(&mut self, now: Millis) {
+        self.running += 1.0;
+        self.starts += now as f64;
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "an account")]
+    fn stop(&mut self, start: Millis, now: Millis) -> f64 {
+        self.running -= 1.0;
+        self.starts -= start as f64;
+        let used = (now - start).max(0) as f64;
+        self.used += used;
+        used
+    }
+
+    /// A task that started at `start` has ended by itself.
+    pub fn end(&mut self, start: Millis, now: Millis) {
+        self.stop(start, now);
+    }
+
+    /// Asks to end a task that started at `start`. Where the bound allows it, it is accounted as ended, and lost.
+    #[expect(clippy::cast_precision_loss, reason = "an account")]
+    pub fn give_up(&mut self, start: Millis, now: Millis) -> bool {
+        let used = self.used + self.running * now as f64 - self.starts;
+        let lost = (now - start).max(0) as f64;
+        let allowed = self.is_open() && self.wasted + lost <= self.waste_max * used;
+        if allowed {
+            self.wasted += self.stop(start, now);
+        }
+        allowed
+    }
+
+    /// The part of what was used that was lost.
+    #[must_use]
+    pub fn waste(&self) -> f64 {
+        if self.used > 0.0 { self.wasted / self.used } else { 0.0 }
+    }
+}

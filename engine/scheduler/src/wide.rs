@@ -4,11 +4,15 @@
 //! in use never exceed the machine's; a task that waited for [`Aging::cap`] is reserved for by declared limits before
 //! any other; what attempts waste stays within [`Config::waste_max`].
 
-use std::cmp::Ordering;
+mod entry;
+
 use std::collections::VecDeque;
+
+use entry::Entry;
 
 use crate::Millis;
 use crate::backfill::{Machine, Waiting};
+use crate::lengths::Lengths;
 use crate::order::{Aging, Policy, deadline_rank};
 use crate::predictor::{Facts, Keys, Prediction, Predictor};
 use crate::restart::Attempts;
@@ -27,6 +31,8 @@ pub struct Config {
     pub aging: Aging,
     /// Part of the work that first attempts of restartable tasks may waste; 0 makes none.
     pub waste_max: f64,
+    /// How fast the rank of a restartable task falls with the part of its limit that it has waited.
+    pub urgency: f64,
     /// Run times under this count as this in a slowdown.
     pub floor: Millis,
     /// Cells of the predictor.
@@ -38,7 +44,12 @@ impl Config {
     #[must_use]
     pub fn new(slots: u32, policy: Policy) -> Self {
         let waste_max = if policy == Policy::Auto { 0.05 } else { 0.0 };
-        Self { slots, policy, aging: Aging::default(), waste_max, floor: 10_000, cells: 1 << 16 }
+        Self { slots, policy, aging: Aging::default(), waste_max, urgency: 3.0, floor: 10_000, cells: 1 << 16 }
+    }
+
+    /// Whether whole distributions of run times are of use.
+    fn has_lengths(&self) -> bool {
+        self.waste_max > 0.0 || self.policy == Policy::Deadline
     }
 }
 
@@ -92,21 +103,14 @@ struct Record {
     made: Prediction,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    rank: f64,
-    worth: f64,
-    tenant: u32,
-    can_try: bool,
-    waiting: Waiting,
-}
-
 /// The scheduler of one machine.
 #[derive(Clone, Debug)]
 pub struct Scheduler {
     config: Config,
     machine: Machine,
     predictor: Predictor,
+    /// Of restartable tasks, and of those with deadlines.
+    lengths: Lengths,
     attempts: Attempts,
     records: Vec<Option<Record>>,
     /// In the order of ranks, when not `dirty`.
@@ -128,6 +132,7 @@ impl Scheduler {
         Self {
             machine: Machine::new(config.slots),
             predictor: Predictor::new(config.cells, config.floor),
+            lengths: Lengths::new(if config.has_lengths() { config.cells / 2 } else { 0 }, config.floor),
             attempts: Attempts::new(config.waste_max),
             records: Vec::new(),
             waiting: Vec::new(),
@@ -184,6 +189,8 @@ impl Scheduler {
         let fifo = Entry {
             #[expect(clippy::cast_precision_loss, reason = "a rank: times are far below 2^53")]
             rank: record.submitted as f64,
+            fresh: None,
+            submitted: record.submitted,
             worth: 0.0,
             tenant,
             can_try: false,
@@ -193,16 +200,29 @@ impl Scheduler {
             return fifo;
         }
         let prediction = self.predict(record);
+        let tries = self.config.waste_max > 0.0 && record.task.restartable;
         let rank = match (self.config.policy, record.task.deadline) {
-            (Policy::Deadline, Some(deadline)) => deadline_rank(&prediction, now, deadline, width),
+            (Policy::Deadline, Some(deadline)) => {
+                let left = deadline.saturating_sub(now);
+                let (chance, needed) = match record.task.known {
+                    #[expect(clippy::cast_precision_loss, reason = "a rank")]
+                    Some(run) => (f64::from(u8::from(run <= left)), run as f64),
+                    None => self.lengths.within(&record.keys, left, limit),
+                };
+                deadline_rank(needed, chance, left, width, f64::from(prediction.rank(width)))
+            }
+            _ if tries && record.task.known.is_none() => {
+                let rank = self.lengths.rank(&record.keys, record.tried.unwrap_or(0), limit);
+                f64::from(rank) + 0.5 * f64::from(width).ln()
+            }
             _ => f64::from(prediction.rank(width)),
         };
-        let tries = self.config.waste_max > 0.0 && record.task.restartable;
         let keep =
             if tries { (self.config.slots / KEEP_ONE_OF).min(self.config.slots.saturating_sub(width)) } else { 0 };
         let worth = f64::from(width) / f64::from(prediction.inverse);
         let waiting = Waiting { keep, ..fifo.waiting };
-        Entry { rank, worth, can_try: tries && record.tried.is_none(), waiting, ..fifo }
+        let fresh = (tries && self.config.policy != Policy::Deadline).then_some(rank);
+        Entry { rank, fresh, worth, can_try: tries && record.tried.is_none(), waiting, ..fifo }
     }
 
     /// A task was submitted. Tasks wider than the machine are refused.
@@ -243,6 +263,9 @@ impl Scheduler {
         let (keys, made) = (record.keys, record.made);
         self.machine.finish(end, task);
         self.attempts.ended(run, facts.width);
+        if self.config.has_lengths() {
+            self.lengths.learn(&keys, run);
+        }
         #[expect(clippy::cast_precision_loss, reason = "a sample")]
         self.predictor.learn(&keys, facts.limit, run as f64, failed, Some(&made));
         self.rank_again(facts.tenant, now);
@@ -314,11 +337,11 @@ impl Scheduler {
         if self.machine.free() == 0 || self.waiting.is_empty() {
             return;
         }
+        for entry in &mut self.waiting {
+            self.dirty |= entry.wait(now, self.config.urgency);
+        }
         if self.dirty {
-            let by_rank = |a: &Entry, b: &Entry| -> Ordering {
-                a.rank.total_cmp(&b.rank).then(a.waiting.task.cmp(&b.waiting.task))
-            };
-            self.waiting.sort_by(by_rank);
+            self.waiting.sort_by(Entry::by_rank);
             self.dirty = false;
         }
         self.collect_due(now);

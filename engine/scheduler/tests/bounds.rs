@@ -3,12 +3,13 @@
 use proptest::prelude::*;
 use taskmaster_scheduler::Millis;
 use taskmaster_scheduler::backfill::{Machine, Waiting};
-use taskmaster_scheduler::order::{Aging, Policy};
+use taskmaster_scheduler::order::{Aging, Policy, deadline_rank};
 use taskmaster_scheduler::predictor::{Facts, Keys, Predictor};
-use taskmaster_scheduler::queue::Queue;
+use taskmaster_scheduler::queue::{Queue, Reason};
 use taskmaster_scheduler::replay::wide::{Told, run};
-use taskmaster_scheduler::replay::{Job, Trace};
-use taskmaster_scheduler::wide::Config;
+use taskmaster_scheduler::replay::{Job, Trace, slots};
+use taskmaster_scheduler::restart::Ledger;
+use taskmaster_scheduler::wide::{Config, Scheduler, Task};
 
 const SLOTS: u32 = 16;
 
@@ -76,6 +77,70 @@ proptest! {
             let before: Millis = trace.jobs[..place].iter().map(|other| other.limit).sum();
             prop_assert!(start - job.submit <= cap + 2 * longest + before + 1_000);
         }
+    }
+
+    #[test]
+    fn tasks_of_one_slot_all_run_and_what_is_lost_by_giving_up_stays_within_its_bound(
+        mut jobs in jobs(),
+        slots in 1u32..6,
+        cap in prop::sample::select(vec![2_000, 20_000, Millis::MAX]),
+    ) {
+        jobs.iter_mut().for_each(|job| job.width = 1);
+        let trace = Trace { name: String::new(), width: slots, jobs, skipped: 0 };
+        let submits: Vec<Millis> = trace.jobs.iter().map(|job| job.submit).collect();
+        let options = slots::Options {
+            slots,
+            policy: Policy::Auto,
+            aging: Aging { cap, share_max: 1.0 },
+            lead_max: f64::INFINITY,
+            waste_max: 0.05,
+            floor: 10,
+            clairvoyant: false,
+            cells: 1 << 10,
+        };
+        let outcome = slots::run(&trace, &submits, options);
+        prop_assert!(outcome.waste <= 0.05 + 1e-9, "{} of the work was lost", outcome.waste);
+        for (place, (job, start)) in trace.jobs.iter().zip(&outcome.starts).enumerate() {
+            prop_assert!(*start != Millis::MAX && *start >= job.submit);
+            if cap < Millis::MAX {
+                // Every second task taken is the oldest, and one that went by its age is not given up: a task waits for
+                // the cap, for those before it and as many others.
+                let before: Millis = trace.jobs[..place].iter().map(|other| other.run).sum();
+                let longest = trace.jobs.iter().map(|job| job.run).max().unwrap_or(0);
+                let others = Millis::try_from(place).unwrap_or(0) + 2;
+                prop_assert!(start - job.submit <= cap + before + (others + 1) * longest);
+            }
+        }
+    }
+
+    #[test]
+    fn the_account_of_losses_never_exceeds_its_part(
+        steps in prop::collection::vec((1i64..500, 0usize..4, any::<bool>()), 1..300),
+        waste_max in prop::sample::select(vec![0.0, 0.01, 0.05, 0.5, f64::NAN]),
+    ) {
+        let mut ledger = Ledger::new(waste_max);
+        let bound = if waste_max.is_nan() { 0.0 } else { waste_max };
+        let (mut now, mut running) = (0, Vec::new());
+        for (pause, which, gives_up) in steps {
+            now += pause;
+            if running.len() < 4 {
+                ledger.start(now);
+                running.push(now);
+            } else if let Some(start) = running.get(which).copied() {
+                if gives_up {
+                    if ledger.give_up(start, now) {
+                        running.remove(which);
+                    }
+                } else {
+                    ledger.end(start, now);
+                    running.remove(which);
+                }
+            }
+        }
+        for start in running {
+            ledger.end(start, now);
+        }
+        prop_assert!(ledger.waste() <= bound + 1e-9);
     }
 
     #[test]
@@ -200,4 +265,78 @@ fn a_task_that_was_withdrawn_or_ranked_again_is_taken_once_or_never() {
     let order: Vec<u32> = std::iter::from_fn(|| queue.pop(0, |_| 0.0).map(|(task, _)| task)).collect();
     assert_eq!(order, [2, 1]);
     assert!(queue.is_empty());
+}
+
+#[test]
+fn of_equal_ranks_the_lower_id_goes_first_whoever_its_tenant_is() {
+    let mut queue = Queue::new(Millis::MAX, f64::INFINITY);
+    for task in 0..6 {
+        queue.push(task, 5 - task % 3, 0.0, 0);
+    }
+    let order: Vec<u32> = std::iter::from_fn(|| queue.pop(0, |_| 0.0).map(|(task, _)| task)).collect();
+    assert_eq!(order, [0, 1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn a_task_that_is_put_back_keeps_its_age_and_the_lowest_rank_is_that_of_the_next() {
+    let mut queue = Queue::new(100, f64::INFINITY);
+    queue.push(0, 0, 1.0, 0);
+    queue.push(1, 1, 2.0, 10);
+    assert_eq!(queue.lowest(), Some(1.0));
+    assert_eq!(queue.pop(10, |_| 0.0), Some((0, Reason::Rank)));
+    assert_eq!(queue.lowest(), Some(2.0));
+    // The front of the ages is dropped while task 0 runs.
+    assert_eq!(queue.pop(50, |_| 0.0), Some((1, Reason::Rank)));
+    assert_eq!(queue.lowest(), None);
+    queue.push(2, 0, 0.0, 60);
+    queue.put_back(1, 7.0);
+    queue.put_back(0, 9.0);
+    assert_eq!(queue.lowest(), Some(0.0));
+    queue.let_ages(false);
+    assert_eq!(queue.pop(100, |_| 0.0), Some((2, Reason::Rank)));
+    queue.let_ages(true);
+    assert_eq!(queue.pop(100, |_| 0.0), Some((0, Reason::Age)), "it was submitted first");
+    assert_eq!(queue.pop(120, |_| 0.0), Some((1, Reason::Rank)));
+}
+
+#[test]
+fn a_task_that_waited_for_many_times_its_limit_goes_ahead_of_a_shorter_one_that_just_came() {
+    let task = |id: u32, tenant| {
+        let facts = Facts { tenant, kind: tenant, limit: 100_000, width: 1, ..Facts::default() };
+        Task { id, facts, deadline: None, restartable: true, known: None }
+    };
+    let next = |urgency: f64, waited: Millis| {
+        let mut scheduler = Scheduler::new(Config { urgency, aging: Aging::NONE, ..Config::new(1, Policy::Auto) });
+        let (mut now, mut starts) = (0, Vec::new());
+        for id in 0..12 {
+            scheduler.submit(task(id, 1 + id % 2), now);
+            scheduler.starts(now, &mut starts);
+            now += 1_000;
+            scheduler.ended(id, if id % 2 == 0 { 100_000 } else { 1_000 }, false, now);
+        }
+        scheduler.submit(task(20, 1), now);
+        scheduler.starts(now, &mut starts);
+        scheduler.submit(task(21, 1), now);
+        now += waited;
+        scheduler.submit(task(22, 2), now);
+        scheduler.ended(20, 100_000, false, now);
+        starts.clear();
+        scheduler.starts(now, &mut starts);
+        starts[0].task
+    };
+    assert_eq!(next(2.0, 100_000), 22);
+    assert_eq!(next(2.0, 100 * 100_000), 21);
+    assert_eq!(next(0.0, 100 * 100_000), 22);
+}
+
+#[test]
+fn with_deadlines_the_likely_go_before_the_unlikely_and_the_hopeless_are_last() {
+    let rank = |needed: f64, chance: f64, left: Millis| deadline_rank(needed, chance, left, 4, 20.0);
+    let likely = rank(600e3, 0.9, 3_600_000);
+    assert!(likely < rank(600e3, 0.3, 3_600_000), "a chance");
+    assert!(likely < rank(1_200e3, 0.9, 4_200_000), "less work, as much to spare");
+    assert!(likely < rank(600e3, 0.9, 7_200_000), "less to spare");
+    for hopeless in [rank(600e3, 0.05, 3_600_000), rank(600e3, 1.0, 599_000), rank(f64::INFINITY, 1.0, -5)] {
+        assert!(hopeless > 1000.0 + likely && hopeless.is_finite());
+    }
 }

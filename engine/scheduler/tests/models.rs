@@ -3,9 +3,12 @@
 use taskmaster_scheduler::critical::Graph;
 use taskmaster_scheduler::critical::project::{Project, ProjectError, Random, Search};
 use taskmaster_scheduler::guard::{Guard, Verdict};
+use taskmaster_scheduler::lengths::Lengths;
+use taskmaster_scheduler::order::{Aging, Policy};
 use taskmaster_scheduler::place::contention::{Contention, Sample};
 use taskmaster_scheduler::place::{Ask, Fit, Placement, Worker};
 use taskmaster_scheduler::predictor::{Facts, Keys, Predictor};
+use taskmaster_scheduler::replay::{Job, ReplayOptions, Trace, run};
 use taskmaster_scheduler::restart::Attempts;
 
 /// A number of the standard normal distribution, near enough: twelve uniform ones less six.
@@ -51,6 +54,53 @@ fn a_key_with_few_samples_borrows_and_one_with_many_does_not() {
     assert!(short.rank(1) < long.rank(1) && long.rank(1) < long.rank(64));
     let unknown = predictor.predict(&keys(3, 1), 0);
     assert!(unknown.log_mean > short.log_mean && unknown.level < long.level);
+}
+
+#[test]
+fn a_task_of_two_kinds_is_judged_after_the_short_one_and_one_of_one_kind_at_its_end() {
+    let mut lengths = Lengths::new(1 << 12, 1000);
+    let keys = |tenant| Keys::new(&Facts { tenant, kind: tenant, width: 1, ..Facts::default() });
+    assert_eq!(lengths.attempt(&keys(1), 0).until, None, "nothing is known");
+    for round in 0..600 {
+        lengths.learn(&keys(1), if round % 2 == 0 { 60_000 } else { 36_000_000 });
+        lengths.learn(&keys(2), 3_600_000);
+        lengths.learn(&keys(3), 36_000_000);
+    }
+    let [mixed, even, long] = [1, 2, 3].map(|tenant| lengths.attempt(&keys(tenant), 0));
+    assert!((60_000..120_000).contains(&mixed.until.unwrap()), "{mixed:?}");
+    assert!((3_600_000..8_000_000).contains(&even.until.unwrap()), "{even:?}");
+    assert!(mixed.rank < even.rank && even.rank < long.rank);
+    // What outlived the short kind is as long as the long kind, and goes on for less than one that starts.
+    let outlived = lengths.attempt(&keys(1), mixed.until.unwrap());
+    assert!((outlived.rank - long.rank).abs() < 0.5 && outlived.until.unwrap() > 30_000_000, "{outlived:?} {long:?}");
+    let going_on = lengths.going_on(&keys(3), 30_000_000);
+    assert!(going_on.rank < long.rank, "{going_on:?} {long:?}");
+    // A tenant that was not seen is like all.
+    let unknown = lengths.rank(&keys(4), 0, i64::MAX);
+    assert!(lengths.rank(&keys(2), 0, i64::MAX) > unknown && unknown < lengths.rank(&keys(3), 0, i64::MAX));
+    assert!(lengths.rank(&keys(3), 0, 10_000) < unknown, "it takes no longer than its limit");
+}
+
+#[test]
+fn giving_up_finds_the_short_tasks_that_no_prediction_can() {
+    let mut random = Random::new(5);
+    let mut submit = 0;
+    let mut job = |id: u32| {
+        submit += 5_000 * i64::try_from(random.below(20)).unwrap();
+        // Nine of ten are over in a minute, and nothing tells them from the others.
+        let run = if random.unit() < 0.9 { 60_000 } else { 7_200_000 + i64::from(id) };
+        let (limit, keys) = (86_400_000, [0; 4]);
+        Job { id: id.into(), line: 0, submit, run, limit, has_limit: true, width: 1, user: id % 7, size: 0, keys }
+    };
+    let jobs: Vec<Job> = (0..4_000).map(&mut job).collect();
+    let mut trace = Trace { name: String::new(), width: 1, jobs, skipped: 0 };
+    trace.width = u32::try_from(trace.work() * 10 / i128::from(trace.span()) / 9).unwrap();
+    let base = ReplayOptions { floor: 1000, aging: Aging::NONE, ..ReplayOptions::new(Policy::Auto) };
+    let kept = run(&trace, &base);
+    let given_up = run(&trace, &ReplayOptions { restartable: true, ..base });
+    assert!(given_up.waste > 0.0 && given_up.waste <= 0.05);
+    let excess = (kept.slowdown_mean - 1.0, given_up.slowdown_mean - 1.0);
+    assert!(excess.1 * 5.0 < excess.0, "{excess:?}");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "figures for people")]
 
+mod carry;
 mod dags;
 mod load;
 mod machines;
@@ -27,11 +28,12 @@ pub(crate) struct Options {
 type Bars = fn(&Traces, &Options) -> Result<Vec<Row>, Box<dyn Error>>;
 
 /// The groups of bars, by name.
-const GROUPS: [(&str, Bars); 11] = [
+const GROUPS: [(&str, Bars); 12] = [
     ("published", machines::published),
     ("wide", machines::wide),
     ("lcg", machines::lcg),
     ("lora", machines::lora),
+    ("carry", carry::carry),
     ("workflows", dags::workflows),
     ("psplib", dags::psplib),
     ("deadline", machines::deadlines),

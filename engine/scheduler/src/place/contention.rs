@@ -2,10 +2,13 @@
 //!
 //! The loss of a task beside another is a line in what both use alone (fitted with a strong pull to zero), and what that
 //! leaves is explained by two factors per task: how much it suffers, and how much it disturbs, of rank two and learned by
-//! alternating least squares with shrinkage. A pair predicted under [`SPEED_MIN`] is refused.
+//! alternating least squares with shrinkage. A pair predicted under [`SPEED_MIN`], or not
+//! safely over it, is refused.
 
 /// A pair is refused when either task is predicted to run at less than this part of its speed alone.
 pub const SPEED_MIN: f32 = 0.85;
+/// A pair is refused when it is predicted over that by less than this part of what predictions are off.
+const MARGIN: f32 = 0.5;
 /// Measures of a task alone: use of the processor or device, of its memory's bandwidth, and of its memory, 0 to 1.
 pub const MEASURES: usize = 3;
 const TERMS: usize = 10;
@@ -37,6 +40,8 @@ pub struct Contention {
     line: [f64; TERMS],
     suffers: Vec<[f64; RANK]>,
     disturbs: Vec<[f64; RANK]>,
+    /// How far off the samples it is, as a root of the mean square.
+    error: f32,
 }
 
 fn clean(value: f32) -> f64 {
@@ -108,6 +113,7 @@ impl Contention {
             line,
             suffers: (0..profiles.len()).map(start).collect(),
             disturbs: (0..profiles.len()).map(start).collect(),
+            error: 0.0,
         };
         let left: Vec<f64> =
             samples.iter().map(|sample| loss(sample) - model.on_line(sample.task, sample.other)).collect();
@@ -123,6 +129,10 @@ impl Contention {
                     fit(rows.map(|(sample, left)| (model.suffers[sample.task], *left)), FACTOR_PULL);
             }
         }
+        let square = |sample: &Sample| (sample.speed - model.speed(sample.task, sample.other)).powi(2);
+        #[expect(clippy::cast_precision_loss, reason = "a mean")]
+        let count = samples.len().max(1) as f32;
+        model.error = (samples.iter().map(square).sum::<f32>() / count).sqrt();
         model
     }
 
@@ -144,10 +154,11 @@ impl Contention {
         speed.clamp(0.05, 1.2)
     }
 
-    /// How well two go together: the mean of both speeds, or `None` when either is predicted under [`SPEED_MIN`].
+    /// How well two go together: the mean of both speeds, or `None` when either is predicted under [`SPEED_MIN`], or over it
+    /// by less than a part of what predictions are off.
     #[must_use]
     pub fn pair(&self, a: usize, b: usize) -> Option<f32> {
         let (first, second) = (self.speed(a, b), self.speed(b, a));
-        (first.min(second) >= SPEED_MIN).then_some(f32::midpoint(first, second))
+        (first.min(second) >= SPEED_MIN + MARGIN * self.error).then_some(f32::midpoint(first, second))
     }
 }

@@ -27,31 +27,45 @@ pub struct Cell {
     pub failed: f32,
 }
 
+/// What a table can hold: something with a weight, by which it is displaced.
+pub trait Weighed: Clone + Default {
+    /// Its weight, which may be changed.
+    fn weight(&mut self) -> &mut f32;
+}
+
+impl Weighed for Cell {
+    fn weight(&mut self) -> &mut f32 {
+        &mut self.weight
+    }
+}
+
 /// The table. Keys lie apart from the cells: the places of a key are one line of the cache.
 #[derive(Clone, Debug)]
-pub struct Table {
+pub struct Table<C = Cell> {
     keys: Box<[u64]>,
-    cells: Box<[Cell]>,
+    cells: Box<[C]>,
     mask: usize,
 }
 
 impl Table {
+    /// The keys that have weight, with their cells.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &Cell)> {
+        self.keys.iter().copied().zip(&self.cells).filter(|(key, cell)| *key != 0 && cell.weight > 0.0)
+    }
+}
+
+impl<C: Weighed> Table<C> {
     /// A table of at least `cells` cells.
     #[must_use]
     pub fn new(cells: usize) -> Self {
         let size = cells.clamp(PROBES, 1 << 28).next_power_of_two();
-        let cells = vec![Cell::default(); size].into_boxed_slice();
+        let cells = vec![C::default(); size].into_boxed_slice();
         Self { keys: vec![0; size].into_boxed_slice(), cells, mask: size - 1 }
     }
 
     /// Its cells, used and unused.
     pub(super) fn size(&self) -> usize {
         self.cells.len()
-    }
-
-    /// The keys that have weight, with their cells.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &Cell)> {
-        self.keys.iter().copied().zip(&self.cells).filter(|(key, cell)| *key != 0 && cell.weight > 0.0)
     }
 
     fn home(&self, key: u64) -> usize {
@@ -66,7 +80,7 @@ impl Table {
 
     /// The cell of `key`; there is none for 0.
     #[must_use]
-    pub fn get(&self, key: u64) -> Option<&Cell> {
+    pub fn get(&self, key: u64) -> Option<&C> {
         let home = self.home(key);
         let place = self.find(home, key).filter(|_| key != 0)?;
         Some(&self.cells[home + place])
@@ -76,7 +90,7 @@ impl Table {
     ///
     /// # Panics
     /// For key 0.
-    pub fn entry(&mut self, key: u64) -> &mut Cell {
+    pub fn entry(&mut self, key: u64) -> &mut C {
         assert_ne!(key, 0, "0 is no key");
         let home = self.home(key);
         if let Some(place) = self.find(home, key) {
@@ -84,18 +98,19 @@ impl Table {
         }
         let place = self.find(home, 0).unwrap_or_else(|| {
             let run = &mut self.cells[home..home + PROBES];
-            let mut least = 0;
-            for place in 0..PROBES {
-                run[place].weight *= 0.75;
-                if run[place].weight < run[least].weight {
-                    least = place;
+            let (mut least, mut least_weight) = (0, f32::INFINITY);
+            for (place, cell) in run.iter_mut().enumerate() {
+                let weight = cell.weight();
+                *weight *= 0.75;
+                if *weight < least_weight {
+                    (least, least_weight) = (place, *weight);
                 }
             }
             least
         });
         self.keys[home + place] = key;
         let cell = &mut self.cells[home + place];
-        *cell = Cell::default();
+        *cell = C::default();
         cell
     }
 }

@@ -4,11 +4,12 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use crate::Millis;
-use crate::order::Policy;
-use crate::predictor::{Keys, Prediction, Predictor};
-use crate::queue::Queue;
+use crate::lengths::Lengths;
+use crate::order::{Aging, Policy};
+use crate::predictor::{Keys, Predictor};
+use crate::queue::{Queue, Reason};
 use crate::replay::{Job, Trace, wide};
-use crate::restart::Attempts;
+use crate::restart::Ledger;
 
 /// How it is replayed.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -17,11 +18,11 @@ pub struct Options {
     pub slots: u32,
     /// The order.
     pub policy: Policy,
-    /// Tasks that have waited for this go ahead.
-    pub cap: Millis,
+    /// When tasks go ahead of their ranks.
+    pub aging: Aging,
     /// What a tenant may be ahead of another, in milliseconds of slots.
     pub lead_max: f64,
-    /// Part of the work that first attempts may waste; 0 makes none.
+    /// Part of the work that may be lost by giving tasks up for others; 0 gives none up.
     pub waste_max: f64,
     /// Run times under this count as this in a slowdown.
     pub floor: Millis,
@@ -34,9 +35,9 @@ pub struct Options {
 /// What came of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
-    /// When each task started, for the attempt that ended it.
+    /// When each task started, for the attempt that ended by itself.
     pub starts: Vec<Millis>,
-    /// Part of the work that first attempts wasted.
+    /// Part of the work that was lost by giving tasks up.
     pub waste: f64,
     /// Decisions: tasks taken from the queue.
     pub decisions: usize,
@@ -48,12 +49,17 @@ struct Replay<'a> {
     keys: Vec<Keys>,
     queue: Queue,
     predictor: Predictor,
-    attempts: Attempts,
-    tried: Vec<Millis>,
+    lengths: Lengths,
+    ledger: Ledger,
+    /// What a task ran for when it was given up, at most.
+    outlived: Vec<Millis>,
     starts: Vec<Millis>,
-    /// When a slot is free again: which task, and the budget if it was an attempt that did not end it.
-    ends: BinaryHeap<Reverse<(Millis, u32, Millis, bool)>>,
+    /// When a task that runs has ended, or is to be judged.
+    events: BinaryHeap<Reverse<(Millis, u32)>>,
     free: u32,
+    /// Which tasks went ahead by their age, and how many of them run.
+    ahead: Vec<bool>,
+    held: u32,
     decisions: usize,
     /// Tenants by dense numbers, and for each the tasks that wait (or did), and what is owed to ranking them again.
     tenants: Vec<u32>,
@@ -61,6 +67,8 @@ struct Replay<'a> {
     owed: Vec<usize>,
 }
 
+/// A task is given up for one whose rank is lower by this: e to this times as much relief for the same work.
+const RANK_MARGIN: f32 = 2.0;
 /// A tenant's waiting tasks are ranked again once it has had a completion for each so many of them.
 const WAITING_PER_RANKING: usize = 8;
 
@@ -71,27 +79,21 @@ impl Replay<'_> {
     }
 
     fn rank(&self, task: u32) -> f32 {
+        let place = task as usize;
         if self.options.policy == Policy::Fifo {
             return 0.0;
         }
         if self.options.clairvoyant {
             #[expect(clippy::cast_precision_loss, reason = "a rank")]
-            return self.jobs[task as usize].run as f32;
+            return self.jobs[place].run as f32;
         }
-        let mut found: Prediction = self.predictor.predict(&self.keys[task as usize], self.limit(task));
-        let tried = self.tried[task as usize];
-        if tried > 0 {
-            found = found.outlived(tried);
+        if self.ledger.is_open() {
+            return self.lengths.attempt(&self.keys[place], self.outlived[place]).rank;
         }
-        if let Some(budget) = self.attempts.next_budget(tried)
-            && Attempts::is_worth(&found, budget)
-        {
-            found = Attempts::expected(found, budget);
-        }
-        found.rank(1)
+        self.predictor.predict(&self.keys[place], self.limit(task)).rank(1)
     }
 
-    fn push(&mut self, task: u32, now: Millis) {
+    fn arrive(&mut self, task: u32, now: Millis) {
         let tenant = self.tenants[task as usize];
         self.queue.push(task, tenant, self.rank(task), now);
         self.waiting[tenant as usize].push(task);
@@ -112,22 +114,39 @@ impl Replay<'_> {
         self.waiting[tenant] = waiting;
     }
 
-    fn end(&mut self, task: u32, budget: Millis, ended: bool, now: Millis) {
-        self.free += 1;
-        if budget > 0 {
-            self.attempts.over(budget, 1, ended);
-        }
-        if !ended {
-            self.tried[task as usize] = budget;
-            self.push(task, now);
+    /// A task has ended, or is judged: it goes on, or makes room for another.
+    fn event(&mut self, task: u32, now: Millis) {
+        let place = task as usize;
+        let (run, start) = (self.jobs[place].run, self.starts[place]);
+        let age = now - start;
+        if age >= run {
+            self.free += 1;
+            self.held -= u32::from(self.ahead[place]);
+            self.ledger.end(start, now);
+            self.learn(task);
             return;
         }
-        let run = self.jobs[task as usize].run;
-        self.attempts.ended(run, 1);
-        #[expect(clippy::cast_precision_loss, reason = "a sample")]
-        let ran = run as f64;
-        let limit = self.limit(task);
-        self.predictor.learn(&self.keys[task as usize], limit, ran, false, None);
+        let on = self.lengths.going_on(&self.keys[place], age);
+        let is_late = self.queue.lowest().is_some_and(|lowest| lowest < on.rank - RANK_MARGIN);
+        if is_late && self.ledger.give_up(start, now) {
+            self.free += 1;
+            self.outlived[place] = self.outlived[place].max(age);
+            self.queue.put_back(task, self.rank(task));
+            self.waiting[self.tenants[place] as usize].push(task);
+        } else {
+            let until = if is_late { age.saturating_mul(2) } else { on.until.unwrap_or(run) };
+            self.events.push(Reverse((start + until.min(run), task)));
+        }
+    }
+
+    fn learn(&mut self, task: u32) {
+        let (keys, run) = (&self.keys[task as usize], self.jobs[task as usize].run);
+        if self.ledger.is_open() {
+            self.lengths.learn(keys, run);
+        } else {
+            #[expect(clippy::cast_precision_loss, reason = "a sample")]
+            self.predictor.learn(keys, self.limit(task), run as f64, false, None);
+        }
         self.rank_again(self.tenants[task as usize] as usize);
     }
 
@@ -139,20 +158,21 @@ impl Replay<'_> {
                 let limit = jobs[task as usize].limit;
                 if fair { f64::from(predictor.predict(&keys[task as usize], limit).log_mean).exp() } else { 0.0 }
             };
-            let Some((task, _)) = self.queue.pop(now, service) else { break };
+            self.queue.let_ages(self.options.aging.is_due(Millis::MAX, 1, self.held, self.options.slots));
+            let Some((task, reason)) = self.queue.pop(now, service) else { break };
+            let place = task as usize;
             self.decisions += 1;
             self.free -= 1;
-            let run = self.jobs[task as usize].run;
-            let tried = self.tried[task as usize];
-            let found = self.predictor.predict(&self.keys[task as usize], self.limit(task));
-            let found = if tried > 0 { found.outlived(tried) } else { found };
-            let budget = self
-                .attempts
-                .next_budget(tried)
-                .filter(|budget| Attempts::is_worth(&found, *budget) && self.attempts.admit(*budget, 1));
-            let ran = budget.map_or(run, |budget| run.min(budget));
-            self.starts[task as usize] = now;
-            self.ends.push(Reverse((now + ran, task, budget.unwrap_or(0), ran == run)));
+            self.ledger.start(now);
+            self.starts[place] = now;
+            self.ahead[place] = reason == Reason::Age;
+            self.held += u32::from(self.ahead[place]);
+            let run = self.jobs[place].run;
+            // What waited for the cap is not given up again.
+            let may_end = self.ledger.is_open() && !self.ahead[place];
+            let attempt = may_end.then(|| self.lengths.attempt(&self.keys[place], self.outlived[place]));
+            let until = attempt.and_then(|attempt| attempt.until).unwrap_or(run);
+            self.events.push(Reverse((now + until.min(run), task)));
         }
     }
 }
@@ -175,34 +195,37 @@ pub fn run(trace: &Trace, submits: &[Millis], options: Options) -> Outcome {
         options,
         jobs: &trace.jobs,
         keys: trace.jobs.iter().map(|job| Keys::new(&wide::facts(job))).collect(),
-        queue: Queue::new(options.cap, options.lead_max),
+        queue: Queue::new(options.aging.cap, options.lead_max),
         predictor: Predictor::new(options.cells, options.floor),
-        attempts: Attempts::new(options.waste_max),
-        tried: vec![0; trace.jobs.len()],
+        lengths: Lengths::new(if options.waste_max > 0.0 { options.cells / 2 } else { 0 }, options.floor),
+        ledger: Ledger::new(options.waste_max),
+        outlived: vec![0; trace.jobs.len()],
         starts: vec![Millis::MAX; trace.jobs.len()],
-        ends: BinaryHeap::new(),
+        events: BinaryHeap::new(),
         free: options.slots,
+        ahead: vec![false; trace.jobs.len()],
+        held: 0,
         decisions: 0,
     };
     let mut next = 0;
     loop {
         let arrival = order.get(next).map_or(Millis::MAX, |task| submits[*task as usize]);
-        let end = replay.ends.peek().map_or(Millis::MAX, |Reverse((end, ..))| *end);
-        let now = arrival.min(end);
+        let event = replay.events.peek().map_or(Millis::MAX, |Reverse((time, _))| *time);
+        let now = arrival.min(event);
         if now == Millis::MAX {
-            let Replay { starts, decisions, attempts, .. } = replay;
-            return Outcome { starts, waste: attempts.waste(), decisions };
+            let Replay { starts, decisions, ledger, .. } = replay;
+            return Outcome { starts, waste: ledger.waste(), decisions };
         }
-        while let Some(Reverse((end, task, budget, ended))) = replay.ends.peek().copied()
-            && end == now
+        while let Some(Reverse((time, task))) = replay.events.peek().copied()
+            && time == now
         {
-            replay.ends.pop();
-            replay.end(task, budget, ended, now);
+            replay.events.pop();
+            replay.event(task, now);
         }
         while let Some(task) = order.get(next).copied()
             && submits[task as usize] == now
         {
-            replay.push(task, now);
+            replay.arrive(task, now);
             next += 1;
         }
         replay.start(now);
