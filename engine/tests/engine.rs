@@ -29,6 +29,12 @@ mod permits;
 #[path = "engine/order.rs"]
 mod order;
 
+#[path = "engine/speculation.rs"]
+mod speculation;
+
+#[path = "engine/preemption.rs"]
+mod preemption;
+
 #[path = "engine/deadlines.rs"]
 mod deadlines;
 

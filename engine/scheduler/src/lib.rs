@@ -2,7 +2,7 @@
 //! thread or chance. What it decides is proposed on a leader; its numbers never enter replicated state.
 //!
 //! Read in this order: [`predictor`] says how long a task will take, [`order`] makes a rank of that and bounds what ranks
-//! may do, [`queue`] keeps tasks of one slot and [`backfill`] starts wide ones, [`restart`] makes first attempts,
+//! may do, [`queue`] keeps tasks of one slot and [`backfill`] starts wide ones, [`restart`] makes first attempts, [`straggler`] second ones,
 //! [`wide`] joins these for one machine, [`guard`] decides whether any of it is used; [`critical`] orders workflows, and
 //! [`place`] chooses workers. `replay` drives the same code over traces in virtual time.
 
@@ -18,6 +18,7 @@ pub mod queue;
 pub mod replay;
 pub mod restart;
 pub mod shadow;
+pub mod straggler;
 pub mod wide;
 
 /// A time or a duration in milliseconds.

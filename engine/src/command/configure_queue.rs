@@ -23,7 +23,7 @@ pub(crate) fn admit(partition: &Partition, body: &ArchivedConfigureQueue) -> Res
     {
         return Err(Refused::new(Code::TooLarge, format!("the partition has {QUEUES_MAX} queues, as many as it can")));
     }
-    let known = queue_field::REFUSAL * 2 - 1;
+    let known = queue_field::RESTARTS * 2 - 1;
     if body.set.to_native() & !known != 0 {
         return Err(Refused::new(Code::Invalid, "the request sets fields that this version does not know"));
     }
@@ -68,7 +68,7 @@ pub(crate) fn apply(partition: &mut Partition, body: &ArchivedConfigureQueue, cx
         settings.concurrency = body.concurrency.to_native();
     }
     if set & queue_field::DEADLINE_ACTION != 0 {
-        settings.flag_late = body.deadline_action.to_native() == 1;
+        settings.flag_late = body.deadline_action == 1;
     }
     if set & queue_field::RETENTION != 0 {
         settings.retention_ms = body.retention_ms.to_native().max(1);
@@ -82,6 +82,9 @@ pub(crate) fn apply(partition: &mut Partition, body: &ArchivedConfigureQueue, cx
     }
     if set & queue_field::REFUSAL != 0 {
         partition.queues[queue as usize].settings.refuse_permille = body.refuse_permille.to_native();
+    }
+    if set & queue_field::RESTARTS != 0 {
+        partition.queues[queue as usize].settings.change_restarts(body.restarts_off);
     }
     partition.tell_settings(queue);
     let settings = &partition.queues[queue as usize].settings;
