@@ -35,6 +35,9 @@ mod speculation;
 #[path = "engine/preemption.rs"]
 mod preemption;
 
+#[path = "engine/restarts.rs"]
+mod restarts;
+
 #[path = "engine/deadlines.rs"]
 mod deadlines;
 

@@ -15,6 +15,7 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 use taskmaster_bench::order::OrderOptions;
 use taskmaster_bench::states::StatesOptions;
+use taskmaster_bench::stragglers::StragglerOptions;
 use taskmaster_bench::{NodeInfo, Options, SuiteOptions, run_suite};
 use taskmaster_client::Client;
 
@@ -106,8 +107,12 @@ pub(crate) struct Arguments {
     /// Measure waits of a mixed load under each policy of queues; --connections tasks at once
     #[arg(long, conflicts_with_all = ["suite", "baseline", "failover", "idle", "rate", "states"])]
     order: bool,
+    /// Measure a load of which two of a hundred attempts run twenty times as long, with second attempts and without; --connections tasks
+    /// at once
+    #[arg(long, conflicts_with_all = ["suite", "baseline", "failover", "idle", "rate", "states", "order"])]
+    stragglers: bool,
     /// Order of the queue under load
-    #[arg(long, value_enum, value_name = "POLICY", conflicts_with_all = ["nodes", "states", "order"])]
+    #[arg(long, value_enum, value_name = "POLICY", conflicts_with_all = ["nodes", "states", "order", "stragglers"])]
     policy: Option<PolicyName>,
     /// Partitions of the own nodes
     #[arg(long, value_name = "N")]
@@ -199,6 +204,12 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
             warmup: Duration::from_secs(15),
             time: arguments.duration.map_or(Duration::from_secs(40), |duration| duration.0),
         }),
+        stragglers: arguments.stragglers.then(|| StragglerOptions {
+            places: arguments.connections.unwrap_or(64),
+            load: 0.6,
+            warmup: Duration::from_secs(5),
+            time: arguments.duration.map_or(Duration::from_secs(20), |duration| duration.0),
+        }),
     };
     if let Some(addr) = &global.addr {
         let node = NodeInfo { addr: addr.clone(), data_dir: None, pid: None };
@@ -259,12 +270,16 @@ struct Load {
     is_suite: bool,
     states: Option<StatesOptions>,
     order: Option<OrderOptions>,
+    stragglers: Option<StragglerOptions>,
 }
 
 /// Runs the load: the report as JSON, as text, and whether nothing was lost or doubled and no target missed.
 fn measure(load: Load, node: &NodeInfo) -> Result<(Value, String, bool), Failure> {
-    let Load { options, is_suite, states, order } = load;
-    let (json, text, good) = if let Some(order) = order {
+    let Load { options, is_suite, states, order, stragglers } = load;
+    let (json, text, good) = if let Some(stragglers) = stragglers {
+        let report = taskmaster_bench::stragglers::run(&stragglers, node)?;
+        (serde_json::to_value(&report), report.to_string(), true)
+    } else if let Some(order) = order {
         let report = taskmaster_bench::order::run(&order, node)?;
         (serde_json::to_value(&report), report.to_string(), true)
     } else if let Some(states) = states {

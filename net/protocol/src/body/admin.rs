@@ -51,10 +51,8 @@ pub mod restart {
     pub const SPECULATION: u8 = 1;
     /// Attempts are ended for tasks of a higher priority.
     pub const PREEMPTION: u8 = 2;
-    /// First attempts have a limit of time while shorter tasks wait.
-    pub const FIRST_ATTEMPTS: u8 = 4;
     /// All of them.
-    pub const ALL: u8 = 7;
+    pub const ALL: u8 = 3;
 }
 
 /// Creates a queue or changes the fields named in `set`. Sent to every partition by the client.
