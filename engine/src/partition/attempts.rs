@@ -76,6 +76,12 @@ impl Attempts {
         self.running.len()
     }
 
+    /// When the latest of them began.
+    pub(crate) fn latest_us(&self) -> Option<u64> {
+        let (_, slot) = self.running.last_key_value()?;
+        Some(self.by_slot.get(slot)?.started_us)
+    }
+
     /// Second attempts that run.
     pub(crate) const fn seconds(&self) -> u32 {
         self.seconds

@@ -81,10 +81,11 @@ impl Lane {
 
     /// Puts a task before all others, with a number in the order of readiness to match.
     fn push_first(&mut self, list: u32, slot: Slot, tasks: &mut Tasks, extras: &Extras) {
-        let of = &mut self.lists[list as usize];
-        if let Some(first) = of.list.first() {
-            tasks[slot].token = tasks[first].token.saturating_sub(1);
+        let heads = self.lists.iter().filter_map(|of| of.list.first());
+        if let Some(first) = heads.map(|head| tasks[head].token).min() {
+            tasks[slot].token = first.saturating_sub(1);
         }
+        let of = &mut self.lists[list as usize];
         of.list.push_front(tasks, slot);
         self.len += 1;
         if let Some(deadlines) = &mut of.deadlines {

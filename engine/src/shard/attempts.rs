@@ -13,10 +13,13 @@ use crate::state::State;
 use crate::task::{NONE, Slot, flag};
 use crate::timer::{Timer, TimerKind};
 
-/// Between two looks, in microseconds.
-pub(super) const LOOK_US: u64 = 20_000;
-/// Most attempts of a partition that one look takes in; the next goes on behind them.
-const LOOK_MAX: usize = 1_024;
+/// Between two looks, in microseconds: while the latest attempt is younger than [`YOUNG_US`], and later.
+const LOOK_US: u64 = 20_000;
+const LOOK_LATER_US: u64 = 100_000;
+const YOUNG_US: u64 = 2_000_000;
+/// Most attempts that one look takes in, over all partitions, but for a few of each; the next goes on behind them.
+const LOOK_MAX: usize = 2_048;
+const LOOK_MIN: usize = 16;
 
 /// A second attempt that pays.
 struct Chance {
@@ -32,11 +35,23 @@ impl Shard {
     /// Looks at attempts of restartable tasks soon, if some run.
     pub(super) fn arm_attempts(&mut self) {
         let restarts = &mut self.dispatch.restarts;
-        if !restarts.is_armed && self.partitions.iter().flatten().any(|partition| partition.attempts.running() > 0) {
-            restarts.is_armed = true;
-            let timer = Timer::of_index(PartitionId(0), TimerKind::Attempts, 0);
-            self.timers.insert(self.last_time_us + LOOK_US, timer);
+        if restarts.is_armed {
+            return;
         }
+        let latest_us = self.partitions.iter().flatten().filter_map(|partition| partition.attempts.latest_us()).max();
+        if let Some(latest_us) = latest_us {
+            restarts.is_armed = true;
+            let is_young = self.last_time_us.saturating_sub(latest_us) < YOUNG_US;
+            let pause_us = if is_young { LOOK_US } else { LOOK_LATER_US };
+            let timer = Timer::of_index(PartitionId(0), TimerKind::Attempts, 0);
+            self.timers.insert(self.last_time_us + pause_us, timer);
+        }
+    }
+
+    /// How many attempts of each partition a look takes in.
+    pub(super) fn looks(&self) -> usize {
+        let partitions = self.partitions.iter().flatten().filter(|partition| partition.attempts.running() > 0).count();
+        (LOOK_MAX / partitions.max(1)).max(LOOK_MIN)
     }
 
     /// A look at attempts of restartable tasks.
@@ -53,6 +68,9 @@ impl Shard {
         }
         if !self.draining {
             self.preempt();
+        }
+        let mut workers = self.dispatch.workers.iter();
+        if !self.draining && workers.any(|worker| worker.connected && worker.credit > 0) {
             for number in (0..self.config.partitions).map(PartitionId) {
                 self.begin_seconds(number, effects);
             }
@@ -79,9 +97,9 @@ impl Shard {
         if !partition.is_leading() || partition.attempts.running() == 0 || !self.dispatch.restarts.may_begin() {
             return;
         }
-        let after = self.dispatch.restarts.looked_at(number);
-        let looked_at: Vec<(u64, Slot)> = partition.attempts.oldest(after).take(LOOK_MAX).collect();
-        let next = if looked_at.len() == LOOK_MAX { looked_at.last().map_or(0, |(token, _)| *token) } else { 0 };
+        let (after, looks) = (self.dispatch.restarts.looked_at(number), self.looks());
+        let looked_at: Vec<(u64, Slot)> = partition.attempts.oldest(after).take(looks).collect();
+        let next = if looked_at.len() == looks { looked_at.last().map_or(0, |(token, _)| *token) } else { 0 };
         self.dispatch.restarts.look_on(number, next);
         for (_, slot) in looked_at {
             if !self.dispatch.restarts.may_begin() {
@@ -164,6 +182,7 @@ impl Shard {
         self.dispatch.queues[queue as usize].leases_begin(1);
         self.dispatch.restarts.seconds += 1;
         self.dispatch.restarts.counters.second += 1;
+        self.stats.assigned += 1;
         let holder = &self.dispatch.workers[worker as usize];
         let Chance { elapsed, late, fresh, .. } = chance;
         let sentence = format!(

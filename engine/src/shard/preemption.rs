@@ -3,6 +3,8 @@
 //! The ended attempt counts for nothing, and its task is the first of its line again. What is lost is bounded by an allowance
 //! ([`crate::restarts`]) and by how often a task may be ended; so a flood of urgent tasks takes places as they become free, as ever.
 
+use std::collections::BTreeMap;
+
 use taskmaster_protocol::PartitionId;
 use taskmaster_protocol::body::restart;
 
@@ -18,8 +20,6 @@ const WAIT_US: u64 = 200_000;
 const TIMES_MAX: u8 = 3;
 /// For so long a place that was freed is taken to be on its way, in microseconds: its worker has yet to end the attempt.
 const OWED_US: u64 = 2_000_000;
-/// Most attempts of a partition that one look takes in, the youngest first.
-const LOOK_MAX: usize = 1_024;
 /// Most lanes of a queue that one look takes in, the most urgent first.
 const LANES_MAX: usize = 8;
 
@@ -45,13 +45,15 @@ struct Victim {
 impl Shard {
     /// Ends attempts of restartable tasks for those of a higher priority that find no place.
     pub(super) fn preempt(&mut self) {
-        if self.dispatch.restarts.preemption.left_us() == 0 {
+        let served = self.dispatch.workers.iter().filter(|worker| worker.connected).flat_map(|worker| &worker.queues);
+        let mut waits = served.map(|&queue| self.dispatch.queues[queue as usize].waits());
+        if self.dispatch.restarts.preemption.left_us() == 0 || !waits.any(|waits| waits) {
             return;
         }
         let (mut victims, mut wanted) = self.victims();
         victims.sort_by_key(|victim| (core::cmp::Reverse(victim.started_us), victim.partition, victim.slot));
         for victim in victims {
-            let Some((_, lanes)) = wanted.iter_mut().find(|(queue, _)| *queue == victim.queue) else { continue };
+            let Some(lanes) = wanted.get_mut(&victim.queue) else { continue };
             if let Some(lane) = lanes.iter_mut().find(|lane| self.gives_place(&victim, lane)) {
                 lane.count -= 1;
                 self.end_for(&victim, lane.priority);
@@ -60,10 +62,11 @@ impl Shard {
     }
 
     /// Attempts of queues where more urgent tasks wait, and those tasks by queue.
-    fn victims(&self) -> (Vec<Victim>, Vec<(u32, Vec<Wanted>)>) {
-        let (mut victims, mut wanted) = (Vec::new(), Vec::<(u32, Vec<Wanted>)>::new());
+    fn victims(&self) -> (Vec<Victim>, BTreeMap<u32, Vec<Wanted>>) {
+        let (mut victims, mut wanted) = (Vec::new(), BTreeMap::<u32, Vec<Wanted>>::new());
+        let looks = self.looks();
         for partition in self.partitions.iter().flatten().filter(|partition| partition.is_leading()) {
-            for (_, slot) in partition.attempts.oldest(0).rev().take(LOOK_MAX) {
+            for (_, slot) in partition.attempts.oldest(0).rev().take(looks) {
                 let task = &partition.tasks[slot];
                 let contract = &partition.contracts[task.contract];
                 let queue = &partition.queues[contract.queue as usize];
@@ -71,10 +74,7 @@ impl Shard {
                     continue;
                 }
                 let queue = queue.dispatch;
-                if !wanted.iter().any(|(known, _)| *known == queue) {
-                    wanted.push((queue, self.wanted(queue)));
-                }
-                let waits = wanted.iter().find(|(known, _)| *known == queue).map_or(&[][..], |(_, lanes)| lanes);
+                let waits = wanted.entry(queue).or_insert_with(|| self.wanted(queue));
                 if waits.first().is_none_or(|lane| lane.priority >= contract.priority) {
                     continue;
                 }
