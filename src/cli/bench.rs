@@ -177,6 +177,31 @@ impl Arguments {
         options.validate().map_err(|error| Failure::usage(error.to_string()))?;
         Ok(options)
     }
+
+    fn load(&self, quiet: bool) -> Result<Load, Failure> {
+        Ok(Load {
+            options: self.options(quiet)?,
+            is_suite: self.suite,
+            states: self.states.then(|| StatesOptions {
+                tasks: self.connections.unwrap_or(64),
+                state_bytes: 64 << 10,
+                time: self.duration.map_or(Duration::from_secs(10), |duration| duration.0),
+                floor: self.floor.0,
+            }),
+            order: self.order.then(|| OrderOptions {
+                places: self.connections.unwrap_or(16),
+                load: 0.9,
+                warmup: Duration::from_secs(15),
+                time: self.duration.map_or(Duration::from_secs(40), |duration| duration.0),
+            }),
+            stragglers: self.stragglers.then(|| StragglerOptions {
+                places: self.connections.unwrap_or(64),
+                load: 0.6,
+                warmup: Duration::from_secs(5),
+                time: self.duration.map_or(Duration::from_secs(20), |duration| duration.0),
+            }),
+        })
+    }
 }
 
 /// Carries `bench` out.
@@ -189,28 +214,7 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
     if !is_several && (arguments.failover.is_some() || arguments.rejoin.is_some() || arguments.baseline) {
         return Err(Failure::usage("--failover, --rejoin and --baseline need several nodes: add --nodes 3"));
     }
-    let load = Load {
-        options: arguments.options(global.output().is_json())?,
-        is_suite: arguments.suite,
-        states: arguments.states.then(|| StatesOptions {
-            tasks: arguments.connections.unwrap_or(64),
-            state_bytes: 64 << 10,
-            time: arguments.duration.map_or(Duration::from_secs(10), |duration| duration.0),
-            floor: arguments.floor.0,
-        }),
-        order: arguments.order.then(|| OrderOptions {
-            places: arguments.connections.unwrap_or(16),
-            load: 0.9,
-            warmup: Duration::from_secs(15),
-            time: arguments.duration.map_or(Duration::from_secs(40), |duration| duration.0),
-        }),
-        stragglers: arguments.stragglers.then(|| StragglerOptions {
-            places: arguments.connections.unwrap_or(64),
-            load: 0.6,
-            warmup: Duration::from_secs(5),
-            time: arguments.duration.map_or(Duration::from_secs(20), |duration| duration.0),
-        }),
-    };
+    let load = arguments.load(global.output().is_json())?;
     if let Some(addr) = &global.addr {
         let node = NodeInfo { addr: addr.clone(), data_dir: None, pid: None };
         let (json, text, good) = measure(load, &node)?;

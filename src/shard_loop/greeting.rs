@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use taskmaster_engine::Stats;
 use taskmaster_net::connection::Connection;
 use taskmaster_protocol::body::{self, ArchivedHello, HelloReply, NodeStats};
 use taskmaster_protocol::frame::{self, Header};
@@ -72,10 +73,6 @@ impl ShardLoop {
             ("completed", engine.completed),
             ("memoised", engine.memoised),
             ("failed_attempts", engine.failed_attempts),
-            ("second_attempts", engine.second_attempts),
-            ("second_attempts_won", engine.second_attempts_won),
-            ("preempted_attempts", engine.preempted_attempts),
-            ("wasted_attempt_us", engine.wasted_us),
             ("overloaded", engine.overloaded),
             ("entries", engine.entries),
             ("tasks", engine.tasks),
@@ -93,6 +90,7 @@ impl ShardLoop {
             ("connections", self.connections.borrow().len() as u64),
             ("shards", 1),
         ];
+        pairs.extend(restarts(&engine));
         if let Some(peers) = &self.peers {
             let peers = peers.stats();
             pairs.extend([
@@ -139,6 +137,16 @@ impl ShardLoop {
         }
         stats
     }
+}
+
+/// What became of attempts of restartable tasks.
+const fn restarts(stats: &Stats) -> [(&'static str, u64); 4] {
+    [
+        ("second_attempts", stats.second_attempts),
+        ("second_attempts_won", stats.second_attempts_won),
+        ("preempted_attempts", stats.preempted_attempts),
+        ("wasted_attempt_us", stats.wasted_us),
+    ]
 }
 
 fn limit(value: usize) -> u32 {
