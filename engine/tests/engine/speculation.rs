@@ -294,7 +294,7 @@ fn of_many_late_attempts_few_get_a_second_one() {
 /// Mean and 99 % slowdown of tasks of 100 ms on four workers of 16 places at 60 % load, of which one attempt in 50, whichever task it is of,
 /// runs for twenty times as long; and the part of the places' time that was wasted.
 fn stragglers(speculation: bool) -> [f64; 3] {
-    const SECONDS: u64 = 90;
+    const SECONDS: u64 = 30;
     let mut world = World::new();
     if !speculation {
         world.configure("mail", queue_field::RESTARTS, |queue| {
