@@ -119,6 +119,11 @@ impl Partition {
         let token = task.token;
         let attempt = self.attempts.by_slot.entry(slot).or_default();
         (attempt.token, attempt.started_us, attempt.ready_us) = (token, now_us, ready_us);
+        attempt.not_before_us = 0;
+        // What an earlier attempt had done says nothing of this one.
+        if let Some(extra) = self.extras.get_mut(self.tasks[slot].extra) {
+            extra.done_permille = 0;
+        }
         self.attempts.running.insert(token, slot);
     }
 
@@ -136,6 +141,13 @@ impl Partition {
         attempt.second = Some(second);
         self.attempts.seconds += 1;
         self.tell(slot, ("second_attempt", sentence));
+    }
+
+    /// A chance for a second attempt is passed over: there is none beside this attempt.
+    pub(crate) fn pass_second(&mut self, slot: Slot) {
+        if let Some(attempt) = self.attempts.by_slot.get_mut(&slot) {
+            attempt.not_before_us = u64::MAX;
+        }
     }
 
     /// Extends the lease of a second attempt; `worker` holds it from here on, if it is known.

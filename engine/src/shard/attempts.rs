@@ -107,9 +107,12 @@ impl Shard {
             }
             if let Some(chance) = self.chance_of_second(number, slot)
                 && let Some(worker) = self.idle_worker(number, slot, effects)
-                && self.dispatch.learned.takes_second(chance.class)
             {
-                self.begin_second(number, &chance, worker, effects);
+                if self.dispatch.learned.takes_second(chance.class) {
+                    self.begin_second(number, &chance, worker, effects);
+                } else if let Some(partition) = self.partitions[usize::from(number.0)].as_deref_mut() {
+                    partition.pass_second(slot);
+                }
             }
         }
     }

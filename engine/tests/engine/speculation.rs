@@ -291,6 +291,30 @@ fn of_many_late_attempts_few_get_a_second_one() {
     assert_eq!(world.leases().len(), 0);
 }
 
+#[test]
+fn a_kind_whose_second_attempts_lose_gets_hardly_any() {
+    let mut world = taught();
+    let mut begun = 0;
+    for round in 0..24 {
+        world.submit_one(restartable(1_000 + 100 * round));
+        world.credit(SLOW, 1);
+        world.credit(IDLE, 1);
+        let first = world.leases().remove(0);
+        world.advance_ms(20 * RUN_MS);
+        begun += world.leases().len();
+        assert_eq!(world.complete(&first, b""), Code::Ok);
+        world.revocations();
+        for number in 1..20 {
+            world.submit_one(restartable(1_000 + 100 * round + number));
+            world.credit(SLOW, 1);
+            let lease = world.lease();
+            world.advance_ms(RUN_MS);
+            assert_eq!(world.complete(&lease, b""), Code::Ok);
+        }
+    }
+    assert!((4..=9).contains(&begun), "{begun} second attempts in 24 chances");
+}
+
 /// Mean and 99 % slowdown of tasks of 100 ms on four workers of 16 places at 60 % load, of which one attempt in 50, whichever task it is of,
 /// runs for twenty times as long; and the part of the places' time that was wasted.
 fn stragglers(speculation: bool) -> [f64; 3] {
