@@ -4,7 +4,8 @@
 //! and answers with a [`Report`]: throughput, latencies, exactly-once verification, what the node spent, and the floor
 //! the machine sets (bare append+flush, loopback round trips) measured in the same run. [`run_nodes`] does it to a cluster,
 //! [`run_suite`] runs the cases whose targets the project publishes, [`failover::run`] strikes nodes down under load,
-//! [`states::run`] saves tasks' state, [`order::run`] compares policies of queues, and [`idle::measure`] asks what nodes spend on nothing. [`networks`] gives nodes cables
+//! [`states::run`] saves tasks' state, [`order::run`] compares policies of queues,
+//! [`stragglers::run`] second attempts with none, and [`idle::measure`] asks what nodes spend on nothing. [`networks`] gives nodes cables
 //! that can be pulled.
 //!
 //! Invariants:
@@ -33,6 +34,7 @@ mod routes;
 mod run;
 mod schedule;
 pub mod states;
+pub mod stragglers;
 pub mod stub;
 mod submission;
 mod suite;

@@ -16,6 +16,7 @@ use crate::order::{AGED_US, By, Order};
 use crate::partition::{Partition, Pick};
 use crate::permits;
 use crate::state::State;
+use crate::task::Slot;
 use crate::timer::{Timer, TimerKind, Timers};
 use crate::versions::History;
 
@@ -34,6 +35,8 @@ pub(crate) struct Scratch {
     contracts: Vec<u32>,
     /// Turns of lanes in line, with their place there and the list meant.
     turns: Vec<(Turn, usize, u32)>,
+    /// Some of what was assigned is restartable.
+    pub(crate) has_restartable: bool,
     /// Attempts that began and are to be told, with their partitions.
     pub(crate) starts: Vec<(PartitionId, Start)>,
 }
@@ -142,7 +145,7 @@ impl Assigner<'_> {
     }
 
     /// How many tasks the queue's limits let start.
-    fn permits(&mut self, queue: u32) -> u32 {
+    pub(crate) fn permits(&mut self, queue: u32) -> u32 {
         let now_us = self.now_us;
         let entry = &mut self.dispatch.queues[queue as usize];
         let mut permits = ROWS_MAX;
@@ -318,13 +321,7 @@ impl Assigner<'_> {
         }
         self.dispatch.take_credit(worker, taken, &need);
         let entry = &mut self.dispatch.queues[queue as usize];
-        entry.leased += u64::from(taken);
-        if !entry.permits.is_owner {
-            entry.permits.held = entry.permits.held.saturating_sub(taken);
-        } else if let Some(bucket) = &mut entry.bucket {
-            bucket.take(taken);
-        }
-        entry.permits.own_first = false;
+        entry.leases_begin(taken);
         self.assigned += u64::from(taken);
         if self.tells_starts {
             let of = |row: &AssignRow| Start { id: row.id, locator: row.locator, attempt: row.attempt };
@@ -403,34 +400,28 @@ fn fill(
         task.worker = worker;
         let contract = &partition.contracts[task.contract];
         let list = contract.lease_list;
-        let lease_list = &mut partition.lease_lists[list as usize];
-        task.at_us = now_us + u64::from(lease_list.lease_ms) * 1_000;
+        task.at_us = now_us + u64::from(partition.lease_lists[list as usize].lease_ms) * 1_000;
         let (id, attempt, blob) = (task.id, task.attempt(), task.blob);
         let (mut version, mut deadline_us) = (0, 0);
         if let Some(extra) = partition.extras.get_mut(task.extra) {
             (extra.started_us, deadline_us) = (now_us, extra.deadline_us);
             version = partition.versions.get(extra.history).map_or(0, History::head);
         }
-        let number = task.contract;
+        let (number, restartable) = (task.contract, contract.restartable);
         let spec = match scratch.contracts.iter().position(|&known| known == number) {
             Some(position) => position,
             None => {
-                let queue = &partition.queues[contract.queue as usize];
-                body.specs.push(AssignSpec {
-                    memory_bytes: contract.resources.memory_bytes,
-                    cpu_milli: u32::try_from(contract.resources.cpu_milli).unwrap_or(u32::MAX),
-                    gpu_milli: u32::try_from(contract.resources.gpu_milli).unwrap_or(u32::MAX),
-                    queue: body::put(&mut body.bytes, queue.name.as_bytes()),
-                    kind: body::put(&mut body.bytes, contract.kind.as_bytes()),
-                    lease_ms: contract.lease_ms,
-                    attempts_max: u32::from(contract.retry.attempts_max),
-                });
+                put_spec(partition, number, body);
                 scratch.contracts.push(number);
                 scratch.contracts.len() - 1
             }
         };
-        lease_list.list.push_back(&mut partition.tasks, slot);
+        partition.lease_lists[list as usize].list.push_back(&mut partition.tasks, slot);
         partition.arm_lease_list(list, timers);
+        if restartable {
+            partition.attempt_begins(slot, ready_us, now_us);
+            scratch.has_restartable = true;
+        }
         body.rows.push(AssignRow {
             id,
             token,
@@ -448,4 +439,42 @@ fn fill(
         }
     }
     taken
+}
+
+/// Adds a contract to a body.
+fn put_spec(partition: &Partition, contract: u32, body: &mut Assign) {
+    let contract = &partition.contracts[contract];
+    let queue = &partition.queues[contract.queue as usize];
+    body.specs.push(AssignSpec {
+        memory_bytes: contract.resources.memory_bytes,
+        cpu_milli: u32::try_from(contract.resources.cpu_milli).unwrap_or(u32::MAX),
+        gpu_milli: u32::try_from(contract.resources.gpu_milli).unwrap_or(u32::MAX),
+        queue: body::put(&mut body.bytes, queue.name.as_bytes()),
+        kind: body::put(&mut body.bytes, contract.kind.as_bytes()),
+        lease_ms: contract.lease_ms,
+        attempts_max: u32::from(contract.retry.attempts_max),
+    });
+}
+
+/// Describes one more lease on a task, under `token`; the task has been ready since `ready_us`.
+pub(crate) fn describe(
+    partition: &Partition,
+    arena: &Arena,
+    slot: Slot,
+    (token, ready_us): (u64, u64),
+    body: &mut Assign,
+) {
+    let task = &partition.tasks[slot];
+    put_spec(partition, task.contract, body);
+    let history = partition.extras.get(task.extra).and_then(|extra| partition.versions.get(extra.history));
+    body.rows.push(AssignRow {
+        id: task.id,
+        token,
+        ready_us,
+        payload: body::put(&mut body.bytes, arena.get(task.blob)),
+        locator: slot,
+        spec: 0,
+        attempt: task.attempt(),
+        version: history.map_or(0, History::head),
+    });
 }

@@ -62,6 +62,26 @@ pub(crate) fn leased(
     }
 }
 
+/// Like [`leased`], of either lease of a task that has two attempts; with whether it is the second.
+pub(crate) fn leased_twice(
+    partition: &Partition,
+    id: TaskId,
+    token: u64,
+    locator: u32,
+    attempt: u32,
+) -> Result<(Slot, bool), (Code, Option<State>)> {
+    let refused = match leased(partition, id, token, locator, attempt) {
+        Ok(slot) => return Ok((slot, false)),
+        Err(refused) => refused,
+    };
+    let second = partition.find(id, locator).filter(|&slot| {
+        let task = &partition.tasks[slot];
+        let is_second = || partition.second(slot).is_some_and(|second| second.token == token);
+        task.state == State::Leased && task.attempt() == attempt && !task.has(flag::EXPIRING) && is_second()
+    });
+    second.map(|slot| (slot, true)).ok_or(refused)
+}
+
 /// The task of a logged outcome if it is unfinished and still in the attempt that the outcome speaks of. Leases are not
 /// looked at: they are volatile, and a replay has not seen them.
 pub(crate) fn in_attempt(
@@ -113,8 +133,8 @@ pub(crate) fn settle_leases(
     let mut reply = BatchReply::default();
     let mut rows_held = Vec::new();
     for (index, (id, token, locator, attempt)) in rows.enumerate() {
-        match leased(partition, id, token.to_native(), locator.to_native(), attempt.to_native()) {
-            Ok(slot) => {
+        match leased_twice(partition, id, token.to_native(), locator.to_native(), attempt.to_native()) {
+            Ok((slot, _)) => {
                 partition.tasks[slot].flags |= flag::SETTLING;
                 if !reply.exceptions.is_empty() {
                     rows_held.push(u32::try_from(index).expect("rows are bounded"));

@@ -64,6 +64,8 @@ pub(crate) struct Contract {
     pub(crate) retention_ms: u32,
     pub(crate) retry: Retry,
     pub(crate) resources: Resources,
+    /// Its tasks' attempts may be ended and made again, or made twice at once.
+    pub(crate) restartable: bool,
     /// Canonical bytes.
     pub(crate) canonical: Box<[u8]>,
     /// Tasks that refer to it.
@@ -88,12 +90,15 @@ pub(crate) struct SpecView<'a> {
     pub(crate) backoff_factor_centi: u16,
     pub(crate) attempts_max: u16,
     pub(crate) priority: u8,
+    pub(crate) restartable: bool,
     /// Its tasks are memoised, as this submission has it: no part of the contract.
     pub(crate) is_memo: bool,
 }
 
 /// The namespace used when none is given.
 pub const DEFAULT_NAMESPACE: &str = "default";
+/// What canonical bytes end with when tasks are restartable. Without it they end with the texts, as they always did.
+const RESTARTABLE: u8 = 1;
 
 impl<'a> SpecView<'a> {
     /// Reads a spec of a submit body.
@@ -115,11 +120,12 @@ impl<'a> SpecView<'a> {
             backoff_factor_centi: spec.backoff_factor_centi.to_native(),
             attempts_max: spec.attempts_max.to_native(),
             priority: spec.priority,
+            restartable: spec.restartable != 0,
             is_memo: spec.memo != 0,
         })
     }
 
-    /// Writes the canonical bytes: numbers little-endian, then each text after its u16 length.
+    /// Writes the canonical bytes: numbers little-endian, then each text after its u16 length, then what is rarely said.
     pub(crate) fn write_canonical(&self, out: &mut Vec<u8>) {
         out.clear();
         out.extend_from_slice(&self.memory_bytes.to_le_bytes());
@@ -134,6 +140,9 @@ impl<'a> SpecView<'a> {
         for text in [self.namespace, self.queue, self.kind, self.custom, self.non_retryable] {
             out.extend_from_slice(&u16::try_from(text.len()).expect("names are bounded at admission").to_le_bytes());
             out.extend_from_slice(text.as_bytes());
+        }
+        if self.restartable {
+            out.push(RESTARTABLE);
         }
     }
 
@@ -157,6 +166,11 @@ impl<'a> SpecView<'a> {
             let length = u16::from_le_bytes(*take(2)?.first_chunk()?);
             *text = core::str::from_utf8(take(usize::from(length))?).ok()?;
         }
+        let restartable = match bytes {
+            [] => false,
+            [RESTARTABLE] => true,
+            _ => return None,
+        };
         let [cpu_milli, gpu_milli, lease_ms, backoff_ms, backoff_max_ms, retention_ms] = numbers;
         let [namespace, queue, kind, custom, non_retryable] = texts;
         Some(Self {
@@ -175,6 +189,7 @@ impl<'a> SpecView<'a> {
             backoff_factor_centi,
             attempts_max,
             priority,
+            restartable,
             is_memo: false,
         })
     }
@@ -303,13 +318,21 @@ mod tests {
             backoff_factor_centi: 200,
             attempts_max: 3,
             priority: 2,
+            restartable: false,
             is_memo: false,
         };
         let mut bytes = Vec::new();
         spec.write_canonical(&mut bytes);
+        let restartable = SpecView { restartable: true, ..spec.clone() };
         assert_eq!(SpecView::read_canonical(&bytes), Some(spec));
         for cut in 0..bytes.len() {
             assert_eq!(SpecView::read_canonical(&bytes[..cut]), None);
         }
+        let plain = bytes.clone();
+        restartable.write_canonical(&mut bytes);
+        assert_eq!(bytes[..plain.len()], plain, "what is not said costs nothing and changes no identity");
+        assert_eq!(SpecView::read_canonical(&bytes), Some(restartable));
+        bytes.push(0);
+        assert_eq!(SpecView::read_canonical(&bytes), None);
     }
 }

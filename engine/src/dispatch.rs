@@ -15,6 +15,7 @@ use crate::peer::PeerAddr;
 use crate::permits::{Note, NoteAbout, Permits};
 use crate::queue::QueueSettings;
 use crate::resources::Resources;
+use crate::restarts::Restarts;
 
 /// A lane of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +106,17 @@ impl DispatchQueue {
         self.rings.iter().any(|ring| !ring.is_empty())
     }
 
+    /// Leases begin, which its limits let start.
+    pub(crate) fn leases_begin(&mut self, count: u32) {
+        self.leased += u64::from(count);
+        if !self.permits.is_owner {
+            self.permits.held = self.permits.held.saturating_sub(count);
+        } else if let Some(bucket) = &mut self.bucket {
+            bucket.take(count);
+        }
+        self.permits.own_first = false;
+    }
+
     /// Whether it has limits that shards share.
     pub(crate) fn is_limited(&self) -> bool {
         self.concurrency.is_some() || self.bucket.is_some()
@@ -128,6 +140,9 @@ pub(crate) struct Worker {
     pub(crate) used: Resources,
     pub(crate) leases: u32,
     pub(crate) connected: bool,
+    /// Places that were freed for others and are not offered yet, until this time.
+    pub(crate) owed: u32,
+    pub(crate) owed_until_us: u64,
 }
 
 /// The dispatcher of a shard.
@@ -139,6 +154,7 @@ pub(crate) struct Dispatch {
     by_conn: HashMap<ConnId, u32, FixedState>,
     free_workers: Vec<u32>,
     pub(crate) learned: Learned,
+    pub(crate) restarts: Restarts,
     /// Queues to look at, in the order in which something changed.
     pub(crate) dirty: VecDeque<u32>,
 }
@@ -203,7 +219,9 @@ impl Dispatch {
         credit: u32,
     ) {
         let (used, leases) = (Resources::default(), 0);
-        let worker = Worker { conn, name, queues, credit: 0, capacity, used, leases, connected: true };
+        let (owed, owed_until_us) = (0, 0);
+        let worker =
+            Worker { conn, name, queues, credit: 0, capacity, used, leases, connected: true, owed, owed_until_us };
         let index = if let Some(&index) = self.by_conn.get(&conn) {
             self.leave_queues(index);
             let before = core::mem::replace(&mut self.workers[index as usize], worker);
@@ -236,6 +254,7 @@ impl Dispatch {
         let had = worker.credit;
         worker.credit = had.saturating_add(credit).min(taskmaster_protocol::limits::CREDIT_MAX);
         let has = worker.credit;
+        worker.owed = worker.owed.saturating_sub(credit);
         // Who is marked first is served first: the worker's queues take turns.
         if !worker.queues.is_empty() {
             worker.queues.rotate_left(1);

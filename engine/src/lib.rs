@@ -32,6 +32,7 @@ mod queue;
 mod refused;
 mod replica;
 mod resources;
+mod restarts;
 mod shard;
 mod snapshot;
 mod state;

@@ -15,6 +15,7 @@ use taskmaster_scheduler::guard::{Guard, Verdict};
 use taskmaster_scheduler::order::Policy;
 use taskmaster_scheduler::predictor::{Facts, Keys, Prediction, Predictor};
 use taskmaster_scheduler::shadow::{self, Comparison, Ran, Stage};
+use taskmaster_scheduler::straggler::{Late, Record};
 
 use crate::hash::{FixedState, mix64};
 use crate::resources::Resources;
@@ -40,6 +41,8 @@ const SAMPLES_MANY: u32 = 64;
 const LEARN_US: u64 = 2_000;
 /// After this time the rank of a class is made anew, since others of its kind have taught more, in microseconds.
 const RANK_US: u64 = 1_000_000;
+/// Samples of its own, by weight, without which no attempt of a class is late.
+const LATE_WEIGHT_MIN: f32 = 5.0;
 /// Run times that a class remembers for replays.
 const RUNS: usize = 8;
 /// Most queues of a shard of which more is remembered than what was served last.
@@ -56,6 +59,9 @@ struct Class {
     ranked_us: u64,
     learned_us: u64,
     samples: u32,
+    /// When an attempt is late, if enough is known, and how second attempts fared.
+    late: Option<Late>,
+    seconds: Record,
     /// The last run times, in milliseconds.
     runs: [f32; RUNS],
 }
@@ -116,7 +122,19 @@ impl Learned {
         let class = u32::try_from(self.classes.len()).expect("bounded above");
         let (rank, quantiles_us, ranked_us, learned_us, samples) = (Turn::FIRST, [0; 2], 0, 0, 0);
         let (keys, runs) = (Keys::new(&facts), [0.0; RUNS]);
-        self.classes.push(Class { keys, width, rank, quantiles_us, ranked_us, learned_us, samples, runs });
+        let (late, seconds) = (None, Record::default());
+        self.classes.push(Class {
+            keys,
+            width,
+            rank,
+            quantiles_us,
+            ranked_us,
+            learned_us,
+            samples,
+            late,
+            seconds,
+            runs,
+        });
         self.by_name.insert(name, class);
         class
     }
@@ -134,6 +152,7 @@ impl Learned {
             known.ranked_us = now_us;
             (known.rank, known.quantiles_us) =
                 (Turn::by_rank(expected.rank(known.width)), deadline::quantiles_us(&expected));
+            known.late = Late::of(&expected).filter(|_| self.predictor.weight(&known.keys) >= LATE_WEIGHT_MIN);
         }
         known
     }
@@ -146,6 +165,21 @@ impl Learned {
     /// When tasks of a class end that start now.
     pub(crate) fn ends(&mut self, class: u32, now_us: u64) -> Ends {
         Ends::after(self.current(class, now_us).quantiles_us, now_us)
+    }
+
+    /// When attempts of a class are late, if enough is known.
+    pub(crate) fn late(&mut self, class: u32, now_us: u64) -> Option<Late> {
+        self.current(class, now_us).late
+    }
+
+    /// Whether a chance for a second attempt of a class is taken.
+    pub(crate) fn takes_second(&mut self, class: u32) -> bool {
+        self.classes[class as usize].seconds.takes()
+    }
+
+    /// A task of a class ended that had two attempts, by the second or not.
+    pub(crate) fn second_ended(&mut self, class: u32, won: bool) {
+        self.classes[class as usize].seconds.ended(won);
     }
 
     /// What is expected of a class, and how many of its tasks taught it, of those before a restart as many as count still.

@@ -27,6 +27,7 @@ use crate::timer::{Timer, TimerKind, Timers};
 use crate::versions::{History, Versions};
 use crate::workflow::Workflows;
 
+mod attempts;
 mod checkpoint;
 mod events;
 mod keys;
@@ -35,6 +36,8 @@ mod leadership;
 pub(crate) mod retention;
 mod unique;
 
+use attempts::Attempts;
+pub(crate) use attempts::{Over, Place, Second};
 use checkpoint::Waiting;
 pub(crate) use checkpoint::{Sending, Telling};
 pub(crate) use events::Happened;
@@ -94,6 +97,8 @@ pub(crate) struct Partition {
     last_ready: u64,
     /// When attempts began whose leases were extended. Volatile.
     started: HashMap<Slot, u64, FixedState>,
+    /// Attempts of restartable tasks. Volatile.
+    pub(crate) attempts: Attempts,
     pub(crate) lease_lists: Vec<LeaseList>,
     pub(crate) retention: Vec<RetentionList>,
     pub(crate) keys: Vec<Key>,
@@ -158,8 +163,9 @@ impl Partition {
             lanes: Vec::new(),
             free_lanes: Vec::new(),
             lane_by_needs: HashMap::default(),
-            last_ready: 0,
+            last_ready: FIRST_READY,
             started: HashMap::default(),
+            attempts: Attempts::default(),
             lease_lists: Vec::new(),
             retention: Vec::new(),
             keys: Vec::new(),
@@ -275,6 +281,7 @@ impl Partition {
                 non_retryable: spec.non_retryable.to_owned(),
             },
             resources,
+            restartable: spec.restartable,
             canonical,
             tasks: 0,
         })
@@ -331,7 +338,12 @@ impl Partition {
                 let contract = &self.contracts[task.contract];
                 self.lanes[contract.lane as usize].take(contract.list, slot, &mut self.tasks, &self.extras);
             }
-            State::Leased => self.end_lease(slot, cx.dispatch),
+            State::Leased => {
+                if task.has(flag::WATCHED) {
+                    self.attempt_ends(slot, cx);
+                }
+                self.end_lease(slot, cx.dispatch);
+            }
             State::Waiting => self.unfollow(slot, cx.arena),
             State::Delayed => {}
             State::Succeeded | State::Failed | State::Cancelled | State::Expired => {
@@ -341,7 +353,7 @@ impl Partition {
     }
 
     /// Takes a leased task off its lease list and gives its worker's resources back.
-    pub(crate) fn end_lease(&mut self, slot: Slot, dispatch: &mut Dispatch) {
+    fn end_lease(&mut self, slot: Slot, dispatch: &mut Dispatch) {
         let task = &self.tasks[slot];
         let (contract, worker) = (&self.contracts[task.contract], task.worker);
         let list = if task.worker & DETACHED != 0 { self.grace_list() } else { contract.lease_list };
@@ -432,6 +444,18 @@ impl Partition {
         self.push_lane(slot, cx.dispatch);
     }
 
+    /// Makes a task that ran ready again, before all others of its line; it has been ready since `ready_us`, and keeps its place of a
+    /// concurrency key.
+    fn enter_ready_first(&mut self, slot: Slot, ready_us: u64, cx: &mut Cx<'_>) {
+        self.set_state(slot, State::Ready);
+        let task = &mut self.tasks[slot];
+        task.at_us = ready_us;
+        if let Some(extra) = self.extras.get_mut(task.extra) {
+            extra.ready_us = ready_us;
+        }
+        self.push_lane_first(slot, cx.dispatch);
+    }
+
     /// Makes a task wait until `due_us`.
     pub(crate) fn enter_delayed(&mut self, slot: Slot, due_us: u64, cx: &mut Cx<'_>) {
         if self.tasks[slot].state != State::Delayed {
@@ -458,6 +482,9 @@ impl Partition {
         let (id, flags, extra) = (task.id, task.flags, task.extra);
         if flags & flag::KEY_HELD != 0 {
             self.release_key(slot, cx);
+        }
+        if flags & flag::WATCHED != 0 {
+            self.attempts_final(slot);
         }
         if flags & flag::AWAITED != 0 {
             self.tasks[slot].flags &= !flag::AWAITED;
@@ -548,7 +575,7 @@ impl Partition {
         let keys = self.keys.capacity() * size_of::<Key>() + self.key_by_bytes.allocation_size() + self.key_bytes;
         let queues = self.queues.capacity() * size_of::<Queue>();
         let shared = self.contracts.reserved_bytes() + self.workflows.reserved_bytes() + keys + queues;
-        let lists = self.waiting.reserved_bytes() + self.streams.reserved_bytes();
+        let lists = self.waiting.reserved_bytes() + self.streams.reserved_bytes() + self.attempts.reserved_bytes();
         let lists = lists + self.outbox.reserved_bytes() + self.followers.reserved_bytes() + self.deadline_bytes();
         let records = self.tasks.reserved_bytes() + self.extras.reserved_bytes() + self.versions.reserved_bytes();
         records + tables + shared + lists
@@ -567,6 +594,9 @@ fn hash_of_id(id: TaskId) -> u64 {
 fn hash_of_name(namespace: &str, name: &str) -> u64 {
     FixedState.hash_one((namespace, name))
 }
+
+/// The number of the first task that becomes ready: those that are put before others have lower ones than these.
+const FIRST_READY: u64 = 1 << 32;
 
 /// How long a lost worker may still complete or extend its leases, in milliseconds.
 pub(crate) const GRACE_MS: u32 = 2_048;

@@ -1,5 +1,6 @@
 //! Queues: settings and exact counts within one partition.
 
+use taskmaster_protocol::body::restart;
 pub(crate) use taskmaster_scheduler::order::Policy;
 
 use crate::state::STATES;
@@ -22,6 +23,21 @@ pub(crate) struct QueueSettings {
     pub(crate) policy: Policy,
     /// Tasks whose deadline is less likely to be met are refused, in parts per thousand; 0 refuses none.
     pub(crate) refuse_permille: u16,
+    /// What is not done to attempts of restartable tasks: bits of [`restart`].
+    pub(crate) restarts_off: u8,
+}
+
+impl QueueSettings {
+    /// Whether something of [`restart`] is done to attempts of its restartable tasks.
+    pub(crate) const fn restarts(&self, what: u8) -> bool {
+        self.restarts_off & what == 0
+    }
+
+    /// Takes over what a request says of [`restart`]: in the upper half which bits, in the lower what they become.
+    pub(crate) const fn change_restarts(&mut self, asked: u8) {
+        let which = asked >> 4;
+        self.restarts_off = (self.restarts_off & !which) | (asked & which & restart::ALL);
+    }
 }
 
 /// How long final tasks are kept unless told otherwise, in milliseconds (one hour).
@@ -40,6 +56,7 @@ impl Default for QueueSettings {
             flag_late: false,
             policy: Policy::default(),
             refuse_permille: 0,
+            restarts_off: 0,
         }
     }
 }

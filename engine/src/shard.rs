@@ -9,6 +9,7 @@
 mod admission;
 mod anew;
 mod apply;
+mod attempts;
 mod checkpoints;
 mod clock;
 pub(crate) mod cluster;
@@ -26,6 +27,7 @@ mod owners;
 pub(crate) mod past;
 mod peers;
 pub(crate) mod positions;
+mod preemption;
 mod reads;
 mod reconcile;
 mod recovery;
@@ -239,6 +241,14 @@ pub struct Stats {
     pub memoised: u64,
     /// Attempts that failed.
     pub failed_attempts: u64,
+    /// Second attempts that began beside one that ran for too long.
+    pub second_attempts: u64,
+    /// Tasks that a second attempt ended.
+    pub second_attempts_won: u64,
+    /// Attempts that were ended for tasks of a higher priority.
+    pub preempted_attempts: u64,
+    /// What attempts ran for that were ended so, or that another one overtook, in microseconds.
+    pub wasted_us: u64,
     /// Requests refused as overloaded.
     pub overloaded: u64,
     /// Entries appended to the log.
@@ -469,6 +479,9 @@ impl Shard {
         let arena = self.arena.stats();
         (stats.blob_bytes, stats.demoted_bytes) = (arena.live_bytes, arena.cold_bytes);
         stats.memory_bytes = self.memory_bytes();
+        let restarts = self.dispatch.restarts.counters;
+        (stats.second_attempts, stats.second_attempts_won) = (restarts.second, restarts.second_won);
+        (stats.preempted_attempts, stats.wasted_us) = (restarts.preempted, restarts.wasted_us);
         for partition in self.partitions.iter().flatten() {
             stats.tasks += partition.tasks.len() as u64;
             stats.unfinished += partition.tasks.len() as u64 - u64::from(partition.kept);
@@ -539,7 +552,17 @@ impl Shard {
         if self.draining {
             return;
         }
-        let mut assigner = Assigner {
+        let mut assigner = self.assigner(effects);
+        assigner.run();
+        self.stats.assigned += assigner.assigned;
+        if core::mem::take(&mut self.scratch.has_restartable) {
+            self.arm_attempts();
+        }
+        self.log_starts();
+    }
+
+    fn assigner<'a>(&'a mut self, effects: &'a mut Effects) -> Assigner<'a> {
+        Assigner {
             partitions: &mut self.partitions,
             dispatch: &mut self.dispatch,
             arena: &self.arena,
@@ -549,10 +572,7 @@ impl Shard {
             now_us: self.last_time_us,
             tells_starts: self.config.logs_starts || self.config.events.is_some_and(|events| events.starts),
             assigned: 0,
-        };
-        assigner.run();
-        self.stats.assigned += assigner.assigned;
-        self.log_starts();
+        }
     }
 
     /// Splits the shard into one partition and what its transitions touch.

@@ -77,7 +77,8 @@ struct QueueRecord {
     draining: u32,
     flag_late: u32,
     policy: u32,
-    refuse_permille: u32,
+    refuse_permille: u16,
+    restarts_off: u16,
 }
 
 #[derive(Debug, Default, Archive, Serialize, Deserialize)]
@@ -307,7 +308,8 @@ pub(crate) fn begin(partition: &mut Partition, arena: &Arena) {
             draining: settings.draining.into(),
             flag_late: settings.flag_late.into(),
             policy: policy_number(settings.policy),
-            refuse_permille: settings.refuse_permille.into(),
+            refuse_permille: settings.refuse_permille,
+            restarts_off: settings.restarts_off.into(),
         });
     }
     for (source, position) in partition.streams.iter() {
@@ -452,8 +454,9 @@ impl Restore {
             settings.flag_late = record.flag_late.to_native() != 0;
             settings.policy =
                 policy_of(record.policy.to_native()).ok_or_else(|| Malformed("a queue's policy".to_owned()))?;
-            settings.refuse_permille = u16::try_from(record.refuse_permille.to_native())
-                .map_err(|_| Malformed("the chance under which a queue refuses".to_owned()))?;
+            settings.refuse_permille = record.refuse_permille.to_native();
+            settings.restarts_off = u8::try_from(record.restarts_off.to_native())
+                .map_err(|_| Malformed("what a queue does not do".to_owned()))?;
             let (settings, target) = (settings.clone(), partition.queues[queue as usize].dispatch);
             cx.dispatch.set_limits(target, &settings, cx.time_us);
         }

@@ -32,6 +32,8 @@ pub(crate) mod flag {
     pub(crate) const SETTLING: u8 = 64;
     /// Holds a place of its concurrency key.
     pub(crate) const KEY_HELD: u8 = 32;
+    /// Restartable, and something is known of its attempts beside this record ([`crate::partition`]).
+    pub(crate) const WATCHED: u8 = 128;
 }
 
 /// One task.
@@ -218,6 +220,23 @@ impl List {
             tasks[tail].next = slot;
         }
         self.tail = slot;
+        self.len += 1;
+    }
+
+    /// Puts a task that is on no list before all others.
+    pub(crate) fn push_front(&mut self, tasks: &mut Tasks, slot: Slot) {
+        let head = self.head;
+        {
+            let task = &mut tasks[slot];
+            task.prev = NONE;
+            task.next = head;
+        }
+        if head == NONE {
+            self.tail = slot;
+        } else {
+            tasks[head].prev = slot;
+        }
+        self.head = slot;
         self.len += 1;
     }
 

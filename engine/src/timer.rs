@@ -20,6 +20,8 @@ pub(crate) enum TimerKind {
     Retention,
     /// An await ends; `index` is its number.
     Await,
+    /// Attempts of restartable tasks are to be looked at.
+    Attempts,
 }
 
 /// One timer.

@@ -29,6 +29,15 @@ mod permits;
 #[path = "engine/order.rs"]
 mod order;
 
+#[path = "engine/speculation.rs"]
+mod speculation;
+
+#[path = "engine/preemption.rs"]
+mod preemption;
+
+#[path = "engine/restarts.rs"]
+mod restarts;
+
 #[path = "engine/deadlines.rs"]
 mod deadlines;
 

@@ -117,6 +117,10 @@ pub(crate) struct Description {
     #[arg(long, value_name = "TIME", requires = "memo")]
     #[serde(deserialize_with = "from_text")]
     pub(crate) memo_age: Option<Interval>,
+    /// The handler has the same effect however often it runs: an attempt may be ended and made again for a task of a higher priority, or
+    /// made twice at once when it takes much longer than others of its kind
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) restartable: Option<bool>,
     /// Tasks of the queue with this key share a limit of how many run at once
     #[arg(long, value_name = "KEY", requires = "concurrency_limit")]
     pub(crate) concurrency_key: Option<String>,
@@ -177,6 +181,7 @@ impl Description {
             unique_window: self.unique_window.or(flags.unique_window),
             memo: self.memo.or_else(|| flags.memo.clone()),
             memo_age: self.memo_age.or(flags.memo_age),
+            restartable: self.restartable.or(flags.restartable),
             concurrency_key: self.concurrency_key.or_else(|| flags.concurrency_key.clone()),
             concurrency_limit: self.concurrency_limit.or(flags.concurrency_limit),
             attempts: self.attempts.or(flags.attempts),
@@ -215,6 +220,9 @@ impl Description {
         }
         if let Some(Interval(age)) = self.memo_age {
             task = task.memo_age(age);
+        }
+        if let Some(restartable) = self.restartable {
+            task = task.restartable(restartable);
         }
         if let Some(key) = &self.concurrency_key {
             task = task.concurrency_key(key, self.concurrency_limit.unwrap_or(1));

@@ -15,6 +15,7 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 use taskmaster_bench::order::OrderOptions;
 use taskmaster_bench::states::StatesOptions;
+use taskmaster_bench::stragglers::StragglerOptions;
 use taskmaster_bench::{NodeInfo, Options, SuiteOptions, run_suite};
 use taskmaster_client::Client;
 
@@ -106,8 +107,12 @@ pub(crate) struct Arguments {
     /// Measure waits of a mixed load under each policy of queues; --connections tasks at once
     #[arg(long, conflicts_with_all = ["suite", "baseline", "failover", "idle", "rate", "states"])]
     order: bool,
+    /// Measure a load of which two of a hundred attempts run twenty times as long, with second attempts and without; --connections tasks
+    /// at once
+    #[arg(long, conflicts_with_all = ["suite", "baseline", "failover", "idle", "rate", "states", "order"])]
+    stragglers: bool,
     /// Order of the queue under load
-    #[arg(long, value_enum, value_name = "POLICY", conflicts_with_all = ["nodes", "states", "order"])]
+    #[arg(long, value_enum, value_name = "POLICY", conflicts_with_all = ["nodes", "states", "order", "stragglers"])]
     policy: Option<PolicyName>,
     /// Partitions of the own nodes
     #[arg(long, value_name = "N")]
@@ -172,6 +177,31 @@ impl Arguments {
         options.validate().map_err(|error| Failure::usage(error.to_string()))?;
         Ok(options)
     }
+
+    fn load(&self, quiet: bool) -> Result<Load, Failure> {
+        Ok(Load {
+            options: self.options(quiet)?,
+            is_suite: self.suite,
+            states: self.states.then(|| StatesOptions {
+                tasks: self.connections.unwrap_or(64),
+                state_bytes: 64 << 10,
+                time: self.duration.map_or(Duration::from_secs(10), |duration| duration.0),
+                floor: self.floor.0,
+            }),
+            order: self.order.then(|| OrderOptions {
+                places: self.connections.unwrap_or(16),
+                load: 0.9,
+                warmup: Duration::from_secs(15),
+                time: self.duration.map_or(Duration::from_secs(40), |duration| duration.0),
+            }),
+            stragglers: self.stragglers.then(|| StragglerOptions {
+                places: self.connections.unwrap_or(64),
+                load: 0.6,
+                warmup: Duration::from_secs(5),
+                time: self.duration.map_or(Duration::from_secs(20), |duration| duration.0),
+            }),
+        })
+    }
 }
 
 /// Carries `bench` out.
@@ -184,22 +214,7 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
     if !is_several && (arguments.failover.is_some() || arguments.rejoin.is_some() || arguments.baseline) {
         return Err(Failure::usage("--failover, --rejoin and --baseline need several nodes: add --nodes 3"));
     }
-    let load = Load {
-        options: arguments.options(global.output().is_json())?,
-        is_suite: arguments.suite,
-        states: arguments.states.then(|| StatesOptions {
-            tasks: arguments.connections.unwrap_or(64),
-            state_bytes: 64 << 10,
-            time: arguments.duration.map_or(Duration::from_secs(10), |duration| duration.0),
-            floor: arguments.floor.0,
-        }),
-        order: arguments.order.then(|| OrderOptions {
-            places: arguments.connections.unwrap_or(16),
-            load: 0.9,
-            warmup: Duration::from_secs(15),
-            time: arguments.duration.map_or(Duration::from_secs(40), |duration| duration.0),
-        }),
-    };
+    let load = arguments.load(global.output().is_json())?;
     if let Some(addr) = &global.addr {
         let node = NodeInfo { addr: addr.clone(), data_dir: None, pid: None };
         let (json, text, good) = measure(load, &node)?;
@@ -259,12 +274,16 @@ struct Load {
     is_suite: bool,
     states: Option<StatesOptions>,
     order: Option<OrderOptions>,
+    stragglers: Option<StragglerOptions>,
 }
 
 /// Runs the load: the report as JSON, as text, and whether nothing was lost or doubled and no target missed.
 fn measure(load: Load, node: &NodeInfo) -> Result<(Value, String, bool), Failure> {
-    let Load { options, is_suite, states, order } = load;
-    let (json, text, good) = if let Some(order) = order {
+    let Load { options, is_suite, states, order, stragglers } = load;
+    let (json, text, good) = if let Some(stragglers) = stragglers {
+        let report = taskmaster_bench::stragglers::run(&stragglers, node)?;
+        (serde_json::to_value(&report), report.to_string(), true)
+    } else if let Some(order) = order {
         let report = taskmaster_bench::order::run(&order, node)?;
         (serde_json::to_value(&report), report.to_string(), true)
     } else if let Some(states) = states {

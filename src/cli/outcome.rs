@@ -44,6 +44,7 @@ pub(crate) fn task_json(task: &TaskView, with_bytes: bool) -> Value {
         "kind": task.kind,
         "state": task.state.name(),
         "priority": task.priority.name(),
+        "restartable": task.is_restartable,
         "attempt": task.attempt,
         "attempts_max": task.attempts_max,
         "created_at": time_json(task.id.time_ms().saturating_mul(1_000)),
@@ -112,6 +113,7 @@ pub(crate) fn task_text(task: &TaskView, output: Output) -> String {
         ("queue", task.queue.clone()),
         ("namespace", task.namespace.clone()),
         ("priority", task.priority.name().to_owned()),
+        ("restartable", if task.is_restartable { "yes".to_owned() } else { String::new() }),
         ("attempt", format!("{} of {}", task.attempt, task.attempts_max)),
         ("workflow", task.workflow.map(|id| id.to_string()).unwrap_or_default()),
         ("name", task.name.clone()),
@@ -152,6 +154,8 @@ pub(crate) fn queue_json(queue: &QueueView) -> Value {
         "deadline_action": if queue.flags_deadlines { "flag" } else { "expire" },
         "policy": queue.policy.name(),
         "refuse_hopeless_permille": queue.refuse_permille,
+        "speculation": !queue.is_without_speculation,
+        "preemption": !queue.is_without_preemption,
     })
 }
 

@@ -78,6 +78,21 @@ pub(crate) struct SetArguments {
     /// Refuse tasks whose deadline is met with a lower probability than this, in parts per thousand; 0 refuses none
     #[arg(long, value_name = "PERMILLE", value_parser = clap::value_parser!(u16).range(0..=1_000))]
     refuse_hopeless: Option<u16>,
+    /// Whether a second attempt of a restartable task begins beside one that is late, where a place idles [default: on]
+    #[arg(long, value_enum, value_name = "SWITCH")]
+    speculation: Option<Switch>,
+    /// Whether attempts of restartable tasks are ended for tasks of a higher priority that find no place [default: on]
+    #[arg(long, value_enum, value_name = "SWITCH")]
+    preemption: Option<Switch>,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    /// It is done
+    On,
+    /// It is not done
+    Off,
 }
 
 /// At a task's deadline.
@@ -138,6 +153,12 @@ impl SetArguments {
         }
         if let Some(permille) = self.refuse_hopeless {
             settings = settings.refuse_hopeless(permille);
+        }
+        if let Some(switch) = self.speculation {
+            settings = settings.speculation(switch == Switch::On);
+        }
+        if let Some(switch) = self.preemption {
+            settings = settings.preemption(switch == Switch::On);
         }
         settings
     }
@@ -278,6 +299,12 @@ fn limits(queue: &QueueView) -> String {
     }
     if queue.refuse_permille > 0 {
         parts.push(format!("refuses deadlines under {}.{} %", queue.refuse_permille / 10, queue.refuse_permille % 10));
+    }
+    if queue.is_without_speculation {
+        parts.push("no speculation".to_owned());
+    }
+    if queue.is_without_preemption {
+        parts.push("no preemption".to_owned());
     }
     parts.join(", ")
 }

@@ -47,6 +47,9 @@ pub(crate) struct Arguments {
     /// Producers memoise some tasks
     #[arg(long)]
     memo: bool,
+    /// Some tasks are restartable: their attempts are doubled when late, and ended for more urgent ones
+    #[arg(long)]
+    restarts: bool,
     /// Look for the fewest faults with which a failing run still fails
     #[arg(long)]
     minimise: bool,
@@ -68,6 +71,7 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
             streams: arguments.streams,
             events: arguments.events,
             memo: arguments.memo,
+            restarts: arguments.restarts,
         };
         eprintln!("taskmaster {commit} sim {options}");
         let began = Instant::now();

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use taskmaster_engine::Stats;
 use taskmaster_net::connection::Connection;
 use taskmaster_protocol::body::{self, ArchivedHello, HelloReply, NodeStats};
 use taskmaster_protocol::frame::{self, Header};
@@ -89,6 +90,7 @@ impl ShardLoop {
             ("connections", self.connections.borrow().len() as u64),
             ("shards", 1),
         ];
+        pairs.extend(restarts(&engine));
         if let Some(peers) = &self.peers {
             let peers = peers.stats();
             pairs.extend([
@@ -108,8 +110,7 @@ impl ShardLoop {
                 ("checkpoint_lost", engine.checkpoint_lost),
             ]);
             if self.number == 0 {
-                let status = &checkpoints.port.status;
-                pairs.extend(status.counters());
+                pairs.extend(checkpoints.port.status.counters());
             }
         }
         if let Some(events) = &self.events {
@@ -135,6 +136,16 @@ impl ShardLoop {
         }
         stats
     }
+}
+
+/// What became of attempts of restartable tasks.
+const fn restarts(stats: &Stats) -> [(&'static str, u64); 4] {
+    [
+        ("second_attempts", stats.second_attempts),
+        ("second_attempts_won", stats.second_attempts_won),
+        ("preempted_attempts", stats.preempted_attempts),
+        ("wasted_attempt_us", stats.wasted_us),
+    ]
 }
 
 fn limit(value: usize) -> u32 {

@@ -95,6 +95,8 @@ pub struct Options {
     pub events: bool,
     /// Producers memoise some tasks. Apart, as `saves`.
     pub memo: bool,
+    /// Some tasks are restartable, so that attempts are doubled and ended for others. Apart, as `saves`.
+    pub restarts: bool,
 }
 
 impl Options {
@@ -113,6 +115,7 @@ impl Options {
             streams: false,
             events: false,
             memo: false,
+            restarts: false,
         }
     }
 }
@@ -131,6 +134,9 @@ impl fmt::Display for Options {
         }
         if self.memo {
             f.write_str(" --memo")?;
+        }
+        if self.restarts {
+            f.write_str(" --restarts")?;
         }
         if self.saves {
             f.write_str(" --saves")?;
@@ -165,6 +171,10 @@ pub struct Report {
     pub completions_acknowledged: u64,
     /// Leases given.
     pub assigned: u64,
+    /// Leases given beside one in force, and leases ended for other tasks, as far as that is sure.
+    pub doubled: u64,
+    /// The latter.
+    pub ended_for_others: u64,
     /// Linearizable reads that were checked.
     pub reads: u64,
     /// Saved states acknowledged, and read back.

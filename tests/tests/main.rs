@@ -15,6 +15,7 @@ mod postgres;
 mod process;
 mod refusals;
 mod replay;
+mod restarts;
 mod services;
 mod simulator;
 mod states;

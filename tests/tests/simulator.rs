@@ -19,6 +19,7 @@ fn options(seed: u64) -> Options {
     Options {
         nodes: number("TASKMASTER_SIM_NODES").map_or(0, |nodes| u16::try_from(nodes).unwrap()),
         minutes: number("TASKMASTER_SIM_MINUTES").map_or(0, |minutes| u32::try_from(minutes).unwrap()),
+        restarts: seed.is_multiple_of(2),
         ..Options::of_seed(seed)
     }
 }
@@ -67,8 +68,8 @@ fn every_seed_keeps_what_was_acknowledged() {
     let seconds = began.elapsed().as_secs_f64();
     let virtual_s = total(|report| report.virtual_us) as f64 / 1e6;
     eprintln!(
-        "{} seeds in {seconds:.1} s, {virtual_s:.0} virtual s ({:.0} a second): {} events, {} messages, {} tasks, {} leases, \
-         {} completions, {} reads; {} faults, {} crashes, {} shutdowns, {} disks lost; {} leaderships, {} snapshots, {} \
+        "{} seeds in {seconds:.1} s, {virtual_s:.0} virtual s ({:.0} a second): {} events, {} messages, {} tasks, {} leases \
+         ({} beside another, {} ended for others), {} completions, {} reads; {} faults, {} crashes, {} shutdowns, {} disks lost; {} leaderships, {} snapshots, {} \
          comparisons of replicas",
         reports.len(),
         virtual_s / seconds,
@@ -76,6 +77,8 @@ fn every_seed_keeps_what_was_acknowledged() {
         total(|report| report.messages),
         total(|report| report.tasks),
         total(|report| report.assigned),
+        total(|report| report.doubled),
+        total(|report| report.ended_for_others),
         total(|report| report.completions_acknowledged),
         total(|report| report.reads),
         total(|report| report.faults),
@@ -95,6 +98,18 @@ fn every_seed_keeps_what_was_acknowledged() {
         failures.len(),
         failures[..failures.len().min(20)].join("\n"),
     );
+}
+
+/// Attempts of restartable tasks are doubled and ended for others in the seeds that all tests here run, and often.
+#[test]
+fn attempts_are_doubled_and_ended_for_others_in_many_seeds() {
+    let (mut doubled, mut ended) = (0, 0);
+    for seed in 1..=40 {
+        let report = sim::run(&Options { restarts: true, ..options(seed) }).unwrap();
+        (doubled, ended) = (doubled + report.doubled, ended + report.ended_for_others);
+    }
+    eprintln!("{doubled} leases beside another, {ended} ended for others");
+    assert!(doubled > 40 && ended > 40, "{doubled} leases beside another, {ended} ended for others");
 }
 
 /// Workers that save states: what was acknowledged stays, with its bytes and its parent, whatever fails.

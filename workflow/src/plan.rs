@@ -115,6 +115,8 @@ pub struct Contract {
     pub timeout_ms: Option<u64>,
     /// Milliseconds from submission within which it must have ended.
     pub deadline_ms: Option<u64>,
+    /// An attempt may be ended and made again, or made twice at once.
+    pub restartable: bool,
 }
 
 /// Priority classes, lowest first.

@@ -172,7 +172,8 @@ impl Batch {
             attempts_max: contract.retries.attempts_max,
             priority: contract.priority as u8,
             memo: contract.is_memo.into(),
-            reserved: [0; 2],
+            restartable: contract.is_restartable.into(),
+            reserved: 0,
         });
         self.contracts.push(Arc::clone(contract));
         count(self.contracts.len() - 1)

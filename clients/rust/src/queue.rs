@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use taskmaster_protocol::PartitionId;
-use taskmaster_protocol::body::{CURSOR_STORED, ConfigureQueue, ListTasks, put, queue_field};
+use taskmaster_protocol::body::{CURSOR_STORED, ConfigureQueue, ListTasks, put, queue_field, restart};
 
 use crate::task::{State, millis_u32};
 
@@ -115,6 +115,25 @@ impl QueueSettings {
     #[must_use]
     pub fn refuse_hopeless(self, permille: u16) -> Self {
         self.set(queue_field::REFUSAL, |body| body.refuse_permille = permille)
+    }
+
+    /// Whether a second attempt of a restartable task begins beside one that is late, where a place idles. It does unless told otherwise.
+    #[must_use]
+    pub fn speculation(self, on: bool) -> Self {
+        self.restarts(restart::SPECULATION, on)
+    }
+
+    /// Whether attempts of restartable tasks are ended for tasks of a higher priority that find no place. They are unless told otherwise.
+    #[must_use]
+    pub fn preemption(self, on: bool) -> Self {
+        self.restarts(restart::PREEMPTION, on)
+    }
+
+    fn restarts(self, what: u8, on: bool) -> Self {
+        self.set(queue_field::RESTARTS, |body| {
+            let off = if on { 0 } else { what };
+            body.restarts_off = (body.restarts_off & !what) | what << 4 | off;
+        })
     }
 
     /// How long finished tasks are kept unless they say otherwise.

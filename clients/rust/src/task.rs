@@ -327,6 +327,8 @@ pub(crate) struct Contract {
     pub(crate) priority: Priority,
     /// Its tasks are memoised.
     pub(crate) is_memo: bool,
+    /// Its tasks are restartable.
+    pub(crate) is_restartable: bool,
 }
 
 /// What few tasks have.
@@ -369,6 +371,7 @@ impl Task {
             retention_ms: 0,
             priority: Priority::Normal,
             is_memo: false,
+            is_restartable: false,
         };
         Self { contract: Arc::new(contract), payload: Payload::default(), rare: None, id: None }
     }
@@ -474,6 +477,14 @@ impl Task {
     #[must_use]
     pub fn memoised(self, version: impl AsRef<[u8]>) -> Self {
         self.contract(|contract| contract.is_memo = true).rare(|rare| rare.memo_version = version.as_ref().to_vec())
+    }
+
+    /// The handler has the same effect however often it runs, and on however many workers at once. So an attempt may be ended and made
+    /// again for a task of a higher priority, and a second attempt may begin beside one that takes much longer than others of its kind:
+    /// the first of the two to end counts. Neither uses up an attempt. What of it is done, the queue's settings say.
+    #[must_use]
+    pub fn restartable(self, restartable: bool) -> Self {
+        self.contract(|contract| contract.is_restartable = restartable)
     }
 
     /// Of a memoised task: a remembered result will do only when it is no older than this.

@@ -4,6 +4,7 @@ use taskmaster_protocol::body::{
     self, ArchivedQueueInfo, ArchivedTaskInfo, ArchivedTaskPage, ArchivedWorkflowInfo, ArchivedWorkflowPage,
     ArchivedWorkflowTask,
 };
+use taskmaster_protocol::body::{RESTARTABLE, restart};
 use taskmaster_protocol::{NodeId, TaskId};
 
 use crate::error::Error;
@@ -57,6 +58,8 @@ pub struct TaskView {
     pub state: State,
     /// Priority class.
     pub priority: Priority,
+    /// An attempt may be ended and made again, or made twice at once.
+    pub is_restartable: bool,
     /// The deadline passed and the queue only flags.
     pub is_late: bool,
     /// Attempts begun.
@@ -109,7 +112,8 @@ fn task_view(row: &ArchivedTaskInfo, page: &ArchivedTaskPage) -> Result<TaskView
         kind: text(row.kind)?,
         name: text(row.name)?,
         state: state(row.state.into())?,
-        priority: Priority::from_number(row.priority),
+        priority: Priority::from_number(row.priority & !RESTARTABLE),
+        is_restartable: row.priority & RESTARTABLE != 0,
         is_late: row.late != 0,
         attempt: row.attempt.to_native(),
         attempts_max: row.attempts_max.to_native(),
@@ -243,7 +247,11 @@ pub struct QueueView {
     /// In which order tasks of one priority start.
     pub policy: Policy,
     /// Tasks whose deadline is less likely to be met are refused, in parts per thousand; 0 refuses none.
-    pub refuse_permille: u32,
+    pub refuse_permille: u16,
+    /// No second attempts of restartable tasks begin.
+    pub is_without_speculation: bool,
+    /// No attempts of restartable tasks are ended for tasks of a higher priority.
+    pub is_without_preemption: bool,
 }
 
 impl QueueView {
@@ -262,6 +270,8 @@ impl QueueView {
         self.flags_deadlines |= row.deadline_action.to_native() != 0;
         self.policy = Policy::of_number(row.policy.to_native());
         self.refuse_permille = self.refuse_permille.max(row.refuse_permille.to_native());
+        self.is_without_speculation |= row.restarts_off.to_native() & u16::from(restart::SPECULATION) != 0;
+        self.is_without_preemption |= row.restarts_off.to_native() & u16::from(restart::PREEMPTION) != 0;
     }
 }
 

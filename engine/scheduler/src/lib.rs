@@ -3,7 +3,7 @@
 //!
 //! Read in this order: [`predictor`] says how long a task will take, [`order`] makes a rank of that and bounds what ranks
 //! may do, [`queue`] keeps tasks of one slot and [`backfill`] starts wide ones, [`lengths`] and [`restart`] say
-//! when a task is given up for another,
+//! when a task is given up for another, [`straggler`] when a second attempt is made beside one,
 //! [`wide`] joins these for one machine, [`guard`] decides whether any of it is used; [`critical`] orders workflows, and
 //! [`place`] chooses workers. `replay` drives the same code over traces in virtual time.
 
@@ -20,6 +20,7 @@ pub mod queue;
 pub mod replay;
 pub mod restart;
 pub mod shadow;
+pub mod straggler;
 pub mod wide;
 
 /// A time or a duration in milliseconds.

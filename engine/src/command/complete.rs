@@ -62,6 +62,7 @@ pub(crate) fn apply(partition: &mut Partition, body: &ArchivedComplete, cx: &mut
             }
         };
         crate::snapshot::touch(partition, slot, cx.arena);
+        partition.settle_attempts(slot, row.token.to_native(), cx);
         partition.learn_run(slot, false, cx);
         partition.detach(slot, cx);
         let result = body::slice(&body.bytes, row.result).unwrap_or_default();

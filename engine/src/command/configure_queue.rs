@@ -1,7 +1,7 @@
 //! Configure a queue: create it, change settings, pause, resume, drain.
 
 use taskmaster_protocol::Code;
-use taskmaster_protocol::body::{self, ArchivedConfigureQueue, queue_field};
+use taskmaster_protocol::body::{self, ArchivedConfigureQueue, queue_field, restart};
 
 use super::submit::{QUEUES_MAX, check_name};
 use crate::contract::DEFAULT_NAMESPACE;
@@ -23,12 +23,16 @@ pub(crate) fn admit(partition: &Partition, body: &ArchivedConfigureQueue) -> Res
     {
         return Err(Refused::new(Code::TooLarge, format!("the partition has {QUEUES_MAX} queues, as many as it can")));
     }
-    let known = queue_field::REFUSAL * 2 - 1;
+    let known = queue_field::RESTARTS * 2 - 1;
     if body.set.to_native() & !known != 0 {
         return Err(Refused::new(Code::Invalid, "the request sets fields that this version does not know"));
     }
     if body.set.to_native() & queue_field::POLICY != 0 && policy_of(body.policy.to_native()).is_none() {
         return Err(Refused::new(Code::Invalid, "the policy must be auto (0), fifo (1), shortest (2) or deadline (3)"));
+    }
+    let which = body.restarts_off;
+    if body.set.to_native() & queue_field::RESTARTS != 0 && which & !(restart::ALL | restart::ALL << 4) != 0 {
+        return Err(Refused::new(Code::Invalid, "the request switches what this version does not know"));
     }
     if body.set.to_native() & queue_field::REFUSAL != 0 && body.refuse_permille.to_native() > 1_000 {
         return Err(Refused::new(
@@ -68,7 +72,7 @@ pub(crate) fn apply(partition: &mut Partition, body: &ArchivedConfigureQueue, cx
         settings.concurrency = body.concurrency.to_native();
     }
     if set & queue_field::DEADLINE_ACTION != 0 {
-        settings.flag_late = body.deadline_action.to_native() == 1;
+        settings.flag_late = body.deadline_action == 1;
     }
     if set & queue_field::RETENTION != 0 {
         settings.retention_ms = body.retention_ms.to_native().max(1);
@@ -82,6 +86,9 @@ pub(crate) fn apply(partition: &mut Partition, body: &ArchivedConfigureQueue, cx
     }
     if set & queue_field::REFUSAL != 0 {
         partition.queues[queue as usize].settings.refuse_permille = body.refuse_permille.to_native();
+    }
+    if set & queue_field::RESTARTS != 0 {
+        partition.queues[queue as usize].settings.change_restarts(body.restarts_off);
     }
     partition.tell_settings(queue);
     let settings = &partition.queues[queue as usize].settings;

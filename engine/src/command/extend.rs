@@ -3,7 +3,7 @@
 use taskmaster_protocol::TaskId;
 use taskmaster_protocol::body::{ArchivedLeases, BatchReply};
 
-use super::{except, leased};
+use super::{except, leased_twice};
 use crate::partition::{Cx, DETACHED, Partition};
 
 /// Starts each named lease's length anew.
@@ -17,8 +17,13 @@ pub(crate) fn apply(
     for (index, row) in body.rows.iter().enumerate() {
         let id = TaskId::from(&row.id);
         let (token, locator, attempt) = (row.token.to_native(), row.locator.to_native(), row.attempt.to_native());
-        let slot = match leased(partition, id, token, locator, attempt) {
-            Ok(slot) => slot,
+        let slot = match leased_twice(partition, id, token, locator, attempt) {
+            Ok((slot, false)) => slot,
+            Ok((slot, true)) => {
+                partition.extend_second(slot, worker, cx);
+                reply.accepted += 1;
+                continue;
+            }
             Err((code, state)) => {
                 except(&mut reply, index, id, code, state);
                 continue;

@@ -3,7 +3,7 @@
 use taskmaster_protocol::body::{self, ArchivedFail, BatchReply, Fail, FailRow};
 use taskmaster_protocol::{Code, TaskId, limits};
 
-use super::{Admitted, check_blobs, check_rows, except, in_attempt, settle_leases};
+use super::{Admitted, check_blobs, check_rows, except, in_attempt, leased_twice, settle_leases};
 use crate::arena::Handle;
 use crate::events::Change;
 use crate::extra::pack_error;
@@ -31,6 +31,23 @@ pub(crate) fn admit(partition: &mut Partition, body: &ArchivedFail) -> Result<Ad
     }
     let rows = body.rows.iter().map(|row| (TaskId::from(&row.id), row.token, row.locator, row.attempt));
     Ok(settle_leases(partition, rows))
+}
+
+/// Ends attempts that failed while another one of their task goes on, unless the failure is final: then nothing is to be logged.
+pub(crate) fn drop_failed_beside(partition: &mut Partition, body: &ArchivedFail, cx: &mut Cx<'_>) {
+    if partition.attempts.seconds() == 0 {
+        return;
+    }
+    for row in body.rows.iter() {
+        let id = TaskId::from(&row.id);
+        let (token, locator, attempt) = (row.token.to_native(), row.locator.to_native(), row.attempt.to_native());
+        let Ok((slot, _)) = leased_twice(partition, id, token, locator, attempt) else { continue };
+        let retry = &partition.contracts[partition.tasks[slot].contract].retry;
+        let code = body::text(&body.bytes, row.code).unwrap_or_default();
+        if row.is_final.to_native() == 0 && retry.allows(0, code) {
+            partition.failed_beside(slot, token, cx);
+        }
+    }
 }
 
 /// Bytes of errors that the arena must take.
@@ -76,6 +93,7 @@ pub(crate) fn apply(partition: &mut Partition, body: &ArchivedFail, cx: &mut Cx<
         let code = body::text(&body.bytes, row.code).unwrap_or_default();
         let message = body::slice(&body.bytes, row.message).unwrap_or_default();
         let log_tail = body::slice(&body.bytes, row.log_tail).unwrap_or_default();
+        partition.settle_attempts(slot, row.token.to_native(), cx);
         partition.learn_run(slot, true, cx);
         attempt_failed(partition, slot, code, message, log_tail, row.is_final.to_native() != 0, cx);
         reply.accepted += 1;

@@ -3,8 +3,8 @@
 use taskmaster_protocol::body::{ArchivedLeases, BatchReply};
 use taskmaster_protocol::{Code, TaskId};
 
-use super::{except, leased};
-use crate::partition::{Cx, Partition};
+use super::{except, leased_twice};
+use crate::partition::{Cx, Over, Partition};
 use crate::task::flag;
 
 /// Makes each named task ready again.
@@ -12,11 +12,20 @@ pub(crate) fn apply(partition: &mut Partition, body: &ArchivedLeases, cx: &mut C
     let mut reply = BatchReply::default();
     for (index, row) in body.rows.iter().enumerate() {
         let id = TaskId::from(&row.id);
-        match leased(partition, id, row.token.to_native(), row.locator.to_native(), row.attempt.to_native()) {
-            Ok(slot) if partition.tasks[slot].has(flag::SETTLING) => {
+        match leased_twice(partition, id, row.token.to_native(), row.locator.to_native(), row.attempt.to_native()) {
+            Ok((slot, _)) if partition.tasks[slot].has(flag::SETTLING) => {
                 except(&mut reply, index, id, Code::StaleLease, Some(partition.tasks[slot].state));
             }
-            Ok(slot) => {
+            Ok((slot, is_second)) if partition.second(slot).is_some() => {
+                // The other attempt goes on.
+                if is_second {
+                    partition.second_came_to_nothing(slot, Over::Ended, cx);
+                } else {
+                    partition.promote_second(slot, Over::Ended, cx);
+                }
+                reply.accepted += 1;
+            }
+            Ok((slot, _)) => {
                 partition.detach(slot, cx);
                 partition.enter_ready(slot, cx);
                 reply.accepted += 1;

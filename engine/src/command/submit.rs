@@ -56,6 +56,9 @@ pub(crate) fn admit(
     }
     for spec in body.specs.iter() {
         check_spec(partition, &SpecView::of(spec, &body.bytes)?, auto_create)?;
+        if spec.restartable > 1 {
+            return Err(Refused::new(Code::Invalid, "a spec's restartable is 0 or 1"));
+        }
     }
     check_new_names(partition, body)?;
     if body.specs.iter().any(|spec| spec.memo != 0) {

@@ -79,6 +79,20 @@ impl Lane {
         }
     }
 
+    /// Puts a task before all others, with a number in the order of readiness to match.
+    fn push_first(&mut self, list: u32, slot: Slot, tasks: &mut Tasks, extras: &Extras) {
+        let heads = self.lists.iter().filter_map(|of| of.list.first());
+        if let Some(first) = heads.map(|head| tasks[head].token).min() {
+            tasks[slot].token = first.saturating_sub(1);
+        }
+        let of = &mut self.lists[list as usize];
+        of.list.push_front(tasks, slot);
+        self.len += 1;
+        if let Some(deadlines) = &mut of.deadlines {
+            deadlines.insert(deadline::key(slot, tasks, extras));
+        }
+    }
+
     /// Takes a task off its list.
     pub(crate) fn take(&mut self, list: u32, slot: Slot, tasks: &mut Tasks, extras: &Extras) {
         let of = &mut self.lists[list as usize];
@@ -195,6 +209,21 @@ impl Partition {
         let index = contract.lane;
         let lane = &mut self.lanes[index as usize];
         lane.push(contract.list, slot, &mut self.tasks, &self.extras);
+        self.ring_lane(index, dispatch);
+    }
+
+    /// Puts a ready task into its lane before all others.
+    pub(super) fn push_lane_first(&mut self, slot: Slot, dispatch: &mut Dispatch) {
+        self.tasks[slot].token = self.last_ready;
+        let contract = &self.contracts[self.tasks[slot].contract];
+        let index = contract.lane;
+        self.lanes[index as usize].push_first(contract.list, slot, &mut self.tasks, &self.extras);
+        self.ring_lane(index, dispatch);
+    }
+
+    /// Puts a lane with a new ready task in line.
+    fn ring_lane(&mut self, index: u32, dispatch: &mut Dispatch) {
+        let lane = &mut self.lanes[index as usize];
         let queue = &self.queues[lane.queue as usize];
         if !self.leading {
             return;

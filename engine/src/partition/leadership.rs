@@ -51,6 +51,7 @@ impl Partition {
                 cx.time_us = time_us;
             }
         }
+        self.forget_attempts();
     }
 
     /// Whether this replica leads and serves.

@@ -23,7 +23,8 @@ pub(crate) fn list(partition: &Partition) -> QueuePage {
             draining: settings.draining.into(),
             deadline_action: settings.flag_late.into(),
             policy: policy_number(settings.policy),
-            refuse_permille: settings.refuse_permille.into(),
+            refuse_permille: settings.refuse_permille,
+            restarts_off: settings.restarts_off.into(),
         });
     }
     page

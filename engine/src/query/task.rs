@@ -1,7 +1,7 @@
 //! What is known of a task.
 
 use taskmaster_protocol::TaskId;
-use taskmaster_protocol::body::{self, Span, TaskInfo, TaskPage};
+use taskmaster_protocol::body::{self, RESTARTABLE, Span, TaskInfo, TaskPage};
 
 use crate::arena::{Arena, Handle};
 use crate::dispatch::Dispatch;
@@ -39,7 +39,7 @@ pub(crate) fn describe(
         attempt: begun(partition, slot),
         attempts_max: u32::from(contract.retry.attempts_max),
         state: task.state.number(),
-        priority: contract.priority,
+        priority: contract.priority | if contract.restartable { RESTARTABLE } else { 0 },
         late: task.has(flag::LATE).into(),
         ..TaskInfo::default()
     };

@@ -1,6 +1,6 @@
 //! Why a task waits, or how it ended, in sentences for a person at 3 a.m.
 
-use taskmaster_protocol::body::{self, Explanation};
+use taskmaster_protocol::body::{self, Explanation, restart};
 use taskmaster_scheduler::predictor::Prediction;
 
 use super::chance;
@@ -10,7 +10,7 @@ use crate::extra::{Extra, unpack_error};
 use crate::order::deadline::{Ends, Standing, Turn, deadline_us};
 use crate::outlook::View;
 use crate::partition::{DETACHED, Partition};
-use crate::queue::Policy;
+use crate::queue::{Policy, QueueSettings};
 use crate::state::State;
 use crate::task::{NONE, Slot, Task, flag};
 
@@ -62,6 +62,10 @@ pub(crate) fn explain(partition: &Partition, slot: Slot, arena: &Arena, view: &V
             }
         }
     }
+    facts.extend(partition.told(slot).iter().cloned());
+    if contract.restartable {
+        facts.push(("restartable", restarts(&queue.settings)));
+    }
     if let Some(extra) = extra {
         let (code, message, _) = unpack_error(arena.get(extra.error));
         if !message.is_empty() {
@@ -83,6 +87,19 @@ pub(crate) fn explain(partition: &Partition, slot: Slot, arena: &Arena, view: &V
         answer.facts.push(body::put(&mut answer.bytes, sentence.as_bytes()));
     }
     answer
+}
+
+/// What may be done to attempts of a restartable task.
+fn restarts(settings: &QueueSettings) -> String {
+    let may = [
+        (restart::SPECULATION, "a second one beside one that is late"),
+        (restart::PREEMPTION, "ended for a task of a higher priority"),
+    ];
+    let may: Vec<&str> = may.iter().filter(|(what, _)| settings.restarts(*what)).map(|(_, words)| *words).collect();
+    if may.is_empty() {
+        return "yes, and the queue makes no use of it".to_owned();
+    }
+    format!("its attempts may be: {}", may.join("; "))
 }
 
 fn ready(

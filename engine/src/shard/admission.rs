@@ -245,7 +245,11 @@ impl Shard {
     ) -> Result<(), Refused> {
         let body = body::access::<ArchivedFail>(bytes)?;
         self.check_backlog(2 * BACKLOG_BYTES_MAX)?;
-        let admitted = command::fail::admit(self.partition_mut(&header)?, body)?;
+        self.partition(&header)?;
+        let now_us = self.last_time_us;
+        let Some((partition, mut cx)) = self.split(PartitionId(header.partition), now_us) else { return Ok(()) };
+        command::fail::drop_failed_beside(partition, body, &mut cx);
+        let admitted = command::fail::admit(partition, body)?;
         let blob_bytes = command::fail::blob_bytes(body);
         let narrow = admitted.rows.as_ref().map(|rows| command::fail::narrowed(body, rows));
         self.append_admitted(conn, header, admitted, blob_bytes, bytes, narrow, effects);

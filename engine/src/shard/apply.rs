@@ -86,6 +86,11 @@ impl Shard {
         while let Some(awaited) = self.settled.pop() {
             self.answer_waiters(awaited, effects);
         }
+        self.tell_revoked(effects);
+    }
+
+    /// Tells workers whose leases ended that they are to stop.
+    pub(super) fn tell_revoked(&mut self, effects: &mut Effects) {
         while let Some((worker, id, token)) = self.revoked.pop() {
             self.revoke(worker, id, token, effects);
         }

@@ -5,7 +5,7 @@
 
 mod states;
 
-use taskmaster_protocol::body::{self, ArchivedConfigureQueue, ConfigureQueue, queue_field};
+use taskmaster_protocol::body::{self, ArchivedConfigureQueue, ConfigureQueue, queue_field, restart};
 use taskmaster_protocol::{Body as _, FrameBuffer, Operation, PartitionId, TaskId};
 
 use super::Shard;
@@ -199,14 +199,14 @@ fn setting(queue: &Queue) -> BatchQueue {
         flags_deadlines: settings.flag_late,
         policy: policy_name(settings.policy).to_owned(),
         refuse_permille: settings.refuse_permille,
-        restarts_off: 0,
+        restarts_off: settings.restarts_off,
     }
 }
 
 /// The request that makes a queue what it was.
 fn configuration(queue: &BatchQueue) -> ConfigureQueue {
     let mut body = ConfigureQueue {
-        set: queue_field::REFUSAL * 2 - 1,
+        set: queue_field::RESTARTS * 2 - 1,
         paused: queue.paused.into(),
         draining: queue.draining.into(),
         rate_milli_per_s: queue.rate_milli_per_s,
@@ -216,7 +216,8 @@ fn configuration(queue: &BatchQueue) -> ConfigureQueue {
         retention_ms: queue.retention_ms,
         deadline_action: queue.flags_deadlines.into(),
         policy: policy_number(policy_named(&queue.policy).unwrap_or_default()),
-        refuse_permille: queue.refuse_permille.min(1_000),
+        refuse_permille: queue.refuse_permille,
+        restarts_off: restart::ALL << 4 | (queue.restarts_off & restart::ALL),
         ..ConfigureQueue::default()
     };
     body.namespace = body::put(&mut body.bytes, queue.namespace.as_bytes());

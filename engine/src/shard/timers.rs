@@ -7,7 +7,7 @@ use taskmaster_protocol::{Operation, PartitionId};
 use super::{Effects, Shard};
 use crate::command;
 use crate::effects::ConnId;
-use crate::partition::{DETACHED, GRACE_MS, Partition};
+use crate::partition::{DETACHED, GRACE_MS, Over, Partition};
 use crate::state::State;
 use crate::task::{NONE, flag};
 use crate::timer::{Timer, TimerKind, check_of};
@@ -34,6 +34,7 @@ impl Shard {
                     self.dispatch.mark(timer.index);
                 }
                 TimerKind::Await => self.await_timed_out(timer.index, effects),
+                TimerKind::Attempts => self.look_at_attempts(effects),
             }
         }
         self.fired = fired;
@@ -77,22 +78,28 @@ impl Shard {
 
     fn leases(&mut self, timer: Timer, expired: &mut Vec<(u16, ExpireRow)>) {
         let now_us = self.last_time_us;
-        let Some((partition, _)) = self.split(PartitionId(timer.partition), now_us) else { return };
+        let Some((partition, mut cx)) = self.split(PartitionId(timer.partition), now_us) else { return };
         // The partition may have been replaced by a snapshot since.
         let Some(list) = partition.lease_lists.get_mut(timer.index as usize) else { return };
-        list.armed = false;
         let mut slot = list.list.head;
         while slot != NONE && partition.tasks[slot].at_us <= now_us {
-            let task = &mut partition.tasks[slot];
-            if !task.has(flag::EXPIRING) {
+            let task = &partition.tasks[slot];
+            let next = task.next;
+            if !task.has(flag::SETTLING) && partition.second(slot).is_some() {
+                // It comes to the end of the list, which is armed for whatever is then the first.
+                partition.promote_second(slot, Over::Overtaken, &mut cx);
+            } else if !task.has(flag::EXPIRING) {
+                let task = &mut partition.tasks[slot];
                 task.flags |= flag::EXPIRING;
                 expired.push((timer.partition, expire_row(task, command::expire::LEASE)));
             }
-            slot = task.next;
+            slot = next;
         }
-        if slot != NONE {
-            let due_us = partition.tasks[slot].at_us;
-            partition.lease_lists[timer.index as usize].armed = true;
+        let list = &mut partition.lease_lists[timer.index as usize];
+        let first = if slot == NONE { list.list.tail } else { slot };
+        let due_us = partition.tasks.get(first).map(|task| task.at_us).filter(|&due_us| due_us > now_us);
+        list.armed = due_us.is_some();
+        if let Some(due_us) = due_us {
             self.timers
                 .insert(due_us, Timer::of_index(PartitionId(timer.partition), TimerKind::LeaseList, timer.index));
         }
@@ -120,6 +127,7 @@ impl Shard {
         self.waiters.forget(conn);
         let Some(worker) = self.dispatch.disconnect(conn) else { return };
         let due_us = self.last_time_us + u64::from(GRACE_MS) * 1_000;
+        self.worker_gone(worker);
         for partition in self.partitions.iter_mut().flatten() {
             let grace = partition.lease_list(GRACE_MS);
             for index in 0..partition.lease_lists.len() {

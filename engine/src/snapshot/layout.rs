@@ -87,6 +87,7 @@ fn tables_of_snapshot_records_are_their_layouts() {
         flag_late,
         policy,
         refuse_permille,
+        restarts_off,
     });
     check!(ContractRecord { index, canonical });
     check!(WorkflowRecord { id, submitted_us, finished_us, name, edges, rows, continues });

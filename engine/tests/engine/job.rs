@@ -112,6 +112,11 @@ impl Job {
         job
     }
 
+    /// An attempt may be ended and made again, or made twice at once.
+    pub(crate) fn restartable(self) -> Self {
+        self.with_spec(|spec| spec.restartable = 1)
+    }
+
     pub(crate) fn concurrency(mut self, key: &str, limit: u32) -> Self {
         self.concurrency_key = key.into();
         self.extra.concurrency_limit = limit;
@@ -173,7 +178,7 @@ fn append(body: &mut Submit, job: &Job) {
         let numbers = |spec: &Spec| {
             let pause = [spec.backoff_ms, spec.backoff_max_ms, spec.backoff_factor_centi.into()];
             let rest = [spec.cpu_milli, spec.gpu_milli, spec.lease_ms, spec.retention_ms, spec.attempts_max.into()];
-            (spec.memory_bytes, spec.priority, spec.memo, pause, rest)
+            (spec.memory_bytes, [spec.priority, spec.memo, spec.restartable], pause, rest)
         };
         texts(known) == texts(&spec) && numbers(known) == numbers(&spec)
     };

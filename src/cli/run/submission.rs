@@ -38,6 +38,7 @@ fn base_task(task: &PlanTask, kind: &str) -> Task {
     let mut base = Task::new(kind.to_owned())
         .priority(priority(contract.priority))
         .retries(retries(contract))
+        .restartable(contract.restartable)
         .resources(resources(&contract.resources))
         .retention(RETENTION);
     if let Some(queue) = &contract.queue {

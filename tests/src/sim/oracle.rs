@@ -45,6 +45,8 @@ pub(crate) struct Contract {
     pub(crate) queue: u32,
     /// It is memoised; tasks with this number have one result at a time.
     pub(crate) memo: Option<u32>,
+    /// It may have two attempts at once, and one may be ended for others.
+    pub(crate) is_restartable: bool,
     /// Its retention is short: once it is final it may be unknown.
     pub(crate) may_be_forgotten: bool,
 }
@@ -53,6 +55,7 @@ pub(crate) struct Contract {
 #[derive(Debug)]
 struct Lease {
     token: u64,
+    attempt: u32,
     /// The process that gave it.
     life: u64,
     conn: u64,
@@ -78,7 +81,7 @@ struct Task {
     accepted_row: bool,
     /// Every token given.
     tokens: BTreeSet<u64>,
-    /// The newest lease of each process.
+    /// The newest lease of each process; of a restartable task those of its attempt that were not revoked.
     leases: Vec<Lease>,
     attempts_seen: u32,
     /// Results of completions received.
@@ -204,6 +207,8 @@ pub(crate) struct Oracle {
     pub(crate) submits_acknowledged: u64,
     pub(crate) completions_acknowledged: u64,
     pub(crate) assigned: u64,
+    pub(crate) doubled: u64,
+    pub(crate) ended_for_others: u64,
     pub(crate) reads: u64,
     pub(crate) saves_acknowledged: u64,
     pub(crate) states_read: u64,
@@ -452,8 +457,12 @@ impl Oracle {
     /// A connection is gone, as the node sees it: its leases may end at the grace.
     pub(crate) fn lost(&mut self, link: u64, now_us: u64) {
         let grace_us = now_us + 2_000_000;
-        for lease in self.tasks.values_mut().flat_map(|task| &mut task.leases).filter(|lease| lease.conn == link) {
-            lease.ends_us = lease.ends_us.min(grace_us);
+        for task in self.tasks.values_mut() {
+            for lease in task.leases.iter_mut().filter(|lease| lease.conn == link) {
+                lease.ends_us = lease.ends_us.min(grace_us);
+                // Where it was one of two, the other one goes on alone.
+                lease.may_be_over |= task.contract.is_restartable;
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use taskmaster_protocol::body::{
 use taskmaster_protocol::frame::Header;
 use taskmaster_protocol::{Code, Operation, PartitionId, TaskId};
 
+use super::Options;
 use super::actor::{Actor, Cx, Target};
 use super::client::Client;
 use super::oracle::Contract;
@@ -33,6 +34,8 @@ pub(crate) struct Producer {
     pause_us_max: u64,
     /// Some tasks are memoised.
     is_memo: bool,
+    /// Some are restartable.
+    is_restarting: bool,
     is_over: bool,
     next_us: u64,
     sequence: u32,
@@ -42,10 +45,20 @@ pub(crate) struct Producer {
 }
 
 impl Producer {
-    pub(crate) fn new(number: u64, partitions: u16, pause_us_max: u64, is_memo: bool, client: Client) -> Self {
-        let (next_us, sequence, resumed_us) = (0, 0, 0);
-        let (is_over, policy) = (false, DEADLINE);
-        Self { number, client, partitions, pause_us_max, is_memo, is_over, next_us, sequence, resumed_us, policy }
+    pub(crate) fn new(number: u64, partitions: u16, pause_us_max: u64, options: &Options, client: Client) -> Self {
+        Self {
+            number,
+            client,
+            partitions,
+            pause_us_max,
+            is_memo: options.memo,
+            is_restarting: options.restarts,
+            is_over: false,
+            next_us: 0,
+            sequence: 0,
+            resumed_us: 0,
+            policy: DEADLINE,
+        }
     }
 
     fn pick_partition(&self, cx: &mut Cx<'_>) -> PartitionId {
@@ -57,7 +70,7 @@ impl Producer {
         TaskId::new((START_US + cx.now_us) / 1_000, partition, self.number + 1, self.sequence)
     }
 
-    fn spec(area: &mut Vec<u8>, queue: u32, cx: &mut Cx<'_>) -> Spec {
+    fn spec(&self, area: &mut Vec<u8>, queue: u32, cx: &mut Cx<'_>) -> Spec {
         let leases_ms = [100, 150, 300, 1_000, 5_000];
         Spec {
             queue: body::put(area, format!("q{queue}").as_bytes()),
@@ -69,6 +82,7 @@ impl Producer {
             attempts_max: u16::try_from(cx.dice.range(1, 5)).expect("few"),
             priority: u8::try_from(cx.dice.below(4)).expect("four"),
             retention_ms: if cx.dice.chance(15) { cx.dice.small(50, 3_000) } else { LONG_MS },
+            restartable: (self.is_restarting && cx.dice.chance(70)).into(),
             ..Spec::default()
         }
     }
@@ -79,6 +93,7 @@ impl Producer {
             attempts_max: spec.attempts_max.into(),
             lease_us: u64::from(spec.lease_ms) * 1_000,
             may_be_forgotten: spec.retention_ms < LONG_MS,
+            is_restartable: spec.restartable == 1,
             ..Contract::default()
         }
     }
@@ -88,7 +103,7 @@ impl Producer {
         let mut submit = Submit::default();
         let queues: Vec<u32> = (0..cx.dice.range(1, 3)).map(|_| cx.dice.small(0, QUEUES - 1)).collect();
         for &queue in &queues {
-            let mut spec = Self::spec(&mut submit.bytes, queue, cx);
+            let mut spec = self.spec(&mut submit.bytes, queue, cx);
             spec.memo = (self.is_memo && cx.dice.chance(50)).into();
             submit.specs.push(spec);
         }
@@ -183,7 +198,7 @@ impl Producer {
         let partition = self.pick_partition(cx);
         let mut submit = Submit::default();
         let queue = cx.dice.small(0, QUEUES - 1);
-        let spec = Self::spec(&mut submit.bytes, queue, cx);
+        let spec = self.spec(&mut submit.bytes, queue, cx);
         submit.specs.push(spec);
         let workflow = self.id(partition, cx);
         let continues = cx.dice.chance(40);

@@ -261,7 +261,7 @@ impl World {
         let pause_us_max = if options.minutes == 0 { 400_000 } else { 600_000 };
         let mut actors: Vec<Box<dyn Actor>> = Vec::new();
         for number in 0..scenario.producers {
-            actors.push(Box::new(Producer::new(number, scenario.partitions, pause_us_max, options.memo, client())));
+            actors.push(Box::new(Producer::new(number, scenario.partitions, pause_us_max, options, client())));
         }
         for number in 0..scenario.stream_readers {
             actors.push(Box::new(StreamReader::new(number, scenario.partitions, client())));
@@ -334,6 +334,8 @@ impl World {
             virtual_us: self.now_us,
             tasks: self.oracle.len() as u64,
             assigned: self.oracle.assigned,
+            doubled: self.oracle.doubled,
+            ended_for_others: self.oracle.ended_for_others,
             reads: self.oracle.reads,
             saves_acknowledged: self.oracle.saves_acknowledged,
             states_read: self.oracle.states_read,

@@ -9,7 +9,7 @@ use crate::units;
 use crate::yaml::{Node, Value};
 
 /// Keys of a task and of `defaults` that this file reads.
-pub(super) const KEYS: [&str; 6] = ["queue", "priority", "resources", "retries", "timeout", "deadline"];
+pub(super) const KEYS: [&str; 7] = ["queue", "priority", "resources", "retries", "timeout", "deadline", "restartable"];
 
 /// `base` with what the fields say instead.
 pub(super) fn decode(reader: &mut Reader<'_>, fields: Fields<'_>, base: &Contract) -> Contract {
@@ -32,6 +32,11 @@ pub(super) fn decode(reader: &mut Reader<'_>, fields: Fields<'_>, base: &Contrac
     }
     if let Some(node) = fields.get("deadline") {
         contract.deadline_ms = positive_ms(reader, node, "'deadline'");
+    }
+    if let Some(node) = fields.get("restartable")
+        && let Some(restartable) = reader.flag(node, "'restartable'")
+    {
+        contract.restartable = restartable;
     }
     contract
 }

@@ -5,8 +5,8 @@ use taskmaster_protocol::body::{
     ArchivedCredit, ArchivedFail, ArchivedGetTask, ArchivedGetWorkflow, ArchivedLeases, ArchivedListTasks,
     ArchivedListWorkflows, ArchivedProgress, ArchivedReadState, ArchivedRetry, ArchivedSaveState, ArchivedShadow,
     ArchivedSpan, ArchivedSubmit, ArchivedSubscribe, BatchReply, Chance, Empty, ExceptionRow, Explanation, NodeStats,
-    PolicyWaits, QueueInfo, QueuePage, ShadowReport, TaskInfo, TaskPage, WorkflowInfo, WorkflowPage, WorkflowTask,
-    access, chance_basis, put, queue_field, slice, text,
+    PolicyWaits, QueueInfo, QueuePage, RESTARTABLE, ShadowReport, TaskInfo, TaskPage, WorkflowInfo, WorkflowPage,
+    WorkflowTask, access, chance_basis, put, queue_field, slice, text,
 };
 use taskmaster_protocol::{Body, Code, Frame, Operation, PartitionId, TaskId};
 
@@ -430,7 +430,7 @@ impl Engine {
                 attempt: task.attempt,
                 attempts_max: task.attempts_max,
                 state: task.state.number(),
-                priority: task.priority,
+                priority: task.priority | if task.is_restartable { RESTARTABLE } else { 0 },
                 late: 0,
                 memo: 0,
             });

@@ -41,6 +41,18 @@ pub mod queue_field {
     pub const POLICY: u32 = 128;
     /// `refuse_permille`.
     pub const REFUSAL: u32 = 256;
+    /// Those bits of `restarts_off` that its upper half names.
+    pub const RESTARTS: u32 = 512;
+}
+
+/// Bits of [`ConfigureQueue::restarts_off`]: what the leader does to attempts of restartable tasks unless it is switched off.
+pub mod restart {
+    /// A second attempt beside one that runs for longer than it should.
+    pub const SPECULATION: u8 = 1;
+    /// Attempts are ended for tasks of a higher priority.
+    pub const PREEMPTION: u8 = 2;
+    /// All of them.
+    pub const ALL: u8 = 3;
 }
 
 /// Creates a queue or changes the fields named in `set`. Sent to every partition by the client.
@@ -67,7 +79,9 @@ pub struct ConfigureQueue {
     /// 1: new tasks are refused, accepted ones run.
     pub draining: u32,
     /// At a task's deadline: 0 expire it, 1 only flag it.
-    pub deadline_action: u16,
+    pub deadline_action: u8,
+    /// In the lower four bits, those of [`restart`] that are switched off; in the upper ones, those that are changed.
+    pub restarts_off: u8,
     /// Tasks whose deadline is less likely to be met are refused, in parts per thousand; 0 refuses none.
     pub refuse_permille: u16,
     /// Order of tasks of one priority: 0 auto, 1 fifo, 2 shortest, 3 deadline.

@@ -56,6 +56,9 @@ pub struct TaskPage {
     pub bytes: Vec<u8>,
 }
 
+/// Added to [`TaskInfo::priority`] where the task is restartable.
+pub const RESTARTABLE: u8 = 0x80;
+
 /// What is known of one task.
 #[derive(Clone, Copy, Debug, Default, Archive, Serialize, Deserialize)]
 pub struct TaskInfo {
@@ -99,7 +102,7 @@ pub struct TaskInfo {
     pub attempts_max: u32,
     /// 0 waiting, 1 delayed, 2 ready, 3 leased, 4 succeeded, 5 failed, 6 cancelled, 7 expired.
     pub state: u8,
-    /// 0 critical, 1 high, 2 normal, 3 low.
+    /// 0 critical, 1 high, 2 normal, 3 low; with [`RESTARTABLE`] added for a restartable task.
     pub priority: u8,
     /// 1: the deadline passed and the queue only flags.
     pub late: u8,
@@ -250,7 +253,9 @@ pub struct QueueInfo {
     /// 0 auto, 1 fifo, 2 shortest, 3 deadline.
     pub policy: u32,
     /// As configured.
-    pub refuse_permille: u32,
+    pub refuse_permille: u16,
+    /// As configured.
+    pub restarts_off: u16,
 }
 
 /// Asks for a page of a workflow.

@@ -73,8 +73,10 @@ pub struct Spec {
     /// 1: tasks are memoised. The unique key of each is then the kind's version, and its window the highest age of a result that will do,
     /// in milliseconds, 0 for any.
     pub memo: u8,
+    /// 1: an attempt may be ended and made again, or made twice at once: the handler has the same effect however often it runs.
+    pub restartable: u8,
     /// Zero.
-    pub reserved: [u8; 2],
+    pub reserved: u8,
 }
 
 /// Properties that few tasks have.

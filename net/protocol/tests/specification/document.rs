@@ -137,6 +137,7 @@ fn queue_field_bits_are_the_ones_in_the_page() {
         queue_field::DEPTH,
         queue_field::POLICY,
         queue_field::REFUSAL,
+        queue_field::RESTARTS,
     ];
     assert_eq!(bits, known);
 }

@@ -271,7 +271,7 @@ records! {
     Spec {
         memory_bytes: u64, cpu_milli: u32, gpu_milli: u32, custom: Span, namespace: Span, queue: Span, kind: Span,
         non_retryable: Span, lease_ms: u32, backoff_ms: u32, backoff_max_ms: u32, retention_ms: u32,
-        backoff_factor_centi: u16, attempts_max: u16, priority: u8, memo: u8, reserved: [u8; 2]
+        backoff_factor_centi: u16, attempts_max: u16, priority: u8, memo: u8, restartable: u8, reserved: u8
     }
     Extra {
         not_before_ms: u64, delay_ms: u64, deadline_ms: u64, deadline_in_ms: u64, unique_key: Span,
@@ -307,7 +307,7 @@ records! {
     Retry { ids: Vec<TaskId> }
     ConfigureQueue {
         rate_milli_per_s: u64, depth_max: u64, namespace: Span, queue: Span, set: u32, rate_burst: u32,
-        concurrency: u32, retention_ms: u32, paused: u32, draining: u32, deadline_action: u16,
+        concurrency: u32, retention_ms: u32, paused: u32, draining: u32, deadline_action: u8, restarts_off: u8,
         refuse_permille: u16, policy: u32, bytes: Vec<u8>
     }
     SaveState { rows: Vec<SaveRow>, segments: Vec<Segment>, bytes: Vec<u8> }
@@ -361,7 +361,7 @@ records! {
     QueueInfo {
         counts: [u64; 8], rate_milli_per_s: u64, depth_max: u64, namespace: Span, queue: Span, rate_burst: u32,
         concurrency: u32, retention_ms: u32, paused: u32, draining: u32, deadline_action: u32, policy: u32,
-        refuse_permille: u32
+        refuse_permille: u16, restarts_off: u16
     }
     GetWorkflow { id: TaskId, from: u32, limit: u32 }
     ListWorkflows { limit: u32 }

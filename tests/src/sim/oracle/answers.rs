@@ -20,6 +20,9 @@ impl Oracle {
         for (request, sent) in answers {
             self.answered(&request, sent)?;
         }
+        for sent in frames.iter().filter(|sent| sent.header.operation == Operation::Revoke.number()) {
+            self.revoked(life, sent)?;
+        }
         for sent in frames.iter().filter(|sent| sent.header.operation == Operation::Assign.number()) {
             self.assigned(life, sent, now_us)?;
         }

@@ -1,6 +1,6 @@
 //! Leases: fencing tokens, what a task waits for, and what it may not run beside.
 
-use taskmaster_protocol::body::ArchivedAssign;
+use taskmaster_protocol::body::{ArchivedAssign, ArchivedLeases};
 use taskmaster_protocol::{TaskId, access};
 
 use super::{Lease, Oracle, Sent, Verdict, require, term_of};
@@ -32,9 +32,28 @@ impl Oracle {
             let task = self.tasks.get_mut(&id).expect("just seen");
             task.tokens.insert(token);
             task.attempts_seen += 1;
-            task.leases.retain(|lease| lease.life != life);
-            task.leases.push(Lease { token, life, conn: sent.link, ends_us: now_us + lease_us, may_be_over: false });
+            let (is_restartable, attempt) = (task.contract.is_restartable, row.attempt.to_native());
+            task.leases.retain(|lease| lease.life != life || (is_restartable && lease.attempt == attempt));
+            self.doubled += u64::from(task.leases.iter().any(|lease| lease.life == life && now_us < lease.ends_us));
+            let ends_us = now_us + lease_us;
+            task.leases.push(Lease { token, attempt, life, conn: sent.link, ends_us, may_be_over: false });
             self.check_key(key, life, now_us)?;
+        }
+        Ok(())
+    }
+
+    /// A worker is told that a lease is over: whatever comes under it from here on counts for nothing.
+    pub(super) fn revoked(&mut self, life: u64, sent: &Sent) -> Verdict {
+        let leases =
+            access::<ArchivedLeases>(&sent.body).map_err(|error| format!("a revocation does not read: {error}"))?;
+        for row in leases.rows.iter() {
+            let (id, token) = (TaskId::from(&row.id), row.token.to_native());
+            self.watch(id, || format!("-> Revoke of {life} token {token:#x}"));
+            let task = self.tasks.get_mut(&id).ok_or_else(|| format!("{id} was never submitted, yet revoked"))?;
+            let had = task.leases.len();
+            task.leases.retain(|lease| lease.life != life || lease.token != token);
+            let is_other = task.end_received || task.cancel_received || task.contract.has_deadline;
+            self.ended_for_others += u64::from(had == 1 && task.leases.is_empty() && !is_other);
         }
         Ok(())
     }
@@ -45,7 +64,7 @@ impl Oracle {
         let task = self.tasks.get(&id).ok_or_else(|| format!("{id} was never submitted, yet assigned"))?;
         require(task.first_received_us > 0, || format!("{id} was assigned before it was received"))?;
         require(!task.tokens.contains(&token), || format!("{id} was assigned under token {token:#x} twice"))?;
-        let mine = task.leases.iter().find(|lease| lease.life == life);
+        let mine = task.leases.iter().filter(|lease| lease.life == life).max_by_key(|lease| lease.token);
         require(mine.is_none_or(|lease| lease.token < token), || {
             format!("{id} was assigned under token {token:#x} after {:#x}", mine.map_or(0, |lease| lease.token))
         })?;
@@ -57,8 +76,16 @@ impl Oracle {
         require(!ended, || format!("{id} was assigned after its completion was acknowledged"))?;
         let settled = task.settled.filter(|settled| settled.term <= term);
         require(settled.is_none(), || format!("{id} was assigned although {settled:?}"))?;
-        let still = mine.filter(|lease| !lease.may_be_over && term_of(lease.token) == term);
-        if let Some(lease) = still {
+        let is_still = |lease: &&Lease| !lease.may_be_over && term_of(lease.token) == term;
+        // A second attempt may begin beside one, and no third.
+        if task.contract.is_restartable {
+            let is_mine = |lease: &&Lease| lease.life == life && now_us < lease.ends_us;
+            let still = task.leases.iter().filter(is_mine).filter(is_still).count();
+            let is_sure = !task.contract.has_deadline;
+            require(still <= 1 || !is_sure, || {
+                format!("{id} was assigned a third time while two leases are in force")
+            })?;
+        } else if let Some(lease) = mine.filter(is_still) {
             require(task.contract.has_deadline || now_us >= lease.ends_us, || {
                 format!("{id} was assigned again {} us before its lease ended", lease.ends_us - now_us)
             })?;
@@ -82,8 +109,8 @@ impl Oracle {
             let task = &self.tasks[*id];
             // A deadline ends a lease without a word to the oracle; a cancellation may be on its way through the log.
             let may_have_fallen = task.contract.has_deadline || task.cancel_received || task.retried > 0;
-            let lease = task.leases.iter().find(|lease| lease.life == life).filter(|_| !may_have_fallen);
-            lease.is_some_and(|lease| !lease.may_be_over && now_us < lease.ends_us)
+            let mut leases = task.leases.iter().filter(|lease| lease.life == life);
+            !may_have_fallen && leases.any(|lease| !lease.may_be_over && now_us < lease.ends_us)
         };
         let leased: Vec<&TaskId> = ids.iter().filter(is_leased).collect();
         require(leased.len() <= limit, || format!("leases of {leased:?} under concurrency key {key} of {limit}"))
