@@ -6,14 +6,13 @@ use tokio_postgres::types::ToSql;
 use super::reader::{StoredTask, task};
 use super::{Error, Session, Source};
 
-/// Of a task's ends by then the latest counts.
+/// Of a task's ends by then the latest counts. The payload of a task that succeeded may be there for a fork, and is not told.
 const ENDED: &str = concat!(
     chain!(),
     " SELECT ",
     told!(),
-    ", ",
-    blobs!(),
-    " FROM taskmaster.final_task AS task JOIN taskmaster.contract USING (contract)
+    ", task.log_tail, CASE WHEN task.result IS NULL THEN task.payload END, task.result
+    FROM taskmaster.final_task AS task JOIN taskmaster.contract USING (contract)
     WHERE task.partition = $2 AND task.cluster IN (SELECT cluster FROM chain) AND (task.cluster, task.number) <= ($1, $3)
         AND ($4::text IS NULL OR task.id = $4::text::uuid) AND NOT EXISTS (
             SELECT FROM taskmaster.final_task AS later

@@ -88,30 +88,21 @@ const LONG_BYTES: i32 = 4 << 10;
 /// The protocol's number of the state of a task that succeeded.
 const COMPLETED: u8 = 4;
 
-macro_rules! ended {
-    ($($columns:expr),+) => {
-        concat!(
-            "SELECT DISTINCT ON (task.id) ",
-            told!(),
-            $(", ", $columns,)+
-            " FROM taskmaster.final_task AS task JOIN taskmaster.contract USING (contract)
+/// Without blobs longer than `$2`, of which a task has one at most that may be. The payload of a task that succeeded may be there for a fork,
+/// and is not told.
+const SQL: &str = concat!(
+    "SELECT DISTINCT ON (task.id) ",
+    told!(),
+    ", task.log_tail, CASE WHEN task.result IS NULL AND octet_length(task.payload) <= $2 THEN task.payload END,
+        CASE WHEN octet_length(task.result) <= $2 THEN task.result END,
+        task.cluster, task.number, coalesce(octet_length(coalesce(task.result, task.payload)) > $2, false)
+    FROM taskmaster.final_task AS task JOIN taskmaster.contract USING (contract)
     WHERE task.id = ANY ($1::text[]::uuid[]) ORDER BY task.id, task.cluster DESC, task.number DESC"
-        )
-    };
-}
-
-const WHOLE: &str = ended!(blobs!(), "task.cluster, task.number");
-
-/// Without blobs longer than `$2`; a task has one that may be.
-const SHORT: &str = ended!(
-    "task.log_tail, CASE WHEN task.result IS NULL AND octet_length(task.payload) <= $2 THEN task.payload END,
-        CASE WHEN octet_length(task.result) <= $2 THEN task.result END",
-    "task.cluster, task.number, coalesce(octet_length(coalesce(task.result, task.payload)) > $2, false)"
 );
 
 /// Answers until the other end of the queue is gone.
 pub async fn read(settings: Settings, mut queue: Receiver<Question>, answers: Arc<dyn Answers>, cache: Option<Cache>) {
-    let mut open: Option<Open> = None;
+    let mut open: Option<(Session, Statement)> = None;
     let mut questions = Vec::new();
     while queue.recv_many(&mut questions, GROUP_MAX).await > 0 {
         let looked = tokio::time::timeout(LOOK_MAX, look(&settings, &mut open, &questions, cache.as_ref())).await;
@@ -135,44 +126,29 @@ pub async fn read(settings: Settings, mut queue: Receiver<Question>, answers: Ar
     }
 }
 
-/// A session, with what is asked in it.
-struct Open {
-    session: Session,
-    whole: Statement,
-    short: Statement,
-}
-
-impl Open {
-    async fn new(settings: &Settings) -> Result<Self, Error> {
-        let session = connect(settings).await?;
-        schema::check_session(&session).await?;
-        let (whole, short) = (session.client.prepare(WHOLE).await?, session.client.prepare(SHORT).await?);
-        Ok(Self { session, whole, short })
-    }
-
-    async fn whole(&self, ids: impl Iterator<Item = u128>) -> Result<Vec<Row>, Error> {
-        Ok(self.session.client.query(&self.whole, &[&texts(ids)]).await?)
-    }
-}
-
-fn texts(ids: impl Iterator<Item = u128>) -> Vec<String> {
-    ids.map(|id| format!("{id:032x}")).collect()
-}
-
 async fn look(
     settings: &Settings,
-    open: &mut Option<Open>,
+    open: &mut Option<(Session, Statement)>,
     questions: &[Question],
     cache: Option<&Cache>,
 ) -> Result<Vec<StoredTask>, Error> {
-    let open = match open {
-        Some(open) if !open.session.is_closed() => open,
-        _ => open.insert(Open::new(settings).await?),
+    let (session, statement) = match open {
+        Some(open) if !open.0.is_closed() => open,
+        _ => {
+            let session = connect(settings).await?;
+            schema::check_session(&session).await?;
+            let statement = session.client.prepare(SQL).await?;
+            open.insert((session, statement))
+        }
     };
-    let ids = questions.iter().map(|question| question.id);
-    let Some(cache) = cache else { return open.whole(ids).await?.iter().map(task).collect() };
+    let rows = async |ids: Vec<u128>, most: i32| -> Result<Vec<Row>, Error> {
+        let ids: Vec<String> = ids.iter().map(|id| format!("{id:032x}")).collect();
+        Ok(session.client.query(statement, &[&ids, &most]).await?)
+    };
+    let ids = questions.iter().map(|question| question.id).collect();
+    let Some(cache) = cache else { return rows(ids, i32::MAX).await?.iter().map(task).collect() };
     let (mut tasks, mut long) = (Vec::new(), Vec::new());
-    for row in open.session.client.query(&open.short, &[&texts(ids), &LONG_BYTES]).await? {
+    for row in rows(ids, LONG_BYTES).await? {
         let (task, is_long) = (task(&row)?, row.try_get(21)?);
         if is_long {
             long.push((place(&row, &task)?, task));
@@ -192,7 +168,7 @@ async fn look(
         }
     }
     if !missed.is_empty() {
-        for row in open.whole(missed.into_iter()).await? {
+        for row in rows(missed, i32::MAX).await? {
             let mut task = task(&row)?;
             cache.keep(&place(&row, &task)?, long_blob(&mut task));
             tasks.push(task);
@@ -212,7 +188,7 @@ fn long_blob(task: &mut StoredTask) -> &mut Vec<u8> {
     if task.state == COMPLETED { &mut task.result } else { &mut task.payload }
 }
 
-/// The task of a row with the columns `told!` and `blobs!`.
+/// The task of a row with the columns `told!`, and behind them the end of its log, its payload and its result.
 pub(super) fn task(row: &Row) -> Result<StoredTask, Error> {
     let text = |column| Ok::<_, Error>(row.try_get::<_, Option<String>>(column)?.unwrap_or_default());
     let bytes = |column| Ok::<_, Error>(row.try_get::<_, Option<Vec<u8>>>(column)?.unwrap_or_default());

@@ -9,13 +9,6 @@ macro_rules! told {
     };
 }
 
-/// What is told of a single one, too. The payload of a task that succeeded may be there for a fork, and is not told.
-macro_rules! blobs {
-    () => {
-        "task.log_tail, CASE WHEN task.result IS NULL THEN task.payload END, task.result"
-    };
-}
-
 /// `chain`: the cluster with the number `$1`, and those that it goes on from.
 macro_rules! chain {
     () => {
