@@ -14,6 +14,7 @@ mod doctor;
 mod embedded;
 mod exit;
 mod instant;
+mod left;
 mod log;
 mod outcome;
 mod progress;

@@ -6,23 +6,15 @@ use std::path::Path;
 
 use taskmaster_client::TaskId;
 use taskmaster_engine::events::{Change, Labels};
-use taskmaster_engine::{Config, Heard, Hearing, Shard};
-use taskmaster_protocol::NodeId;
+use taskmaster_engine::{Heard, Hearing, Shard};
 use taskmaster_scheduler::Millis;
 use taskmaster_scheduler::replay::{Job, Trace};
 use taskmaster_storage::datadir::DataDir;
-use taskmaster_storage::recovery::Sink;
-use taskmaster_storage::snapshot;
-use taskmaster_storage::wal::ScanParams;
-use taskmaster_storage::wal::driver::recover_dir;
 
+use crate::cli::left::{Left, failed};
 use crate::cli::{Exit, Failure};
 use crate::shard_loop::recovery::Rebuild;
 use crate::workers::now_us;
-
-fn failed(error: impl std::fmt::Display) -> Failure {
-    Failure::new(Exit::Failed, error.to_string())
-}
 
 /// Reads what was ready between two times, in microseconds since 1970.
 ///
@@ -32,7 +24,7 @@ pub(super) fn trace(path: &Path, since_us: u64, until_us: u64) -> Result<Trace, 
     let dir = DataDir::open_as_it_is(path).map_err(failed)?;
     let (mut attempts, mut skipped, mut names) = (Vec::new(), 0, Names::default());
     for number in 0..dir.meta().shards {
-        let (told, without_start) = attempts_of(&hear(&dir, number)?, &mut names);
+        let (told, without_start) = attempts_of(&hear(&Left::new(&dir, number))?, &mut names);
         attempts.extend(told);
         skipped += without_start;
     }
@@ -53,36 +45,22 @@ pub(super) fn trace(path: &Path, since_us: u64, until_us: u64) -> Result<Trace, 
 }
 
 /// Brings a shard back from its oldest snapshot, or from its log alone where that reaches back, and listens.
-fn hear(dir: &DataDir, number: u32) -> Result<Hearing, Failure> {
-    let count = u16::try_from(dir.meta().partitions).map_err(failed)?;
-    let shards = dir.meta().shards;
-    let mut config = Config { number: u16::try_from(number).map_err(failed)?, ..Config::standalone(NodeId(1), count) };
-    config.node.client_ports = (0..shards).map(|shard| u16::try_from(shard).unwrap_or(u16::MAX)).collect();
+fn hear(left: &Left<'_>) -> Result<Hearing, Failure> {
+    let config = left.config()?;
     let empty = || {
         let mut shard = Shard::new(config.clone(), now_us());
         shard.listen();
         shard
     };
-    let (shard_dir, identity) = (dir.shard_dir(number), dir.identity(number));
-    let snapshots = snapshot::list(&shard_dir).map_err(failed)?;
-    let mut last = failed(format!("shard {number} has neither a log nor a snapshot"));
-    for seq in [None].into_iter().chain(snapshots.into_iter().rev().map(Some)) {
+    let oldest_first = left.snapshots()?.into_iter().rev().map(Some);
+    let mut last = failed("there is neither a log nor a snapshot");
+    for seq in [None].into_iter().chain(oldest_first) {
         let mut past = Rebuild::new(empty, None);
-        let after_seq = match seq {
-            None => 0,
-            Some(seq) => match snapshot::read(&snapshot::snapshot_path(&shard_dir, seq), identity, &mut past) {
-                Ok(info) => info.seq,
-                Err(error) => {
-                    last = failed(error);
-                    continue;
-                }
-            },
-        };
-        let params = ScanParams { identity, after_seq, reach_seq: 0 };
-        match recover_dir(&dir.wal_dir(number), params, |record| past.record(record)) {
-            Ok(_) => return Ok(past.shard.heard()),
-            // The log does not reach back so far any more.
-            Err(error) => last = failed(error),
+        let begun = left.begin(&mut past, seq).map_err(failed);
+        match begun.and_then(|after_seq| left.replay(&mut past, after_seq)) {
+            Ok(()) => return Ok(past.shard.heard()),
+            // The log does not reach back so far any more, or the snapshot is damaged.
+            Err(failure) => last = failure,
         }
     }
     Err(last)

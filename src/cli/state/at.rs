@@ -9,17 +9,15 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::{Value, json};
 use taskmaster_client::{State, TaskId};
-use taskmaster_engine::{Config, Horizon, Moment, Shard};
+use taskmaster_engine::{Horizon, Moment, Shard};
 use taskmaster_protocol::body::{ListTasks, ReadState, Span, StateHistory, TaskInfo, TaskPage, VersionRow};
-use taskmaster_protocol::{FrameBuffer, NodeId, PartitionId};
+use taskmaster_protocol::{FrameBuffer, PartitionId};
 use taskmaster_storage::datadir::DataDir;
-use taskmaster_storage::recovery::Sink;
 use taskmaster_storage::snapshot;
-use taskmaster_storage::wal::ScanParams;
-use taskmaster_storage::wal::driver::recover_dir;
 
 use super::database::Database;
 use crate::cli::instant::parse_time;
+use crate::cli::left::{Left, failed};
 use crate::cli::outcome::bytes_json;
 use crate::cli::{Exit, Failure};
 use crate::output::{Output, Side, Table, human_bytes, iso_time, pairs};
@@ -57,10 +55,6 @@ pub(crate) struct Arguments {
     file: Option<PathBuf>,
 }
 
-fn failed(error: impl std::fmt::Display) -> Failure {
-    Failure::new(Exit::Failed, error.to_string())
-}
-
 /// Goes back: the shard as it was, and where its partition stands.
 fn go_back(dir: &Path, partition: PartitionId, horizon: Horizon) -> Result<(Shard, Moment), Failure> {
     let dir = DataDir::open_as_it_is(dir).map_err(failed)?;
@@ -68,29 +62,20 @@ fn go_back(dir: &Path, partition: PartitionId, horizon: Horizon) -> Result<(Shar
     if u32::from(partition.0) >= partitions {
         return Err(Failure::new(Exit::NotFound, format!("the directory has {partitions} partitions, from 0")));
     }
-    let number = u32::from(partition.0) % shards.max(1);
-    let count = u16::try_from(partitions).map_err(failed)?;
-    let mut config = Config { number: u16::try_from(number).map_err(failed)?, ..Config::standalone(NodeId(1), count) };
-    config.node.client_ports = (0..shards).map(|shard| u16::try_from(shard).unwrap_or(u16::MAX)).collect();
+    let left = Left::new(&dir, u32::from(partition.0) % shards.max(1));
+    let config = left.config()?;
     let empty = || {
         let mut shard = Shard::new(config.clone(), now_us());
         shard.stop_at(partition, horizon);
         shard
     };
     let mut past = Rebuild::new(empty, None);
-    let (shard_dir, identity) = (dir.shard_dir(number), dir.identity(number));
     let mut earliest = None;
-    for seq in snapshot::list(&shard_dir).map_err(failed)?.into_iter().map(Some).chain([None]) {
-        let after_seq = match seq {
-            None => {
-                past.restart();
-                0
-            }
-            Some(seq) => match snapshot::read(&snapshot::snapshot_path(&shard_dir, seq), identity, &mut past) {
-                Ok(info) => info.seq,
-                Err(snapshot::Error::Damaged { .. }) => continue,
-                Err(error) => return Err(failed(error)),
-            },
+    for seq in left.snapshots()?.into_iter().map(Some).chain([None]) {
+        let after_seq = match left.begin(&mut past, seq) {
+            Ok(after_seq) => after_seq,
+            Err(snapshot::Error::Damaged { .. }) => continue,
+            Err(error) => return Err(failed(error)),
         };
         let begins = past.shard.moment(partition).unwrap_or_default();
         let is_later = match horizon {
@@ -101,12 +86,11 @@ fn go_back(dir: &Path, partition: PartitionId, horizon: Horizon) -> Result<(Shar
             earliest = Some(begins);
             continue;
         }
-        let params = ScanParams { identity, after_seq, reach_seq: 0 };
-        match recover_dir(&dir.wal_dir(number), params, |record| past.record(record)) {
-            Ok(_) => {}
+        match left.replay(&mut past, after_seq) {
+            Ok(()) => {}
             // The log does not reach back to its beginning any more.
             Err(_) if seq.is_none() && earliest.is_some() => break,
-            Err(error) => return Err(failed(error)),
+            Err(failure) => return Err(failure),
         }
         let Some(moment) = past.shard.moment(partition) else {
             return Err(Failure::new(Exit::NotFound, format!("partition {partition} is not in this directory")));

@@ -6,8 +6,9 @@ use taskmaster_engine::Moment;
 use taskmaster_protocol::PartitionId;
 use taskmaster_storage::datadir::DataDir;
 
-use super::{Arguments, Shown, failed, state_name};
+use super::{Arguments, Shown, state_name};
 use crate::cli::connect::block_on;
+use crate::cli::left::failed;
 use crate::cli::state::database;
 use crate::cli::{Exit, Failure};
 

@@ -19,6 +19,7 @@ use super::Arguments;
 use super::backup::manifest::{Manifest, Position, data_dir};
 use super::backup::store::{Location, Store};
 use super::backup::{Unfinished, checked, scratch_near};
+use crate::cli::left::failed;
 use crate::cli::progress::Progress;
 use crate::cli::{Exit, Failure};
 use crate::node::random_id;
@@ -45,10 +46,6 @@ impl Source {
             (None, Store::Bucket(_)) => unreachable!("it was copied when it was checked"),
         })
     }
-}
-
-fn failed(error: impl std::fmt::Display) -> Failure {
-    Failure::new(Exit::Failed, error.to_string())
 }
 
 /// Carries it out.
