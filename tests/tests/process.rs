@@ -3,12 +3,13 @@
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use taskmaster_client::Client;
 use tempfile::TempDir;
 
@@ -168,6 +169,20 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    /// What the command line says to this node.
+    pub(crate) async fn cli(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(binary());
+        command.args(["--addr", &self.address.to_string()]).args(arguments);
+        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    }
+
+    /// Likewise, in JSON, of what succeeds.
+    pub(crate) async fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.cli(&[arguments, &["--output", "json"]].concat()).await;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
     fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }

@@ -1,6 +1,5 @@
 //! Restartable tasks as a user has them: attempts that are doubled when late, and ended for more urgent tasks, on real workers.
 
-use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -9,7 +8,7 @@ use serde_json::Value;
 use taskmaster_client::{Client, Priority, State, Task, TaskId, Worker};
 use tempfile::TempDir;
 
-use crate::process::{Running, Setup, binary, directory};
+use crate::process::{Running, Setup, directory};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -48,18 +47,6 @@ impl Stage {
             }
         });
         worker.start().await.unwrap()
-    }
-
-    async fn cli(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(binary());
-        command.args(["--addr", &self.node.address.to_string()]).args(arguments);
-        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
-    }
-
-    async fn json(&self, arguments: &[&str]) -> Value {
-        let output = self.cli(&[arguments, &["--output", "json"]].concat()).await;
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap()
     }
 
     async fn end(&self, id: TaskId) -> String {
@@ -104,10 +91,10 @@ async fn a_stuck_attempt_is_doubled_and_told_to_stop_when_the_second_one_ends() 
         stage.end(outcome.id).await;
     }
     let submit = ["submit", "--queue", "q", "--kind", "job", "--restartable", "--payload", "stuck"];
-    let told = stage.json(&submit).await;
+    let told = stage.node.json(&submit).await;
     let id: TaskId = told["id"].as_str().unwrap().parse().unwrap();
     assert_eq!(stage.end(id).await, "done");
-    let get = stage.json(&["task", "get", &id.to_string()]).await;
+    let get = stage.node.json(&["task", "get", &id.to_string()]).await;
     assert_eq!((&get["restartable"], &get["attempt"]), (&Value::from(true), &Value::from(1)), "{get}");
     stage.wait_until("the first attempt is told to stop", || stage.stopped.load(Ordering::SeqCst) == 1).await;
     assert_eq!(stage.begun.load(Ordering::SeqCst), 2);
@@ -119,7 +106,7 @@ async fn a_stuck_attempt_is_doubled_and_told_to_stop_when_the_second_one_ends() 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_urgent_task_gets_the_place_of_a_restartable_one_which_runs_again() {
     let stage = stage().await;
-    let set = stage.json(&["queue", "set", "q", "--speculation", "off"]).await;
+    let set = stage.node.json(&["queue", "set", "q", "--speculation", "off"]).await;
     assert_eq!((&set["speculation"], &set["preemption"]), (&Value::from(false), &Value::from(true)), "{set}");
     let _worker = stage.worker("one").await;
     let stuck = stage.client.submit(job("stuck").priority(Priority::Low)).await.unwrap();
