@@ -12,8 +12,9 @@ use crate::refused::Refused;
 use crate::state::State;
 use crate::task::Slot;
 
-/// Checks layout and limits, and which rows hold their lease; those leases can no longer be given back.
-pub(crate) fn admit(partition: &mut Partition, body: &ArchivedFail) -> Result<Admitted, Refused> {
+/// Checks layout and limits, and which rows hold their lease; those leases can no longer be given back. Attempts beside which another one of
+/// their task goes on end here.
+pub(crate) fn admit(partition: &mut Partition, body: &ArchivedFail, cx: &mut Cx<'_>) -> Result<Admitted, Refused> {
     check_rows(body.rows.len())?;
     check_blobs(blob_bytes(body))?;
     for (row, failure) in (0u32..).zip(body.rows.iter()) {
@@ -29,12 +30,13 @@ pub(crate) fn admit(partition: &mut Partition, body: &ArchivedFail) -> Result<Ad
             return Err(Refused::new(Code::TooLarge, message).at_row(row));
         }
     }
+    drop_failed_beside(partition, body, cx);
     let rows = body.rows.iter().map(|row| (TaskId::from(&row.id), row.token, row.locator, row.attempt));
     Ok(settle_leases(partition, rows))
 }
 
 /// Ends attempts that failed while another one of their task goes on, unless the failure is final: then nothing is to be logged.
-pub(crate) fn drop_failed_beside(partition: &mut Partition, body: &ArchivedFail, cx: &mut Cx<'_>) {
+fn drop_failed_beside(partition: &mut Partition, body: &ArchivedFail, cx: &mut Cx<'_>) {
     if partition.attempts.seconds() == 0 {
         return;
     }

@@ -248,8 +248,7 @@ impl Shard {
         self.partition(&header)?;
         let now_us = self.last_time_us;
         let Some((partition, mut cx)) = self.split(PartitionId(header.partition), now_us) else { return Ok(()) };
-        command::fail::drop_failed_beside(partition, body, &mut cx);
-        let admitted = command::fail::admit(partition, body)?;
+        let admitted = command::fail::admit(partition, body, &mut cx)?;
         let blob_bytes = command::fail::blob_bytes(body);
         let narrow = admitted.rows.as_ref().map(|rows| command::fail::narrowed(body, rows));
         self.append_admitted(conn, header, admitted, blob_bytes, bytes, narrow, effects);

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use taskmaster_engine::State;
 use taskmaster_protocol::body::{Progress, ProgressRow, queue_field, restart};
-use taskmaster_protocol::{Code, TaskId};
+use taskmaster_protocol::{Code, TaskId, limits};
 
 use crate::job::{Job, job};
 use crate::random::Random;
-use crate::world::{Lease, World};
+use crate::world::{Lease, World, fail_body};
 
 /// The worker that is slow, and one that idles.
 pub(crate) const SLOW: u64 = 10;
@@ -201,6 +201,9 @@ fn one_failure_of_two_counts_for_nothing_and_a_final_one_ends_both() {
         let mut world = taught();
         let leases = doubled(&mut world);
         let logged = world.logged();
+        let too_long = fail_body(&leases[at], "broken", "", &[0; limits::LOG_TAIL_BYTES_MAX + 1], false);
+        assert_eq!(world.call(leases[at].conn, leases[at].id.partition().0, &too_long).code(), Code::TooLarge);
+        assert_eq!(world.shard.leased(), 2, "what is refused ends nothing");
         assert_eq!(world.fail(&leases[at], "broken"), Code::StaleLease);
         assert_eq!((world.logged(), world.shard.leased()), (logged, 1));
         assert_eq!(world.task(leases[0].id).state, State::Leased);
