@@ -101,13 +101,13 @@ impl Shard {
         }
         let (after, looks) = (self.dispatch.restarts.looked_at(number), self.looks());
         let looked_at: Vec<(Place, Slot)> = partition.attempts.behind(after).take(looks).collect();
-        let last = looked_at.last().map(|(place, _)| *place).filter(|_| looked_at.len() == looks);
+        let mut next = looked_at.last().map(|(place, _)| *place).filter(|_| looked_at.len() == looks);
         // Contracts for which no worker idles: it is not looked for one for each of their tasks.
         let (mut before, mut without) = (after, BTreeSet::new());
         for (place, slot) in looked_at {
             if !self.dispatch.restarts.may_begin() {
-                self.dispatch.restarts.look_on(number, Some(before));
-                return;
+                next = Some(before);
+                break;
             }
             before = place;
             let Some(chance) = self.chance_of_second(number, slot) else { continue };
@@ -127,7 +127,7 @@ impl Shard {
                 }
             }
         }
-        self.dispatch.restarts.look_on(number, last);
+        self.dispatch.restarts.look_on(number, next);
     }
 
     /// Whether a second attempt of a task would pay.

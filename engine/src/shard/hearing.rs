@@ -48,11 +48,7 @@ impl Shard {
     pub fn heard(&mut self) -> Hearing {
         self.finish_restoring();
         let groups: Vec<u16> = self.found_groups().map(|(group, _)| group).collect();
-        for group in groups {
-            if let Some(last) = self.found_alone(group) {
-                self.apply_found(group, last).expect("the leader admitted these commands");
-            }
-        }
+        groups.into_iter().for_each(|group| self.apply_alone(group));
         self.hearing.take().map_or_else(Hearing::default, |hearing| *hearing)
     }
 
@@ -62,8 +58,7 @@ impl Shard {
         let partition = self.partitions.get_mut(usize::from(id.0)).and_then(Option::as_deref_mut);
         let (Some(hearing), Some(partition)) = (self.hearing.as_mut(), partition) else { return };
         let last = partition.outbox.last();
-        let happened: Vec<Happened> = partition.outbox.after(0).map(|(_, happened)| happened).collect();
-        for happened in happened {
+        for (_, happened) in partition.outbox.after(0) {
             hearing.heard.extend(describe(partition, &happened, &self.arena, &mut hearing.labels));
         }
         partition.outbox.sent(last);

@@ -91,9 +91,7 @@ impl Shard {
     /// When an entry does not apply: a defect, or another version's entry.
     pub fn moment(&mut self, partition: PartitionId) -> Option<Moment> {
         self.finish_restoring();
-        if let Some(last) = self.found_alone(partition.0) {
-            self.apply_found(partition.0, last).expect("the leader admitted these commands");
-        }
+        self.apply_alone(partition.0);
         let index = self.found_index(partition.0)?;
         let state = self.partitions.get(usize::from(partition.0))?.as_deref()?;
         let (time_us, numbers) = (state.command_us, (state.checkpointed, state.last_retained));

@@ -221,6 +221,16 @@ impl Shard {
         Ok(())
     }
 
+    /// Applies all entries of a group of which this is the only replica: they are committed.
+    ///
+    /// # Panics
+    /// When one does not apply: a defect, or another version's entry.
+    pub(super) fn apply_alone(&mut self, group: u16) {
+        if let Some(last) = self.found_alone(group) {
+            self.apply_found(group, last).expect("the leader admitted these commands");
+        }
+    }
+
     fn replay_install(&mut self, bytes: &[u8]) -> Result<(), EntryError> {
         let unreadable = EntryError::Record("a log record of an installed snapshot");
         let (group, at, to) = record::read_install(bytes).ok_or(unreadable)?;
