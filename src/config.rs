@@ -78,13 +78,18 @@ pub(crate) fn load(file: Option<&Path>) -> Result<Loaded, Error> {
     parse(&name, &text, variables(std::env::vars_os()))
 }
 
+/// Whether a variable of the environment overrides the configuration.
+pub(crate) fn is_setting(variable: &str) -> bool {
+    variable.strip_prefix(VARIABLE_PREFIX).is_some_and(|rest| rest.contains("__"))
+}
+
 /// The settings among environment variables: name after the prefix, and value.
 fn variables(all: impl Iterator<Item = (OsString, OsString)>) -> Vec<(String, String)> {
     let mut found: Vec<(String, String)> = all
         .filter_map(|(name, value)| {
             let name = name.into_string().ok()?;
-            let rest = name.strip_prefix(VARIABLE_PREFIX)?.to_owned();
-            rest.contains("__").then(|| (rest, value.to_string_lossy().into_owned()))
+            let rest = name.strip_prefix(VARIABLE_PREFIX).filter(|_| is_setting(&name))?;
+            Some((rest.to_owned(), value.to_string_lossy().into_owned()))
         })
         .collect();
     found.sort();

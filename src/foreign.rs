@@ -178,8 +178,9 @@ impl Work {
     fn tasks(self) -> LocalSet {
         let tasks = LocalSet::new();
         let Self { settings, retention, questions, cache, listings, queues, answers, status } = self;
-        let dropping =
-            retention.map(|retention| tasks.spawn_local(postgres::drop_old_days(settings.clone(), retention)));
+        let dropping = retention.map(|retention| {
+            tasks.spawn_local(postgres::drop_old_days(settings.clone(), retention, Arc::clone(&status)))
+        });
         let reading = postgres::read(settings.clone(), questions, Arc::clone(&answers), cache);
         tasks.spawn_local(async move {
             reading.await;

@@ -192,7 +192,7 @@ pub(crate) fn random_id() -> u128 {
 
 /// How long a port may still be in use at the start: the kernel closes the rings of a process that was killed, and with
 /// them its listening sockets, only some time after the process is gone.
-const PORT_PATIENCE: Duration = Duration::from_secs(1);
+const PORT_PATIENCE: Duration = Duration::from_secs(5);
 /// Pause between two tries.
 const PORT_PAUSE: Duration = Duration::from_millis(10);
 

@@ -15,6 +15,7 @@ use taskmaster_workers::{
 };
 
 use crate::cli::{Exit, Failure};
+use crate::config::is_setting;
 
 /// What a worker offers.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +42,8 @@ pub(crate) struct Offer {
     pub(crate) timeout: Option<Duration>,
     /// How long a process has after SIGTERM.
     pub(crate) grace: Option<Duration>,
+    /// Variables of this program's environment that processes do not get, beside those that override its configuration.
+    pub(crate) withheld: Vec<String>,
 }
 
 /// When a task ran, in microseconds since 1970.
@@ -120,7 +123,8 @@ fn registry(offer: &Offer) -> Result<Registry, Failure> {
             limits.grace = grace;
         }
         let executor = ProcessExecutor::new(limits, &cgroup::Config::default())
-            .map_err(|error| Failure::new(Exit::Failed, format!("processes cannot be run: {error}")))?;
+            .map_err(|error| Failure::new(Exit::Failed, format!("processes cannot be run: {error}")))?
+            .without(|name| is_setting(name) || offer.withheld.iter().any(|withheld| withheld == name));
         tracing::debug!("{}", executor.limits_in_force());
         registry = registry.with_processes(executor);
     }

@@ -84,7 +84,7 @@ fn overloaded_requests_are_sent_again() {
 #[test]
 fn lost_tasks_are_counted() {
     let faults = Faults { lose_every: 100, ..Faults::default() };
-    let options = Options { stall_s: 0.3, batch: 10, tasks: Some(5_000), connections: 2, window: 50, ..options() };
+    let options = Options { stall_s: 3.0, batch: 10, tasks: Some(5_000), connections: 2, window: 50, ..options() };
     for verify in [true, false] {
         let report = drive(1, faults, &Options { verify, warmup_s: 0.0, ..options.clone() }).unwrap();
         assert_eq!((report.lost, report.duplicated), (50, 0));
@@ -182,7 +182,7 @@ fn suite_runs_every_case_and_judges_it() {
     let dir = tempfile::tempdir().unwrap();
     let node = NodeInfo { addr: stub.addr().to_owned(), data_dir: Some(dir.path().to_owned()), pid: None };
     let base = Options { warmup_s: 0.05, floor_s: 0.02, progress: false, ..Options::default() };
-    let suite = run_suite(&SuiteOptions { duration_s: 0.1, base }, &node).unwrap();
+    let suite = run_suite(&SuiteOptions { duration_s: 1.0, base }, &node).unwrap();
     assert!(suite.is_exact());
     let names: Vec<&str> = suite.cases.iter().map(|case| case.name).collect();
     assert_eq!(names, ["64x16", "1024x4", "1x64", "1x1", "1,000/s", "100,000/s"]);

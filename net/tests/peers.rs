@@ -288,7 +288,7 @@ fn a_peer_that_does_not_read_stalls_nobody_and_is_given_up() {
             sent += 1;
             until("B hears", || b.batches() == sent).await;
         }
-        assert!(sent > 100 && slowest < Duration::from_millis(500), "{sent} rounds, the slowest {slowest:?}");
+        assert!(sent > 100 && slowest < Duration::from_secs(3), "{sent} rounds, the slowest {slowest:?}");
         assert!(a.peers.stats().batches_dropped > 100);
         assert_eq!(a.recorder.seen.borrow().lost, [C]);
         assert!(a.peers.links()[1].trouble.as_ref().unwrap().contains("silent"));

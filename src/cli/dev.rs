@@ -88,6 +88,7 @@ pub(crate) fn offer(config: &Config) -> Offer {
         builtins: true,
         exec: config.workers.exec,
         grace: Some(config.workers.grace.0),
+        withheld: config.secret_variables(),
         ..Offer::default()
     }
 }

@@ -86,15 +86,14 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
     let plan = read_plan(arguments)?;
     let offer = offer(&plan, global, arguments)?;
     block_on(async {
-        let node = match &global.addr {
-            Some(_) => None,
-            None => Some(Embedded::start_private(node_config(arguments)?, arguments.data_dir.as_deref())?),
-        };
+        let config = global.addr.is_none().then(|| node_config(arguments)).transpose()?;
+        let withheld = config.as_ref().map(Config::secret_variables).unwrap_or_default();
+        let node = config.map(|config| Embedded::start_private(config, arguments.data_dir.as_deref())).transpose()?;
         // From here on; until here the signals' defaults end the process.
         let mut stop = Stop::listen()?;
         let address = node.as_ref().map_or_else(|| global.address().to_owned(), |node| node.address().to_string());
         let client = connect_to(&address, global).await?;
-        let offer = offer.map(|offer| Offer { address: address.clone(), ..offer });
+        let offer = offer.map(|offer| Offer { address: address.clone(), withheld, ..offer });
         let exit = follow(&client, &plan, offer.as_ref(), &mut stop, node.is_some(), global.output()).await;
         if let Some(node) = node {
             serve::finish(node, &mut stop).await?;

@@ -78,6 +78,7 @@ impl Arguments {
             command,
             timeout: self.timeout.map(|timeout| timeout.0),
             grace: Some(self.grace.0),
+            withheld: Vec::new(),
         }
     }
 

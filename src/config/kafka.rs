@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use toml::Spanned;
 use toml::de::DeValue;
 
-use super::raw;
 use super::setting::{Raw, Setting};
+use super::{Config, raw};
 
 /// Names of the tables.
 pub(super) const TABLES: [&str; 2] = ["kafka", "secrets"];
@@ -88,6 +88,11 @@ impl Properties {
         Ok(properties)
     }
 
+    /// Variables of the environment that hold secrets.
+    pub(super) fn secret_variables(&self) -> impl Iterator<Item = &str> {
+        self.secrets.values().filter_map(|place| place.strip_prefix("env:"))
+    }
+
     /// As TOML.
     pub(super) fn to_toml(&self) -> String {
         let mut text = String::new();
@@ -104,6 +109,15 @@ impl Properties {
     /// As JSON.
     pub(super) fn json(&self) -> Value {
         json!({"kafka": self.kafka, "secrets": self.secrets})
+    }
+}
+
+impl Config {
+    /// Variables of the environment, named in the configuration, that hold secrets.
+    pub(crate) fn secret_variables(&self) -> Vec<String> {
+        let streams = self.streams.iter().map(|stream| &stream.properties);
+        let properties = streams.chain(self.events.iter().map(|events| &events.properties));
+        properties.flat_map(Properties::secret_variables).map(str::to_owned).collect()
     }
 }
 

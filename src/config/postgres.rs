@@ -25,6 +25,10 @@ impl Postgres {
             ServerTls::Verify => TlsMode::Verify,
         };
         settings.set_tls(mode, self.tls_ca.clone());
+        anyhow::ensure!(
+            !settings.lacks_tls(),
+            "postgres.url asks for encryption (sslmode=require), and postgres.tls is \"disable\": set postgres.tls = \"verify\""
+        );
         let (certificate, key) = (self.tls_cert.as_deref(), self.tls_key.as_deref());
         if let Some((certificate, key)) = shown("postgres", certificate, key, mode == TlsMode::Verify)? {
             settings.show_certificate(certificate.to_owned(), key.to_owned());

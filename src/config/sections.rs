@@ -218,8 +218,8 @@ sections! {
         tls_cert: Option<PathBuf> = None, any;
         /// Its key.
         tls_key: Option<PathBuf> = None, any;
-        /// Connections of the node.
-        connections: u16 = 2, |&value| between(value, 1, 64);
+        /// Connections of the node that write: more than one help where the database has processors of its own.
+        connections: u16 = 1, |&value| between(value, 1, 64);
         /// Longest wait for a connection.
         connect_timeout: Interval = Interval::ms(5_000), |&value| interval_between(value, Interval::ms(100), Interval::ms(60_000));
         /// Longest time of a statement.

@@ -61,7 +61,7 @@ fn judge(settings: &postgres::Settings, standing: &Standing) -> Check {
         return Check::fail(NAME, message, "Run `taskmaster state migrate`.");
     }
     if !standing.may_write {
-        let fix = "Let the role own the schema taskmaster, or grant USAGE and CREATE on it and all on its tables.";
+        let fix = "Let the role own the schema taskmaster and its tables: it makes and drops the parts of the history.";
         return Check::fail(NAME, format!("The role may not write in {place}."), fix);
     }
     if standing.clocks_apart > CLOCK_APART_MAX {

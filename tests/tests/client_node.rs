@@ -81,7 +81,7 @@ async fn a_unique_key_is_held_by_one_unfinished_task(Stage { client, .. }: &Stag
 async fn delays_and_deadlines_are_kept(Stage { client, .. }: &Stage) {
     let worker = echo(client, "timed").await;
     let began = Instant::now();
-    let delay = Duration::from_millis(300);
+    let delay = Duration::from_secs(3);
     let delayed = client.submit(Task::new("echo").queue("timed").delay(delay)).await.unwrap();
     assert_eq!(state(client, delayed.id).await, State::Delayed);
     assert_eq!(end(client, delayed.id).await, State::Succeeded);

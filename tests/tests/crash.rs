@@ -147,7 +147,7 @@ async fn kill_and_restart(shards: u16, kills: u64) {
     let snapshots = snapshots(&setup);
     eprintln!("{snapshots} snapshots at the end");
     assert!(snapshots > 0, "a node that is often killed takes snapshots too");
-    worker.shutdown_within(Duration::from_secs(5)).await.unwrap();
+    worker.shutdown_within(Duration::from_secs(30)).await.unwrap();
     assert!(node.terminate().success(), "{}", node.log());
     // An orderly stop leaves everything, too.
     let _node = setup.start();
@@ -190,5 +190,5 @@ async fn a_loaded_node_that_is_asked_to_end_drains_and_loses_nothing() {
         ended.unwrap();
     }
     verify(&client, &ledger).await;
-    worker.shutdown_within(Duration::from_secs(5)).await.unwrap();
+    worker.shutdown_within(Duration::from_secs(30)).await.unwrap();
 }

@@ -36,7 +36,8 @@ struct Stand {
 impl Stand {
     /// With Redis at this address.
     async fn with(redis: &Redis, url: &str) -> Self {
-        let more = format!("[redis]\nurl = \"{url}\"\npassword_file = \"{}\"\n", redis.password_file());
+        let more =
+            format!("[redis]\nurl = \"{url}\"\npassword_file = \"{}\"\ntimeout = \"1s\"\n", redis.password_file());
         Self::configured(&format!("{more}[log]\nlevel = \"debug\"\n")).await
     }
 

@@ -161,7 +161,7 @@ fn exchange(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
 /// The first `count` answers to requests of a client that goes on listening.
 fn ask(address: SocketAddr, bytes: &[u8], count: usize) -> Vec<Code> {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     stream.write_all(bytes).unwrap();
     let mut answer = Vec::new();
     let mut buffer = [0; 4_096];
@@ -290,7 +290,7 @@ async fn a_reader_that_reads_nothing_holds_up_nobody() {
         slowest = slowest.max(began.elapsed());
     }
     eprintln!("slowest of 50 submits and pings beside a connection that does not read: {slowest:?}");
-    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+    assert!(slowest < Duration::from_secs(15), "{slowest:?}");
     assert!(node.is_running());
     drop(idle);
 }

@@ -79,6 +79,14 @@ impl ProcessExecutor {
         Ok(Self { spawner: Spawner::start()?, cgroups: Arc::new(Cgroups::open(cgroups)), limits, environment })
     }
 
+    /// Keeps variables of this program's environment from processes: those with such a name.
+    #[must_use]
+    pub fn without(mut self, is_withheld: impl Fn(&str) -> bool) -> Self {
+        let kept = self.environment.iter().filter(|(name, _)| !name.to_str().is_some_and(&is_withheld));
+        self.environment = kept.cloned().collect();
+        self
+    }
+
     /// What limits are in force, as a sentence.
     #[must_use]
     pub fn limits_in_force(&self) -> String {

@@ -19,7 +19,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
-const WAIT: Duration = Duration::from_secs(10);
+const WAIT: Duration = Duration::from_secs(60);
 
 /// A frame received, owned.
 struct Received {
@@ -347,7 +347,7 @@ async fn a_silent_node_is_given_up_after_the_answer_timeout() {
 #[tokio::test]
 async fn who_gives_up_is_told_why_an_earlier_try_was_refused() {
     let script = Script::listen(1).await;
-    let (client, mut peer) = script.client_of(Client::builder().call_timeout(Duration::from_millis(200))).await;
+    let (client, mut peer) = script.client_of(Client::builder().call_timeout(Duration::from_secs(2))).await;
     let submitting = tokio::spawn(async move { client.submit(Task::new("work")).await.unwrap_err() });
     let first = peer.expect(Operation::Submit).await;
     peer.refuse(&first, Code::Overloaded, 1).await;

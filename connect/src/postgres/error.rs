@@ -1,5 +1,7 @@
 //! What can go wrong with a database, in sentences without secrets.
 
+use tokio_postgres::error::SqlState;
+
 /// An operating failure. Nothing of what was being written counts, or all of it does: a try again finds out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -57,6 +59,13 @@ pub enum Error {
     /// A statement failed.
     #[error("{}", said(.0))]
     Statement(#[from] tokio_postgres::Error),
+}
+
+impl Error {
+    /// Whether a right is missing, which no further try gives.
+    pub(super) fn is_of_rights(&self) -> bool {
+        matches!(self, Self::Statement(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE))
+    }
 }
 
 /// What the server or the connection said.

@@ -12,6 +12,10 @@ use super::schema::LOCK;
 /// Days that one connection remembers.
 const KNOWN_MAX: usize = 64;
 
+/// Rows are only added: with the server's defaults, a day's first hour is read through again and again for its statistics.
+const UPKEEP: &str = "autovacuum_analyze_scale_factor = 1, autovacuum_analyze_threshold = 1000000,
+    autovacuum_vacuum_insert_scale_factor = 1, autovacuum_vacuum_insert_threshold = 1000000";
+
 /// The parts that one connection knows, each with its prepared copy.
 #[derive(Default)]
 pub(super) struct Leaves {
@@ -47,7 +51,7 @@ async fn make(client: &mut Client, day: Day) -> Result<(), Error> {
     transaction
         .batch_execute(&format!(
             "CREATE TABLE IF NOT EXISTS {name} PARTITION OF taskmaster.final_task
-             FOR VALUES FROM ('{from} 00:00:00+00') TO ('{until} 00:00:00+00')"
+             FOR VALUES FROM ('{from} 00:00:00+00') TO ('{until} 00:00:00+00') WITH ({UPKEEP})"
         ))
         .await?;
     transaction.commit().await?;

@@ -28,6 +28,8 @@ pub struct Settings {
     /// Files of the certificate that is shown, and of its key.
     pub(super) tls_shown: Option<(PathBuf, PathBuf)>,
     pub(super) statement_timeout: Duration,
+    /// The address itself asks for encryption.
+    asks_for_tls: bool,
 }
 
 impl fmt::Debug for Settings {
@@ -52,6 +54,7 @@ impl Settings {
         if let Some(password) = password {
             config.password(password);
         }
+        let asks_for_tls = config.get_ssl_mode() == SslMode::Require;
         config
             .application_name("taskmaster")
             .keepalives_idle(Duration::from_secs(30))
@@ -63,6 +66,7 @@ impl Settings {
             tls_ca: None,
             tls_shown: None,
             statement_timeout: Duration::from_secs(30),
+            asks_for_tls,
         };
         settings.set_tls(TlsMode::Disable, None);
         Ok(settings)
@@ -72,6 +76,12 @@ impl Settings {
     #[must_use]
     pub fn has_password(&self) -> bool {
         self.config.get_password().is_some()
+    }
+
+    /// Whether the address asks for encryption (`sslmode=require`) that is not on.
+    #[must_use]
+    pub fn lacks_tls(&self) -> bool {
+        self.asks_for_tls && self.tls == TlsMode::Disable
     }
 
     /// Encryption; without a file of certificates those of the system are trusted.

@@ -1,7 +1,7 @@
 //! How the connections are doing, for metrics: written by the writers, read by anyone.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Counters since start, and what is so now.
@@ -19,6 +19,8 @@ pub struct Status {
     pub transactions: AtomicU64,
     /// Batches that were refused: applied before, or of a leader that was replaced.
     pub refused: AtomicU64,
+    /// The database's number of the cluster; 0 before a writer knows it.
+    pub(super) cluster: AtomicI32,
     last_error: Mutex<String>,
     away: Mutex<Away>,
 }

@@ -57,7 +57,7 @@ pub trait Answers: Send + Sync {
 /// Writes until the other end of the queue is gone.
 pub async fn write(settings: Settings, mut queue: Receiver<Given>, answers: Arc<dyn Answers>, status: Arc<Status>) {
     let mut taken = VecDeque::new();
-    let mut outage = Outage::default();
+    let mut outage = Outage::of(settings.place());
     loop {
         let mut writer = match open(&settings).await {
             Ok(writer) => writer,
@@ -68,9 +68,11 @@ pub async fn write(settings: Settings, mut queue: Receiver<Given>, answers: Arc<
                 continue;
             }
         };
-        outage.end(&settings, &status);
+        if taken.is_empty() && queue.is_empty() {
+            outage.end(&status);
+        }
         status.connected.fetch_add(1, Ordering::Relaxed);
-        let ended = writer.run(&mut queue, &mut taken, &*answers, &status).await;
+        let ended = writer.run(&mut queue, &mut taken, &*answers, (&status, &mut outage)).await;
         status.connected.fetch_sub(1, Ordering::Relaxed);
         match ended {
             Ok(()) => return,
@@ -90,14 +92,20 @@ async fn open(settings: &Settings) -> Result<Writer, Error> {
     Ok(Writer { session, statements, clusters: HashMap::new(), contracts: HashMap::new(), leaves: Leaves::default() })
 }
 
-/// The server cannot be used: said once at its beginning and once at its end, by the first and the last of the writers.
-#[derive(Default)]
+/// The server cannot be used: said once at its beginning and once at its end, by the first and the last of the writers. A server that
+/// can be reached and refuses what is written is not back.
 struct Outage {
+    place: String,
     is_on: bool,
     backoff: Backoff,
 }
 
 impl Outage {
+    /// None yet of the server at this place.
+    fn of(place: String) -> Self {
+        Self { place, is_on: false, backoff: Backoff::default() }
+    }
+
     /// Waits before the next try; `false` when nobody gives anything any longer.
     async fn wait(&mut self, error: &Error, queue: &Receiver<Given>, status: &Status) -> bool {
         let sentence = error.to_string();
@@ -114,11 +122,12 @@ impl Outage {
         true
     }
 
-    fn end(&mut self, settings: &Settings, status: &Status) {
-        let was_on = core::mem::take(self).is_on;
-        if was_on && let Some(took) = status.back() {
-            let place = settings.place();
-            tracing::warn!("checkpoints go on: PostgreSQL at {place} is back after {:.1} s", took.as_secs_f64());
+    fn end(&mut self, status: &Status) {
+        self.backoff = Backoff::default();
+        if core::mem::take(&mut self.is_on)
+            && let Some(took) = status.back()
+        {
+            tracing::warn!("checkpoints go on: PostgreSQL at {} is back after {:.1} s", self.place, took.as_secs_f64());
         }
     }
 }
@@ -248,7 +257,7 @@ impl Writer {
         queue: &mut Receiver<Given>,
         taken: &mut VecDeque<Given>,
         answers: &dyn Answers,
-        status: &Status,
+        (status, outage): (&Status, &mut Outage),
     ) -> Result<(), Error> {
         loop {
             if taken.is_empty() {
@@ -270,6 +279,7 @@ impl Writer {
             let (cluster, longest) = (group.cluster, self.session.statement_timeout * 2);
             let written = tokio::time::timeout(longest, self.write(&group, status)).await;
             let stands = written.unwrap_or(Err(Error::Slow(longest)))?;
+            outage.end(status);
             let (answered, rest) = taken.drain(..).partition(|given: &Given| given.request.cluster() == cluster);
             *taken = rest;
             for Given { by, request } in Vec::from(answered as VecDeque<Given>) {
@@ -284,6 +294,7 @@ impl Writer {
     /// Writes a group; where its partitions stand afterwards.
     async fn write(&mut self, group: &Group<'_>, status: &Status) -> Result<Stands, Error> {
         let cluster = self.cluster(group.cluster).await?;
+        status.cluster.store(cluster, Ordering::Relaxed);
         let mut stands = Stands::new();
         if !group.opens.is_empty() {
             let (partitions, terms): (Vec<i32>, Vec<i64>) =

@@ -209,7 +209,8 @@ fn carry_out(
     }
     crate::snapshot::touch(partition, slot, cx.arena);
     if verb == state_verb::PRUNE {
-        return Ok(partition.versions.prune(history, body.keep.to_native(), cx.arena));
+        let keep = body.keep.to_native();
+        return Ok(partition.change_states(slot, |partition| partition.versions.prune(history, keep, cx.arena)));
     }
     let state = partition.tasks[slot].state;
     if verb == state_verb::RESUME && state.is_final() && !retry::restart(partition, slot, cx) {

@@ -8,12 +8,13 @@
 use std::collections::VecDeque;
 
 use super::Partition;
-use crate::arena::{Arena, Demoted};
+use crate::arena::{Arena, Demoted, Handle};
 use crate::entry::Settings;
 use crate::queue::Queue;
 use crate::task::{NONE, Slot, Task};
+use crate::versions::History;
 
-/// What a waiting task counts for beside its payload or result, in bytes.
+/// What a waiting task counts for beside its payload, result, error and states, in bytes.
 const TASK_BYTES: u64 = 128;
 /// What a look at a task that may be demoted counts for beside its bytes.
 const DEMOTED_WORK: usize = 64;
@@ -146,10 +147,12 @@ impl Partition {
                 break;
             }
             *work = work.saturating_sub(DEMOTED_WORK);
-            if let Some(task) = self.tasks.get(slot).filter(|task| stands_for(task, number)) {
-                match arena.demote(task.blob) {
+            let task = self.tasks.get(slot).filter(|task| stands_for(task, number));
+            let input = |task: &Task| self.extras.get(task.extra).map_or(Handle::NONE, |extra| extra.input);
+            for blob in task.into_iter().flat_map(|task| [task.blob, input(task)]) {
+                match arena.demote(blob) {
                     Demoted::Moved => {
-                        let bytes = arena.len_of(task.blob);
+                        let bytes = arena.len_of(blob);
                         waiting.demoted_bytes += bytes as u64;
                         *work = work.saturating_sub(bytes);
                     }
@@ -194,13 +197,35 @@ impl Partition {
         self.waiting.demoted_bytes -= self.demoted_bytes_of(slot, arena);
     }
 
+    /// Changes the versions of a task's state. What a task that waits counts for follows.
+    pub(crate) fn change_states<R>(&mut self, slot: Slot, change: impl FnOnce(&mut Self) -> R) -> R {
+        let task = &self.tasks[slot];
+        let waits = self.has_checkpoints() && self.retention_ms(task).is_some() && task.token > self.checkpointed;
+        let before = self.state_bytes_of(slot);
+        let changed = change(self);
+        if waits {
+            self.waiting.bytes = self.waiting.bytes - before + self.state_bytes_of(slot);
+        }
+        changed
+    }
+
+    /// What versions of a task's state added to the chunks that were there, in bytes.
+    fn state_bytes_of(&self, slot: Slot) -> u64 {
+        self.history(slot).map_or(0, History::new_bytes)
+    }
+
     fn demoted_bytes_of(&self, slot: Slot, arena: &Arena) -> u64 {
-        let blob = self.tasks[slot].blob;
-        if arena.is_demoted(blob) { arena.len_of(blob) as u64 } else { 0 }
+        let task = &self.tasks[slot];
+        let input = self.extras.get(task.extra).map_or(Handle::NONE, |extra| extra.input);
+        let demoted = [task.blob, input].into_iter().filter(|&blob| arena.is_demoted(blob));
+        demoted.map(|blob| arena.len_of(blob) as u64).sum()
     }
 
     fn bytes_of(&self, slot: Slot, arena: &Arena) -> u64 {
-        arena.len_of(self.tasks[slot].blob) as u64 + TASK_BYTES
+        let task = &self.tasks[slot];
+        let extra =
+            self.extras.get(task.extra).map_or(0, |extra| arena.len_of(extra.input) + arena.len_of(extra.error));
+        (arena.len_of(task.blob) + extra) as u64 + self.state_bytes_of(slot) + TASK_BYTES
     }
 
     /// Whether an entry of the line still stands for a task.

@@ -70,6 +70,7 @@ impl StoredPage {
 
 /// Which tasks are wanted.
 struct Filter<'a> {
+    /// Empty for all.
     namespace: &'a str,
     queue: &'a str,
     kind: &'a str,
@@ -96,7 +97,7 @@ impl<'a> Filter<'a> {
     fn matches(&self, partition: &Partition, task: &Task) -> bool {
         let contract = &partition.contracts[task.contract];
         let queue = &partition.queues[contract.queue as usize];
-        queue.namespace == self.namespace
+        (self.namespace.is_empty() || queue.namespace == self.namespace)
             && (self.queue.is_empty() || queue.name == self.queue)
             && (self.kind.is_empty() || contract.kind == self.kind)
             && self.wants(task.state)
@@ -164,7 +165,7 @@ pub(crate) fn list(
     Ok(Listed::Page(page))
 }
 
-/// A page of what memory has, all of it.
+/// A page of what memory has, all of it; of all namespaces where none is named.
 pub(crate) fn past(
     partition: &Partition,
     body: &ArchivedListTasks,
@@ -172,8 +173,9 @@ pub(crate) fn past(
     dispatch: &Dispatch,
 ) -> Result<TaskPage, Malformed> {
     let mut page = TaskPage::default();
+    let filter = Filter { namespace: body::text(&body.bytes, body.namespace)?, ..Filter::of(body)? };
     let slot = Slot::try_from(body.cursor[0].to_native()).unwrap_or(Slot::MAX);
-    let end = in_memory(partition, &Filter::of(body)?, slot, 0, &mut page, arena, dispatch);
+    let end = in_memory(partition, &filter, slot, 0, &mut page, arena, dispatch);
     page.cursor = [end.unwrap_or(0).into(), 0];
     Ok(page)
 }

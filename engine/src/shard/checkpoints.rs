@@ -176,11 +176,11 @@ fn gather(partition: &mut Partition, from: u64, bounds: BatchBounds, arena: &Are
             break;
         }
     }
-    if batch.to == from && batch.chunks.is_empty() {
+    batch.queues = partition.take_untold().map(setting).collect();
+    if batch.to == from && batch.chunks.is_empty() && batch.queues.is_empty() {
         return None;
     }
     told.note(partition, &mut batch);
-    batch.queues = partition.take_untold().map(setting).collect();
     Some(batch)
 }
 

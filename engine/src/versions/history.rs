@@ -145,6 +145,11 @@ impl History {
         }
     }
 
+    /// What its versions added to the chunks that were there, in bytes.
+    pub(crate) fn new_bytes(&self) -> u64 {
+        self.versions.values().map(|version| version.new_bytes).sum()
+    }
+
     /// Memory held, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         let names = self.branches.len() + self.tags.len();

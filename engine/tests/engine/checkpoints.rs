@@ -3,10 +3,13 @@
 use taskmaster_engine::arena::EXTENT_BYTES;
 use taskmaster_engine::checkpoint::{Batch, BatchBounds, Checkpoints, ForStore, FromStore, Stored};
 use taskmaster_engine::{Config, Input, State};
-use taskmaster_protocol::body::{CURSOR_STORED, ListTasks, TaskPage};
+use taskmaster_protocol::body::{
+    self, CURSOR_STORED, ChangeState, ConfigureQueue, ListTasks, TaskPage, queue_field, state_verb,
+};
 use taskmaster_protocol::{Code, PartitionId, TaskId};
 
 use super::job::{Job, id, job, jobs};
+use super::states::Part;
 use super::world::{CLIENT, World, config};
 
 const WORKER: u64 = 50;
@@ -450,4 +453,46 @@ fn final_tasks_come_back_from_the_store_as_they_were_and_are_kept_anew() {
     assert!(new.find(tasks[0]).is_some(), "an hour from here on");
     new.advance_ms(1_000_000);
     assert!(new.find(tasks[0]).is_none());
+}
+
+#[test]
+fn settings_of_a_queue_go_out_though_no_task_ends() {
+    let mut world = world(generous());
+    let term = world.open(0);
+    while let Some(batch) = world.batch() {
+        assert_eq!((batch.from, batch.to, batch.tasks.len()), (0, 0, 0));
+        world.store_says(term, Stored::Upto(0));
+    }
+    let mut pause = ConfigureQueue { set: queue_field::PAUSED, paused: 1, ..ConfigureQueue::default() };
+    pause.queue = body::put(&mut pause.bytes, b"mail");
+    world.call(CLIENT, 0, &pause);
+    let batch = world.batch().expect("the settings");
+    let told: Vec<_> = batch.queues.iter().map(|queue| (queue.queue.as_str(), queue.paused)).collect();
+    assert_eq!((told, batch.tasks.len()), (vec![("mail", true)], 0));
+    world.store_says(term, Stored::Upto(0));
+    assert_eq!(world.batch(), None);
+}
+
+#[test]
+fn states_and_inputs_of_what_waits_count_until_it_is_stored() {
+    let mut world = world(generous());
+    let id = world.submit(&jobs("mail", 0, 1))[0];
+    let lease = world.leases().remove(0);
+    let state = [7; 5_000];
+    for version in 0..3 {
+        world.save(&lease, version, &[Part::New(&state[..4_000 + version as usize])]).unwrap();
+    }
+    world.complete(&lease, b"done");
+    let counted = |world: &World| world.shard.stats().checkpoint_waiting_bytes;
+    let all = counted(&world);
+    assert!((12_003..13_000).contains(&all), "{all}");
+    let prune = ChangeState { id, verb: state_verb::PRUNE, keep: 1, ..ChangeState::default() };
+    world.call(CLIENT, 0, &prune);
+    assert_eq!(counted(&world), all - 4_000 - 4_001, "two versions are gone");
+    world.restart(None);
+    assert_eq!(counted(&world), all - 4_000 - 4_001, "all replicas count alike");
+    let term = world.open(0);
+    let upto = world.batch().unwrap().to;
+    world.store_says(term, Stored::Upto(upto));
+    assert_eq!(counted(&world), 0);
 }

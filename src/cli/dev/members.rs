@@ -13,7 +13,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
 use crate::cli::{Exit, Failure};
-use crate::config::{Config, Origin};
+use crate::config::{Config, Origin, is_setting};
 
 /// Longest start of a node: making its log's files takes most of it.
 const START_MAX: Duration = Duration::from_secs(60);
@@ -154,7 +154,7 @@ fn spawn(file: &Path, name: &str, namespace: Option<&str>, verbose: u8) -> Resul
     command.args((0..verbose).map(|_| "-v"));
     // What overrides the configuration of one node would override it for all.
     for (variable, _) in std::env::vars_os() {
-        if variable.to_str().is_some_and(|name| name.starts_with("TASKMASTER_") && name.contains("__")) {
+        if variable.to_str().is_some_and(is_setting) {
             command.env_remove(variable);
         }
     }

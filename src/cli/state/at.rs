@@ -123,6 +123,7 @@ fn slice(area: &[u8], span: Span) -> &[u8] {
 struct Shown {
     id: TaskId,
     state: &'static str,
+    namespace: String,
     queue: String,
     kind: String,
     name: String,
@@ -142,6 +143,7 @@ impl Shown {
         Self {
             id: info.id,
             state: state_name(info.state),
+            namespace: text(info.namespace),
             queue: text(info.queue),
             kind: text(info.kind),
             name: text(info.name),
@@ -156,6 +158,7 @@ impl Shown {
         json!({
             "id": self.id.to_string(),
             "state": self.state,
+            "namespace": self.namespace,
             "queue": self.queue,
             "kind": self.kind,
             "name": self.name,
@@ -168,7 +171,7 @@ impl Shown {
 
     /// Its row of a listing.
     fn row(&self) -> Vec<String> {
-        let texts = [self.state, &self.queue, &self.kind, &self.name].map(str::to_owned);
+        let texts = [self.state, &self.namespace, &self.queue, &self.kind, &self.name].map(str::to_owned);
         [vec![self.id.to_string()], texts.into(), vec![self.attempt.to_string()]].concat()
     }
 
@@ -176,6 +179,7 @@ impl Shown {
         pairs(&[
             ("id", self.id.to_string()),
             ("state", self.state.to_owned()),
+            ("namespace", self.namespace.clone()),
             ("queue", self.queue.clone()),
             ("kind", self.kind.clone()),
             ("attempt", self.attempt.to_string()),
@@ -247,7 +251,8 @@ fn list(
         output.json(&json!({"at": moment_json(moment), "tasks": tasks}))?;
         return Ok(Exit::Success);
     }
-    let mut table = Table::new(&["id", "state", "queue", "kind", "name", "attempt"].map(|name| (name, Side::Left)));
+    let columns = ["id", "state", "namespace", "queue", "kind", "name", "attempt"];
+    let mut table = Table::new(&columns.map(|name| (name, Side::Left)));
     tasks.iter().for_each(|task| table.row(task.row()));
     let listed = if table.is_empty() { "no tasks\n".to_owned() } else { table.render() };
     output.text(&format!("{}\n{listed}", head(moment)))?;

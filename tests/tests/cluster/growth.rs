@@ -8,7 +8,7 @@ use super::ledger::Load;
 use super::nodes::{Cluster, PARTITIONS, until};
 
 /// Longest time until a new node has its share.
-const BALANCED_WITHIN: Duration = Duration::from_secs(60);
+const BALANCED_WITHIN: Duration = Duration::from_secs(180);
 
 impl Cluster {
     /// Replicas on each node that should have some, once nothing moves; `None` before.

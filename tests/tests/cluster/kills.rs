@@ -75,7 +75,7 @@ async fn a_leader_that_stood_still_serves_nothing_stale() {
     let mut refused = 0;
     while Instant::now() < until {
         for &id in &known {
-            match probe.state(id, Duration::from_secs(5)).await {
+            match probe.state(id, Duration::from_secs(20)).await {
                 Ok(state) => assert_eq!(state, State::Cancelled, "{id}"),
                 Err(error) => {
                     assert_eq!(error.code(), Some(Code::NotLeader), "{error}");

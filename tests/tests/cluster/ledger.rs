@@ -136,7 +136,7 @@ impl Load {
     /// As [`Load::goes_on`], for some partitions.
     pub(crate) async fn goes_on_in(&self, partitions: &[u16], when: &str) {
         let (accepted, told) = (self.acknowledged(), self.ledger.told.lock().unwrap().len());
-        until(&format!("work that goes on {when}"), Duration::from_secs(20), || async {
+        until(&format!("work that goes on {when}"), Duration::from_secs(60), || async {
             let acknowledged = self.ledger.acknowledged.lock().unwrap();
             let reached: HashSet<u16> = acknowledged[accepted..].iter().map(|id| id.partition().0).collect();
             partitions.iter().all(|partition| reached.contains(partition))
@@ -176,7 +176,7 @@ impl Load {
             self.failed().len(),
             self.ledger.gap_us.load(Ordering::Relaxed) / 1_000,
         );
-        self.worker.shutdown_within(Duration::from_secs(5)).await.unwrap();
+        self.worker.shutdown_within(Duration::from_secs(30)).await.unwrap();
     }
 
     /// Compares again what is read now with what was said before, while the load goes on.

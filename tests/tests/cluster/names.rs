@@ -65,7 +65,7 @@ async fn meet(networks: Arc<Networks>, hosts: &[Hosts]) {
     let both = [("all.test", host(0)), ("all.test", host(1))];
     hosts[0].write(&both);
     hosts[1].write(&both);
-    until("the second node joins", Duration::from_secs(20), || async { cluster.view().await.nodes.len() == 2 }).await;
+    until("the second node joins", Duration::from_secs(60), || async { cluster.view().await.nodes.len() == 2 }).await;
     hosts[2].write(&[("first.test", host(0))]);
     cluster.whole().await;
     assert_eq!(cluster.view().await.nodes.len(), 3);

@@ -205,7 +205,7 @@ impl Cluster {
 
     /// Waits until every running node sees every partition led, settled on three voters and without lag, and all alive.
     pub(crate) async fn whole(&self) {
-        until("a whole cluster", Duration::from_secs(30), || async { self.is_whole().await }).await;
+        until("a whole cluster", Duration::from_secs(90), || async { self.is_whole().await }).await;
     }
 
     async fn is_whole(&self) -> bool {
@@ -249,7 +249,7 @@ impl Cluster {
 
     /// Waits until all replicas of all partitions have come to the same index, and every node says that none lags.
     pub(crate) async fn agreed(&self) {
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(90);
         loop {
             let mut seen: Vec<Vec<(usize, u64, u32)>> = vec![Vec::new(); usize::from(PARTITIONS)];
             for (number, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.process.is_some()) {
@@ -272,7 +272,7 @@ impl Cluster {
     pub(crate) async fn let_lead(&self, client: &Client, number: usize, partition: PartitionId) {
         let id = self.id(number).await;
         let change = ClusterChange::TransferLeader { partition: Some(partition), to: Some(id) };
-        until("another leader", Duration::from_secs(20), || async {
+        until("another leader", Duration::from_secs(60), || async {
             client.change_cluster(&change).await.unwrap();
             let view = self.nodes[number].view().await;
             view.is_some_and(|view| view.partitions[usize::from(partition.0)].leader == Some(id))
@@ -295,7 +295,7 @@ impl Cluster {
 
     /// Waits until a node's `cluster status` has a problem with all of these words; the sentence.
     pub(crate) async fn problem(&self, number: usize, words: &[&str]) -> String {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             let (_, status) = self.status(number);
             let problems = status["problems"].as_array().cloned().unwrap_or_default();
@@ -319,7 +319,7 @@ impl Cluster {
 impl Node {
     /// As [`Cluster::logged`].
     pub(crate) async fn logged(&self, words: &[&str]) -> String {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             let log = self.log();
             if let Some(line) = log.lines().find(|line| words.iter().all(|word| line.contains(word))) {

@@ -10,7 +10,7 @@ use taskmaster_protocol::body::{
 use taskmaster_protocol::{Header, Operation, PartitionId};
 
 /// Longest wait for an answer, where a test says nothing else.
-const ANSWER: Duration = Duration::from_secs(5);
+const ANSWER: Duration = Duration::from_secs(20);
 
 pub(crate) struct Probe {
     connection: Connection,
@@ -20,7 +20,7 @@ pub(crate) struct Probe {
 
 impl Probe {
     pub(crate) async fn connect(address: impl AsRef<str>) -> Result<Self, Error> {
-        let options = Options { connect_timeout: Duration::from_secs(2), ..Options::default() };
+        let options = Options { connect_timeout: Duration::from_secs(10), ..Options::default() };
         let (connection, pushes) = Connection::connect(address.as_ref(), &options).await?;
         Ok(Self { connection, _pushes: pushes })
     }

@@ -22,11 +22,11 @@ async fn without_a_quorum_the_last_node_refuses_says_why_and_recovers() {
 
     let probe = Probe::connect(cluster.nodes[last].address()).await.unwrap();
     for partition in (0..PARTITIONS).map(PartitionId) {
-        let error = probe.submit(id_in(&client, partition), Duration::from_secs(5)).await.expect_err("no quorum");
+        let error = probe.submit(id_in(&client, partition), Duration::from_secs(20)).await.expect_err("no quorum");
         assert_eq!(error.code(), Some(Code::NotLeader), "{error}");
         assert!(error.to_string().contains(&format!("partition {partition}")), "{error}");
     }
-    let error = probe.state(known, Duration::from_secs(5)).await.expect_err("a read needs a quorum, too");
+    let error = probe.state(known, Duration::from_secs(20)).await.expect_err("a read needs a quorum, too");
     assert_eq!(error.code(), Some(Code::NotLeader), "{error}");
     let names: Vec<&str> = others.iter().map(|&other| cluster.nodes[other].name.as_str()).collect();
     let everywhere = format!("No quorum for partitions 0-{}", PARTITIONS - 1);
@@ -35,9 +35,9 @@ async fn without_a_quorum_the_last_node_refuses_says_why_and_recovers() {
     let (code, status) = cluster.status(last);
     assert_eq!((code, &status["serving"]), (Some(1), &serde_json::json!(false)), "{status:#}");
     // Once it has stood in vain for what the others led, it names them no longer.
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        let error = probe.state(known, Duration::from_secs(5)).await.expect_err("still no quorum").to_string();
+        let error = probe.state(known, Duration::from_secs(20)).await.expect_err("still no quorum").to_string();
         if error.contains("has no leader that is known here") {
             break;
         }
@@ -49,7 +49,7 @@ async fn without_a_quorum_the_last_node_refuses_says_why_and_recovers() {
     load.goes_on("with two of three").await;
     assert!(probe.state(known, Duration::from_secs(5)).await.is_ok() || client.task(known).await.is_ok());
     // The partitions that the load does not use are led again a moment later.
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while cluster.status(last).0 != Some(0) {
         assert!(Instant::now() < deadline, "{:#}", cluster.status(last).1);
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -50,7 +50,7 @@ async fn a_node_of_another_cluster(cluster: &mut Cluster) {
     let probe = Probe::connect(cluster.nodes[stranger].address()).await.unwrap();
     probe.change(&ClusterChange::Bootstrap).await.unwrap();
     let node = &cluster.nodes[stranger];
-    until("a cluster of one", Duration::from_secs(10), || async {
+    until("a cluster of one", Duration::from_secs(60), || async {
         node.view().await.is_some_and(|view| view.partitions.len() > 1)
     })
     .await;

@@ -63,7 +63,7 @@ async fn nodes_of_one_authority_form_a_cluster_and_others_hear_why_they_are_kept
     // With the right certificate it is a node like the others.
     cluster.nodes[stranger].setup.more.push_str(&authority.lines("n4"));
     cluster.nodes[stranger].start();
-    super::nodes::until("the fourth node", std::time::Duration::from_secs(20), || async {
+    super::nodes::until("the fourth node", std::time::Duration::from_secs(60), || async {
         cluster.view().await.nodes.iter().any(|node| node.name == "n4" && node.is_alive)
     })
     .await;

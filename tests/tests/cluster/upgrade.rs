@@ -27,7 +27,7 @@ async fn a_cluster_is_upgraded_node_by_node_under_load() {
         cluster.nodes[number].start();
         cluster.whole().await;
         let name = cluster.nodes[number].name.clone();
-        until("the new version in the map (needs a debug build)", Duration::from_secs(20), || async {
+        until("the new version in the map (needs a debug build)", Duration::from_secs(60), || async {
             let view = cluster.view().await;
             view.nodes.iter().any(|node| node.name == name && node.version == before + 1)
         })

@@ -52,7 +52,7 @@ async fn rounds(delivery: &str, is_exact: bool) {
     let ids = loading.await.unwrap();
     assert_told(&stage.kafka, &client, &ids, is_exact).await;
     eprintln!("{kills} kills, {delivery}: {} tasks", ids.len());
-    worker.shutdown_within(Duration::from_secs(5)).await.unwrap();
+    worker.shutdown_within(Duration::from_secs(30)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -41,5 +41,5 @@ async fn a_leader_that_was_replaced_tells_nothing_behind_its_successors_back() {
     let ids = loading.await.unwrap();
     assert_told(&kafka, &client, &ids, true).await;
     eprintln!("{} tasks under changing leaders", ids.len());
-    worker.shutdown_within(Duration::from_secs(5)).await.unwrap();
+    worker.shutdown_within(Duration::from_secs(30)).await.unwrap();
 }

@@ -81,5 +81,5 @@ async fn each_finished_task_is_stored_once_whatever_is_killed() {
     let twice = "SELECT count(*) - count(DISTINCT (partition, number)) FROM taskmaster.final_task";
     assert_eq!(stage.count(twice).await, 0, "a row was stored twice");
     eprintln!("{kills} kills: {} tasks acknowledged, {} stored", ids.len(), all.len());
-    worker.shutdown_within(Duration::from_secs(5)).await.unwrap();
+    worker.shutdown_within(Duration::from_secs(30)).await.unwrap();
 }

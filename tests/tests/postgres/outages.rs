@@ -30,7 +30,7 @@ pub(super) async fn nothing_waits(client: &Client) {
 }
 
 pub(super) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + Duration::from_secs(60);
     while !is_so().await {
         assert!(Instant::now() < until, "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -57,7 +57,7 @@ async fn tasks_go_on_without_the_database_and_are_stored_when_it_is_back() {
     // One that answers nothing is an outage too; its transaction may have been carried out or not.
     stage.postgres.pause();
     ids.extend(finish(&client, 100).await);
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    until("the silence is noticed", async || stage.node.log().matches("checkpoints wait").count() >= 2).await;
     stage.postgres.resume();
     assert_history(&stage, &client, &ids).await;
     let said = |sentence: &str| stage.node.log().matches(sentence).count();

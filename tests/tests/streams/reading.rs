@@ -20,6 +20,10 @@ async fn a_position_survives_a_restart_and_is_shown() {
     let mut stage = Stage::new(1, "").await;
     stage.kafka.send(TOPIC, 0, numbers(0..5)).await;
     stage.reaches(0, 5).await;
+    // The engine has them: the reader, too, knows it, and stores the position for others.
+    while crate::process::counter(&stage.client, "stream_tasks").await < 5 {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
     assert!(stage.node.threads().contains(&"streams".to_owned()));
     assert!(stage.node.terminate().success());
     assert_eq!(stage.kafka.committed("taskmaster-shop", TOPIC, 0).await, Some(5), "for tools that show lag");

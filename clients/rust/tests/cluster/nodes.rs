@@ -464,7 +464,7 @@ fn partition(leader: Option<usize>, term: u64) -> PartitionRow {
 
 /// Waits until something holds, and fails with what should have been.
 pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    for _ in 0..2_000 {
+    for _ in 0..12_000 {
         if holds() {
             return;
         }

@@ -107,7 +107,7 @@ pub(crate) fn insert(bytes: &[u8], partition: &mut Partition, cx: &mut Cx<'_>) -
     for record in body.histories.iter() {
         let Some(slot) = partition.find(TaskId::from(&record.id), NONE) else { continue };
         touch(partition, slot, cx.arena);
-        insert_history(slot, record, parts, &states, partition, cx)?;
+        partition.change_states(slot, |partition| insert_history(slot, record, parts, &states, partition, cx))?;
     }
     let held: Vec<u32> = states.into_iter().flatten().collect();
     partition.versions.chunks.release(&held, cx.arena);

@@ -45,7 +45,9 @@ fn choose(mut sources: Vec<Source>, wanted: Option<&str>, own: u128) -> Result<S
 
 impl From<StoredTask> for Shown {
     fn from(task: StoredTask) -> Self {
-        let StoredTask { id, state, queue, kind, name, attempts, payload, result, error, .. } = task;
-        Self { id: id.into(), state: state_name(state), queue, kind, name, attempt: attempts, payload, result, error }
+        let StoredTask { id, state, namespace, queue, kind, name, attempts: attempt, payload, result, error, .. } =
+            task;
+        let (id, state) = (id.into(), state_name(state));
+        Self { id, state, namespace, queue, kind, name, attempt, payload, result, error }
     }
 }

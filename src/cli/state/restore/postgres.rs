@@ -1,5 +1,5 @@
 //! `taskmaster state restore --from postgres`: queues' settings, finished tasks and the versions of their states come back from the database,
-//! through a node that takes them.
+//! through a node that takes them. The data directory gets its name when all is there and the database knows the new cluster.
 
 use std::collections::BTreeMap;
 
@@ -8,6 +8,7 @@ use taskmaster_connect::postgres::{self, Returning, Source};
 use tokio::sync::mpsc;
 
 use super::Arguments;
+use super::backup::Unfinished;
 use crate::cli::connect::block_on;
 use crate::cli::state::database::failed;
 use crate::cli::{Exit, Failure};
@@ -38,10 +39,8 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
     if let Some(data_dir) = &arguments.data_dir {
         config.node.data_dir.clone_from(data_dir);
     }
-    if config.node.data_dir.exists() {
-        let message = format!("{} exists: a restore makes a new data directory", config.node.data_dir.display());
-        return Err(Failure::new(Exit::Usage, message));
-    }
+    let unfinished = Unfinished::new(&config.node.data_dir)?;
+    unfinished.path().clone_into(&mut config.node.data_dir);
     doctor::preflight().map_err(|unfit| Failure::new(Exit::Failed, unfit.to_string()))?;
     let (source, restored) = block_on(async {
         let mut session = postgres::connect(&settings).await.map_err(|error| failed(&error))?;
@@ -63,6 +62,7 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
         adopted.map_err(|error| failed(&error))?;
         Ok((source, restored))
     })?;
+    unfinished.finish()?;
     report(&source, &restored, output)?;
     Ok(Exit::Success)
 }
