@@ -139,4 +139,13 @@ mod tests {
             assert!(!format!("{error} {error:?}").contains("s3cret"), "{error}");
         }
     }
+
+    #[test]
+    fn encryption_that_an_address_asks_for_must_be_on() {
+        let mut settings = Settings::new("postgres://me@db.example/tasks?sslmode=require", None).unwrap();
+        assert!(settings.lacks_tls());
+        settings.set_tls(TlsMode::Verify, None);
+        assert!(!settings.lacks_tls());
+        assert!(!Settings::new("postgres://me@db.example/tasks", None).unwrap().lacks_tls());
+    }
 }

@@ -38,6 +38,26 @@ pub(super) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_refuses_what_is_written_is_one_outage() {
+    let stage = Stage::new("").await;
+    let client = stage.client.clone();
+    let worker = worker(&client).await;
+    let mut ids = finish(&client, 20).await;
+    stage.stored(ids.len()).await;
+    nothing_waits(&client).await;
+    stage.postgres.refuse_writes(true).await;
+    ids.extend(finish(&client, 20).await);
+    let said = |sentence: &str| stage.node.log().matches(sentence).count();
+    until("several tries", async || stage.postgres.log().matches("read-only transaction").count() >= 4).await;
+    assert_eq!((said("checkpoints wait"), said("checkpoints go on")), (1, 0), "{}", stage.node.log());
+    stage.postgres.refuse_writes(false).await;
+    assert_history(&stage, &client, &ids).await;
+    until("it is told once", async || said("checkpoints go on") == 1).await;
+    assert_eq!((said("checkpoints wait"), counter(&client, "postgres_outages").await), (1, 1));
+    worker.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tasks_go_on_without_the_database_and_are_stored_when_it_is_back() {
     let mut stage = Stage::new("").await;
     let client = stage.client.clone();

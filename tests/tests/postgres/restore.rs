@@ -1,7 +1,8 @@
 //! All disks are lost: what was checkpointed comes back from the database alone.
 
 use std::collections::BTreeMap;
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Output};
 
 use taskmaster_client::{Client, State, Task, TaskFilter, TaskId, TaskView};
 
@@ -31,14 +32,39 @@ pub(super) fn restore(stage: &Stage) -> (Setup, tempfile::TempDir, serde_json::V
     setup.more = section(&stage.postgres, "");
     let config = fresh.path().join("restore.toml");
     std::fs::write(&config, setup.config()).unwrap();
-    let restored = Command::new(binary())
-        .args(["state", "restore", "--from", "postgres", "--output", "json", "--config"])
-        .arg(&config)
-        .env("TASKMASTER_POSTGRES__PASSWORD", PASSWORD)
-        .output()
-        .unwrap();
+    let restored = try_restore(&config);
     assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
     (setup, fresh, serde_json::from_slice(&restored.stdout).unwrap())
+}
+
+fn try_restore(config: &Path) -> Output {
+    let mut restore = Command::new(binary());
+    restore.args(["state", "restore", "--from", "postgres", "--output", "json", "--config"]).arg(config);
+    restore.env("TASKMASTER_POSTGRES__PASSWORD", PASSWORD).output().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restore_that_breaks_off_leaves_nothing_that_looks_whole() {
+    let stage = Stage::new("").await;
+    let working = worker(&stage.client).await;
+    let id = stage.client.submit(Task::new("echo").queue("mixed")).await.unwrap().id;
+    stage.client.result(id).await.unwrap();
+    stage.stored(1).await;
+    working.shutdown().await.unwrap();
+    // Everything can be read, and the new cluster cannot be noted.
+    stage.postgres.refuse_writes(true).await;
+    let fresh = directory();
+    let mut setup = Setup::new(&fresh);
+    setup.more = section(&stage.postgres, "");
+    let config = fresh.path().join("restore.toml");
+    std::fs::write(&config, setup.config()).unwrap();
+    let refused = try_restore(&config);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("read-only"), "{said}");
+    let left: Vec<_> = std::fs::read_dir(fresh.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["restore.toml"]);
+    stage.postgres.refuse_writes(false).await;
+    assert!(try_restore(&config).status.success());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -154,6 +154,17 @@ impl Postgres {
         self.connect().await.expect("it runs")
     }
 
+    /// Lets all sessions read and none write, or lets them write again: those that are there are ended.
+    pub(crate) async fn refuse_writes(&self, refuses: bool) {
+        let mut client = self.client().await;
+        let change = client.build_transaction().read_only(false).start().await.unwrap();
+        let sql = format!("ALTER DATABASE postgres SET default_transaction_read_only = {refuses}");
+        change.batch_execute(&sql).await.unwrap();
+        change.commit().await.unwrap();
+        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        client.query(end, &[]).await.unwrap();
+    }
+
     /// Connection settings as a node makes them.
     pub(crate) fn settings(&self) -> taskmaster_connect::postgres::Settings {
         taskmaster_connect::postgres::Settings::new(&self.url(), Some(PASSWORD)).unwrap()
