@@ -40,6 +40,7 @@ mod submission;
 mod suite;
 
 pub use floor::Floor;
+pub use machine::{postgres_server, server_cpu_s};
 pub use options::{NodeInfo, Options};
 pub use report::{Config, Latency, Report};
 pub use run::{run, run_nodes};

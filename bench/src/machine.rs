@@ -33,14 +33,49 @@ pub(crate) fn rss_bytes_max(pid: u32) -> Option<u64> {
 
 /// User and system CPU time of a process so far, in seconds.
 pub(crate) fn cpu_s(pid: u32) -> Option<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command, field 2, may hold spaces and parentheses; utime and stime are fields 14 and 15.
-    let (_, after_command) = stat.rsplit_once(')')?;
-    let mut fields = after_command.split_whitespace().skip(11);
-    let user: u32 = fields.next()?.parse().ok()?;
-    let system: u32 = fields.next()?.parse().ok()?;
-    let per_s = u32::try_from(rustix::param::clock_ticks_per_second()).ok()?;
-    Some((f64::from(user) + f64::from(system)) / f64::from(per_s))
+    let stat = Stat::of(pid)?;
+    Some(stat.own_s)
+}
+
+/// The PostgreSQL server on this machine that has this backend.
+#[must_use]
+pub fn postgres_server(backend: u32) -> Option<u32> {
+    Some(Stat::of(backend).filter(|stat| stat.command == "postgres")?.parent)
+}
+
+/// CPU time so far of a server and the processes that it began, those that ended among them, in seconds.
+#[must_use]
+pub fn server_cpu_s(server: u32) -> Option<f64> {
+    let pids = std::fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let children: f64 = pids.filter_map(Stat::of).filter(|stat| stat.parent == server).map(|stat| stat.own_s).sum();
+    let server = Stat::of(server)?;
+    Some(server.own_s + server.ended_s + children)
+}
+
+/// What `/proc/PID/stat` says, times in seconds.
+struct Stat {
+    command: String,
+    parent: u32,
+    own_s: f64,
+    /// Of children that ended and were waited for.
+    ended_s: f64,
+}
+
+impl Stat {
+    fn of(pid: u32) -> Option<Self> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The command, field 2, may hold spaces and parentheses; the parent is field 4, and the times are fields 14 to 17 (proc(5)).
+        let (before, after) = text.rsplit_once(')')?;
+        let fields: Vec<&str> = after.split_whitespace().collect();
+        let per_s = u32::try_from(rustix::param::clock_ticks_per_second()).ok()?;
+        let seconds = |at: usize| Some(f64::from(fields.get(at)?.parse::<u32>().ok()?) / f64::from(per_s));
+        Some(Self {
+            command: before.split_once('(')?.1.to_owned(),
+            parent: fields.get(1)?.parse().ok()?,
+            own_s: seconds(11)? + seconds(12)?,
+            ended_s: seconds(13)? + seconds(14)?,
+        })
+    }
 }
 
 /// CPU time of all threads of a process so far, in nanoseconds: finer than [`cpu_s`], which counts in ticks.

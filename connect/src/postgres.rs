@@ -37,6 +37,6 @@ pub use retention::drop_old_days;
 pub use schema::{SCHEMA_VERSION, check, migrate, version};
 pub use session::{Session, connect};
 pub use settings::{Settings, TlsMode};
-pub use standing::{Standing, standing};
+pub use standing::{Standing, backend, standing};
 pub use status::Status;
 pub use writer::{Answers, Given, write};

@@ -249,3 +249,12 @@ impl Drop for Running {
         let _ = self.child.wait();
     }
 }
+
+/// The time, as people write it in UTC, after everything so far and before what comes.
+pub(crate) async fn iso_time_now() -> String {
+    let pause = Duration::from_millis(20);
+    tokio::time::sleep(pause).await;
+    let output = std::process::Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%S.%6NZ"]).output().unwrap();
+    tokio::time::sleep(pause).await;
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 use taskmaster_client::{Client, Retries, Task, TaskError, Worker};
 
-use crate::process::{Setup, binary, directory};
+use crate::process::{Setup, binary, directory, iso_time_now};
 
 fn replay(arguments: &[&str], trace: &str) -> Output {
     let mut command = Command::new(binary());
@@ -169,6 +169,13 @@ async fn what_a_node_did_is_replayed_from_its_data_directory() {
     let (code, told, said) = replayed(&setup, &["--policy", "fifo", "--slots", "27"]);
     let told: Value = serde_json::from_str(&told).unwrap_or_else(|_| panic!("{code:?} {said}"));
     assert_eq!(told["policies"][0]["wait_s"]["max"], 0.0);
+    let between = iso_time_now().await;
+    run(&setup).await;
+    for slice in [["--until", &between], ["--since", &between]] {
+        let (_, told, said) = replayed(&setup, &[&slice[..], &["--policy", "fifo"]].concat());
+        let told: Value = serde_json::from_str(&told).unwrap_or_else(|_| panic!("{slice:?} {said}"));
+        assert_eq!(told["tasks"], 27, "{slice:?}");
+    }
     let (code, _, said) = replayed(&setup, &["--since", "2000-01-01T00:00:00Z", "--until", "2001-01-01T00:00:00Z"]);
     assert!(code == Some(2) && said.contains("has no task"), "{code:?} {said}");
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use taskmaster_client::{Client, State, StateChange, Task, TaskError, Worker};
+use taskmaster_client::{Client, State, StateChange, Step, Task, TaskError, Worker, Workflow};
 
 use crate::process::{Running, Setup, binary, directory};
 
@@ -146,6 +146,9 @@ async fn the_command_line_shows_compares_names_and_forks_states() {
     let history = client.state_log(id).await.unwrap();
     assert_eq!(history.versions.iter().map(|row| (row.number, row.parent)).next_back(), Some((6, 5)));
     assert_eq!(history.version(4).unwrap().parent, 2, "the next attempt goes on from the version that was named");
+    assert_eq!(answer(&node, &["state", "rollback", &text, "1"])["version"], 1);
+    assert_eq!(answer(&node, &["state", "rollback", &text, "6"])["version"], 6);
+    assert_eq!(client.state_log(id).await.unwrap().head, 6);
     answer(&node, &["state", "branch", &text, "other", "--at", "1", "--switch"]);
     assert_eq!(answer(&node, &["state", "gc", &text, "--keep", "1"])["kept"], 3, "heads of two branches and the tag");
     let missing = command(&node, &["state", "show", &text, "--at", "9"]);
@@ -153,6 +156,40 @@ async fn the_command_line_shows_compares_names_and_forks_states() {
     assert!(missing.status.code() == Some(5) && said.contains("3 are kept, the latest: 6, 2, 1"), "{said}");
     let change = StateChange::Rollback { version: 9 };
     assert!(client.change_state(id, &change).await.is_err());
+    worker.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_workflow_is_forked_at_a_step_and_only_what_follows_runs_again() {
+    let directory = directory();
+    let node = Setup::new(&directory).start();
+    let client = Client::connect(node.address.to_string()).await.unwrap();
+    let worker = Worker::builder(&client)
+        .queue("forks")
+        .handler("step", |task| async move { Ok(task.id().to_string()) })
+        .start()
+        .await
+        .unwrap();
+    let mut workflow = Workflow::new("prefix");
+    let mut last: Vec<Step> = Vec::new();
+    for name in ["a", "b", "c"] {
+        last = vec![workflow.add(name, Task::new("step").queue("forks"), last)];
+    }
+    let id = client.submit_workflow(workflow).await.unwrap().id;
+    client.await_workflow(id, LONG).await.unwrap();
+    let before = client.workflow(id).await.unwrap();
+    let fork = answer(&node, &["workflow", "fork", &id.to_string(), "--at", "b"]);
+    assert_eq!((&fork["tasks"], &fork["reused"]), (&Value::from(3), &Value::from(1)));
+    let forked = fork["id"].as_str().unwrap().parse().unwrap();
+    client.await_workflow(forked, LONG).await.unwrap();
+    let forked = client.workflow(forked).await.unwrap();
+    let mut by = Vec::new();
+    for (old, new) in before.tasks.iter().zip(&forked.tasks) {
+        let result = client.task(new.id).await.unwrap().result;
+        by.push(if result == old.id.to_string().into_bytes() { "reused" } else { "run" });
+        assert_eq!((&old.name, new.state), (&new.name, State::Succeeded));
+    }
+    assert_eq!(by, ["reused", "run", "run"]);
     worker.shutdown().await.unwrap();
 }
 

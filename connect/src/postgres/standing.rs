@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::session::connect;
-use super::{Error, Settings, schema};
+use super::{Error, Session, Settings, schema};
 
 /// What was found.
 #[derive(Clone, Debug)]
@@ -20,6 +20,17 @@ pub struct Standing {
     pub is_local: bool,
     /// Between its clock and ours, as far as the round trip lets us tell.
     pub clocks_apart: Duration,
+}
+
+/// The process that serves a session, if the server is on this machine.
+///
+/// # Errors
+/// When the server does not say.
+pub async fn backend(session: &Session) -> Result<Option<u32>, Error> {
+    let sql = "SELECT pg_backend_pid(), coalesce(inet_client_addr() = inet_server_addr(), true)";
+    let row = session.timely(async { Ok(session.client.query_one(sql, &[]).await?) }).await?;
+    let (pid, is_local): (i32, bool) = (row.try_get(0)?, row.try_get(1)?);
+    Ok(u32::try_from(pid).ok().filter(|_| is_local))
 }
 
 /// Connects and looks.

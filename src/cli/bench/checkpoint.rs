@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use taskmaster_bench::{NodeInfo, Options, Report};
+use taskmaster_bench::{NodeInfo, Options, Report, postgres_server, server_cpu_s};
 use taskmaster_client::Client;
 use taskmaster_connect::postgres;
 
@@ -30,6 +30,8 @@ struct Checkpointed {
     /// How long each took.
     took: (Duration, Duration),
     lost: u64,
+    /// Part of all processors that the server took while the load was on, if it is on this machine.
+    server_share: Option<f64>,
 }
 
 /// How far checkpoints were at some moment.
@@ -41,6 +43,8 @@ struct Look {
     /// Those of them that were stored.
     stored: u64,
     lost: u64,
+    /// CPU time of the server so far, in seconds.
+    server_s: Option<f64>,
 }
 
 /// Carries `bench --checkpoint` out.
@@ -53,14 +57,16 @@ pub(super) fn run(global: &Global, arguments: &Arguments, url: &str, config: &Co
     let settings = with.postgres.settings().map_err(|error| Failure::new(Exit::Usage, format!("{error:#}")))?;
     let database = |error: postgres::Error| Failure::new(Exit::Failed, error.to_string());
     let payload = usize::try_from(arguments.payload.0).unwrap_or(usize::MAX);
-    let floor = block_on(async {
+    let (server, floor) = block_on(async {
         let mut session = postgres::connect(&settings).await.map_err(database)?;
         postgres::migrate(&mut session).await.map_err(database)?;
-        postgres::floor(&mut session, FLOOR_ROWS, payload).await.map_err(database)
+        let backend = postgres::backend(&session).await.map_err(database)?;
+        let floor = postgres::floor(&mut session, FLOOR_ROWS, payload).await.map_err(database)?;
+        Ok::<_, Failure>((backend.and_then(postgres_server), floor))
     })?;
     // The machine is not the same from one run to the next: the load is compared with what it is before and after.
     let before = load(config.clone(), options.clone())?;
-    let checkpointed = load_checkpointed(with, options.clone())?;
+    let checkpointed = load_checkpointed(with, options.clone(), server)?;
     let after = load(config.clone(), options)?;
     let good = [&before, &checkpointed.report, &after].iter().all(|report| report.is_exact()) && checkpointed.lost == 0;
     let (json, text) = told([&before, &after], &checkpointed, f64::from(FLOOR_ROWS) / floor.as_secs_f64())?;
@@ -82,11 +88,11 @@ fn load(config: Config, options: Options) -> Result<Report, Failure> {
     Ok(report)
 }
 
-fn load_checkpointed(config: Config, options: Options) -> Result<Checkpointed, Failure> {
+fn load_checkpointed(config: Config, options: Options, server: Option<u32>) -> Result<Checkpointed, Failure> {
     let node = Embedded::start_private(config, None)?;
     let address = node.address().to_string();
     let (stop, stopped) = mpsc::channel();
-    let looking = thread::spawn(move || block_on(look(address, &stopped)));
+    let looking = thread::spawn(move || block_on(look(address, server, &stopped)));
     let report = taskmaster_bench::run(&options, &info(&node));
     // The looks end when all is stored.
     let _ = stop.send(());
@@ -103,18 +109,25 @@ fn load_checkpointed(config: Config, options: Options) -> Result<Checkpointed, F
         stored: (loaded.stored - first.stored, full.stored - loaded.stored),
         took: (loaded.at - first.at, full.at - loaded.at),
         lost: last.lost,
+        server_share: server_share(first, loaded),
     })
 }
 
+fn server_share(from: &Look, to: &Look) -> Option<f64> {
+    let cores = thread::available_parallelism().map_or(1.0, |cores| cores.get() as f64);
+    Some((to.server_s? - from.server_s?) / (to.at - from.at).as_secs_f64().max(1e-9) / cores)
+}
+
 /// Looks at the counters until it is told that the load is over and all is stored.
-async fn look(address: String, stopped: &mpsc::Receiver<()>) -> Result<Vec<Look>, Failure> {
+async fn look(address: String, server: Option<u32>, stopped: &mpsc::Receiver<()>) -> Result<Vec<Look>, Failure> {
     let client = Client::connect(address).await?;
     let mut looks = Vec::new();
     let mut over: Option<Instant> = None;
     loop {
         over = over.or_else(|| (stopped.try_recv() != Err(mpsc::TryRecvError::Empty)).then(Instant::now));
         let (waiting, stored, lost) = counters(&client).await?;
-        looks.push(Look { at: Instant::now(), ended: waiting + stored, stored, lost });
+        let server_s = server.and_then(server_cpu_s);
+        looks.push(Look { at: Instant::now(), ended: waiting + stored, stored, lost, server_s });
         match over {
             Some(_) if waiting == 0 => return Ok(looks),
             Some(over) if over.elapsed() > CATCH_UP_MAX => {
@@ -141,11 +154,14 @@ fn told(without: [&Report; 2], with: &Checkpointed, floor: f64) -> Result<(Value
     let share = with.report.tasks_per_s / plain;
     let total = with.stored.0 + with.stored.1;
     let overall = rate(total, with.took.0 + with.took.1);
+    let loaded = rate(with.stored.0, with.took.0);
+    let server =
+        with.server_share.map_or_else(String::new, |share| format!("; the server takes {share:.2} of the processors"));
     let catching_up = rate(with.stored.1, with.took.1);
     let lines = [
         ("without checkpoints", format!("{plain:>12.0} tasks/s, before and after")),
         ("with checkpoints", format!("{:>12.0} tasks/s, {share:.2} of it (at least 0.60)", with.report.tasks_per_s)),
-        ("stored under load", format!("{:>12.0} tasks/s", rate(with.stored.0, with.took.0))),
+        ("stored under load", format!("{loaded:>12.0} tasks/s, {:.2} of the floor{server}", loaded / floor)),
         ("stored afterwards", format!("{catching_up:>12.0} tasks/s, {:.2} of the floor", catching_up / floor)),
         ("stored in all", format!("{overall:>12.0} tasks/s, {total} tasks, {} lost", with.lost)),
         ("floor: bare COPY", format!("{floor:>12.0} rows/s")),
@@ -157,7 +173,7 @@ fn told(without: [&Report; 2], with: &Checkpointed, floor: f64) -> Result<(Value
     let value = |report: &Report| serde_json::to_value(report).map_err(anyhow::Error::from);
     let json = json!({
         "without": [value(before)?, value(after)?], "with": value(&with.report)?, "share": share, "stored": total, "lost": with.lost,
-        "stored_per_s_under_load": rate(with.stored.0, with.took.0), "stored_per_s_afterwards": catching_up,
+        "stored_per_s_under_load": loaded, "server_share_under_load": with.server_share, "stored_per_s_afterwards": catching_up,
         "stored_per_s": overall, "floor_rows_per_s": floor,
     });
     Ok((json, text))

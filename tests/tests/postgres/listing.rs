@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::Stage;
 use super::history::worker;
 use super::outages::{nothing_waits, until};
-use crate::process::counter;
+use crate::process::{counter, iso_time_now};
 use crate::services::postgres::Postgres;
 
 /// Lists from a position to the end, in small pages.
@@ -147,15 +147,6 @@ async fn a_look_at_the_past_has_what_had_ended_and_left_memory_by_then() {
     assert_eq!(look(&between, &[&id, "--url", &url]), Err(Some(5)));
     let seen = look(end, &[&id, "--url", &url]).unwrap();
     assert_eq!((seen["task"]["state"].as_str(), seen["task"]["kind"].as_str()), (Some("succeeded"), Some("echo")));
-}
-
-/// The time, as people write it in UTC, after everything so far and before what comes.
-async fn iso_time_now() -> String {
-    let pause = Duration::from_millis(20);
-    tokio::time::sleep(pause).await;
-    let output = std::process::Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%S.%6NZ"]).output().unwrap();
-    tokio::time::sleep(pause).await;
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
 /// Hears what a lister says.
