@@ -120,6 +120,35 @@ async fn a_result_answers_at_another_node_that_shares_nothing_but_redis() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_takes_the_servers_place_is_found_by_sentinels() {
+    let mut prime = Redis::start().await;
+    let replica = prime.replicated().await;
+    let sentinel = prime.watched();
+    sentinel.knows_a_replica().await;
+    let (here, there) = (Stand::with(&prime, &sentinel.url()).await, Stand::with(&prime, &sentinel.url()).await);
+    here.reaches("redis_connected", 1).await;
+    there.reaches("redis_connected", 1).await;
+    let (worker, _) = worker(&here.client, Duration::ZERO).await;
+    prime.kill();
+    let until = Instant::now() + Duration::from_secs(120);
+    for number in 0.. {
+        assert!(Instant::now() < until, "{}", there.node.log());
+        let payload = format!("after {number}");
+        let first = here.client.submit(task(&payload)).await.unwrap().id;
+        assert_eq!(here.client.result(first).await.unwrap().result, answer(payload.as_bytes()));
+        // Nobody works there: it is done if the new server has it, and else as if there were none.
+        let second = there.client.submit(task(&payload)).await.unwrap().id;
+        if let Some(outcome) = there.client.result_within(second, Duration::from_secs(2)).await.unwrap() {
+            assert_eq!(outcome.result, answer(payload.as_bytes()));
+            break;
+        }
+        there.client.cancel([second]).await.unwrap();
+    }
+    assert!(!replica.values().await.is_empty());
+    worker.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_run_serves_a_hundred_submitters_at_two_nodes() {
     let redis = Redis::start().await;
     let mut cluster = Cluster::planned(crate::cluster::nodes::Place::loopback()).await;

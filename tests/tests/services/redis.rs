@@ -47,6 +47,22 @@ impl Redis {
         server
     }
 
+    /// Starts a replica of this server, and waits until it has all of it.
+    pub(crate) async fn replicated(&self) -> Self {
+        let port = self.port.to_string();
+        let replica = Self::start_with(&["--replicaof", "127.0.0.1", &port, "--masterauth", PASSWORD]).await;
+        let until = Instant::now() + Duration::from_secs(30);
+        loop {
+            let mut client = replica.client().await;
+            let info: String = redis::cmd("INFO").arg("replication").query_async(&mut client).await.unwrap();
+            if info.contains("master_link_status:up") {
+                return replica;
+            }
+            assert!(Instant::now() < until, "no replica: {info}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Starts one that speaks TLS as well, and asks for a client's certificate there if `asks`.
     pub(crate) async fn start_with_tls(certificates: &Certificates, asks: bool) -> Self {
         let tls_port = crate::process::free_address().port();
@@ -79,10 +95,11 @@ impl Redis {
         }
     }
 
-    /// Starts a sentinel that calls this server `prime`.
+    /// Starts a sentinel that calls this server `prime`, and soon has a replica take its place when it is gone.
     pub(crate) fn watched(&self) -> Sentinel {
         let port = crate::process::free_address().port();
-        self.watched_at(port, self.port, &format!("port {port}\n"))
+        let haste = "sentinel down-after-milliseconds prime 1000\nsentinel failover-timeout prime 5000\n";
+        self.watched_at(port, self.port, &format!("port {port}\n"), haste)
     }
 
     /// Likewise, under TLS, for whoever knows the user `watcher`'s password.
@@ -93,14 +110,14 @@ impl Redis {
         for (option, file) in TLS_FILES {
             lines.push_str(&format!("{option} {}\n", certificates.text(file)));
         }
-        self.watched_at(port, self.tls_port.expect("a server with TLS"), &lines)
+        self.watched_at(port, self.tls_port.expect("a server with TLS"), &lines, "")
     }
 
-    fn watched_at(&self, port: u16, server: u16, lines: &str) -> Sentinel {
+    fn watched_at(&self, port: u16, server: u16, lines: &str, more: &str) -> Sentinel {
         let folder = directory("sentinel-");
         let config = folder.path().join("sentinel.conf");
         let monitor = format!("sentinel monitor prime 127.0.0.1 {server} 1\nsentinel auth-pass prime {PASSWORD}\n");
-        let text = format!("{lines}bind 127.0.0.1\ndir {}\n{monitor}", folder.path().display());
+        let text = format!("{lines}bind 127.0.0.1\ndir {}\n{monitor}{more}", folder.path().display());
         private_file(&config, &text);
         let mut command = program("redis-server");
         command.arg(&config).arg("--sentinel").current_dir(folder.path());
@@ -210,6 +227,25 @@ pub(crate) struct Sentinel {
 }
 
 impl Sentinel {
+    /// Waits until it knows a replica that may take the server's place.
+    pub(crate) async fn knows_a_replica(&self) {
+        let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).unwrap();
+        let until = Instant::now() + Duration::from_secs(60);
+        loop {
+            let asked = async {
+                let mut connection = client.get_multiplexed_async_connection().await.ok()?;
+                let known: redis::Value =
+                    redis::cmd("SENTINEL").arg("REPLICAS").arg("prime").query_async(&mut connection).await.ok()?;
+                Some(format!("{known:?}"))
+            };
+            if asked.await.is_some_and(|known| known.contains("slave-priority")) {
+                return;
+            }
+            assert!(Instant::now() < until, "the sentinel knows no replica");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("redis+sentinel://127.0.0.1:{}/prime", self.port)
     }
