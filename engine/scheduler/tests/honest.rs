@@ -37,7 +37,7 @@ fn bursts(deadlines: bool) -> Trace {
     let mut jobs = Vec::new();
     for burst in 0..40 {
         let mut add = |run, due, kind| {
-            let id = u32::try_from(jobs.len()).unwrap();
+            let id = u32::try_from(jobs.len()).expect("few tasks");
             jobs.push(job(id, [burst * 1000, run], deadlines.then_some(due), kind));
         };
         (0..10).for_each(|_| add(10, 900, 1));
@@ -98,7 +98,7 @@ fn unrequested(runs: &[Millis]) -> Trace {
         let (id, submit, width) = (number + 2, number + 1, 1 + number * 7 % 5);
         text += &format!("{id} {submit} -1 {run} {width} -1 -1 {width} -1 -1 1 3 1 1 1 -1 -1 -1\n");
     }
-    swf::read("unrequested", &text).unwrap()
+    swf::read("unrequested", &text).expect("a trace")
 }
 
 #[test]

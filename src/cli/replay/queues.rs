@@ -172,7 +172,7 @@ fn text(trace: &Trace, slots: u32, seeds: u64, outcomes: &[Outcome]) -> String {
             format!("{:.1}", outcome.slowdown(0.99)),
             format!("{:.0} s", outcome.mean(|report| report.wait_mean / MILLIS_PER_SECOND)),
             format!("{:.0} s", outcome.wait_s(1.0)),
-            outcome.late().map_or("-".to_owned(), percent),
+            outcome.late().map_or_else(|| "-".to_owned(), percent),
             percent(outcome.mean(|report| report.waste)),
             percent(outcome.mean(utilisation)),
             percent(outcome.weeks_worse(&outcomes[0])),
