@@ -1,4 +1,4 @@
-//! The order of deadlines in a replay of single slots, which is the dispatcher's: how a task stands to its deadline first
+//! The order of deadlines in a replay of single slots, whose rule is the dispatcher's: how a task stands to its deadline first
 //! ([`standing`]), and of those that stand alike the earliest deadline, or without one the earliest submission.
 
 use std::cmp::Reverse;
