@@ -35,6 +35,8 @@ pub(crate) struct Scratch {
     contracts: Vec<u32>,
     /// Turns of lanes in line, with their place there and the list meant.
     turns: Vec<(Turn, usize, u32)>,
+    /// First tasks of lists that have waited for too long: since when they are ready, then as above.
+    overdue: Vec<(u64, usize, u32)>,
     /// Some of what was assigned is restartable.
     pub(crate) has_restartable: bool,
     /// Attempts that began and are to be told, with their partitions.
@@ -209,19 +211,17 @@ impl Assigner<'_> {
     /// that fit, or the one with the oldest task when that has waited for too long.
     fn assign_in_order(&mut self, queue: u32, priority: usize, permits: u32, by: By) -> bool {
         let now_us = self.now_us;
-        let looks_for_oldest = self.dispatch.queues[queue as usize].order.looks_for_oldest(now_us);
-        let oldest = self.take_turns(queue, priority, by, looks_for_oldest);
-        let order = &mut self.dispatch.queues[queue as usize].order;
-        if let Some((_, at, list)) = oldest.filter(|&(ready_us, ..)| order.oldest_goes_first(ready_us, now_us)) {
-            self.scratch.turns.push((Turn::FIRST, at, list));
+        let looks_for_oldest = self.dispatch.queues[queue as usize].order.looks_for_oldest(priority, now_us);
+        self.take_turns(queue, priority, by, looks_for_oldest);
+        if looks_for_oldest && self.assign_overdue(queue, priority, permits, by) {
+            return true;
         }
         loop {
             let turns = &mut self.scratch.turns;
             let first = (0..turns.len()).min_by_key(|&place| (turns[place].0, place));
-            let Some((turn, at, list)) = first.map(|first| turns.swap_remove(first)) else { return false };
+            let Some((_, at, list)) = first.map(|first| turns.swap_remove(first)) else { return false };
             let lane = self.dispatch.queues[queue as usize].rings[priority][at];
             let pick = match by {
-                By::Deadline if turn == Turn::FIRST => Pick::List { list, until_us: now_us.saturating_sub(AGED_US) },
                 By::Deadline => {
                     let until = turns.iter().map(|(turn, ..)| *turn).min().unwrap_or(Turn::LAST);
                     Pick::Deadline { list, ends: self.ends(lane, list), until }
@@ -229,20 +229,44 @@ impl Assigner<'_> {
                 By::Rank | By::Turns => Pick::List { list, until_us: u64::MAX },
             };
             if self.assign_lane(queue, lane, pick, permits) {
-                let ring = &mut self.dispatch.queues[queue as usize].rings[priority];
-                ring.remove(at);
-                ring.push_back(lane);
+                self.send_back(queue, priority, at);
                 return true;
             }
         }
     }
 
-    /// Notes whose turn it is in each list of the lanes in line. Of the oldest first task, if it is looked for: since when it is ready,
-    /// its lane's place in line, and its list.
-    fn take_turns(&mut self, queue: u32, priority: usize, by: By, looks: bool) -> Option<(u64, usize, u32)> {
-        let (now_us, mut at, mut oldest) = (self.now_us, 0, None::<(u64, usize, u32)>);
+    /// Lets tasks start that have waited for too long, of the oldest that fits and those behind it: whether some did.
+    fn assign_overdue(&mut self, queue: u32, priority: usize, permits: u32, by: By) -> bool {
+        let mut overdue = core::mem::take(&mut self.scratch.overdue);
+        overdue.sort_unstable();
+        let until_us = if by == By::Deadline { self.now_us.saturating_sub(AGED_US) } else { u64::MAX };
+        let went = overdue.iter().find(|&&(_, at, list)| {
+            let lane = self.dispatch.queues[queue as usize].rings[priority][at];
+            self.assign_lane(queue, lane, Pick::List { list, until_us }, permits)
+        });
+        if let Some(&(_, at, _)) = went {
+            self.send_back(queue, priority, at);
+        }
+        let went = went.is_some();
+        self.dispatch.queues[queue as usize].order.oldest_went(priority, !overdue.is_empty(), went);
+        self.scratch.overdue = overdue;
+        went
+    }
+
+    /// A lane in line goes to its end.
+    fn send_back(&mut self, queue: u32, priority: usize, at: usize) {
+        let ring = &mut self.dispatch.queues[queue as usize].rings[priority];
+        let lane = ring.remove(at);
+        ring.extend(lane);
+    }
+
+    /// Notes whose turn it is in each list of the lanes in line, and, if they are looked for, the first tasks that have waited for too long:
+    /// since when they are ready, their lane's place in line, and their list.
+    fn take_turns(&mut self, queue: u32, priority: usize, by: By, looks: bool) {
+        let (now_us, mut at) = (self.now_us, 0);
         let entry = &mut self.dispatch.queues[queue as usize];
         self.scratch.turns.clear();
+        self.scratch.overdue.clear();
         // Of a long line a part that changes from frame to frame is looked at.
         let count = entry.rings[priority].len();
         if count > LOOK_MAX {
@@ -267,14 +291,13 @@ impl Assigner<'_> {
                 self.scratch.turns.push((turn, at, list));
                 if looks {
                     let ready_us = partition.tasks[of.list.head].at_us;
-                    if oldest.is_none_or(|(known_us, ..)| ready_us < known_us) {
-                        oldest = Some((ready_us, at, list));
+                    if now_us.saturating_sub(ready_us) >= AGED_US {
+                        self.scratch.overdue.push((ready_us, at, list));
                     }
                 }
             }
             at += 1;
         }
-        oldest
     }
 
     /// When tasks of a lane's list end that start now.
@@ -289,11 +312,13 @@ impl Assigner<'_> {
         let entry = &mut self.dispatch.queues[queue as usize];
         let lanes = entry.rings.iter().flatten();
         let partitions = &*self.partitions;
-        let of =
-            |lane: &LaneRef| Some(partitions[usize::from(lane.partition)].as_deref()?.lanes[lane.lane as usize].len);
-        let waiting: u32 = lanes.filter_map(of).sum();
+        let lists = lanes.filter_map(|lane| {
+            Some(partitions[usize::from(lane.partition)].as_deref()?.lanes[lane.lane as usize].lists.iter())
+        });
+        let lists = lists.flatten().filter(|of| of.list.len > 0);
+        let waiting = lists.clone().map(|of| of.list.len as usize).sum();
         let places = usize::try_from(entry.leased).unwrap_or(usize::MAX);
-        entry.order.judge(&self.dispatch.learned, places, waiting as usize);
+        entry.order.judge(&self.dispatch.learned, places, waiting, lists.map(|of| of.class));
     }
 
     /// Lets tasks of a lane start.

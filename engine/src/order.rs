@@ -17,6 +17,7 @@ use taskmaster_scheduler::predictor::{Facts, Keys, Prediction, Predictor};
 use taskmaster_scheduler::shadow::{self, Comparison, Ran, Stage};
 use taskmaster_scheduler::straggler::{Late, Record};
 
+use crate::dispatch::PRIORITIES;
 use crate::hash::{FixedState, mix64};
 use crate::resources::Resources;
 
@@ -30,8 +31,9 @@ use recent::{Began, Recent};
 pub(crate) const AGED_US: u64 = 600_000_000;
 /// Between two looks for such tasks, in microseconds.
 const AGE_LOOK_US: u64 = 50_000;
-/// Most classes of a shard; tasks of further ones are predicted like each other.
+/// Most classes of a shard; tasks of further ones are predicted like each other, as this one.
 const CLASSES_MAX: usize = 16_384;
+const OTHERS: u32 = 0;
 /// Cells of the predictor's table.
 const CELLS: usize = 1 << 13;
 /// Run times under this are alike to a slowdown, in milliseconds.
@@ -113,19 +115,28 @@ impl Learned {
         if let Some(&class) = self.by_name.get(&name) {
             return class;
         }
+        if self.classes.is_empty() {
+            self.add_class(&Facts { width: 1, ..Facts::default() });
+        }
         if self.classes.len() >= CLASSES_MAX {
-            return 0;
+            return OTHERS;
         }
         let width = u32::try_from(resources.cpu_milli.div_ceil(1_000)).unwrap_or(u32::MAX).max(1);
         let labels = short(queue.1);
         let facts = Facts { tenant: short(tenant), kind: short(kind), labels, width, ..Facts::default() };
-        let class = u32::try_from(self.classes.len()).expect("bounded above");
+        let class = self.add_class(&facts);
+        self.by_name.insert(name, class);
+        class
+    }
+
+    fn add_class(&mut self, facts: &Facts) -> u32 {
+        let class = u32::try_from(self.classes.len()).expect("bounded by the caller");
         let (rank, quantiles_us, ranked_us, learned_us, samples) = (Turn::FIRST, [0; 2], 0, 0, 0);
-        let (keys, runs) = (Keys::new(&facts), [0.0; RUNS]);
+        let (keys, runs) = (Keys::new(facts), [0.0; RUNS]);
         let (late, seconds) = (None, Record::default());
         self.classes.push(Class {
             keys,
-            width,
+            width: facts.width,
             rank,
             quantiles_us,
             ranked_us,
@@ -135,7 +146,6 @@ impl Learned {
             seconds,
             runs,
         });
-        self.by_name.insert(name, class);
         class
     }
 
@@ -244,7 +254,14 @@ pub(crate) struct Order {
     guard: Guard,
     is_better: bool,
     recent: Recent,
-    age_look_us: u64,
+    /// By priority.
+    aging: [Aging; PRIORITIES],
+}
+
+/// Tasks of one priority that have waited for too long.
+#[derive(Clone, Copy, Debug, Default)]
+struct Aging {
+    look_us: u64,
     is_overdue: bool,
     took_oldest: bool,
 }
@@ -272,21 +289,21 @@ impl Order {
         }
     }
 
-    /// Whether the next frame takes the oldest task if it has waited for too long: then it is to be looked for.
-    pub(crate) fn looks_for_oldest(&mut self, now_us: u64) -> bool {
-        let looks = !self.took_oldest && (self.is_overdue || now_us >= self.age_look_us);
-        self.took_oldest = false;
+    /// Whether the next frame of a priority takes the oldest task if it has waited for too long: then those are to be looked for.
+    pub(crate) fn looks_for_oldest(&mut self, priority: usize, now_us: u64) -> bool {
+        let aging = &mut self.aging[priority];
+        let looks = !aging.took_oldest && (aging.is_overdue || now_us >= aging.look_us);
+        aging.took_oldest = false;
         if looks {
-            self.age_look_us = now_us + AGE_LOOK_US;
+            aging.look_us = now_us + AGE_LOOK_US;
         }
         looks
     }
 
-    /// The oldest task in line is ready since then; whether it goes first.
-    pub(crate) const fn oldest_goes_first(&mut self, ready_us: u64, now_us: u64) -> bool {
-        self.is_overdue = now_us.saturating_sub(ready_us) >= AGED_US;
-        self.took_oldest = self.is_overdue;
-        self.is_overdue
+    /// Whether there are such tasks, and one of them went first.
+    pub(crate) const fn oldest_went(&mut self, priority: usize, is_overdue: bool, took_oldest: bool) {
+        let aging = &mut self.aging[priority];
+        (aging.is_overdue, aging.took_oldest) = (is_overdue, took_oldest);
     }
 
     /// Whether tasks that begin now are to be noted.
@@ -327,11 +344,19 @@ impl Order {
         self.guard.completion(missed);
     }
 
-    /// Replays what was served on so many places and in both orders; `waiting` tasks are in line.
-    pub(crate) fn judge(&mut self, learned: &Learned, places: usize, waiting: usize) {
+    /// Replays what was served on so many places and in both orders; `waiting` tasks are in line, of these classes. Of one class alone
+    /// all orders are one.
+    pub(crate) fn judge(
+        &mut self,
+        learned: &Learned,
+        places: usize,
+        waiting: usize,
+        mut classes: impl Iterator<Item = u32>,
+    ) {
         let served = self.recent.latest();
-        if served.windows(2).all(|pair| pair[0].class == pair[1].class) {
-            self.is_better = false;
+        let Some(first) = served.first().map(|began| began.class) else { return };
+        if served.iter().all(|began| began.class == first) {
+            self.is_better &= classes.any(|class| class != first);
             return;
         }
         let Some(tasks) = replayed(served, learned) else { return };
@@ -400,7 +425,7 @@ mod tests {
             order.note((PartitionId(0), now_us + number as u64), [now_us, now_us, 0], classes[number % 2], 4);
         }
         assert!(order.is_full());
-        order.judge(learned, 4, waiting);
+        order.judge(learned, 4, waiting, classes.into_iter());
     }
 
     fn blocks(learned: &Learned, order: &mut Order, classes: [u32; 2], count: u64) {
@@ -429,6 +454,23 @@ mod tests {
     }
 
     #[test]
+    fn a_stretch_of_one_kind_ends_the_learned_order_only_where_no_other_waits() {
+        let (learned, mut order, classes) = taught(400);
+        blocks(&learned, &mut order, classes, 13);
+        assert!(order.by() == By::Rank, "{}", order.in_words());
+        let mut stretch = |now_us: u64, waiting: [u32; 2]| {
+            for number in 0..BLOCK {
+                order.note((PartitionId(0), now_us + number as u64), [now_us, now_us, 0], classes[0], 4);
+            }
+            assert!(order.is_full());
+            order.judge(&learned, 4, BLOCK, waiting.into_iter());
+            order.by() == By::Rank
+        };
+        assert!(stretch(20_000_000, classes), "the long ones wait");
+        assert!(!stretch(21_000_000, [classes[0]; 2]));
+    }
+
+    #[test]
     fn auto_falls_back_when_the_line_grows_beyond_what_it_was() {
         let (learned, mut order, classes) = taught(400);
         blocks(&learned, &mut order, classes, 10);
@@ -441,10 +483,18 @@ mod tests {
         let mut order = Order { policy: Policy::Shortest, ..Order::default() };
         let mut turns = Vec::new();
         for _ in 0..6 {
-            let is_oldest = order.looks_for_oldest(AGED_US + 1) && order.oldest_goes_first(1, AGED_US + 1);
-            turns.push(is_oldest);
+            let looks = order.looks_for_oldest(1, AGED_US);
+            if looks {
+                order.oldest_went(1, true, true);
+            }
+            turns.push(looks);
         }
         assert_eq!(turns, [true, false, true, false, true, false]);
-        assert!(!(order.looks_for_oldest(AGED_US) && order.oldest_goes_first(1, AGED_US)));
+        // What another priority has is its own affair; one that found none looks again after a while.
+        assert!(order.looks_for_oldest(2, AGED_US));
+        order.oldest_went(2, false, false);
+        assert!(
+            !order.looks_for_oldest(2, AGED_US + AGE_LOOK_US - 1) && order.looks_for_oldest(2, AGED_US + AGE_LOOK_US)
+        );
     }
 }

@@ -267,6 +267,7 @@ impl Partition {
         self.contracts.insert(Contract {
             queue,
             lane,
+            class,
             list,
             kind: spec.kind.to_owned(),
             priority: spec.priority,
@@ -376,8 +377,7 @@ impl Partition {
 
     /// The class of a task.
     pub(crate) fn class(&self, slot: Slot) -> u32 {
-        let contract = &self.contracts[self.tasks[slot].contract];
-        self.lanes[contract.lane as usize].lists[contract.list as usize].class
+        self.contracts[self.tasks[slot].contract].class
     }
 
     /// The leader learns how long an attempt ran that is about to end, at the time of the entry that ends it.
@@ -442,6 +442,16 @@ impl Partition {
             }
         }
         self.push_lane(slot, cx.dispatch);
+    }
+
+    /// Ends the lease of a task that was not begun: it is ready again, before all others of its line.
+    pub(crate) fn give_back(&mut self, slot: Slot, cx: &mut Cx<'_>) {
+        let task = &self.tasks[slot];
+        let known_us = self.attempts.get(slot).map(|attempt| attempt.ready_us);
+        let known_us = known_us.or_else(|| self.extras.get(task.extra).map(|extra| extra.ready_us));
+        let known_us = known_us.filter(|&ready_us| ready_us > 0).or_else(|| self.started_us(slot));
+        self.detach(slot, cx);
+        self.enter_ready_first(slot, known_us.unwrap_or(cx.time_us), cx);
     }
 
     /// Makes a task that ran ready again, before all others of its line; it has been ready since `ready_us`, and keeps its place of a
