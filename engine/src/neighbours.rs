@@ -22,6 +22,10 @@ const SENT_US: u64 = 1_000_000;
 const SENT_MAX: usize = 256;
 /// A run time that is not known, in milliseconds.
 const RUN_MS: f32 = 1_000.0;
+/// Slowdowns are told apart in steps of one in so many, as logarithms.
+const LOSS_STEPS: f32 = 32.0;
+/// One task in so many is not held, by which it shows whether it would still be slowed down.
+const TRIED: u64 = 32;
 
 /// A kind of a queue's tasks that was measured.
 pub(crate) type Kind = u8;
@@ -193,8 +197,9 @@ impl Neighbours {
     pub(crate) fn hold(&mut self, kind: Kind, cost_us: u64, now_us: u64) -> bool {
         let known = &mut self.known[usize::from(kind)];
         if known.held_us == 0 {
-            known.held_us = now_us;
             self.counters.held += 1;
+            let is_tried = self.counters.held.is_multiple_of(TRIED);
+            known.held_us = if is_tried { now_us.saturating_sub(AGED_US) } else { now_us };
         }
         now_us < known.held_us + cost_us
     }
@@ -232,7 +237,8 @@ impl Dispatch {
                 continue;
             }
             let (loss, contends) = self.neighbours.weigh(kind, &worker.beside, now_us);
-            let rank = (contends.is_some(), loss);
+            // Less is no difference that was measured.
+            let rank = (contends.is_some(), (loss * LOSS_STEPS).round());
             if best.is_none_or(|(known, _)| rank < known) {
                 best = Some((rank, Place { worker: index, position, contends }));
             }

@@ -35,7 +35,7 @@ pub(crate) struct Machine {
 pub(crate) struct Park {
     pub(crate) world: World,
     pub(crate) machines: Vec<Machine>,
-    pub(crate) truth: Truth,
+    truth: Truth,
     pub(crate) work_ms: fn(&str) -> f64,
     /// It knows how long tasks waited for a processor.
     pub(crate) tells_stalls: bool,
