@@ -45,8 +45,8 @@ fn taught_by(places: &[u32], stalls: bool, truth: Truth) -> Park {
         park.finish();
     };
     // On the first machine alone: the others give their places back meanwhile.
-    for machine in 1..park.machines.len() {
-        park.world.worker(park.machines[machine].conn, &["other"], 0);
+    for machine in &park.machines[1..] {
+        park.world.worker(machine.conn, &["other"], 0);
     }
     for _ in 0..4 {
         run(&mut park, &["hog"]);
@@ -58,8 +58,8 @@ fn taught_by(places: &[u32], stalls: bool, truth: Truth) -> Park {
         run(&mut park, &["hog", "light"]);
     }
     park.world.configure("q", queue_field::RESTARTS, |queue| queue.restarts_off = 0x80);
-    for machine in 1..park.machines.len() {
-        park.world.worker(park.machines[machine].conn, &["q"], places[machine]);
+    for (machine, &places) in park.machines.iter().zip(places).skip(1) {
+        park.world.worker(machine.conn, &["q"], places);
     }
     park
 }

@@ -1,6 +1,7 @@
 //! Workers whose tasks slow each other down, in virtual time: they say what they use as real ones do.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use taskmaster_protocol::Code;
 use taskmaster_protocol::body::{Usage, UsageBeside, UsageKind, UsageRow, put, usage_known};
@@ -86,7 +87,8 @@ impl Park {
         }
         for (row, ended) in (0..).zip(ended) {
             let run_us = ended.ran_ms.max(1) * 1_000;
-            let worked_us = ((self.work_ms)(&ended.lease.kind) * 1_000.0) as u64;
+            let work = Duration::from_secs_f64((self.work_ms)(&ended.lease.kind) / 1_000.0);
+            let worked_us = u64::try_from(work.as_micros()).unwrap();
             body.rows.push(UsageRow {
                 id: ended.lease.id,
                 token: ended.lease.token,

@@ -37,12 +37,15 @@ pub(super) struct Measured {
     pub(super) beside: Vec<Share>,
 }
 
+/// How long tasks of each kind ran beside an attempt.
+type Together = Vec<(Arc<Contract>, Duration)>;
+
 struct Running {
     number: u64,
     contract: Arc<Contract>,
     since: Instant,
     /// How long others ran beside it that have ended.
-    beside: Vec<(Arc<Contract>, Duration)>,
+    beside: Together,
 }
 
 #[derive(Default)]
@@ -101,7 +104,7 @@ impl Presence {
     }
 
     /// An attempt ended: since when it ran, and how long others ran beside it.
-    fn end(&self, number: u64, now: Instant) -> Option<(Instant, Vec<(Arc<Contract>, Duration)>)> {
+    fn end(&self, number: u64, now: Instant) -> Option<(Instant, Together)> {
         let mut present = self.lock();
         let at = present.running.iter().position(|running| running.number == number)?;
         let mut ended = present.running.swap_remove(at);
@@ -203,7 +206,7 @@ mod tests {
     fn what_ran_beside_an_attempt_is_counted_once_whoever_ends_first() {
         let (presence, start) = (Presence::default(), Instant::now());
         let at = |ms: u64| start + Duration::from_millis(ms);
-        let names = |all: Vec<(Arc<Contract>, Duration)>| {
+        let names = |all: Together| {
             let mut names: Vec<(String, u128)> =
                 all.into_iter().map(|(of, together)| (of.kind.clone(), together.as_millis())).collect();
             names.sort();
