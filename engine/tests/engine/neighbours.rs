@@ -199,8 +199,8 @@ fn load(contention: bool, seed: u64) -> (f64, u64) {
     let (mut sum, mut count, mut longest) = (0.0, 0_u32, 0);
     for step in 0..SECONDS * 1_000 / STEP_MS {
         let now_ms = step * STEP_MS;
-        // 2.7 hogs and 2.7 others at once, of 12 places.
-        if random.below(1_000) < 40 {
+        // 4 hogs and 4 others at once, of 12 places.
+        if random.below(1_000) < 60 {
             let kind = if random.below(3) == 0 { "hog" } else { "light" };
             number += 1;
             since.insert(park.world.submit_one(of(kind, number)), now_ms);
