@@ -3,6 +3,8 @@
 //! Within a queue the highest priority with a task that fits goes first; lanes of one priority take turns or go by what was
 //! learned ([`crate::order`]), and workers take turns. Queue limits (rate, concurrency) bound every step.
 
+mod apart;
+
 use taskmaster_protocol::body::{self, Assign, AssignRow, AssignSpec};
 use taskmaster_protocol::frame::{self, Header};
 use taskmaster_protocol::{Operation, PartitionId};
@@ -19,6 +21,7 @@ use crate::state::State;
 use crate::task::Slot;
 use crate::timer::{Timer, TimerKind, Timers};
 use crate::versions::History;
+use apart::{Chosen, Held};
 
 /// Most rows and payload bytes of one assign frame.
 const ROWS_MAX: u32 = 1_024;
@@ -37,6 +40,8 @@ pub(crate) struct Scratch {
     turns: Vec<(Turn, usize, u32)>,
     /// First tasks of lists that have waited for too long: since when they are ready, then as above.
     overdue: Vec<(u64, usize, u32)>,
+    /// Tasks that are held in this frame.
+    held: Vec<Held>,
     /// Some of what was assigned is restartable.
     pub(crate) has_restartable: bool,
     /// Attempts that began and are to be told, with their partitions.
@@ -183,6 +188,7 @@ impl Assigner<'_> {
 
     /// Whether a frame was sent.
     fn assign_one_frame(&mut self, queue: u32, permits: u32) -> bool {
+        self.scratch.held.clear();
         let by = self.dispatch.queues[queue as usize].order.by();
         for priority in 0..PRIORITIES {
             if by != By::Turns && !self.dispatch.queues[queue as usize].rings[priority].is_empty() {
@@ -197,14 +203,14 @@ impl Assigner<'_> {
                 if !stays_in_line(self.partitions, lane) {
                     continue;
                 }
-                let sent = self.assign_lane(queue, lane, Pick::Oldest, permits);
+                let sent = self.assign_oldest(queue, lane, permits);
                 self.dispatch.queues[queue as usize].rings[priority].push_back(lane);
                 if sent {
                     return true;
                 }
             }
         }
-        false
+        !self.scratch.held.is_empty() && self.assign_held(queue, permits)
     }
 
     /// Like [`Self::assign_one_frame`] for one priority, by what was learned or by deadline: the list whose turn is the first of those
@@ -323,16 +329,24 @@ impl Assigner<'_> {
 
     /// Lets tasks of a lane start.
     fn assign_lane(&mut self, queue: u32, lane: LaneRef, pick: Pick, permits: u32) -> bool {
+        let partition = self.partitions[usize::from(lane.partition)].as_deref().expect("checked by the caller");
+        let ready = &partition.lanes[lane.lane as usize];
+        let (class, len) = match pick {
+            Pick::Oldest => (None, ready.len),
+            Pick::List { list, .. } | Pick::Deadline { list, .. } => {
+                let of = &ready.lists[list as usize];
+                (Some(of.class), of.list.len)
+            }
+        };
+        let chosen = self.choose(queue, lane, pick, class, len);
+        chosen.is_some_and(|chosen| self.start(queue, lane, pick, &chosen, permits.min(len)))
+    }
+
+    /// Lets up to so many tasks of a lane start on a worker.
+    fn start(&mut self, queue: u32, lane: LaneRef, pick: Pick, chosen: &Chosen, permits: u32) -> bool {
         let partition = self.partitions[usize::from(lane.partition)].as_deref_mut().expect("checked by the caller");
         let ready = &partition.lanes[lane.lane as usize];
-        let len = match pick {
-            Pick::Oldest => ready.len,
-            Pick::List { list, .. } | Pick::Deadline { list, .. } => ready.lists[list as usize].list.len,
-        };
-        let Some((worker, fits)) = choose(self.dispatch, queue, len, &ready.resources) else {
-            return false;
-        };
-        let count = fits.min(permits).min(len);
+        let (worker, count) = (chosen.worker, chosen.count.min(permits));
         let (conn, need) = (self.dispatch.workers[worker as usize].conn, ready.resources.clone());
         let entry = &mut self.dispatch.queues[queue as usize];
         let (leased, order) = (entry.leased, &mut entry.order);
@@ -345,6 +359,9 @@ impl Assigner<'_> {
             return false;
         }
         self.dispatch.take_credit(worker, taken, &need);
+        if let Some((kind, place)) = chosen.place {
+            self.dispatch.begins_at(queue, kind, place, self.now_us);
+        }
         let entry = &mut self.dispatch.queues[queue as usize];
         entry.leases_begin(taken);
         self.assigned += u64::from(taken);

@@ -38,6 +38,12 @@ mod preemption;
 #[path = "engine/restarts.rs"]
 mod restarts;
 
+#[path = "engine/park.rs"]
+mod park;
+
+#[path = "engine/neighbours.rs"]
+mod neighbours;
+
 #[path = "engine/deadlines.rs"]
 mod deadlines;
 

@@ -84,6 +84,9 @@ pub(crate) struct SetArguments {
     /// Whether attempts of restartable tasks are ended for tasks of a higher priority that find no place [default: on]
     #[arg(long, value_enum, value_name = "SWITCH")]
     preemption: Option<Switch>,
+    /// Whether tasks that were measured to slow each other down are kept apart [default: on]
+    #[arg(long, value_enum, value_name = "SWITCH")]
+    contention: Option<Switch>,
 }
 
 /// On or off.
@@ -159,6 +162,9 @@ impl SetArguments {
         }
         if let Some(switch) = self.preemption {
             settings = settings.preemption(switch == Switch::On);
+        }
+        if let Some(switch) = self.contention {
+            settings = settings.contention(switch == Switch::On);
         }
         settings
     }
@@ -305,6 +311,9 @@ fn limits(queue: &QueueView) -> String {
     }
     if queue.is_without_preemption {
         parts.push("no preemption".to_owned());
+    }
+    if queue.is_without_contention {
+        parts.push("contention ignored".to_owned());
     }
     parts.join(", ")
 }

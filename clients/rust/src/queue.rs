@@ -129,6 +129,13 @@ impl QueueSettings {
         self.restarts(restart::PREEMPTION, on)
     }
 
+    /// Whether tasks that were measured to slow each other down are kept apart, where their workers measure them. They are unless told
+    /// otherwise.
+    #[must_use]
+    pub fn contention(self, on: bool) -> Self {
+        self.restarts(restart::CONTENTION, on)
+    }
+
     fn restarts(self, what: u8, on: bool) -> Self {
         self.set(queue_field::RESTARTS, |body| {
             let off = if on { 0 } else { what };

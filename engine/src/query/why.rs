@@ -139,8 +139,12 @@ fn ready(
         "it is next in line, or the workers with room lack the resources it asks for".to_owned()
     };
     facts.push(("reason", reason));
-    facts.push(("waited", format!("{} ms", now_us.saturating_sub(task.at_us) / 1_000)));
     let class = partition.lanes[contract.lane as usize].lists[contract.list as usize].class;
+    if !task.has(flag::BLOCKED) && !queue.settings.paused {
+        let held = dispatch.held_in_words(queue.dispatch, class, &contract.resources, now_us);
+        facts.extend(held.map(|words| ("waits", words)));
+    }
+    facts.push(("waited", format!("{} ms", now_us.saturating_sub(task.at_us) / 1_000)));
     let (expected, samples) = dispatch.learned.expected(class);
     facts.push(("order", served.order.in_words()));
     facts.push(("expected", expected_in_words(&expected, samples)));
