@@ -16,6 +16,7 @@ pub(crate) mod cluster;
 mod demotion;
 mod elections;
 mod events;
+mod giving_up;
 mod group;
 mod groups;
 pub(crate) mod hearing;
@@ -247,6 +248,8 @@ pub struct Stats {
     pub second_attempts_won: u64,
     /// Attempts that were ended for tasks of a higher priority.
     pub preempted_attempts: u64,
+    /// Attempts that were ended for tasks that are expected to take much less.
+    pub given_up_attempts: u64,
     /// What attempts ran for that were ended so, or that another one overtook, in microseconds.
     pub wasted_us: u64,
     /// Requests refused as overloaded.
@@ -481,7 +484,8 @@ impl Shard {
         stats.memory_bytes = self.memory_bytes();
         let restarts = self.dispatch.restarts.counters;
         (stats.second_attempts, stats.second_attempts_won) = (restarts.second, restarts.second_won);
-        (stats.preempted_attempts, stats.wasted_us) = (restarts.preempted, restarts.wasted_us);
+        (stats.preempted_attempts, stats.given_up_attempts) = (restarts.preempted, restarts.given_up);
+        stats.wasted_us = restarts.wasted_us;
         for partition in self.partitions.iter().flatten() {
             stats.tasks += partition.tasks.len() as u64;
             stats.unfinished += partition.tasks.len() as u64 - u64::from(partition.kept);
