@@ -42,7 +42,9 @@ pub(crate) struct Scratch {
     overdue: Vec<(u64, usize, u32)>,
     /// Tasks that are held in this frame.
     held: Vec<Held>,
-    /// Some of what was assigned is restartable.
+    /// Attempts of restartable tasks that the present frame begins.
+    restartable: u64,
+    /// Some began since this was last looked at.
     pub(crate) has_restartable: bool,
     /// Attempts that began and are to be told, with their partitions.
     pub(crate) starts: Vec<(PartitionId, Start)>,
@@ -271,6 +273,7 @@ impl Assigner<'_> {
     fn take_turns(&mut self, queue: u32, priority: usize, by: By, looks: bool) {
         let (now_us, mut at) = (self.now_us, 0);
         let entry = &mut self.dispatch.queues[queue as usize];
+        let gives_up = entry.order.gives_up();
         self.scratch.turns.clear();
         self.scratch.overdue.clear();
         // Of a long line a part that changes from frame to frame is looked at.
@@ -292,7 +295,7 @@ impl Assigner<'_> {
                         let ends = self.dispatch.learned.ends(of.class, now_us);
                         of.next_by_deadline(ends, &partition.tasks).map_or(Turn::LAST, |(turn, _)| turn)
                     }
-                    By::Rank | By::Turns => self.dispatch.learned.rank(of.class, now_us),
+                    By::Rank | By::Turns => Turn::by_rank(self.dispatch.learned.rank(of.class, now_us, gives_up)),
                 };
                 self.scratch.turns.push((turn, at, list));
                 if looks {
@@ -365,6 +368,10 @@ impl Assigner<'_> {
         let entry = &mut self.dispatch.queues[queue as usize];
         entry.leases_begin(taken);
         self.assigned += u64::from(taken);
+        if self.scratch.restartable > 0 {
+            self.scratch.has_restartable = true;
+            self.dispatch.restarts.attempts_begin(self.scratch.restartable, self.now_us);
+        }
         if self.tells_starts {
             let of = |row: &AssignRow| Start { id: row.id, locator: row.locator, attempt: row.attempt };
             self.scratch.starts.extend(self.scratch.body.rows.iter().map(|row| (partition.id, of(row))));
@@ -429,6 +436,7 @@ fn fill(
     body.specs.clear();
     body.bytes.clear();
     scratch.contracts.clear();
+    scratch.restartable = 0;
     let mut taken = 0;
     while taken < count && body.bytes.len() < BYTES_MAX {
         let ready = &mut partition.lanes[lane as usize];
@@ -438,7 +446,7 @@ fn fill(
         partition.set_state(slot, State::Leased);
         let token = partition.next_token();
         let task = &mut partition.tasks[slot];
-        task.token = token;
+        let ready_number = core::mem::replace(&mut task.token, token);
         task.worker = worker;
         let contract = &partition.contracts[task.contract];
         let list = contract.lease_list;
@@ -460,9 +468,10 @@ fn fill(
         };
         partition.lease_lists[list as usize].list.push_back(&mut partition.tasks, slot);
         partition.arm_lease_list(list, timers);
+        let mut is_again = false;
         if restartable {
-            partition.attempt_begins(slot, ready_us, now_us);
-            scratch.has_restartable = true;
+            is_again = partition.attempt_begins(slot, (ready_us, ready_number), now_us);
+            scratch.restartable += 1;
         }
         body.rows.push(AssignRow {
             id,
@@ -475,7 +484,8 @@ fn fill(
             version,
         });
         taken += 1;
-        if let Some((order, leased)) = watching {
+        // One that was given up before was noted then.
+        if let Some((order, leased)) = watching.as_mut().filter(|_| !is_again) {
             let lease = (partition.id, token);
             order.note(lease, [ready_us, now_us, deadline_us], class, *leased + u64::from(taken));
         }

@@ -166,6 +166,8 @@ pub(crate) struct Dispatch {
     pub(crate) learned: Learned,
     pub(crate) restarts: Restarts,
     pub(crate) neighbours: Neighbours,
+    /// Queues go by what was learned without being shown that it is better: for tests.
+    pub(crate) trusts_learned: bool,
     /// Queues to look at, in the order in which something changed.
     pub(crate) dirty: VecDeque<u32>,
 }
@@ -177,11 +179,9 @@ impl Dispatch {
             return index;
         }
         let index = u32::try_from(self.queues.len()).expect("queues are bounded at admission");
-        self.queues.push(DispatchQueue {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            ..DispatchQueue::default()
-        });
+        let mut queue = DispatchQueue { namespace: namespace.to_owned(), name: name.to_owned(), ..Default::default() };
+        queue.order.is_trusted = self.trusts_learned;
+        self.queues.push(queue);
         self.by_name.insert((namespace.to_owned(), name.to_owned()), index);
         index
     }
@@ -331,7 +331,7 @@ impl Dispatch {
     /// Takes over a queue's limits and policy.
     pub(crate) fn set_limits(&mut self, queue: u32, settings: &QueueSettings, now_us: u64) {
         let entry = &mut self.queues[queue as usize];
-        entry.order.policy = settings.policy;
+        (entry.order.policy, entry.order.keeps_all) = (settings.policy, !settings.restarts(restart::GIVING_UP));
         entry.mixes = !settings.restarts(restart::CONTENTION);
         entry.concurrency = (settings.concurrency > 0).then_some(u64::from(settings.concurrency));
         let (rate, burst) = (settings.rate_milli_per_s, settings.rate_burst);

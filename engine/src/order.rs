@@ -11,10 +11,12 @@
 
 use hashbrown::HashMap;
 use taskmaster_protocol::PartitionId;
+use taskmaster_scheduler::Millis;
 use taskmaster_scheduler::guard::{Guard, Verdict};
+use taskmaster_scheduler::lengths::{self, Attempt, Lengths};
 use taskmaster_scheduler::order::Policy;
 use taskmaster_scheduler::predictor::{Facts, Keys, Prediction, Predictor};
-use taskmaster_scheduler::shadow::{self, Comparison, Ran, Stage};
+use taskmaster_scheduler::shadow::{self, Comparison, Ran, Restartable, Stage};
 use taskmaster_scheduler::straggler::{Late, Record};
 
 use crate::dispatch::PRIORITIES;
@@ -24,7 +26,7 @@ use crate::resources::Resources;
 pub(crate) mod deadline;
 mod recent;
 
-use deadline::{Ends, Turn};
+use deadline::Ends;
 use recent::{Began, Recent};
 
 /// A task that waited for so long goes ahead of all ranks, in microseconds.
@@ -45,8 +47,14 @@ const LEARN_US: u64 = 2_000;
 const RANK_US: u64 = 1_000_000;
 /// Samples of its own, by weight, without which no attempt of a class is late.
 const LATE_WEIGHT_MIN: f32 = 5.0;
+/// Samples of its own, by weight, without which no task of a class is given up.
+const LENGTHS_WEIGHT_MIN: f32 = 20.0;
+/// Cells of the table of distributions, of 264 bytes; there is none before the first restartable task.
+const LENGTHS_CELLS: usize = 1 << 12;
+/// Part of what restartable tasks use that may be lost by giving some up.
+pub(crate) const WASTE_MAX: f64 = 0.05;
 /// Run times that a class remembers for replays.
-const RUNS: usize = 8;
+const RUNS: usize = 32;
 /// Most queues of a shard of which more is remembered than what was served last.
 const REMEMBERED_MAX: u32 = 256;
 
@@ -55,7 +63,13 @@ const REMEMBERED_MAX: u32 = 256;
 struct Class {
     keys: Keys,
     width: u32,
-    rank: Turn,
+    /// Its tasks are restartable. What they outlived before they were given up, in milliseconds, and the class of those that did not.
+    is_restartable: bool,
+    outlived: Millis,
+    base: u32,
+    rank: f32,
+    /// How an attempt starts, if enough is known for one to be given up.
+    attempt: Option<Attempt>,
     /// Run times in one of two and nine of ten cases, in microseconds.
     quantiles_us: [u64; 2],
     ranked_us: u64,
@@ -68,11 +82,18 @@ struct Class {
     runs: [f32; RUNS],
 }
 
+/// What tells classes apart: queue, kind, resources, and whether tasks are restartable.
+type Name = (u32, String, Resources, bool);
+
 /// What a shard has learned.
 pub(crate) struct Learned {
     predictor: Predictor,
+    /// Distributions, of restartable tasks alone.
+    lengths: Option<Lengths>,
     classes: Vec<Class>,
-    by_name: HashMap<(u32, String, Resources), u32, FixedState>,
+    by_name: HashMap<Name, u32, FixedState>,
+    /// Classes of tasks that were given up, by that of those that were not and what they outlived.
+    by_outlived: HashMap<(u32, Millis), u32, FixedState>,
     /// Something was learned since it was last asked for.
     is_new: bool,
     /// Queues of which much is remembered.
@@ -89,8 +110,10 @@ impl Default for Learned {
     fn default() -> Self {
         Self {
             predictor: Predictor::new(CELLS, FLOOR_MS),
+            lengths: None,
             classes: Vec::new(),
             by_name: HashMap::default(),
+            by_outlived: HashMap::default(),
             is_new: false,
             remembered: 0,
         }
@@ -107,16 +130,32 @@ fn millis(us: u64) -> f64 {
     us as f64 / 1_000.0
 }
 
+pub(crate) fn whole_millis(us: u64) -> Millis {
+    Millis::try_from(us / 1_000).unwrap_or(Millis::MAX)
+}
+
+/// In microseconds.
+pub(crate) fn micros_of(ms: Millis) -> u64 {
+    u64::try_from(ms).unwrap_or(0).saturating_mul(1_000)
+}
+
 impl Learned {
     /// The class of tasks of a queue, by number and name, made on first use; `tenant` is the queue's namespace. What is learned goes
     /// by the name, since numbers are given anew after a restart.
-    pub(crate) fn class(&mut self, queue: (u32, &str), tenant: &str, kind: &str, resources: &Resources) -> u32 {
-        let name = (queue.0, kind.to_owned(), resources.clone());
+    pub(crate) fn class(
+        &mut self,
+        queue: (u32, &str),
+        tenant: &str,
+        kind: &str,
+        resources: &Resources,
+        is_restartable: bool,
+    ) -> u32 {
+        let name = (queue.0, kind.to_owned(), resources.clone(), is_restartable);
         if let Some(&class) = self.by_name.get(&name) {
             return class;
         }
         if self.classes.is_empty() {
-            self.add_class(&Facts { width: 1, ..Facts::default() });
+            self.add_class(Keys::new(&Facts { width: 1, ..Facts::default() }), 1, false);
         }
         if self.classes.len() >= CLASSES_MAX {
             return OTHERS;
@@ -124,52 +163,108 @@ impl Learned {
         let width = u32::try_from(resources.cpu_milli.div_ceil(1_000)).unwrap_or(u32::MAX).max(1);
         let labels = short(queue.1);
         let facts = Facts { tenant: short(tenant), kind: short(kind), labels, width, ..Facts::default() };
-        let class = self.add_class(&facts);
+        if is_restartable {
+            self.lengths.get_or_insert_with(|| Lengths::new(LENGTHS_CELLS, FLOOR_MS));
+        }
+        let class = self.add_class(Keys::new(&facts), width, is_restartable);
         self.by_name.insert(name, class);
         class
     }
 
-    fn add_class(&mut self, facts: &Facts) -> u32 {
-        let class = u32::try_from(self.classes.len()).expect("bounded by the caller");
-        let (rank, quantiles_us, ranked_us, learned_us, samples) = (Turn::FIRST, [0; 2], 0, 0, 0);
-        let (keys, runs) = (Keys::new(facts), [0.0; RUNS]);
-        let (late, seconds) = (None, Record::default());
+    fn add_class(&mut self, keys: Keys, width: u32, is_restartable: bool) -> u32 {
+        let class = u32::try_from(self.classes.len()).expect("bounded above");
         self.classes.push(Class {
             keys,
-            width: facts.width,
-            rank,
-            quantiles_us,
-            ranked_us,
-            learned_us,
-            samples,
-            late,
-            seconds,
-            runs,
+            width,
+            is_restartable,
+            outlived: 0,
+            base: class,
+            rank: 0.0,
+            attempt: None,
+            quantiles_us: [0; 2],
+            ranked_us: 0,
+            learned_us: 0,
+            samples: 0,
+            late: None,
+            seconds: Record::default(),
+            runs: [0.0; RUNS],
         });
         class
     }
 
     /// A class that was made before.
-    pub(crate) fn find_class(&self, queue: u32, kind: &str, resources: &Resources) -> Option<u32> {
-        self.by_name.get(&(queue, kind.to_owned(), resources.clone())).copied()
+    pub(crate) fn find_class(
+        &self,
+        queue: u32,
+        kind: &str,
+        resources: &Resources,
+        is_restartable: bool,
+    ) -> Option<u32> {
+        self.by_name.get(&(queue, kind.to_owned(), resources.clone(), is_restartable)).copied()
+    }
+
+    /// The class of tasks of a class that were given up when they had run for so long, made on first use.
+    pub(crate) fn outlived(&mut self, class: u32, ran_us: u64) -> u32 {
+        let base = self.classes[class as usize].base;
+        let name = (base, lengths::told_apart(whole_millis(ran_us)));
+        if let Some(&class) = self.by_outlived.get(&name) {
+            return class;
+        }
+        if self.classes.len() >= CLASSES_MAX {
+            return base;
+        }
+        let &Class { keys, width, is_restartable, .. } = &self.classes[base as usize];
+        let class = self.add_class(keys, width, is_restartable);
+        (self.classes[class as usize].outlived, self.classes[class as usize].base) = (name.1, base);
+        self.by_outlived.insert(name, class);
+        class
+    }
+
+    fn predict(&self, known: &Class) -> Prediction {
+        let expected = self.predictor.predict(&known.keys, 0);
+        if known.outlived > 0 { expected.outlived(known.outlived) } else { expected }
+    }
+
+    /// How a task of a class starts that was given up after so long, or never (0), if enough is known of its like.
+    fn attempt_of(&self, known: &Class, outlived: Millis) -> Option<Attempt> {
+        let lengths = self.lengths.as_ref().filter(|_| known.is_restartable)?;
+        let is_known = lengths.weight(&known.keys) >= LENGTHS_WEIGHT_MIN;
+        is_known.then(|| lengths.attempt(&known.keys, outlived).wide(known.width))
     }
 
     /// What is expected of a class at the moment, made anew if more was learned.
     fn current(&mut self, class: u32, now_us: u64) -> &Class {
-        let known = &mut self.classes[class as usize];
+        let known = &self.classes[class as usize];
         if known.ranked_us == 0 || now_us.saturating_sub(known.ranked_us) >= RANK_US {
-            let expected = self.predictor.predict(&known.keys, 0);
-            known.ranked_us = now_us;
-            (known.rank, known.quantiles_us) =
-                (Turn::by_rank(expected.rank(known.width)), deadline::quantiles_us(&expected));
-            known.late = Late::of(&expected).filter(|_| self.predictor.weight(&known.keys) >= LATE_WEIGHT_MIN);
+            let expected = self.predict(known);
+            let attempt = self.attempt_of(known, known.outlived);
+            let late = Late::of(&expected).filter(|_| self.predictor.weight(&known.keys) >= LATE_WEIGHT_MIN);
+            let known = &mut self.classes[class as usize];
+            (known.ranked_us, known.late, known.attempt) = (now_us, late, attempt);
+            (known.rank, known.quantiles_us) = (expected.rank(known.width), deadline::quantiles_us(&expected));
         }
-        known
+        &self.classes[class as usize]
     }
 
-    /// The rank of a class, the lowest first.
-    pub(crate) fn rank(&mut self, class: u32, now_us: u64) -> Turn {
-        self.current(class, now_us).rank
+    /// The rank of a class, the lowest first; `gives_up`: where restartable tasks may be given up.
+    pub(crate) fn rank(&mut self, class: u32, now_us: u64, gives_up: bool) -> f32 {
+        let known = self.current(class, now_us);
+        known.attempt.filter(|_| gives_up).map_or(known.rank, |attempt| attempt.rank)
+    }
+
+    /// When a task of a class is judged that starts now and ran for so long when it was given up before (0: it was not); in microseconds from
+    /// its start. `None` while too little is known.
+    pub(crate) fn first_look_us(&mut self, class: u32, outlived_us: u64, now_us: u64) -> Option<u64> {
+        let fresh = self.current(class, now_us).attempt?;
+        let known = &self.classes[class as usize];
+        let attempt = if outlived_us == 0 { fresh } else { self.attempt_of(known, whole_millis(outlived_us))? };
+        attempt.until.map(micros_of)
+    }
+
+    /// How a restartable task of a class goes on that has run for so long.
+    pub(crate) fn goes_on(&self, class: u32, ran_us: u64) -> Option<Attempt> {
+        let known = &self.classes[class as usize];
+        Some(self.lengths.as_ref()?.going_on(&known.keys, whole_millis(ran_us)).wide(known.width))
     }
 
     /// When tasks of a class end that start now.
@@ -197,7 +292,7 @@ impl Learned {
         let known = &self.classes[class as usize];
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a bounded weight")]
         let counting = self.predictor.weight(&known.keys).round() as u32;
-        (self.predictor.predict(&known.keys, 0), known.samples.max(counting))
+        (self.predict(known), known.samples.max(counting))
     }
 
     /// How many places tasks of a class take.
@@ -208,7 +303,7 @@ impl Learned {
     /// What is expected of a class, and how many places its tasks take.
     fn expected_of(&self, class: u32) -> (Prediction, u32) {
         let known = &self.classes[class as usize];
-        (self.predictor.predict(&known.keys, 0), known.width)
+        (self.predict(known), known.width)
     }
 
     /// A task of a class ended after so many microseconds; whether that was longer than nine in ten were predicted to take, if it
@@ -221,6 +316,9 @@ impl Learned {
         let run = millis(run_us);
         let made = self.predictor.predict(&known.keys, 0);
         self.predictor.learn(&known.keys, 0, run, failed, Some(&made));
+        if let Some(lengths) = self.lengths.as_mut().filter(|_| known.is_restartable) {
+            lengths.learn(&known.keys, whole_millis(run_us));
+        }
         self.is_new = true;
         #[expect(clippy::cast_possible_truncation, reason = "a run time")]
         let short = run as f32;
@@ -247,12 +345,28 @@ impl Learned {
     }
 }
 
+impl Restartable for Learned {
+    fn attempt(&self, class: u32, outlived: Millis) -> Option<Attempt> {
+        let known = &self.classes[class as usize];
+        let is_current = outlived == 0 && known.outlived == 0 && known.ranked_us != 0;
+        if is_current { known.attempt } else { self.attempt_of(known, outlived) }
+    }
+
+    fn going_on(&self, class: u32, age: Millis) -> Attempt {
+        self.goes_on(class, micros_of(age)).expect("it was to be judged")
+    }
+}
+
 /// How one queue is ordered.
 #[derive(Debug, Default)]
 pub(crate) struct Order {
     pub(crate) policy: Policy,
+    /// No restartable task is given up.
+    pub(crate) keeps_all: bool,
     guard: Guard,
     is_better: bool,
+    /// No guard is asked.
+    pub(crate) is_trusted: bool,
     recent: Recent,
     /// By priority.
     aging: [Aging; PRIORITIES],
@@ -284,9 +398,14 @@ impl Order {
             Policy::Fifo => By::Turns,
             Policy::Shortest => By::Rank,
             Policy::Deadline => By::Deadline,
-            Policy::Auto if self.is_better => By::Rank,
+            Policy::Auto if self.is_better || self.is_trusted => By::Rank,
             Policy::Auto => By::Turns,
         }
+    }
+
+    /// Whether restartable tasks may be given up now, and go by the rank that this gives them.
+    pub(crate) fn gives_up(&self) -> bool {
+        self.policy == Policy::Auto && self.by() == By::Rank && !self.keeps_all
     }
 
     /// Whether the next frame of a priority takes the oldest task if it has waited for too long: then those are to be looked for.
@@ -355,7 +474,8 @@ impl Order {
     ) {
         let served = self.recent.latest();
         let Some(first) = served.first().map(|began| began.class) else { return };
-        if served.iter().all(|began| began.class == first) {
+        let gives_up = !self.keeps_all && served.iter().any(|began| learned.attempt(began.class, 0).is_some());
+        if !gives_up && served.iter().all(|began| began.class == first) {
             self.is_better &= classes.any(|class| class != first);
             return;
         }
@@ -363,7 +483,10 @@ impl Order {
         #[expect(clippy::cast_precision_loss, reason = "a threshold")]
         let stage = Stage { places, from: 0.0, cap: f64::INFINITY, floor: FLOOR_MS as f64 };
         let plain = shadow::play(&tasks, Policy::Fifo, &stage);
-        let candidate = shadow::play(&tasks, Policy::Shortest, &stage);
+        let candidate = match gives_up {
+            true => shadow::play_giving_up(&tasks, &stage, learned, WASTE_MAX),
+            false => shadow::play(&tasks, Policy::Shortest, &stage),
+        };
         let longest = if self.is_better { plain.longest } else { plain.longest.max(waiting) };
         self.guard.block(plain.slowdown(), candidate.slowdown(), longest);
         self.is_better = self.guard.verdict(waiting) == Verdict::Candidate;
@@ -392,7 +515,7 @@ fn replayed(served: &[Began], learned: &Learned) -> Option<Vec<Ran>> {
         let ready = millis(began.ready_us - first_us);
         let (expected, width) = learned.expected_of(began.class);
         let (run, rank) = (f64::from(learned.run(began.class, number)?), expected.rank(width));
-        Some(Ran { ready, began: ready, run, rank, quantiles: [run; 2], deadline: None })
+        Some(Ran { ready, began: ready, run, rank, quantiles: [run; 2], deadline: None, group: began.class })
     };
     let mut tasks: Vec<Ran> = served.iter().enumerate().map(task).collect::<Option<_>>()?;
     tasks.sort_by(|a, b| a.ready.total_cmp(&b.ready));
@@ -406,7 +529,8 @@ mod tests {
     /// Two kinds, 1 ms and 400 ms, that come at once and wait: `auto` finds that the short ones should go first.
     fn taught(slow_ms: u64) -> (Learned, Order, [u32; 2]) {
         let mut learned = Learned::default();
-        let classes = ["short", "long"].map(|kind| learned.class((0, "q"), "default", kind, &Resources::default()));
+        let classes =
+            ["short", "long"].map(|kind| learned.class((0, "q"), "default", kind, &Resources::default(), false));
         let mut now_us = 1;
         for _ in 0..20 {
             for (class, run_ms) in [(classes[0], 1), (classes[1], slow_ms)] {
@@ -436,7 +560,7 @@ mod tests {
     #[test]
     fn auto_takes_the_shortest_first_once_replays_show_a_gain() {
         let (mut learned, mut order, classes) = taught(400);
-        assert!(learned.rank(classes[0], 1) < learned.rank(classes[1], 1));
+        assert!(learned.rank(classes[0], 1, false) < learned.rank(classes[1], 1, false));
         blocks(&learned, &mut order, classes, 3);
         assert!(!(order.by() == By::Rank), "three blocks are too few");
         blocks(&learned, &mut order, classes, 10);

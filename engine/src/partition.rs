@@ -260,7 +260,7 @@ impl Partition {
         let lane = self.lane(queue, spec.priority, &resources);
         let class = {
             let queue = self.queues[queue as usize].dispatch;
-            dispatch.learned.class((queue, spec.queue), spec.namespace, spec.kind, &resources)
+            dispatch.learned.class((queue, spec.queue), spec.namespace, spec.kind, &resources, spec.restartable)
         };
         let list = self.class_list(lane, class);
         let lease_list = self.lease_list(spec.lease_ms);
@@ -336,8 +336,9 @@ impl Partition {
                 self.tasks[slot].flags &= !flag::BLOCKED;
             }
             State::Ready => {
-                let contract = &self.contracts[task.contract];
-                self.lanes[contract.lane as usize].take(contract.list, slot, &mut self.tasks, &self.extras);
+                let (lane, list) = (self.contracts[task.contract].lane, self.list(slot));
+                self.lanes[lane as usize].take(list, slot, &mut self.tasks, &self.extras);
+                self.ready_no_longer(slot);
             }
             State::Leased => {
                 if task.has(flag::WATCHED) {
@@ -375,7 +376,14 @@ impl Partition {
         known_us.or_else(|| (task.worker & DETACHED == 0).then(|| task.at_us.saturating_sub(self.lease_us(task))))
     }
 
-    /// The class of a task.
+    /// The list of its lane that a ready task is on.
+    pub(crate) fn list(&self, slot: Slot) -> u32 {
+        let task = &self.tasks[slot];
+        let aside = if task.has(flag::WATCHED) { self.attempts.aside(slot) } else { None };
+        aside.unwrap_or(self.contracts[task.contract].list)
+    }
+
+    /// The class of a task, whether it was given up or not.
     pub(crate) fn class(&self, slot: Slot) -> u32 {
         self.contracts[self.tasks[slot].contract].class
     }
@@ -458,12 +466,17 @@ impl Partition {
     /// concurrency key.
     fn enter_ready_first(&mut self, slot: Slot, ready_us: u64, cx: &mut Cx<'_>) {
         self.set_state(slot, State::Ready);
+        self.ready_since(slot, ready_us);
+        self.push_lane_first(slot, cx.dispatch);
+    }
+
+    /// Notes since when a task is ready.
+    fn ready_since(&mut self, slot: Slot, ready_us: u64) {
         let task = &mut self.tasks[slot];
         task.at_us = ready_us;
         if let Some(extra) = self.extras.get_mut(task.extra) {
             extra.ready_us = ready_us;
         }
-        self.push_lane_first(slot, cx.dispatch);
     }
 
     /// Makes a task wait until `due_us`.

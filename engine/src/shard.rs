@@ -16,6 +16,7 @@ pub(crate) mod cluster;
 mod demotion;
 mod elections;
 mod events;
+mod giving_up;
 mod group;
 mod groups;
 pub(crate) mod hearing;
@@ -248,6 +249,8 @@ pub struct Stats {
     pub second_attempts_won: u64,
     /// Attempts that were ended for tasks of a higher priority.
     pub preempted_attempts: u64,
+    /// Attempts that were ended for tasks that are expected to take much less.
+    pub given_up_attempts: u64,
     /// What attempts ran for that were ended so, or that another one overtook, in microseconds.
     pub wasted_us: u64,
     /// Attempts whose workers said what they used.
@@ -488,7 +491,8 @@ impl Shard {
         stats.memory_bytes = self.memory_bytes();
         let restarts = self.dispatch.restarts.counters;
         (stats.second_attempts, stats.second_attempts_won) = (restarts.second, restarts.second_won);
-        (stats.preempted_attempts, stats.wasted_us) = (restarts.preempted, restarts.wasted_us);
+        (stats.preempted_attempts, stats.given_up_attempts) = (restarts.preempted, restarts.given_up);
+        stats.wasted_us = restarts.wasted_us;
         let neighbours = self.dispatch.neighbours.counters;
         (stats.measured, stats.held, stats.contended) = (neighbours.measured, neighbours.held, neighbours.contended);
         for partition in self.partitions.iter().flatten() {

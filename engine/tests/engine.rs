@@ -35,6 +35,9 @@ mod speculation;
 #[path = "engine/preemption.rs"]
 mod preemption;
 
+#[path = "engine/giving_up.rs"]
+mod giving_up;
+
 #[path = "engine/restarts.rs"]
 mod restarts;
 

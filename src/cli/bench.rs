@@ -16,7 +16,7 @@ use serde_json::Value;
 use taskmaster_bench::contention::ContentionOptions;
 use taskmaster_bench::order::OrderOptions;
 use taskmaster_bench::states::StatesOptions;
-use taskmaster_bench::stragglers::StragglerOptions;
+use taskmaster_bench::stragglers::{Measured, StragglerOptions};
 use taskmaster_bench::{NodeInfo, Options, SuiteOptions, run_suite};
 use taskmaster_client::Client;
 
@@ -115,8 +115,12 @@ pub(crate) struct Arguments {
     /// Measure a load of which half halves each other's speed, with such tasks kept apart and not; --connections tasks at once
     #[arg(long, conflicts_with_all = ["suite", "baseline", "failover", "idle", "rate", "states", "order", "stragglers"])]
     contention: bool,
+    /// Measure a load of one kind of which one task in ten runs 150 times as long as the others, with giving up and without; --connections
+    /// tasks at once
+    #[arg(long, conflicts_with_all = ["suite", "baseline", "failover", "idle", "rate", "states", "order", "stragglers"])]
+    mixed: bool,
     /// Order of the queue under load
-    #[arg(long, value_enum, value_name = "POLICY", conflicts_with_all = ["nodes", "states", "order", "stragglers", "contention"])]
+    #[arg(long, value_enum, value_name = "POLICY", conflicts_with_all = ["nodes", "states", "order", "stragglers", "mixed", "contention"])]
     policy: Option<PolicyName>,
     /// Partitions of the own nodes
     #[arg(long, value_name = "N")]
@@ -182,6 +186,21 @@ impl Arguments {
         Ok(options)
     }
 
+    fn stragglers(&self) -> StragglerOptions {
+        // A guard wants to be shown first that giving up pays.
+        let (measured, places, load, warmup_s) = match self.mixed {
+            true => (Measured::GivingUp, 16, 0.9, 30),
+            false => (Measured::Speculation, 64, 0.6, 5),
+        };
+        StragglerOptions {
+            measured,
+            places: self.connections.unwrap_or(places),
+            load,
+            warmup: Duration::from_secs(warmup_s),
+            time: self.duration.map_or(Duration::from_secs(20), |duration| duration.0),
+        }
+    }
+
     fn load(&self, quiet: bool) -> Result<Load, Failure> {
         Ok(Load {
             options: self.options(quiet)?,
@@ -198,12 +217,7 @@ impl Arguments {
                 warmup: Duration::from_secs(15),
                 time: self.duration.map_or(Duration::from_secs(40), |duration| duration.0),
             }),
-            stragglers: self.stragglers.then(|| StragglerOptions {
-                places: self.connections.unwrap_or(64),
-                load: 0.6,
-                warmup: Duration::from_secs(5),
-                time: self.duration.map_or(Duration::from_secs(20), |duration| duration.0),
-            }),
+            stragglers: (self.stragglers || self.mixed).then(|| self.stragglers()),
             contention: self.contention.then(|| ContentionOptions {
                 places: self.connections.unwrap_or(12),
                 load: 0.6,

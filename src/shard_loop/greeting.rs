@@ -139,11 +139,12 @@ impl ShardLoop {
 }
 
 /// What became of attempts of restartable tasks, and of measured ones.
-const fn restarts(stats: &Stats) -> [(&'static str, u64); 7] {
+const fn restarts(stats: &Stats) -> [(&'static str, u64); 8] {
     [
         ("second_attempts", stats.second_attempts),
         ("second_attempts_won", stats.second_attempts_won),
         ("preempted_attempts", stats.preempted_attempts),
+        ("given_up_attempts", stats.given_up_attempts),
         ("wasted_attempt_us", stats.wasted_us),
         ("measured_attempts", stats.measured),
         ("held_tasks", stats.held),

@@ -52,10 +52,12 @@ pub mod restart {
     pub const SPECULATION: u8 = 1;
     /// Attempts are ended for tasks of a higher priority.
     pub const PREEMPTION: u8 = 2;
+    /// Attempts that outlived what was expected are ended for tasks that are expected to take much less.
+    pub const GIVING_UP: u8 = 4;
     /// Tasks that slow each other down are kept apart.
     pub const CONTENTION: u8 = 8;
     /// All of them.
-    pub const ALL: u8 = 11;
+    pub const ALL: u8 = 15;
 }
 
 /// Creates a queue or changes the fields named in `set`. Sent to every partition by the client.
