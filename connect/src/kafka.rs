@@ -6,6 +6,7 @@
 mod consumer;
 pub mod events;
 mod floor;
+mod header;
 mod letters;
 mod mapping;
 mod reader;
