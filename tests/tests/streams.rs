@@ -4,7 +4,6 @@ mod kills;
 mod letters;
 mod members;
 mod reading;
-mod secured;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
