@@ -49,6 +49,15 @@ fn a_queue_on_one_slot_waits_as_it_must() {
     let told = report(&["--policy", "shortest", "--clairvoyant"], &trace);
     // The shortest that is there first: 50 s, then 20 s, then 100 s.
     assert_eq!(told["policies"][0]["wait_s"]["mean"], (0.0 + 40.0 + 70.0) / 3.0);
+    // By their limits, which are their run times, only the one that starts at once is not late.
+    let told = report(&["--policy", "deadline"], &trace);
+    assert_eq!(told["policies"][0]["late"], 2.0 / 3.0);
+    let without = trace
+        .replace(" 100 -1 1 1", " -1 -1 1 1")
+        .replace(" 50 -1 1 1", " -1 -1 1 1")
+        .replace(" 20 -1 1 1", " -1 -1 1 1");
+    assert_eq!(report(&["--policy", "fifo"], &without)["policies"][0]["late"], Value::Null);
+    assert!(refusal(&["--policy", "deadline"], &without).contains("no task has a deadline or a declared limit"));
     // As many slots as tasks: nobody waits.
     let told = report(&["--policy", "fifo", "--slots", "3"], &trace);
     assert_eq!(told["policies"][0]["wait_s"]["max"], 0.0);

@@ -2,7 +2,8 @@
 //!
 //! Invariants: the width in use never exceeds the machine's; a task that is started ahead of the first one that does
 //! not fit never delays that one beyond the time which the declared limits give (it ends before, or needs only what is
-//! then left over). Reservations are by declared limits, never by predictions: a prediction may be too short.
+//! then left over). Reservations are by limits that hold. Where the caller has none but a prediction, that may be too
+//! short, and then the first is delayed.
 //!
 //! It keeps no queue and no clock: the caller brings both, in the order that it wants.
 
@@ -15,7 +16,7 @@ pub struct Waiting {
     pub task: u32,
     /// Slots that it needs at once.
     pub width: u32,
-    /// Its declared limit.
+    /// How long it runs at most: its declared limit.
     pub limit: Millis,
     /// Slots that must stay free beside it when it starts, for tasks that are shorter.
     pub keep: u32,

@@ -92,6 +92,14 @@ impl Keys {
     }
 }
 
+/// The run time that stands as a logarithm in a prediction, in whole milliseconds upwards, one at least.
+#[must_use]
+pub fn millis(log_ms: f32) -> Millis {
+    #[expect(clippy::cast_possible_truncation, reason = "predictions are bounded by a year")]
+    let millis = f64::from(log_ms).exp().ceil() as Millis;
+    millis.max(1)
+}
+
 /// What is predicted. Logarithms are natural, of milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Prediction {

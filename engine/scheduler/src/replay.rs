@@ -3,6 +3,7 @@
 //! [`run`] takes a trace, whatever it was read from, and gives what a user wants to know of a policy: waits, bounded
 //! slowdowns, and the use of the slots over time. The readers refuse what is broken, with file and line.
 
+mod deadlines;
 pub mod lora;
 pub mod lucid;
 pub mod openb;
@@ -14,6 +15,8 @@ pub mod swf;
 mod trace;
 pub mod wfformat;
 pub mod wide;
+
+use std::fmt;
 
 use crate::Millis;
 use crate::order::{Aging, Policy};
@@ -48,6 +51,26 @@ impl ReplayOptions {
         let aging = if policy == Policy::Fifo { Aging::NONE } else { Aging::default() };
         Self { policy, slots: None, aging, restartable: false, clairvoyant: false, floor: 10_000, seed: 0 }
     }
+}
+
+/// A policy that says nothing of a trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoDeadlines;
+
+impl fmt::Display for NoDeadlines {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("no task has a deadline or a declared limit, so there is no order by deadline")
+    }
+}
+
+impl std::error::Error for NoDeadlines {}
+
+/// Whether `policy` says anything of `trace`.
+///
+/// # Errors
+/// For [`Policy::Deadline`] when no deadline is known: [`run`] would go by something else.
+pub fn check(trace: &Trace, policy: Policy) -> Result<(), NoDeadlines> {
+    if policy == Policy::Deadline && !trace.has_deadlines() { Err(NoDeadlines) } else { Ok(()) }
 }
 
 /// Submissions of `trace`, moved by up to five seconds, differently for each seed; 0 leaves them.

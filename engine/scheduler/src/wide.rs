@@ -1,8 +1,9 @@
 //! Schedules tasks that need several slots at once on one machine: order, first attempts, backfilling.
 //!
 //! Sans-I/O: the caller says what was submitted and what ended, and asks what starts at a time. Invariants: the slots
-//! in use never exceed the machine's; a task that waited for [`Aging::cap`] is reserved for by declared limits before
-//! any other; what attempts waste stays within [`Config::waste_max`].
+//! in use never exceed the machine's; a task that waited for [`Aging::cap`] is reserved for before any other; what attempts
+//! waste stays within [`Config::waste_max`]. Reservations are by declared limits. A task that declares none ([`Facts::limit`]
+//! of 0) is taken to end within the 0.9 quantile of its prediction, and may delay what was reserved behind it.
 
 mod entry;
 
@@ -14,7 +15,7 @@ use crate::Millis;
 use crate::backfill::{Machine, Waiting};
 use crate::lengths::Lengths;
 use crate::order::{Aging, Policy, deadline_rank};
-use crate::predictor::{Facts, Keys, Prediction, Predictor};
+use crate::predictor::{Facts, Keys, Prediction, Predictor, millis};
 use crate::restart::Attempts;
 
 /// Slots that are kept free for first attempts and short tasks: one of so many.
@@ -58,7 +59,7 @@ impl Config {
 pub struct Task {
     /// The caller's name for it; dense, as there is a record for each.
     pub id: u32,
-    /// What is known of it.
+    /// What is known of it; its limit is 0 where it declares none.
     pub facts: Facts,
     /// When it shall have ended.
     pub deadline: Option<Millis>,
@@ -80,7 +81,7 @@ pub struct Start {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Waiting,
-    /// Runs, and ends by its limit at this time.
+    /// Runs, and ends by its bound at this time.
     Running {
         end: Millis,
         ahead: bool,
@@ -101,6 +102,8 @@ struct Record {
     tried: Option<Millis>,
     /// As it was predicted when it was submitted.
     made: Prediction,
+    /// How long it runs at most, for reservations.
+    bound: Millis,
 }
 
 /// The scheduler of one machine.
@@ -186,6 +189,8 @@ impl Scheduler {
 
     fn entry(&self, record: &Record, now: Millis) -> Entry {
         let Facts { tenant, width, limit, .. } = record.task.facts;
+        // What distributions are cut off at.
+        let limit = if limit > 0 { limit } else { Millis::MAX };
         let fifo = Entry {
             #[expect(clippy::cast_precision_loss, reason = "a rank: times are far below 2^53")]
             rank: record.submitted as f64,
@@ -194,7 +199,7 @@ impl Scheduler {
             worth: 0.0,
             tenant,
             can_try: false,
-            waiting: Waiting { task: record.task.id, width, limit, keep: 0 },
+            waiting: Waiting { task: record.task.id, width, limit: record.bound, keep: 0 },
         };
         if self.config.policy == Policy::Fifo {
             return fifo;
@@ -232,7 +237,12 @@ impl Scheduler {
         }
         let keys = Keys::new(&task.facts);
         let made = self.predictor.predict(&keys, task.facts.limit);
-        let record = Record { task, keys, submitted: now, state: State::Waiting, tried: None, made };
+        let bound = match (task.facts.limit, task.known) {
+            (1.., _) => task.facts.limit,
+            (_, Some(run)) => run,
+            (_, None) => millis(made.q90),
+        };
+        let record = Record { task, keys, submitted: now, state: State::Waiting, tried: None, made, bound };
         self.waiting.push(self.entry(&record, now));
         self.dirty = true;
         let place = task.id as usize;
@@ -278,6 +288,9 @@ impl Scheduler {
         let State::Trying { end, budget } = record.state else { return false };
         record.state = State::Waiting;
         record.tried = Some(budget);
+        if record.task.facts.limit == 0 && record.task.known.is_none() {
+            record.bound = record.bound.max(millis(record.made.outlived(budget).q90));
+        }
         self.machine.finish(end, task);
         self.attempts.over(budget, record.task.facts.width, false);
         let record = record.clone();
@@ -348,8 +361,8 @@ impl Scheduler {
         self.queue.clear();
         for task in &self.due {
             let Some(record) = &self.records[*task as usize] else { continue };
-            let Facts { width, limit, .. } = record.task.facts;
-            self.queue.push(Waiting { task: *task, width, limit, keep: 0 });
+            let width = record.task.facts.width;
+            self.queue.push(Waiting { task: *task, width, limit: record.bound, keep: 0 });
         }
         let (due, queue) = (&self.due, &mut self.queue);
         queue.extend(self.waiting.iter().map(|entry| entry.waiting).filter(|waiting| !due.contains(&waiting.task)));

@@ -23,6 +23,7 @@ fn jobs() -> impl Strategy<Value = Vec<Job>> {
             run,
             limit: run + over,
             has_limit: true,
+            deadline: None,
             width,
             user,
             size: 0,

@@ -89,8 +89,8 @@ fn giving_up_finds_the_short_tasks_that_no_prediction_can() {
         submit += 5_000 * i64::try_from(random.below(20)).unwrap();
         // Nine of ten are over in a minute, and nothing tells them from the others.
         let run = if random.unit() < 0.9 { 60_000 } else { 7_200_000 + i64::from(id) };
-        let (limit, keys) = (86_400_000, [0; 4]);
-        Job { id: id.into(), line: 0, submit, run, limit, has_limit: true, width: 1, user: id % 7, size: 0, keys }
+        let (id, user, limit, keys) = (id.into(), id % 7, 86_400_000, [0; 4]);
+        Job { id, line: 0, submit, run, limit, has_limit: true, deadline: None, width: 1, user, size: 0, keys }
     };
     let jobs: Vec<Job> = (0..4_000).map(&mut job).collect();
     let mut trace = Trace { name: String::new(), width: 1, jobs, skipped: 0 };

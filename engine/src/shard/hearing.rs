@@ -20,6 +20,8 @@ pub struct Heard {
     pub at_us: u64,
     /// Of a start: since when the task was ready.
     pub ready_us: u64,
+    /// Of a start: the task's deadline, in microseconds since 1970; 0: none.
+    pub deadline_us: u64,
     /// Of a start: bytes of the payload.
     pub payload_bytes: u32,
     /// Index in [`Hearing::labels`].
@@ -75,11 +77,13 @@ fn describe(
     let slot = partition.find(happened.id, NONE)?;
     let task = &partition.tasks[slot];
     let is_start = happened.change == Change::Started;
+    let deadline_us = || crate::order::deadline::deadline_us(task.extra, &partition.extras);
     Some(Heard {
         id: happened.id,
         change: happened.change,
         at_us: happened.at_us,
         ready_us: if is_start { task.at_us } else { 0 },
+        deadline_us: if is_start { deadline_us().unwrap_or(0) } else { 0 },
         payload_bytes: if is_start { u32::try_from(arena.len_of(task.blob)).unwrap_or(u32::MAX) } else { 0 },
         labels: super::events::labels_of(partition, task.contract, labels),
     })

@@ -1,5 +1,6 @@
 //! What a node did, as a trace: from the snapshots and the log of its data directory. Every attempt is a task of it, from when it was ready
-//! to when it ended. Nothing is changed there; the node must be stopped, or the directory a copy.
+//! to when it ended, with its task's deadline; it is as wide as every other, has no limit, and its priority is not carried, as a replay
+//! has one line. Nothing is changed there; the node must be stopped, or the directory a copy.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -82,6 +83,8 @@ struct Attempt {
     ready_us: u64,
     began_us: u64,
     ended_us: u64,
+    /// 0: none.
+    deadline_us: u64,
     payload_bytes: u32,
     /// Namespace, then kind and queue, as numbers.
     tenant: u32,
@@ -100,6 +103,8 @@ impl Attempt {
             run,
             limit: run,
             has_limit: false,
+            // One that was over before the attempt was ready is over at once.
+            deadline: (self.deadline_us > 0).then(|| millis(self.deadline_us.saturating_sub(self.ready_us))),
             width: 1,
             user: self.tenant,
             size: self.payload_bytes.checked_ilog2().map_or(0, |size| size + 1),
@@ -127,6 +132,7 @@ fn attempts_of(hearing: &Hearing, names: &mut Names) -> (Vec<Attempt>, usize) {
                         ready_us,
                         began_us: start.at_us,
                         ended_us: heard.at_us,
+                        deadline_us: start.deadline_us,
                         payload_bytes,
                         tenant,
                         keys,
@@ -151,4 +157,24 @@ fn most_at_once(attempts: &[Attempt]) -> u32 {
         Some(*running)
     });
     u32::try_from(running.max().unwrap_or(1)).unwrap_or(u32::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_carries_what_is_left_to_its_deadline() {
+        let attempt = |deadline_us| Attempt {
+            ready_us: 5_000_000,
+            began_us: 6_000_000,
+            ended_us: 8_000_000,
+            deadline_us,
+            payload_bytes: 0,
+            tenant: 0,
+            keys: [0, 0],
+        };
+        let due = |deadline_us| attempt(deadline_us).job(1, 1_000_000).due();
+        assert_eq!([due(0), due(9_000_000), due(4_000_000)], [None, Some(4_000), Some(0)]);
+    }
 }

@@ -50,6 +50,12 @@ impl Outcome {
         worse as f64 / weeks.max(1) as f64
     }
 
+    /// The mean part of tasks that were late; `None` where none has a deadline or a limit.
+    fn late(&self) -> Option<f64> {
+        let is_known = self.reports.iter().all(|report| report.late.is_some());
+        is_known.then(|| self.mean(|report| report.late.unwrap_or(0.0)))
+    }
+
     fn decisions_per_s(&self, trace: &Trace) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
         let decisions = (trace.jobs.len() * self.reports.len()) as f64;
@@ -72,6 +78,11 @@ fn waits_s(report: &Report) -> Vec<f64> {
 
 /// Replays the trace under each policy and tells what came of it.
 pub(super) fn run(trace: &Trace, policies: &[Policy], arguments: &Arguments, output: Output) -> Result<(), Failure> {
+    for policy in policies {
+        replay::check(trace, *policy).map_err(|error| {
+            Failure::new(Exit::Usage, format!("{} does not replay under {}: {error}", trace.name, policy.name()))
+        })?;
+    }
     let slots = arguments.slots.unwrap_or(trace.width);
     let seeds = if arguments.seeds == 1 { 0..=0 } else { 1..=arguments.seeds };
     let outcomes: Vec<Outcome> = policies
@@ -125,7 +136,7 @@ fn json(trace: &Trace, outcome: &Outcome, plain: &Outcome) -> Value {
             "mean": outcome.mean(|report| report.wait_mean / MILLIS_PER_SECOND),
             "p50": outcome.wait_s(0.5), "p90": outcome.wait_s(0.9), "p99": outcome.wait_s(0.99), "max": outcome.wait_s(1.0),
         },
-        "late": outcome.mean(|report| report.late),
+        "late": outcome.late(),
         "waste": outcome.mean(|report| report.waste),
         "utilisation": outcome.mean(utilisation),
         "weeks_worse": outcome.weeks_worse(plain),
@@ -161,7 +172,7 @@ fn text(trace: &Trace, slots: u32, seeds: u64, outcomes: &[Outcome]) -> String {
             format!("{:.1}", outcome.slowdown(0.99)),
             format!("{:.0} s", outcome.mean(|report| report.wait_mean / MILLIS_PER_SECOND)),
             format!("{:.0} s", outcome.wait_s(1.0)),
-            percent(outcome.mean(|report| report.late)),
+            outcome.late().map_or_else(|| "-".to_owned(), percent),
             percent(outcome.mean(|report| report.waste)),
             percent(outcome.mean(utilisation)),
             percent(outcome.weeks_worse(&outcomes[0])),

@@ -160,7 +160,10 @@ pub(crate) fn deadlines(traces: &Traces, options: &Options) -> Result<Vec<Row>, 
     for ((file, ..), (good, best)) in MACHINES.into_iter().zip(figures) {
         let trace = traces.swf(file)?;
         let late = |variant: ReplayOptions| {
-            format!("{:.3}", mean(replicas(&trace, &variant, options.seeds).iter().map(|report| report.late)))
+            format!(
+                "{:.3}",
+                mean(replicas(&trace, &variant, options.seeds).iter().map(|report| report.late.unwrap_or(f64::NAN)))
+            )
         };
         let plain = late(ReplayOptions::new(Policy::Fifo));
         let clairvoyant = late(ReplayOptions { clairvoyant: true, ..ReplayOptions::new(Policy::Deadline) });

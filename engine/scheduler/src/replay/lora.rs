@@ -95,7 +95,7 @@ pub fn read(file: &str, text: &str) -> Result<Trace, ReadError> {
         let line = u32::try_from(line).unwrap_or(u32::MAX);
         let id = u64::from(line);
         let limit = run;
-        jobs.push(Job { id, line, submit, run, limit, has_limit: false, width: 1, user, size, keys });
+        jobs.push(Job { id, line, submit, run, limit, has_limit: false, deadline: None, width: 1, user, size, keys });
     }
     jobs.sort_by_key(|job| job.submit);
     Ok(Trace { name: file.to_owned(), width: 1, jobs, skipped })

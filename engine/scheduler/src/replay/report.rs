@@ -23,8 +23,8 @@ pub struct Report {
     pub wait_mean: f64,
     /// The longest wait.
     pub wait_max: Millis,
-    /// Part of the tasks that ended after their submission and declared limit.
-    pub late: f64,
+    /// Part of the tasks with a deadline or a declared limit that ended after it; `None` where no task has one.
+    pub late: Option<f64>,
     /// Part of the work that first attempts wasted.
     pub waste: f64,
     /// Slots in use on average, in each hundredth of the time from the first submission to the last end.
@@ -41,7 +41,7 @@ impl Report {
         let first = submits.iter().copied().min().unwrap_or(0);
         let (mut waits, mut slowdowns) = (Vec::new(), Vec::new());
         let mut weeks: Vec<(f64, f64)> = Vec::new();
-        let mut late = 0usize;
+        let (mut with_due, mut late) = (0usize, 0usize);
         let mut spans: Vec<(Millis, Millis, u32)> = Vec::new();
         for ((job, submit), start) in trace.jobs.iter().zip(submits).zip(starts) {
             if *start == Millis::MAX {
@@ -49,7 +49,12 @@ impl Report {
             }
             let wait = start - submit;
             let slowdown = ((wait + job.run) as f64 / job.run.max(floor).max(1) as f64).max(1.0);
-            late += usize::from(wait + job.run.min(job.limit) > job.limit);
+            if let Some(due) = job.due() {
+                // What runs to its limit is ended there.
+                let run = if job.has_limit { job.run.min(job.limit) } else { job.run };
+                with_due += 1;
+                late += usize::from(wait + run > due);
+            }
             let week = usize::try_from((submit - first) / WEEK).unwrap_or(0);
             if weeks.len() <= week {
                 weeks.resize(week + 1, (0.0, 0.0));
@@ -67,7 +72,7 @@ impl Report {
             slowdown_mean: slowdowns.iter().sum::<f64>() / count,
             wait_mean: waits.iter().map(|wait| *wait as f64).sum::<f64>() / count,
             wait_max: waits.iter().copied().max().unwrap_or(0),
-            late: late as f64 / count,
+            late: (with_due > 0).then(|| late as f64 / with_due as f64),
             waste,
             utilisation: utilisation(&spans, first, slots),
             weeks: weeks.into_iter().map(|(sum, count)| sum / count).collect(),

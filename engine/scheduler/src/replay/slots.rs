@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BinaryHeap};
 use crate::Millis;
 use crate::lengths::Lengths;
 use crate::order::{Aging, Policy};
-use crate::predictor::{Keys, Predictor};
+use crate::predictor::{self, Keys, Predictor};
 use crate::queue::{Queue, Reason};
+use crate::replay::deadlines::Deadlines;
 use crate::replay::{Job, Trace, wide};
 use crate::restart::Ledger;
 
@@ -22,7 +23,7 @@ pub struct Options {
     pub aging: Aging,
     /// What a tenant may be ahead of another, in milliseconds of slots.
     pub lead_max: f64,
-    /// Part of the work that may be lost by giving tasks up for others; 0 gives none up.
+    /// Part of the work that may be lost by giving tasks up for others; 0 gives none up, nor does [`Policy::Deadline`].
     pub waste_max: f64,
     /// Run times under this count as this in a slowdown.
     pub floor: Millis,
@@ -61,6 +62,8 @@ struct Replay<'a> {
     ahead: Vec<bool>,
     held: u32,
     decisions: usize,
+    now: Millis,
+    deadlines: Deadlines,
     /// Tenants by dense numbers, and for each the tasks that wait (or did), and what is owed to ranking them again.
     tenants: Vec<u32>,
     waiting: Vec<Vec<u32>>,
@@ -72,14 +75,16 @@ const WAITING_PER_RANKING: usize = 8;
 
 impl Replay<'_> {
     fn limit(&self, task: u32) -> Millis {
-        let job = &self.jobs[task as usize];
-        if job.has_limit { job.limit } else { 0 }
+        self.jobs[task as usize].declared()
     }
 
     fn rank(&self, task: u32) -> f32 {
         let place = task as usize;
         if self.options.policy == Policy::Fifo {
             return 0.0;
+        }
+        if self.options.policy == Policy::Deadline {
+            return self.deadlines.rank(task, self.now, self.quantiles(task));
         }
         if self.options.clairvoyant {
             #[expect(clippy::cast_precision_loss, reason = "a rank")]
@@ -91,9 +96,35 @@ impl Replay<'_> {
         self.predictor.predict(&self.keys[place], self.limit(task)).rank(1)
     }
 
+    /// For how long a task runs in one of two and in nine of ten cases.
+    fn quantiles(&self, task: u32) -> [Millis; 2] {
+        if self.options.clairvoyant {
+            return [self.jobs[task as usize].run; 2];
+        }
+        let expected = self.predictor.predict(&self.keys[task as usize], self.limit(task));
+        [expected.q50, expected.q90].map(predictor::millis)
+    }
+
+    /// Under [`Policy::Deadline`] a task that waits is ranked again when it stands worse to its deadline, as time went on.
+    fn note_turn(&mut self, task: u32) {
+        if self.options.policy == Policy::Deadline {
+            self.deadlines.note(task, self.now, self.quantiles(task));
+        }
+    }
+
+    fn rank_turned(&mut self) {
+        while let Some(task) = self.deadlines.turned(self.now) {
+            if self.queue.waits(task) {
+                self.queue.rank_again(task, self.rank(task));
+                self.note_turn(task);
+            }
+        }
+    }
+
     fn arrive(&mut self, task: u32, now: Millis) {
         let tenant = self.tenants[task as usize];
         self.queue.push(task, tenant, self.rank(task), now);
+        self.note_turn(task);
         self.waiting[tenant as usize].push(task);
     }
 
@@ -108,6 +139,7 @@ impl Replay<'_> {
         waiting.retain(|task| self.queue.waits(*task));
         for task in &waiting {
             self.queue.rank_again(*task, self.rank(*task));
+            self.note_turn(*task);
         }
         self.waiting[tenant] = waiting;
     }
@@ -149,11 +181,12 @@ impl Replay<'_> {
     }
 
     fn start(&mut self, now: Millis) {
+        self.rank_turned();
         while self.free > 0 {
             let (predictor, keys, jobs) = (&self.predictor, &self.keys, self.jobs);
             let fair = self.options.lead_max.is_finite();
             let service = |task: u32| {
-                let limit = jobs[task as usize].limit;
+                let limit = jobs[task as usize].declared();
                 if fair { f64::from(predictor.predict(&keys[task as usize], limit).log_mean).exp() } else { 0.0 }
             };
             self.queue.let_ages(self.options.aging.is_due(Millis::MAX, 1, self.held, self.options.slots));
@@ -186,6 +219,7 @@ pub fn run(trace: &Trace, submits: &[Millis], options: Options) -> Outcome {
         *numbers.entry(user).or_insert(next)
     };
     let tenants: Vec<u32> = trace.jobs.iter().map(|job| number(job.user)).collect();
+    let waste_max = if options.policy == Policy::Deadline { 0.0 } else { options.waste_max };
     let mut replay = Replay {
         tenants,
         waiting: vec![Vec::new(); numbers.len()],
@@ -195,8 +229,8 @@ pub fn run(trace: &Trace, submits: &[Millis], options: Options) -> Outcome {
         keys: trace.jobs.iter().map(|job| Keys::new(&wide::facts(job))).collect(),
         queue: Queue::new(options.aging.cap, options.lead_max),
         predictor: Predictor::new(options.cells, options.floor),
-        lengths: Lengths::new(if options.waste_max > 0.0 { options.cells / 2 } else { 0 }, options.floor),
-        ledger: Ledger::new(options.waste_max),
+        lengths: Lengths::new(if waste_max > 0.0 { options.cells / 2 } else { 0 }, options.floor),
+        ledger: Ledger::new(waste_max),
         outlived: vec![0; trace.jobs.len()],
         starts: vec![Millis::MAX; trace.jobs.len()],
         events: BinaryHeap::new(),
@@ -204,6 +238,8 @@ pub fn run(trace: &Trace, submits: &[Millis], options: Options) -> Outcome {
         ahead: vec![false; trace.jobs.len()],
         held: 0,
         decisions: 0,
+        now: 0,
+        deadlines: Deadlines::new(&trace.jobs, submits),
     };
     let mut next = 0;
     loop {
@@ -214,6 +250,7 @@ pub fn run(trace: &Trace, submits: &[Millis], options: Options) -> Outcome {
             let Replay { starts, decisions, ledger, .. } = replay;
             return Outcome { starts, waste: ledger.waste(), decisions };
         }
+        replay.now = now;
         while let Some(Reverse((time, task))) = replay.events.peek().copied()
             && time == now
         {

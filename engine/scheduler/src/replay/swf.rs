@@ -119,5 +119,6 @@ fn job(file: &str, record: &Record, alcf: bool) -> Result<Option<Job>, ReadError
     let line = u32::try_from(record.line).unwrap_or(u32::MAX);
     let user = record.label(11);
     let keys = [record.label(12), record.label(13), record.label(14), record.label(15)];
-    Ok(Some(Job { id, line, submit, run, limit, width, user, size: 0, keys, has_limit: fields[declared] > 0.0 }))
+    let has_limit = fields[declared] > 0.0;
+    Ok(Some(Job { id, line, submit, run, limit, has_limit, deadline: None, width, user, size: 0, keys }))
 }

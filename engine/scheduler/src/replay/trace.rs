@@ -40,10 +40,13 @@ pub struct Job {
     pub submit: Millis,
     /// How long it ran.
     pub run: Millis,
-    /// The declared limit, or its run time where none was declared.
+    /// The declared limit, or its run time where none was declared: for published orders only, which go by it. Others must not
+    /// know it: [`Job::declared`].
     pub limit: Millis,
     /// Whether a limit was declared.
     pub has_limit: bool,
+    /// When it shall have ended, from its submission on, where the trace says so beside the limit.
+    pub deadline: Option<Millis>,
     /// Slots that it needs at once.
     pub width: u32,
     /// Who submitted it: the tenant.
@@ -52,6 +55,20 @@ pub struct Job {
     pub size: u32,
     /// Further labels, the most telling first as the trace's reader sees it: group, executable, queue, partition.
     pub keys: [u32; 4],
+}
+
+impl Job {
+    /// The declared limit, as an order may know it: 0 where none was declared.
+    #[must_use]
+    pub fn declared(&self) -> Millis {
+        if self.has_limit { self.limit } else { 0 }
+    }
+
+    /// When it shall have ended, from its submission on: at its deadline, else within its declared limit.
+    #[must_use]
+    pub fn due(&self) -> Option<Millis> {
+        self.deadline.or(self.has_limit.then_some(self.limit))
+    }
 }
 
 /// Tasks in the order of submission, and the machine that they ran on.
@@ -75,6 +92,12 @@ impl Trace {
             (Some(first), Some(last)) => last.submit - first.submit,
             _ => 0,
         }
+    }
+
+    /// Whether any task has a deadline or a declared limit: without, none can be late, and there is no order by deadline.
+    #[must_use]
+    pub fn has_deadlines(&self) -> bool {
+        self.jobs.iter().any(|job| job.due().is_some())
     }
 
     /// Work in slot-milliseconds.

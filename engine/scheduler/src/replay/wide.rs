@@ -15,7 +15,7 @@ pub struct Told {
     pub clairvoyant: bool,
     /// That tasks may be ended and started again.
     pub restartable: bool,
-    /// A deadline for each task: its submission and its declared limit.
+    /// When tasks are due that have a deadline or a declared limit ([`Job::due`]).
     pub deadlines: bool,
 }
 
@@ -36,14 +36,7 @@ pub fn facts(job: &Job) -> Facts {
     let [group, kind, queue, partition] = job.keys;
     let labels =
         group.wrapping_mul(0x9E37_79B1) ^ queue.wrapping_mul(0x85EB_CA77) ^ partition.wrapping_mul(0xC2B2_AE3D);
-    Facts {
-        tenant: job.user,
-        kind,
-        labels,
-        limit: if job.has_limit { job.limit } else { 0 },
-        width: job.width,
-        size: job.size,
-    }
+    Facts { tenant: job.user, kind, labels, limit: job.declared(), width: job.width, size: job.size }
 }
 
 /// Replays `trace`, whose tasks are submitted at `submits`.
@@ -78,10 +71,9 @@ pub fn run(trace: &Trace, submits: &[Millis], config: Config, told: Told) -> Out
             && submits[task as usize] == now
         {
             let job = &trace.jobs[task as usize];
-            let mut facts = facts(job);
-            facts.limit = job.limit;
+            let facts = facts(job);
             let known = told.clairvoyant.then_some(job.run);
-            let deadline = told.deadlines.then_some(now + job.limit);
+            let deadline = job.due().filter(|_| told.deadlines).map(|due| now + due);
             scheduler.submit(Task { id: task, facts, deadline, restartable: told.restartable, known }, now);
             next += 1;
         }

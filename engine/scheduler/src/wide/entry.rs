@@ -22,7 +22,7 @@ pub(super) struct Entry {
 
 impl Entry {
     /// Takes the wait until `now` into its rank: by `urgency` times the logarithm of one and the wait in limits. What
-    /// waited for many times what it asked for goes ahead of what just came, which bounds slowdowns where the prediction
+    /// waited for many times what it asked for (or is bound to take) goes ahead of what just came, which bounds slowdowns where the prediction
     /// was wrong. `false` when that changes nothing.
     #[expect(clippy::cast_precision_loss, reason = "a rank")]
     pub(super) fn wait(&mut self, now: Millis, urgency: f64) -> bool {
