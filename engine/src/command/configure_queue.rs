@@ -1,7 +1,7 @@
 //! Configure a queue: create it, change settings, pause, resume, drain.
 
 use taskmaster_protocol::Code;
-use taskmaster_protocol::body::{self, ArchivedConfigureQueue, queue_field, restart};
+use taskmaster_protocol::body::{self, ArchivedConfigureQueue, queue_field};
 
 use super::submit::{QUEUES_MAX, check_name};
 use crate::contract::DEFAULT_NAMESPACE;
