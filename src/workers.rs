@@ -9,7 +9,7 @@ use std::io::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use taskmaster_client::{Client, Context, Payload, Resources, TaskError, TaskId, Worker};
+use taskmaster_client::{Client, Context, Payload, Resources, TaskError, TaskId, Used, Worker};
 use taskmaster_workers::{
     Command, Finished, Job, Outcome, ProcessExecutor, Progress, ProgressSink, Registry, cancel, cgroup, process,
 };
@@ -122,7 +122,7 @@ fn registry(offer: &Offer) -> Result<Registry, Failure> {
         if let Some(grace) = offer.grace {
             limits.grace = grace;
         }
-        let executor = ProcessExecutor::new(limits, &cgroup::Config::default())
+        let executor = ProcessExecutor::new(limits, &cgroup::Config { measure: true, ..cgroup::Config::default() })
             .map_err(|error| Failure::new(Exit::Failed, format!("processes cannot be run: {error}")))?
             .without(|name| is_setting(name) || offer.withheld.iter().any(|withheld| withheld == name));
         tracing::debug!("{}", executor.limits_in_force());
@@ -160,6 +160,7 @@ impl Bench {
         let reports = task.clone();
         let sink = ProgressSink::new(move |progress| report(&reports, &progress));
         self.note_start(&task);
+        let measure = self.registry.measures(task.kind()).then(|| task.measure());
         let execution = self.registry.execute(job, cancelled, &sink);
         tokio::pin!(execution);
         let finished = tokio::select! {
@@ -171,6 +172,9 @@ impl Bench {
         };
         if let Some(observer) = &self.observer {
             observer.note(task.id(), |attempts| attempts.end_us = now_us());
+        }
+        if let Some(measure) = measure {
+            measure.ended(used(&finished));
         }
         answer(finished)
     }
@@ -222,6 +226,18 @@ fn report(task: &Context, progress: &Progress) {
     let permille = (progress.fraction * 1_000.0).clamp(0.0, 1_000.0);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0 to 1000")]
     task.progress(permille as u32, progress.message.clone());
+}
+
+/// What an attempt used, as the client reports it.
+fn used(finished: &Finished) -> Used {
+    let usage = &finished.usage;
+    Used {
+        cpu: usage.measured.map(|measured| measured.cpu),
+        memory_peak_bytes: usage.peak_memory_bytes,
+        io_bytes: usage.measured.and_then(|measured| measured.io_bytes),
+        stalls: usage.measured.and_then(|measured| measured.stalls),
+        is_whole: matches!(finished.outcome, Outcome::Succeeded { .. }),
+    }
 }
 
 /// An attempt's end as the client reports it.

@@ -5,7 +5,7 @@
 //! the machine sets (bare append+flush, loopback round trips) measured in the same run. [`run_nodes`] does it to a cluster,
 //! [`run_suite`] runs the cases whose targets the project publishes, [`failover::run`] strikes nodes down under load,
 //! [`states::run`] saves tasks' state, [`order::run`] compares policies of queues,
-//! [`stragglers::run`] second attempts with none, and [`idle::measure`] asks what nodes spend on nothing. [`networks`] gives nodes cables
+//! [`stragglers::run`] second attempts with none, [`contention::run`] tasks that are kept apart with none that are, and [`idle::measure`] asks what nodes spend on nothing. [`networks`] gives nodes cables
 //! that can be pulled.
 //!
 //! Invariants:
@@ -19,6 +19,7 @@
 //! with an error.
 
 mod connection;
+pub mod contention;
 mod control;
 pub mod failover;
 mod floor;

@@ -33,8 +33,7 @@ pub(crate) fn rss_bytes_max(pid: u32) -> Option<u64> {
 
 /// User and system CPU time of a process so far, in seconds.
 pub(crate) fn cpu_s(pid: u32) -> Option<f64> {
-    let stat = Stat::of(pid)?;
-    Some(stat.own_s)
+    Stat::of(pid).map(|stat| stat.own_s)
 }
 
 /// The PostgreSQL server on this machine that has this backend.
@@ -46,8 +45,9 @@ pub fn postgres_server(backend: u32) -> Option<u32> {
 /// CPU time so far of a server and the processes that it began, those that ended among them, in seconds.
 #[must_use]
 pub fn server_cpu_s(server: u32) -> Option<f64> {
-    let pids = std::fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let children: f64 = pids.filter_map(Stat::of).filter(|stat| stat.parent == server).map(|stat| stat.own_s).sum();
+    let children = std::fs::read_to_string(format!("/proc/{server}/task/{server}/children")).ok()?;
+    let children = children.split_whitespace().filter_map(|pid| Stat::of(pid.parse().ok()?));
+    let children: f64 = children.map(|stat| stat.own_s).sum();
     let server = Stat::of(server)?;
     Some(server.own_s + server.ended_s + children)
 }

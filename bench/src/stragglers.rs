@@ -1,8 +1,8 @@
-//! What second attempts do to stragglers: the same load with speculation and without, on real workers, in turns.
+//! What is done to attempts of restartable tasks: the same load with it and without, on real workers, in turns.
 //!
-//! Tasks of one kind arrive at random times at a part of what the workers can do, and run for [`RUN_MS`], a little more or less. Two of a
-//! hundred attempts, whichever task they are of, run for twenty times as long: a slow machine, not a large task. A handler sleeps for as
-//! long, so that the machine is not what is measured. A task's slowdown is the time from its submission to its end over [`RUN_MS`].
+//! Tasks of one kind arrive at random times at a part of what the workers can do, and some run for much longer than the others, which nothing
+//! tells beforehand. A handler sleeps for as long, so that the machine is not what is measured. A task's slowdown is the time from its
+//! submission to its end over what it runs for, or over [`Load::run_ms`] where that is an attempt's bad luck.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -14,11 +14,56 @@ use taskmaster_client::{Client, QueueSettings, Task, Worker};
 
 use crate::options::NodeInfo;
 
-/// How long most attempts run, in milliseconds.
-const RUN_MS: u64 = 100;
-/// One attempt of so many is a straggler, and runs for so many times as long.
-const STRAGGLERS: u64 = 50;
-const TIMES: u64 = 20;
+/// What is switched on and off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Measured {
+    /// Second attempts. Two of a hundred attempts, whichever task they are of, are slow: a slow machine, not a large task.
+    Speculation,
+    /// Giving up. One task in ten is long, whichever attempt it is.
+    GivingUp,
+}
+
+/// How long things run.
+struct Load {
+    /// Most of them, in milliseconds, a little more or less.
+    run_ms: u64,
+    /// One in so many runs for so many times as long.
+    one_in: u64,
+    times: u64,
+}
+
+impl Measured {
+    const fn load(self) -> Load {
+        match self {
+            Self::Speculation => Load { run_ms: 100, one_in: 50, times: 20 },
+            Self::GivingUp => Load { run_ms: 20, one_in: 10, times: 150 },
+        }
+    }
+
+    /// The settings of a queue with it, or without.
+    fn settings(self, on: bool) -> QueueSettings {
+        match self {
+            Self::Speculation => QueueSettings::new().speculation(on),
+            Self::GivingUp => QueueSettings::new().speculation(false).giving_up(on),
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Speculation => "speculation",
+            Self::GivingUp => "giving up",
+        }
+    }
+}
+
+impl Load {
+    #[expect(clippy::cast_precision_loss, reason = "a mean")]
+    fn mean_ms(&self) -> f64 {
+        self.run_ms as f64 * (1.0 + (self.times - 1) as f64 / self.one_in as f64)
+    }
+}
+
 /// Between two submissions.
 const TICK: Duration = Duration::from_millis(5);
 /// Workers that the places are divided among: a second attempt begins on another worker.
@@ -29,6 +74,8 @@ const TURNS: usize = 3;
 /// What to measure.
 #[derive(Clone, Debug)]
 pub struct StragglerOptions {
+    /// What is switched on and off.
+    pub measured: Measured,
     /// Tasks at once.
     pub places: u32,
     /// Part of what the workers can do that arrives.
@@ -39,11 +86,11 @@ pub struct StragglerOptions {
     pub time: Duration,
 }
 
-/// All turns with speculation, or without.
+/// All turns with it, or without.
 #[derive(Clone, Debug, Serialize)]
 pub struct StragglerCase {
-    /// Whether second attempts began.
-    pub speculation: bool,
+    /// Whether it was switched on.
+    pub on: bool,
     /// Tasks that ended, of the time measured.
     pub tasks: usize,
     /// Attempts that ran.
@@ -60,18 +107,22 @@ pub struct StragglerCase {
     pub second_attempts: u64,
     /// The latter.
     pub second_attempts_won: u64,
-    /// What attempts ran for that another one overtook, in parts of what the places could do.
+    /// Attempts that were given up.
+    pub given_up_attempts: u64,
+    /// What attempts ran for that were ended so, or that another one overtook, in parts of what the places could do.
     pub wasted: f64,
 }
 
 /// What came of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct StragglerReport {
+    /// What was switched on and off.
+    pub measured: Measured,
     /// Tasks at once.
     pub places: u32,
     /// Part of what the workers can do that arrived.
     pub load: f64,
-    /// Without speculation, and with it.
+    /// Without it, and with it.
     pub cases: [StragglerCase; 2],
 }
 
@@ -89,10 +140,10 @@ impl Dice {
         f64::from(u32::try_from(self.roll()).unwrap_or(0)) / f64::from(1u32 << 31)
     }
 
-    /// How long an attempt runs, in milliseconds.
-    fn run_ms(&mut self) -> u64 {
-        let usual = RUN_MS * 9 / 10 + self.roll() % (RUN_MS / 5);
-        if self.roll().is_multiple_of(STRAGGLERS) { usual * TIMES } else { usual }
+    /// How long something runs, in milliseconds.
+    fn run_ms(&mut self, load: &Load) -> u64 {
+        let usual = load.run_ms * 9 / 10 + self.roll() % (load.run_ms / 5);
+        if self.roll().is_multiple_of(load.one_in) { usual * load.times } else { usual }
     }
 }
 
@@ -103,11 +154,12 @@ struct Turn {
     attempts: u64,
     seconds: u64,
     won: u64,
+    given_up: u64,
     wasted_us: u64,
     took: Duration,
 }
 
-/// Runs the load in turns, with speculation and without, against a node.
+/// Runs the load in turns, with what is measured and without, against a node.
 ///
 /// # Errors
 /// When the node cannot be reached, or refuses, or does not end what it took.
@@ -115,42 +167,44 @@ pub fn run(options: &StragglerOptions, node: &NodeInfo) -> Result<StragglerRepor
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut turns: [Vec<Turn>; 2] = [Vec::new(), Vec::new()];
     for number in 0..TURNS {
-        for (speculation, turns) in [false, true].into_iter().zip(&mut turns) {
-            turns.push(runtime.block_on(measure(options, node, speculation, number))?);
+        for (on, turns) in [false, true].into_iter().zip(&mut turns) {
+            turns.push(runtime.block_on(measure(options, node, on, number))?);
         }
     }
     let [without, with] = turns;
     let cases = [case(options, false, &without)?, case(options, true, &with)?];
-    Ok(StragglerReport { places: options.places, load: options.load, cases })
+    Ok(StragglerReport { measured: options.measured, places: options.places, load: options.load, cases })
 }
 
-/// Counters of the node about second attempts: begun, won, time wasted in microseconds.
-async fn counters(client: &Client) -> Result<[u64; 3]> {
+/// Counters of the node: second attempts begun and won, attempts given up, time wasted in microseconds.
+async fn counters(client: &Client) -> Result<[u64; 4]> {
     let stats = client.stats().await?;
     let sum = |wanted: &str| {
         let counters = stats.iter().flat_map(|shard| &shard.counters).filter(|(name, _)| name == wanted);
         counters.map(|(_, value)| value).sum()
     };
-    Ok(["second_attempts", "second_attempts_won", "wasted_attempt_us"].map(sum))
+    Ok(["second_attempts", "second_attempts_won", "given_up_attempts", "wasted_attempt_us"].map(sum))
 }
 
-async fn measure(options: &StragglerOptions, node: &NodeInfo, speculation: bool, number: usize) -> Result<Turn> {
+async fn measure(options: &StragglerOptions, node: &NodeInfo, on: bool, number: usize) -> Result<Turn> {
     let client = Client::connect(node.addr.as_str()).await.context("connecting")?;
-    let queue = format!("bench-stragglers-{speculation}");
-    client.configure_queue(&queue, QueueSettings::new().speculation(speculation)).await?;
+    let measured = options.measured;
+    let queue = format!("bench-{}-{on}", measured.name().replace(' ', "-"));
+    client.configure_queue(&queue, measured.settings(on)).await?;
     let (began, before) = (Instant::now(), counters(&client).await?);
     let turn = Arc::new(Mutex::new((Turn::default(), Dice(77 + number as u64))));
     let mut workers = Vec::new();
     for _ in 0..WORKERS {
         let turn = Arc::clone(&turn);
         let worker = Worker::builder(&client).queue(&queue).concurrency(options.places.div_ceil(WORKERS));
-        let worker = worker.handler("straggler", move |_task| {
+        let worker = worker.handler("straggler", move |task| {
             let turn = Arc::clone(&turn);
             async move {
+                let own = <[u8; 8]>::try_from(task.payload()).map(u64::from_le_bytes);
                 let run_ms = {
                     let (turn, dice) = &mut *turn.lock().expect("not poisoned");
                     turn.attempts += 1;
-                    dice.run_ms()
+                    own.unwrap_or_else(|_| dice.run_ms(&measured.load()))
                 };
                 tokio::time::sleep(Duration::from_millis(run_ms)).await;
                 Ok::<_, taskmaster_client::TaskError>(Vec::<u8>::new())
@@ -166,32 +220,37 @@ async fn measure(options: &StragglerOptions, node: &NodeInfo, speculation: bool,
     }
     let after = counters(&client).await?;
     let mut turn = turn.lock().expect("not poisoned");
-    let (seconds, won, wasted_us) = (after[0] - before[0], after[1] - before[1], after[2] - before[2]);
-    Ok(Turn { slowdowns, seconds, won, wasted_us, took, ..core::mem::take(&mut turn.0) })
+    let of = |counter: usize| after[counter] - before[counter];
+    let (seconds, won, given_up, wasted_us) = (of(0), of(1), of(2), of(3));
+    Ok(Turn { slowdowns, seconds, won, given_up, wasted_us, took, ..core::mem::take(&mut turn.0) })
 }
 
-/// Tasks that were submitted: when, and a task that waits for the end.
-type Waits = Vec<(Duration, tokio::task::JoinHandle<Result<Duration>>)>;
+/// Tasks that were submitted: when, what a slowdown is over, and a task that waits for the end.
+type Waits = Vec<(Duration, u64, tokio::task::JoinHandle<Result<Duration>>)>;
 
 /// Submits tasks as they arrive, and waits for each of them.
 async fn submit(options: &StragglerOptions, client: &Client, queue: &str, began: Instant, seed: u64) -> Result<Waits> {
-    #[expect(clippy::cast_precision_loss, reason = "a rate")]
-    let mean_ms = RUN_MS as f64 * (1.0 + (TIMES - 1) as f64 / STRAGGLERS as f64);
-    let per_s = f64::from(options.places) * options.load * 1e3 / mean_ms;
+    let load = options.measured.load();
+    let per_s = f64::from(options.places) * options.load * 1e3 / load.mean_ms();
     let (mut dice, mut next, mut waits) = (Dice(11 + seed), Duration::ZERO, Vec::new());
     let mut tick = tokio::time::interval(TICK);
     while began.elapsed() < options.warmup + options.time {
         tick.tick().await;
         while next <= began.elapsed() {
-            let task =
+            let mut task =
                 Task::new("straggler").queue(queue.to_owned()).restartable(true).retention(Duration::from_secs(5));
+            let mut run_ms = load.run_ms;
+            if options.measured == Measured::GivingUp {
+                run_ms = dice.run_ms(&load);
+                task = task.payload(run_ms.to_le_bytes().to_vec());
+            }
             let (client, due) = (client.clone(), next);
             let wait = async move {
                 let outcome = client.submit(task).await?;
                 client.result(outcome.id).await?;
                 Ok(began.elapsed() - due)
             };
-            waits.push((due, tokio::spawn(wait)));
+            waits.push((due, run_ms, tokio::spawn(wait)));
             next += Duration::from_secs_f64(-(1.0 - dice.part()).ln() / per_s);
         }
     }
@@ -202,24 +261,24 @@ async fn submit(options: &StragglerOptions, client: &Client, queue: &str, began:
 async fn ended(waits: Waits, warmup: Duration, longest: Duration) -> Result<Vec<f64>> {
     let give_up = tokio::time::Instant::now() + longest;
     let mut slowdowns = Vec::new();
-    for (due, wait) in waits {
+    for (due, run_ms, wait) in waits {
         let total = tokio::time::timeout_at(give_up, wait).await.context("tasks do not end")???;
         if due >= warmup {
-            slowdowns.push(total.as_secs_f64() * 1e3 / Duration::from_millis(RUN_MS).as_secs_f64() / 1e3);
+            slowdowns.push(total.as_secs_f64() / Duration::from_millis(run_ms).as_secs_f64());
         }
     }
     Ok(slowdowns)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a report")]
-fn case(options: &StragglerOptions, speculation: bool, turns: &[Turn]) -> Result<StragglerCase> {
+fn case(options: &StragglerOptions, on: bool, turns: &[Turn]) -> Result<StragglerCase> {
     let mut slowdowns: Vec<f64> = turns.iter().flat_map(|turn| turn.slowdowns.iter().copied()).collect();
     ensure!(!slowdowns.is_empty(), "nothing ended in the time measured");
     slowdowns.sort_by(f64::total_cmp);
     let at = |percent: usize| slowdowns[(slowdowns.len() - 1) * percent / 100];
     let could_us: f64 = turns.iter().map(|turn| turn.took.as_secs_f64() * 1e6 * f64::from(options.places)).sum();
     Ok(StragglerCase {
-        speculation,
+        on,
         tasks: slowdowns.len(),
         attempts: turns.iter().map(|turn| turn.attempts).sum(),
         mean_slowdown: slowdowns.iter().sum::<f64>() / slowdowns.len() as f64,
@@ -228,6 +287,7 @@ fn case(options: &StragglerOptions, speculation: bool, turns: &[Turn]) -> Result
         slowdown_max: at(100),
         second_attempts: turns.iter().map(|turn| turn.seconds).sum(),
         second_attempts_won: turns.iter().map(|turn| turn.won).sum(),
+        given_up_attempts: turns.iter().map(|turn| turn.given_up).sum(),
         wasted: turns.iter().map(|turn| turn.wasted_us as f64).sum::<f64>() / could_us,
     })
 }
@@ -235,19 +295,23 @@ fn case(options: &StragglerOptions, speculation: bool, turns: &[Turn]) -> Result
 impl fmt::Display for StragglerReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let load = self.load * 100.0;
+        let Load { run_ms, one_in, times } = self.measured.load();
+        let which = if self.measured == Measured::Speculation { "attempt" } else { "task" };
         writeln!(
             f,
-            "{} places at {load:.0} % load; {RUN_MS} ms, one attempt of {STRAGGLERS} {TIMES} times that; slowdowns\n",
+            "{} places at {load:.0} % load; {run_ms} ms, one {which} of {one_in} {times} times that; slowdowns\n",
             self.places
         )?;
-        write!(f, "  {:<14}{:>8}{:>10}", "speculation", "tasks", "attempts")?;
-        write!(f, "{:>8}{:>8}{:>8}{:>8}{:>9}{:>6}{:>9}", "mean", "p50", "p99", "max", "seconds", "won", "wasted")?;
+        write!(f, "  {:<14}{:>8}{:>10}", self.measured.name(), "tasks", "attempts")?;
+        write!(f, "{:>8}{:>8}{:>8}{:>8}{:>9}{:>6}", "mean", "p50", "p99", "max", "seconds", "won")?;
+        write!(f, "{:>10}{:>9}", "given up", "wasted")?;
         for case in &self.cases {
-            let name = if case.speculation { "on" } else { "off" };
+            let name = if case.on { "on" } else { "off" };
             write!(f, "\n  {name:<14}{:>8}{:>10}{:>8.2}", case.tasks, case.attempts, case.mean_slowdown)?;
             write!(f, "{:>8.2}{:>8.2}{:>8.2}", case.slowdown_p50, case.slowdown_p99, case.slowdown_max)?;
             let wasted = format!("{:.1} %", case.wasted * 100.0);
-            write!(f, "{:>9}{:>6}{wasted:>9}", case.second_attempts, case.second_attempts_won)?;
+            write!(f, "{:>9}{:>6}", case.second_attempts, case.second_attempts_won)?;
+            write!(f, "{:>10}{wasted:>9}", case.given_up_attempts)?;
         }
         Ok(())
     }

@@ -3,12 +3,16 @@
 //! How far each partition of a topic has come is kept by the engine, together with the tasks: see [`Engine`]. What the consumer group
 //! commits to Kafka is for people who look at lag, and is never read here.
 
+mod begin;
 mod consumer;
+mod context;
 pub mod events;
 mod floor;
+mod header;
 mod letters;
 mod mapping;
 mod reader;
+mod reason;
 mod settings;
 mod standing;
 mod status;

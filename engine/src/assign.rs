@@ -3,6 +3,8 @@
 //! Within a queue the highest priority with a task that fits goes first; lanes of one priority take turns or go by what was
 //! learned ([`crate::order`]), and workers take turns. Queue limits (rate, concurrency) bound every step.
 
+mod apart;
+
 use taskmaster_protocol::body::{self, Assign, AssignRow, AssignSpec};
 use taskmaster_protocol::frame::{self, Header};
 use taskmaster_protocol::{Operation, PartitionId};
@@ -19,6 +21,7 @@ use crate::state::State;
 use crate::task::Slot;
 use crate::timer::{Timer, TimerKind, Timers};
 use crate::versions::History;
+use apart::{Chosen, Held};
 
 /// Most rows and payload bytes of one assign frame.
 const ROWS_MAX: u32 = 1_024;
@@ -35,7 +38,13 @@ pub(crate) struct Scratch {
     contracts: Vec<u32>,
     /// Turns of lanes in line, with their place there and the list meant.
     turns: Vec<(Turn, usize, u32)>,
-    /// Some of what was assigned is restartable.
+    /// First tasks of lists that have waited for too long: since when they are ready, then as above.
+    overdue: Vec<(u64, usize, u32)>,
+    /// Tasks that are held in this frame.
+    held: Vec<Held>,
+    /// Attempts of restartable tasks that the present frame begins.
+    restartable: u64,
+    /// Some began since this was last looked at.
     pub(crate) has_restartable: bool,
     /// Attempts that began and are to be told, with their partitions.
     pub(crate) starts: Vec<(PartitionId, Start)>,
@@ -181,6 +190,7 @@ impl Assigner<'_> {
 
     /// Whether a frame was sent.
     fn assign_one_frame(&mut self, queue: u32, permits: u32) -> bool {
+        self.scratch.held.clear();
         let by = self.dispatch.queues[queue as usize].order.by();
         for priority in 0..PRIORITIES {
             if by != By::Turns && !self.dispatch.queues[queue as usize].rings[priority].is_empty() {
@@ -195,33 +205,31 @@ impl Assigner<'_> {
                 if !stays_in_line(self.partitions, lane) {
                     continue;
                 }
-                let sent = self.assign_lane(queue, lane, Pick::Oldest, permits);
+                let sent = self.assign_oldest(queue, lane, permits);
                 self.dispatch.queues[queue as usize].rings[priority].push_back(lane);
                 if sent {
                     return true;
                 }
             }
         }
-        false
+        !self.scratch.held.is_empty() && self.assign_held(queue, permits)
     }
 
     /// Like [`Self::assign_one_frame`] for one priority, by what was learned or by deadline: the list whose turn is the first of those
     /// that fit, or the one with the oldest task when that has waited for too long.
     fn assign_in_order(&mut self, queue: u32, priority: usize, permits: u32, by: By) -> bool {
         let now_us = self.now_us;
-        let looks_for_oldest = self.dispatch.queues[queue as usize].order.looks_for_oldest(now_us);
-        let oldest = self.take_turns(queue, priority, by, looks_for_oldest);
-        let order = &mut self.dispatch.queues[queue as usize].order;
-        if let Some((_, at, list)) = oldest.filter(|&(ready_us, ..)| order.oldest_goes_first(ready_us, now_us)) {
-            self.scratch.turns.push((Turn::FIRST, at, list));
+        let looks_for_oldest = self.dispatch.queues[queue as usize].order.looks_for_oldest(priority, now_us);
+        self.take_turns(queue, priority, by, looks_for_oldest);
+        if looks_for_oldest && self.assign_overdue(queue, priority, permits, by) {
+            return true;
         }
         loop {
             let turns = &mut self.scratch.turns;
             let first = (0..turns.len()).min_by_key(|&place| (turns[place].0, place));
-            let Some((turn, at, list)) = first.map(|first| turns.swap_remove(first)) else { return false };
+            let Some((_, at, list)) = first.map(|first| turns.swap_remove(first)) else { return false };
             let lane = self.dispatch.queues[queue as usize].rings[priority][at];
             let pick = match by {
-                By::Deadline if turn == Turn::FIRST => Pick::List { list, until_us: now_us.saturating_sub(AGED_US) },
                 By::Deadline => {
                     let until = turns.iter().map(|(turn, ..)| *turn).min().unwrap_or(Turn::LAST);
                     Pick::Deadline { list, ends: self.ends(lane, list), until }
@@ -229,20 +237,45 @@ impl Assigner<'_> {
                 By::Rank | By::Turns => Pick::List { list, until_us: u64::MAX },
             };
             if self.assign_lane(queue, lane, pick, permits) {
-                let ring = &mut self.dispatch.queues[queue as usize].rings[priority];
-                ring.remove(at);
-                ring.push_back(lane);
+                self.send_back(queue, priority, at);
                 return true;
             }
         }
     }
 
-    /// Notes whose turn it is in each list of the lanes in line. Of the oldest first task, if it is looked for: since when it is ready,
-    /// its lane's place in line, and its list.
-    fn take_turns(&mut self, queue: u32, priority: usize, by: By, looks: bool) -> Option<(u64, usize, u32)> {
-        let (now_us, mut at, mut oldest) = (self.now_us, 0, None::<(u64, usize, u32)>);
+    /// Lets tasks start that have waited for too long, of the oldest that fits and those behind it: whether some did.
+    fn assign_overdue(&mut self, queue: u32, priority: usize, permits: u32, by: By) -> bool {
+        let mut overdue = core::mem::take(&mut self.scratch.overdue);
+        overdue.sort_unstable();
+        let until_us = if by == By::Deadline { self.now_us.saturating_sub(AGED_US) } else { u64::MAX };
+        let went = overdue.iter().find(|&&(_, at, list)| {
+            let lane = self.dispatch.queues[queue as usize].rings[priority][at];
+            self.assign_lane(queue, lane, Pick::List { list, until_us }, permits)
+        });
+        if let Some(&(_, at, _)) = went {
+            self.send_back(queue, priority, at);
+        }
+        let went = went.is_some();
+        self.dispatch.queues[queue as usize].order.oldest_went(priority, !overdue.is_empty(), went);
+        self.scratch.overdue = overdue;
+        went
+    }
+
+    /// A lane in line goes to its end.
+    fn send_back(&mut self, queue: u32, priority: usize, at: usize) {
+        let ring = &mut self.dispatch.queues[queue as usize].rings[priority];
+        let lane = ring.remove(at);
+        ring.extend(lane);
+    }
+
+    /// Notes whose turn it is in each list of the lanes in line, and, if they are looked for, the first tasks that have waited for too long:
+    /// since when they are ready, their lane's place in line, and their list.
+    fn take_turns(&mut self, queue: u32, priority: usize, by: By, looks: bool) {
+        let (now_us, mut at) = (self.now_us, 0);
         let entry = &mut self.dispatch.queues[queue as usize];
+        let gives_up = entry.order.gives_up();
         self.scratch.turns.clear();
+        self.scratch.overdue.clear();
         // Of a long line a part that changes from frame to frame is looked at.
         let count = entry.rings[priority].len();
         if count > LOOK_MAX {
@@ -262,19 +295,18 @@ impl Assigner<'_> {
                         let ends = self.dispatch.learned.ends(of.class, now_us);
                         of.next_by_deadline(ends, &partition.tasks).map_or(Turn::LAST, |(turn, _)| turn)
                     }
-                    By::Rank | By::Turns => self.dispatch.learned.rank(of.class, now_us),
+                    By::Rank | By::Turns => Turn::by_rank(self.dispatch.learned.rank(of.class, now_us, gives_up)),
                 };
                 self.scratch.turns.push((turn, at, list));
                 if looks {
                     let ready_us = partition.tasks[of.list.head].at_us;
-                    if oldest.is_none_or(|(known_us, ..)| ready_us < known_us) {
-                        oldest = Some((ready_us, at, list));
+                    if now_us.saturating_sub(ready_us) >= AGED_US {
+                        self.scratch.overdue.push((ready_us, at, list));
                     }
                 }
             }
             at += 1;
         }
-        oldest
     }
 
     /// When tasks of a lane's list end that start now.
@@ -289,25 +321,35 @@ impl Assigner<'_> {
         let entry = &mut self.dispatch.queues[queue as usize];
         let lanes = entry.rings.iter().flatten();
         let partitions = &*self.partitions;
-        let of =
-            |lane: &LaneRef| Some(partitions[usize::from(lane.partition)].as_deref()?.lanes[lane.lane as usize].len);
-        let waiting: u32 = lanes.filter_map(of).sum();
+        let lists = lanes.filter_map(|lane| {
+            Some(partitions[usize::from(lane.partition)].as_deref()?.lanes[lane.lane as usize].lists.iter())
+        });
+        let lists = lists.flatten().filter(|of| of.list.len > 0);
+        let waiting = lists.clone().map(|of| of.list.len as usize).sum();
         let places = usize::try_from(entry.leased).unwrap_or(usize::MAX);
-        entry.order.judge(&self.dispatch.learned, places, waiting as usize);
+        entry.order.judge(&self.dispatch.learned, places, waiting, lists.map(|of| of.class));
     }
 
     /// Lets tasks of a lane start.
     fn assign_lane(&mut self, queue: u32, lane: LaneRef, pick: Pick, permits: u32) -> bool {
+        let partition = self.partitions[usize::from(lane.partition)].as_deref().expect("checked by the caller");
+        let ready = &partition.lanes[lane.lane as usize];
+        let (class, len) = match pick {
+            Pick::Oldest => (None, ready.len),
+            Pick::List { list, .. } | Pick::Deadline { list, .. } => {
+                let of = &ready.lists[list as usize];
+                (Some(of.class), of.list.len)
+            }
+        };
+        let chosen = self.choose(queue, lane, pick, class, len);
+        chosen.is_some_and(|chosen| self.start(queue, lane, pick, &chosen, permits.min(len)))
+    }
+
+    /// Lets up to so many tasks of a lane start on a worker.
+    fn start(&mut self, queue: u32, lane: LaneRef, pick: Pick, chosen: &Chosen, permits: u32) -> bool {
         let partition = self.partitions[usize::from(lane.partition)].as_deref_mut().expect("checked by the caller");
         let ready = &partition.lanes[lane.lane as usize];
-        let len = match pick {
-            Pick::Oldest => ready.len,
-            Pick::List { list, .. } | Pick::Deadline { list, .. } => ready.lists[list as usize].list.len,
-        };
-        let Some((worker, fits)) = choose(self.dispatch, queue, len, &ready.resources) else {
-            return false;
-        };
-        let count = fits.min(permits).min(len);
+        let (worker, count) = (chosen.worker, chosen.count.min(permits));
         let (conn, need) = (self.dispatch.workers[worker as usize].conn, ready.resources.clone());
         let entry = &mut self.dispatch.queues[queue as usize];
         let (leased, order) = (entry.leased, &mut entry.order);
@@ -320,9 +362,16 @@ impl Assigner<'_> {
             return false;
         }
         self.dispatch.take_credit(worker, taken, &need);
+        if let Some((kind, place)) = chosen.place {
+            self.dispatch.begins_at(queue, kind, place, self.now_us);
+        }
         let entry = &mut self.dispatch.queues[queue as usize];
         entry.leases_begin(taken);
         self.assigned += u64::from(taken);
+        if self.scratch.restartable > 0 {
+            self.scratch.has_restartable = true;
+            self.dispatch.restarts.attempts_begin(self.scratch.restartable, self.now_us);
+        }
         if self.tells_starts {
             let of = |row: &AssignRow| Start { id: row.id, locator: row.locator, attempt: row.attempt };
             self.scratch.starts.extend(self.scratch.body.rows.iter().map(|row| (partition.id, of(row))));
@@ -387,6 +436,7 @@ fn fill(
     body.specs.clear();
     body.bytes.clear();
     scratch.contracts.clear();
+    scratch.restartable = 0;
     let mut taken = 0;
     while taken < count && body.bytes.len() < BYTES_MAX {
         let ready = &mut partition.lanes[lane as usize];
@@ -396,7 +446,7 @@ fn fill(
         partition.set_state(slot, State::Leased);
         let token = partition.next_token();
         let task = &mut partition.tasks[slot];
-        task.token = token;
+        let ready_number = core::mem::replace(&mut task.token, token);
         task.worker = worker;
         let contract = &partition.contracts[task.contract];
         let list = contract.lease_list;
@@ -418,9 +468,10 @@ fn fill(
         };
         partition.lease_lists[list as usize].list.push_back(&mut partition.tasks, slot);
         partition.arm_lease_list(list, timers);
+        let mut is_again = false;
         if restartable {
-            partition.attempt_begins(slot, ready_us, now_us);
-            scratch.has_restartable = true;
+            is_again = partition.attempt_begins(slot, (ready_us, ready_number), now_us);
+            scratch.restartable += 1;
         }
         body.rows.push(AssignRow {
             id,
@@ -433,7 +484,8 @@ fn fill(
             version,
         });
         taken += 1;
-        if let Some((order, leased)) = watching {
+        // One that was given up before was noted then.
+        if let Some((order, leased)) = watching.as_mut().filter(|_| !is_again) {
             let lease = (partition.id, token);
             order.note(lease, [ready_us, now_us, deadline_us], class, *leased + u64::from(taken));
         }

@@ -53,7 +53,9 @@ pub(crate) struct Contract {
     pub(crate) queue: u32,
     /// Index of the lane in the partition.
     pub(crate) lane: u32,
-    /// Which of the lane's lists its ready tasks are on.
+    /// What is learned of its tasks, on this shard.
+    pub(crate) class: u32,
+    /// Which of the lane's lists its ready tasks are on: that of its class, or of another where there are too many.
     pub(crate) list: u32,
     pub(crate) kind: String,
     pub(crate) priority: u8,

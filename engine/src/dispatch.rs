@@ -7,9 +7,11 @@ use std::collections::VecDeque;
 
 use hashbrown::HashMap;
 use taskmaster_protocol::PartitionId;
+use taskmaster_protocol::body::restart;
 
 use crate::effects::ConnId;
 use crate::hash::FixedState;
+use crate::neighbours::{Beside, Neighbours};
 use crate::order::{Learned, Order};
 use crate::peer::PeerAddr;
 use crate::permits::{Note, NoteAbout, Permits};
@@ -97,6 +99,12 @@ pub(crate) struct DispatchQueue {
     pub(crate) permits: Permits,
     /// Which lane is next.
     pub(crate) order: Order,
+    /// Some kind of its tasks was measured.
+    pub(crate) is_measured: bool,
+    /// Tasks that slow each other down are not kept apart.
+    pub(crate) mixes: bool,
+    /// When it is looked at again for tasks that are held, in microseconds since 1970; 0: no timer is set.
+    pub(crate) held_until_us: u64,
     dirty: bool,
 }
 
@@ -143,6 +151,8 @@ pub(crate) struct Worker {
     /// Places that were freed for others and are not offered yet, until this time.
     pub(crate) owed: u32,
     pub(crate) owed_until_us: u64,
+    /// What runs there.
+    pub(crate) beside: Beside,
 }
 
 /// The dispatcher of a shard.
@@ -155,6 +165,9 @@ pub(crate) struct Dispatch {
     free_workers: Vec<u32>,
     pub(crate) learned: Learned,
     pub(crate) restarts: Restarts,
+    pub(crate) neighbours: Neighbours,
+    /// Queues go by what was learned without being shown that it is better: for tests.
+    pub(crate) trusts_learned: bool,
     /// Queues to look at, in the order in which something changed.
     pub(crate) dirty: VecDeque<u32>,
 }
@@ -166,11 +179,9 @@ impl Dispatch {
             return index;
         }
         let index = u32::try_from(self.queues.len()).expect("queues are bounded at admission");
-        self.queues.push(DispatchQueue {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            ..DispatchQueue::default()
-        });
+        let mut queue = DispatchQueue { namespace: namespace.to_owned(), name: name.to_owned(), ..Default::default() };
+        queue.order.is_trusted = self.trusts_learned;
+        self.queues.push(queue);
         self.by_name.insert((namespace.to_owned(), name.to_owned()), index);
         index
     }
@@ -219,14 +230,14 @@ impl Dispatch {
         credit: u32,
     ) {
         let (used, leases) = (Resources::default(), 0);
-        let (owed, owed_until_us) = (0, 0);
+        let (owed, owed_until_us, connected, beside) = (0, 0, true, Beside::default());
         let worker =
-            Worker { conn, name, queues, credit: 0, capacity, used, leases, connected: true, owed, owed_until_us };
+            Worker { conn, name, queues, credit: 0, capacity, used, leases, connected, owed, owed_until_us, beside };
         let index = if let Some(&index) = self.by_conn.get(&conn) {
             self.leave_queues(index);
             let before = core::mem::replace(&mut self.workers[index as usize], worker);
             let worker = &mut self.workers[index as usize];
-            (worker.used, worker.leases) = (before.used, before.leases);
+            (worker.used, worker.leases, worker.beside) = (before.used, before.leases, before.beside);
             index
         } else if let Some(index) = self.free_workers.pop() {
             self.workers[index as usize] = worker;
@@ -273,6 +284,7 @@ impl Dispatch {
         let worker = &mut self.workers[index as usize];
         worker.credit -= count;
         worker.leases += count;
+        worker.beside.assigned(count);
         worker.used.add(need, u64::from(count));
         if worker.credit == 0 {
             for position in 0..self.workers[index as usize].queues.len() {
@@ -319,7 +331,8 @@ impl Dispatch {
     /// Takes over a queue's limits and policy.
     pub(crate) fn set_limits(&mut self, queue: u32, settings: &QueueSettings, now_us: u64) {
         let entry = &mut self.queues[queue as usize];
-        entry.order.policy = settings.policy;
+        (entry.order.policy, entry.order.keeps_all) = (settings.policy, !settings.restarts(restart::GIVING_UP));
+        entry.mixes = !settings.restarts(restart::CONTENTION);
         entry.concurrency = (settings.concurrency > 0).then_some(u64::from(settings.concurrency));
         let (rate, burst) = (settings.rate_milli_per_s, settings.rate_burst);
         let same =

@@ -22,6 +22,7 @@ mod entry;
 mod extra;
 mod hash;
 mod memo;
+mod neighbours;
 mod order;
 mod outlook;
 mod partition;

@@ -11,27 +11,31 @@
 
 use hashbrown::HashMap;
 use taskmaster_protocol::PartitionId;
+use taskmaster_scheduler::Millis;
 use taskmaster_scheduler::guard::{Guard, Verdict};
+use taskmaster_scheduler::lengths::{self, Attempt, Lengths};
 use taskmaster_scheduler::order::Policy;
 use taskmaster_scheduler::predictor::{Facts, Keys, Prediction, Predictor};
-use taskmaster_scheduler::shadow::{self, Comparison, Ran, Stage};
+use taskmaster_scheduler::shadow::{self, Comparison, Ran, Restartable, Stage};
 use taskmaster_scheduler::straggler::{Late, Record};
 
+use crate::dispatch::PRIORITIES;
 use crate::hash::{FixedState, mix64};
 use crate::resources::Resources;
 
 pub(crate) mod deadline;
 mod recent;
 
-use deadline::{Ends, Turn};
+use deadline::Ends;
 use recent::{Began, Recent};
 
 /// A task that waited for so long goes ahead of all ranks, in microseconds.
 pub(crate) const AGED_US: u64 = 600_000_000;
 /// Between two looks for such tasks, in microseconds.
 const AGE_LOOK_US: u64 = 50_000;
-/// Most classes of a shard; tasks of further ones are predicted like each other.
+/// Most classes of a shard; tasks of further ones are predicted like each other, as this one.
 const CLASSES_MAX: usize = 16_384;
+const OTHERS: u32 = 0;
 /// Cells of the predictor's table.
 const CELLS: usize = 1 << 13;
 /// Run times under this are alike to a slowdown, in milliseconds.
@@ -43,8 +47,14 @@ const LEARN_US: u64 = 2_000;
 const RANK_US: u64 = 1_000_000;
 /// Samples of its own, by weight, without which no attempt of a class is late.
 const LATE_WEIGHT_MIN: f32 = 5.0;
+/// Samples of its own, by weight, without which no task of a class is given up.
+const LENGTHS_WEIGHT_MIN: f32 = 20.0;
+/// Cells of the table of distributions, of 264 bytes; there is none before the first restartable task.
+const LENGTHS_CELLS: usize = 1 << 12;
+/// Part of what restartable tasks use that may be lost by giving some up.
+pub(crate) const WASTE_MAX: f64 = 0.05;
 /// Run times that a class remembers for replays.
-const RUNS: usize = 8;
+const RUNS: usize = 32;
 /// Most queues of a shard of which more is remembered than what was served last.
 const REMEMBERED_MAX: u32 = 256;
 
@@ -53,7 +63,13 @@ const REMEMBERED_MAX: u32 = 256;
 struct Class {
     keys: Keys,
     width: u32,
-    rank: Turn,
+    /// Its tasks are restartable. What they outlived before they were given up, in milliseconds, and the class of those that did not.
+    is_restartable: bool,
+    outlived: Millis,
+    base: u32,
+    rank: f32,
+    /// How an attempt starts, if enough is known for one to be given up.
+    attempt: Option<Attempt>,
     /// Run times in one of two and nine of ten cases, in microseconds.
     quantiles_us: [u64; 2],
     ranked_us: u64,
@@ -66,11 +82,18 @@ struct Class {
     runs: [f32; RUNS],
 }
 
+/// What tells classes apart: queue, kind, resources, and whether tasks are restartable.
+type Name = (u32, String, Resources, bool);
+
 /// What a shard has learned.
 pub(crate) struct Learned {
     predictor: Predictor,
+    /// Distributions, of restartable tasks alone.
+    lengths: Option<Lengths>,
     classes: Vec<Class>,
-    by_name: HashMap<(u32, String, Resources), u32, FixedState>,
+    by_name: HashMap<Name, u32, FixedState>,
+    /// Classes of tasks that were given up, by that of those that were not and what they outlived.
+    by_outlived: HashMap<(u32, Millis), u32, FixedState>,
     /// Something was learned since it was last asked for.
     is_new: bool,
     /// Queues of which much is remembered.
@@ -87,8 +110,10 @@ impl Default for Learned {
     fn default() -> Self {
         Self {
             predictor: Predictor::new(CELLS, FLOOR_MS),
+            lengths: None,
             classes: Vec::new(),
             by_name: HashMap::default(),
+            by_outlived: HashMap::default(),
             is_new: false,
             remembered: 0,
         }
@@ -105,61 +130,141 @@ fn millis(us: u64) -> f64 {
     us as f64 / 1_000.0
 }
 
+pub(crate) fn whole_millis(us: u64) -> Millis {
+    Millis::try_from(us / 1_000).unwrap_or(Millis::MAX)
+}
+
+/// In microseconds.
+pub(crate) fn micros_of(ms: Millis) -> u64 {
+    u64::try_from(ms).unwrap_or(0).saturating_mul(1_000)
+}
+
 impl Learned {
     /// The class of tasks of a queue, by number and name, made on first use; `tenant` is the queue's namespace. What is learned goes
     /// by the name, since numbers are given anew after a restart.
-    pub(crate) fn class(&mut self, queue: (u32, &str), tenant: &str, kind: &str, resources: &Resources) -> u32 {
-        let name = (queue.0, kind.to_owned(), resources.clone());
+    pub(crate) fn class(
+        &mut self,
+        queue: (u32, &str),
+        tenant: &str,
+        kind: &str,
+        resources: &Resources,
+        is_restartable: bool,
+    ) -> u32 {
+        let name = (queue.0, kind.to_owned(), resources.clone(), is_restartable);
         if let Some(&class) = self.by_name.get(&name) {
             return class;
         }
+        if self.classes.is_empty() {
+            self.add_class(Keys::new(&Facts { width: 1, ..Facts::default() }), 1, false);
+        }
         if self.classes.len() >= CLASSES_MAX {
-            return 0;
+            return OTHERS;
         }
         let width = u32::try_from(resources.cpu_milli.div_ceil(1_000)).unwrap_or(u32::MAX).max(1);
         let labels = short(queue.1);
         let facts = Facts { tenant: short(tenant), kind: short(kind), labels, width, ..Facts::default() };
-        let class = u32::try_from(self.classes.len()).expect("bounded above");
-        let (rank, quantiles_us, ranked_us, learned_us, samples) = (Turn::FIRST, [0; 2], 0, 0, 0);
-        let (keys, runs) = (Keys::new(&facts), [0.0; RUNS]);
-        let (late, seconds) = (None, Record::default());
-        self.classes.push(Class {
-            keys,
-            width,
-            rank,
-            quantiles_us,
-            ranked_us,
-            learned_us,
-            samples,
-            late,
-            seconds,
-            runs,
-        });
+        if is_restartable {
+            self.lengths.get_or_insert_with(|| Lengths::new(LENGTHS_CELLS, FLOOR_MS));
+        }
+        let class = self.add_class(Keys::new(&facts), width, is_restartable);
         self.by_name.insert(name, class);
         class
     }
 
+    fn add_class(&mut self, keys: Keys, width: u32, is_restartable: bool) -> u32 {
+        let class = u32::try_from(self.classes.len()).expect("bounded above");
+        self.classes.push(Class {
+            keys,
+            width,
+            is_restartable,
+            outlived: 0,
+            base: class,
+            rank: 0.0,
+            attempt: None,
+            quantiles_us: [0; 2],
+            ranked_us: 0,
+            learned_us: 0,
+            samples: 0,
+            late: None,
+            seconds: Record::default(),
+            runs: [0.0; RUNS],
+        });
+        class
+    }
+
     /// A class that was made before.
-    pub(crate) fn find_class(&self, queue: u32, kind: &str, resources: &Resources) -> Option<u32> {
-        self.by_name.get(&(queue, kind.to_owned(), resources.clone())).copied()
+    pub(crate) fn find_class(
+        &self,
+        queue: u32,
+        kind: &str,
+        resources: &Resources,
+        is_restartable: bool,
+    ) -> Option<u32> {
+        self.by_name.get(&(queue, kind.to_owned(), resources.clone(), is_restartable)).copied()
+    }
+
+    /// The class of tasks of a class that were given up when they had run for so long, made on first use.
+    pub(crate) fn outlived(&mut self, class: u32, ran_us: u64) -> u32 {
+        let base = self.classes[class as usize].base;
+        let name = (base, lengths::told_apart(whole_millis(ran_us)));
+        if let Some(&class) = self.by_outlived.get(&name) {
+            return class;
+        }
+        if self.classes.len() >= CLASSES_MAX {
+            return base;
+        }
+        let &Class { keys, width, is_restartable, .. } = &self.classes[base as usize];
+        let class = self.add_class(keys, width, is_restartable);
+        (self.classes[class as usize].outlived, self.classes[class as usize].base) = (name.1, base);
+        self.by_outlived.insert(name, class);
+        class
+    }
+
+    fn predict(&self, known: &Class) -> Prediction {
+        let expected = self.predictor.predict(&known.keys, 0);
+        if known.outlived > 0 { expected.outlived(known.outlived) } else { expected }
+    }
+
+    /// How a task of a class starts that was given up after so long, or never (0), if enough is known of its like.
+    fn attempt_of(&self, known: &Class, outlived: Millis) -> Option<Attempt> {
+        let lengths = self.lengths.as_ref().filter(|_| known.is_restartable)?;
+        let is_known = lengths.weight(&known.keys) >= LENGTHS_WEIGHT_MIN;
+        is_known.then(|| lengths.attempt(&known.keys, outlived).wide(known.width))
     }
 
     /// What is expected of a class at the moment, made anew if more was learned.
     fn current(&mut self, class: u32, now_us: u64) -> &Class {
-        let known = &mut self.classes[class as usize];
+        let known = &self.classes[class as usize];
         if known.ranked_us == 0 || now_us.saturating_sub(known.ranked_us) >= RANK_US {
-            let expected = self.predictor.predict(&known.keys, 0);
-            known.ranked_us = now_us;
-            (known.rank, known.quantiles_us) =
-                (Turn::by_rank(expected.rank(known.width)), deadline::quantiles_us(&expected));
-            known.late = Late::of(&expected).filter(|_| self.predictor.weight(&known.keys) >= LATE_WEIGHT_MIN);
+            let expected = self.predict(known);
+            let attempt = self.attempt_of(known, known.outlived);
+            let late = Late::of(&expected).filter(|_| self.predictor.weight(&known.keys) >= LATE_WEIGHT_MIN);
+            let known = &mut self.classes[class as usize];
+            (known.ranked_us, known.late, known.attempt) = (now_us, late, attempt);
+            (known.rank, known.quantiles_us) = (expected.rank(known.width), deadline::quantiles_us(&expected));
         }
-        known
+        &self.classes[class as usize]
     }
 
-    /// The rank of a class, the lowest first.
-    pub(crate) fn rank(&mut self, class: u32, now_us: u64) -> Turn {
-        self.current(class, now_us).rank
+    /// The rank of a class, the lowest first; `gives_up`: where restartable tasks may be given up.
+    pub(crate) fn rank(&mut self, class: u32, now_us: u64, gives_up: bool) -> f32 {
+        let known = self.current(class, now_us);
+        known.attempt.filter(|_| gives_up).map_or(known.rank, |attempt| attempt.rank)
+    }
+
+    /// When a task of a class is judged that starts now and ran for so long when it was given up before (0: it was not); in microseconds from
+    /// its start. `None` while too little is known.
+    pub(crate) fn first_look_us(&mut self, class: u32, outlived_us: u64, now_us: u64) -> Option<u64> {
+        let fresh = self.current(class, now_us).attempt?;
+        let known = &self.classes[class as usize];
+        let attempt = if outlived_us == 0 { fresh } else { self.attempt_of(known, whole_millis(outlived_us))? };
+        attempt.until.map(micros_of)
+    }
+
+    /// How a restartable task of a class goes on that has run for so long.
+    pub(crate) fn goes_on(&self, class: u32, ran_us: u64) -> Option<Attempt> {
+        let known = &self.classes[class as usize];
+        Some(self.lengths.as_ref()?.going_on(&known.keys, whole_millis(ran_us)).wide(known.width))
     }
 
     /// When tasks of a class end that start now.
@@ -187,7 +292,7 @@ impl Learned {
         let known = &self.classes[class as usize];
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a bounded weight")]
         let counting = self.predictor.weight(&known.keys).round() as u32;
-        (self.predictor.predict(&known.keys, 0), known.samples.max(counting))
+        (self.predict(known), known.samples.max(counting))
     }
 
     /// How many places tasks of a class take.
@@ -198,7 +303,7 @@ impl Learned {
     /// What is expected of a class, and how many places its tasks take.
     fn expected_of(&self, class: u32) -> (Prediction, u32) {
         let known = &self.classes[class as usize];
-        (self.predictor.predict(&known.keys, 0), known.width)
+        (self.predict(known), known.width)
     }
 
     /// A task of a class ended after so many microseconds; whether that was longer than nine in ten were predicted to take, if it
@@ -211,6 +316,9 @@ impl Learned {
         let run = millis(run_us);
         let made = self.predictor.predict(&known.keys, 0);
         self.predictor.learn(&known.keys, 0, run, failed, Some(&made));
+        if let Some(lengths) = self.lengths.as_mut().filter(|_| known.is_restartable) {
+            lengths.learn(&known.keys, whole_millis(run_us));
+        }
         self.is_new = true;
         #[expect(clippy::cast_possible_truncation, reason = "a run time")]
         let short = run as f32;
@@ -237,14 +345,37 @@ impl Learned {
     }
 }
 
+impl Restartable for Learned {
+    fn attempt(&self, class: u32, outlived: Millis) -> Option<Attempt> {
+        let known = &self.classes[class as usize];
+        let is_current = outlived == 0 && known.outlived == 0 && known.ranked_us != 0;
+        if is_current { known.attempt } else { self.attempt_of(known, outlived) }
+    }
+
+    fn going_on(&self, class: u32, age: Millis) -> Attempt {
+        self.goes_on(class, micros_of(age)).expect("it was to be judged")
+    }
+}
+
 /// How one queue is ordered.
 #[derive(Debug, Default)]
 pub(crate) struct Order {
     pub(crate) policy: Policy,
+    /// No restartable task is given up.
+    pub(crate) keeps_all: bool,
     guard: Guard,
     is_better: bool,
+    /// No guard is asked.
+    pub(crate) is_trusted: bool,
     recent: Recent,
-    age_look_us: u64,
+    /// By priority.
+    aging: [Aging; PRIORITIES],
+}
+
+/// Tasks of one priority that have waited for too long.
+#[derive(Clone, Copy, Debug, Default)]
+struct Aging {
+    look_us: u64,
     is_overdue: bool,
     took_oldest: bool,
 }
@@ -267,26 +398,31 @@ impl Order {
             Policy::Fifo => By::Turns,
             Policy::Shortest => By::Rank,
             Policy::Deadline => By::Deadline,
-            Policy::Auto if self.is_better => By::Rank,
+            Policy::Auto if self.is_better || self.is_trusted => By::Rank,
             Policy::Auto => By::Turns,
         }
     }
 
-    /// Whether the next frame takes the oldest task if it has waited for too long: then it is to be looked for.
-    pub(crate) fn looks_for_oldest(&mut self, now_us: u64) -> bool {
-        let looks = !self.took_oldest && (self.is_overdue || now_us >= self.age_look_us);
-        self.took_oldest = false;
+    /// Whether restartable tasks may be given up now, and go by the rank that this gives them.
+    pub(crate) fn gives_up(&self) -> bool {
+        self.policy == Policy::Auto && self.by() == By::Rank && !self.keeps_all
+    }
+
+    /// Whether the next frame of a priority takes the oldest task if it has waited for too long: then those are to be looked for.
+    pub(crate) fn looks_for_oldest(&mut self, priority: usize, now_us: u64) -> bool {
+        let aging = &mut self.aging[priority];
+        let looks = !aging.took_oldest && (aging.is_overdue || now_us >= aging.look_us);
+        aging.took_oldest = false;
         if looks {
-            self.age_look_us = now_us + AGE_LOOK_US;
+            aging.look_us = now_us + AGE_LOOK_US;
         }
         looks
     }
 
-    /// The oldest task in line is ready since then; whether it goes first.
-    pub(crate) const fn oldest_goes_first(&mut self, ready_us: u64, now_us: u64) -> bool {
-        self.is_overdue = now_us.saturating_sub(ready_us) >= AGED_US;
-        self.took_oldest = self.is_overdue;
-        self.is_overdue
+    /// Whether there are such tasks, and one of them went first.
+    pub(crate) const fn oldest_went(&mut self, priority: usize, is_overdue: bool, took_oldest: bool) {
+        let aging = &mut self.aging[priority];
+        (aging.is_overdue, aging.took_oldest) = (is_overdue, took_oldest);
     }
 
     /// Whether tasks that begin now are to be noted.
@@ -327,18 +463,30 @@ impl Order {
         self.guard.completion(missed);
     }
 
-    /// Replays what was served on so many places and in both orders; `waiting` tasks are in line.
-    pub(crate) fn judge(&mut self, learned: &Learned, places: usize, waiting: usize) {
+    /// Replays what was served on so many places and in both orders; `waiting` tasks are in line, of these classes. Of one class alone
+    /// all orders are one.
+    pub(crate) fn judge(
+        &mut self,
+        learned: &Learned,
+        places: usize,
+        waiting: usize,
+        mut classes: impl Iterator<Item = u32>,
+    ) {
         let served = self.recent.latest();
-        if served.windows(2).all(|pair| pair[0].class == pair[1].class) {
-            self.is_better = false;
+        let Some(first) = served.first().map(|began| began.class) else { return };
+        let gives_up = !self.keeps_all && served.iter().any(|began| learned.attempt(began.class, 0).is_some());
+        if !gives_up && served.iter().all(|began| began.class == first) {
+            self.is_better &= classes.any(|class| class != first);
             return;
         }
         let Some(tasks) = replayed(served, learned) else { return };
         #[expect(clippy::cast_precision_loss, reason = "a threshold")]
         let stage = Stage { places, from: 0.0, cap: f64::INFINITY, floor: FLOOR_MS as f64 };
         let plain = shadow::play(&tasks, Policy::Fifo, &stage);
-        let candidate = shadow::play(&tasks, Policy::Shortest, &stage);
+        let candidate = match gives_up {
+            true => shadow::play_giving_up(&tasks, &stage, learned, WASTE_MAX),
+            false => shadow::play(&tasks, Policy::Shortest, &stage),
+        };
         let longest = if self.is_better { plain.longest } else { plain.longest.max(waiting) };
         self.guard.block(plain.slowdown(), candidate.slowdown(), longest);
         self.is_better = self.guard.verdict(waiting) == Verdict::Candidate;
@@ -367,7 +515,7 @@ fn replayed(served: &[Began], learned: &Learned) -> Option<Vec<Ran>> {
         let ready = millis(began.ready_us - first_us);
         let (expected, width) = learned.expected_of(began.class);
         let (run, rank) = (f64::from(learned.run(began.class, number)?), expected.rank(width));
-        Some(Ran { ready, began: ready, run, rank, quantiles: [run; 2], deadline: None })
+        Some(Ran { ready, began: ready, run, rank, quantiles: [run; 2], deadline: None, group: began.class })
     };
     let mut tasks: Vec<Ran> = served.iter().enumerate().map(task).collect::<Option<_>>()?;
     tasks.sort_by(|a, b| a.ready.total_cmp(&b.ready));
@@ -381,7 +529,8 @@ mod tests {
     /// Two kinds, 1 ms and 400 ms, that come at once and wait: `auto` finds that the short ones should go first.
     fn taught(slow_ms: u64) -> (Learned, Order, [u32; 2]) {
         let mut learned = Learned::default();
-        let classes = ["short", "long"].map(|kind| learned.class((0, "q"), "default", kind, &Resources::default()));
+        let classes =
+            ["short", "long"].map(|kind| learned.class((0, "q"), "default", kind, &Resources::default(), false));
         let mut now_us = 1;
         for _ in 0..20 {
             for (class, run_ms) in [(classes[0], 1), (classes[1], slow_ms)] {
@@ -400,7 +549,7 @@ mod tests {
             order.note((PartitionId(0), now_us + number as u64), [now_us, now_us, 0], classes[number % 2], 4);
         }
         assert!(order.is_full());
-        order.judge(learned, 4, waiting);
+        order.judge(learned, 4, waiting, classes.into_iter());
     }
 
     fn blocks(learned: &Learned, order: &mut Order, classes: [u32; 2], count: u64) {
@@ -411,7 +560,7 @@ mod tests {
     #[test]
     fn auto_takes_the_shortest_first_once_replays_show_a_gain() {
         let (mut learned, mut order, classes) = taught(400);
-        assert!(learned.rank(classes[0], 1) < learned.rank(classes[1], 1));
+        assert!(learned.rank(classes[0], 1, false) < learned.rank(classes[1], 1, false));
         blocks(&learned, &mut order, classes, 3);
         assert!(!(order.by() == By::Rank), "three blocks are too few");
         blocks(&learned, &mut order, classes, 10);
@@ -429,6 +578,23 @@ mod tests {
     }
 
     #[test]
+    fn a_stretch_of_one_kind_ends_the_learned_order_only_where_no_other_waits() {
+        let (learned, mut order, classes) = taught(400);
+        blocks(&learned, &mut order, classes, 13);
+        assert!(order.by() == By::Rank, "{}", order.in_words());
+        let mut stretch = |now_us: u64, waiting: [u32; 2]| {
+            for number in 0..BLOCK {
+                order.note((PartitionId(0), now_us + number as u64), [now_us, now_us, 0], classes[0], 4);
+            }
+            assert!(order.is_full());
+            order.judge(&learned, 4, BLOCK, waiting.into_iter());
+            order.by() == By::Rank
+        };
+        assert!(stretch(20_000_000, classes), "the long ones wait");
+        assert!(!stretch(21_000_000, [classes[0]; 2]));
+    }
+
+    #[test]
     fn auto_falls_back_when_the_line_grows_beyond_what_it_was() {
         let (learned, mut order, classes) = taught(400);
         blocks(&learned, &mut order, classes, 10);
@@ -441,10 +607,18 @@ mod tests {
         let mut order = Order { policy: Policy::Shortest, ..Order::default() };
         let mut turns = Vec::new();
         for _ in 0..6 {
-            let is_oldest = order.looks_for_oldest(AGED_US + 1) && order.oldest_goes_first(1, AGED_US + 1);
-            turns.push(is_oldest);
+            let looks = order.looks_for_oldest(1, AGED_US);
+            if looks {
+                order.oldest_went(1, true, true);
+            }
+            turns.push(looks);
         }
         assert_eq!(turns, [true, false, true, false, true, false]);
-        assert!(!(order.looks_for_oldest(AGED_US) && order.oldest_goes_first(1, AGED_US)));
+        // What another priority has is its own affair; one that found none looks again after a while.
+        assert!(order.looks_for_oldest(2, AGED_US));
+        order.oldest_went(2, false, false);
+        assert!(
+            !order.looks_for_oldest(2, AGED_US + AGE_LOOK_US - 1) && order.looks_for_oldest(2, AGED_US + AGE_LOOK_US)
+        );
     }
 }

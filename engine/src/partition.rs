@@ -260,13 +260,14 @@ impl Partition {
         let lane = self.lane(queue, spec.priority, &resources);
         let class = {
             let queue = self.queues[queue as usize].dispatch;
-            dispatch.learned.class((queue, spec.queue), spec.namespace, spec.kind, &resources)
+            dispatch.learned.class((queue, spec.queue), spec.namespace, spec.kind, &resources, spec.restartable)
         };
         let list = self.class_list(lane, class);
         let lease_list = self.lease_list(spec.lease_ms);
         self.contracts.insert(Contract {
             queue,
             lane,
+            class,
             list,
             kind: spec.kind.to_owned(),
             priority: spec.priority,
@@ -335,8 +336,9 @@ impl Partition {
                 self.tasks[slot].flags &= !flag::BLOCKED;
             }
             State::Ready => {
-                let contract = &self.contracts[task.contract];
-                self.lanes[contract.lane as usize].take(contract.list, slot, &mut self.tasks, &self.extras);
+                let (lane, list) = (self.contracts[task.contract].lane, self.list(slot));
+                self.lanes[lane as usize].take(list, slot, &mut self.tasks, &self.extras);
+                self.ready_no_longer(slot);
             }
             State::Leased => {
                 if task.has(flag::WATCHED) {
@@ -374,10 +376,16 @@ impl Partition {
         known_us.or_else(|| (task.worker & DETACHED == 0).then(|| task.at_us.saturating_sub(self.lease_us(task))))
     }
 
-    /// The class of a task.
+    /// The list of its lane that a ready task is on.
+    pub(crate) fn list(&self, slot: Slot) -> u32 {
+        let task = &self.tasks[slot];
+        let aside = if task.has(flag::WATCHED) { self.attempts.aside(slot) } else { None };
+        aside.unwrap_or(self.contracts[task.contract].list)
+    }
+
+    /// The class of a task, whether it was given up or not.
     pub(crate) fn class(&self, slot: Slot) -> u32 {
-        let contract = &self.contracts[self.tasks[slot].contract];
-        self.lanes[contract.lane as usize].lists[contract.list as usize].class
+        self.contracts[self.tasks[slot].contract].class
     }
 
     /// The leader learns how long an attempt ran that is about to end, at the time of the entry that ends it.
@@ -444,16 +452,31 @@ impl Partition {
         self.push_lane(slot, cx.dispatch);
     }
 
+    /// Ends the lease of a task that was not begun: it is ready again, before all others of its line.
+    pub(crate) fn give_back(&mut self, slot: Slot, cx: &mut Cx<'_>) {
+        let task = &self.tasks[slot];
+        let known_us = self.attempts.get(slot).map(|attempt| attempt.ready_us);
+        let known_us = known_us.or_else(|| self.extras.get(task.extra).map(|extra| extra.ready_us));
+        let known_us = known_us.filter(|&ready_us| ready_us > 0).or_else(|| self.started_us(slot));
+        self.detach(slot, cx);
+        self.enter_ready_first(slot, known_us.unwrap_or(cx.time_us), cx);
+    }
+
     /// Makes a task that ran ready again, before all others of its line; it has been ready since `ready_us`, and keeps its place of a
     /// concurrency key.
     fn enter_ready_first(&mut self, slot: Slot, ready_us: u64, cx: &mut Cx<'_>) {
         self.set_state(slot, State::Ready);
+        self.ready_since(slot, ready_us);
+        self.push_lane_first(slot, cx.dispatch);
+    }
+
+    /// Notes since when a task is ready.
+    fn ready_since(&mut self, slot: Slot, ready_us: u64) {
         let task = &mut self.tasks[slot];
         task.at_us = ready_us;
         if let Some(extra) = self.extras.get_mut(task.extra) {
             extra.ready_us = ready_us;
         }
-        self.push_lane_first(slot, cx.dispatch);
     }
 
     /// Makes a task wait until `due_us`.

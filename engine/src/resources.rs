@@ -68,6 +68,8 @@ impl Resources {
     /// Subtracts `other` once.
     pub(crate) fn subtract(&mut self, other: &Self) {
         self.change(other, u64::saturating_sub);
+        // Tasks may name what no worker ever has.
+        self.custom.retain(|(_, amount)| *amount > 0);
     }
 
     fn change(&mut self, other: &Self, f: impl Fn(u64, u64) -> u64) {

@@ -7,7 +7,10 @@
 use std::collections::BTreeMap;
 
 use taskmaster_protocol::PartitionId;
+use taskmaster_scheduler::Millis;
+use taskmaster_scheduler::restart::Ledger;
 
+use crate::order::WASTE_MAX;
 use crate::partition::Place;
 
 /// One in so many of the places may be spent.
@@ -53,6 +56,8 @@ pub(crate) struct Counters {
     pub(crate) second_won: u64,
     /// Attempts that were ended for tasks of a higher priority.
     pub(crate) preempted: u64,
+    /// Attempts that were ended for tasks that are expected to take much less.
+    pub(crate) given_up: u64,
     /// What attempts ran for that were ended so, or that another one overtook, in microseconds.
     pub(crate) wasted_us: u64,
 }
@@ -65,14 +70,26 @@ pub(crate) struct Restarts {
     /// When they were looked at.
     looked_us: u64,
     /// The attempt behind which the next look at a partition begins, where one look does not take in all.
-    cursors: BTreeMap<PartitionId, Place>,
+    cursors: BTreeMap<(Look, PartitionId), Place>,
     /// A timer for the next look is set.
     pub(crate) is_armed: bool,
     /// Second attempts that run.
     pub(crate) seconds: u64,
     pub(crate) second: Allowance,
     pub(crate) preemption: Allowance,
+    /// What attempts of restartable tasks used, and what was lost by giving some up; times since `base_us`.
+    ledger: Ledger,
+    base_us: u64,
     pub(crate) counters: Counters,
+}
+
+/// What is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Look {
+    /// Attempts that are late.
+    Second,
+    /// Attempts that are to be judged.
+    GivingUp,
 }
 
 impl Default for Restarts {
@@ -85,6 +102,8 @@ impl Default for Restarts {
             seconds: 0,
             second: Allowance { left_us: 0, kept_us: SECOND_KEPT_US },
             preemption: Allowance { left_us: 0, kept_us: PREEMPTION_KEPT_US },
+            ledger: Ledger::new(WASTE_MAX),
+            base_us: 0,
             counters: Counters::default(),
         }
     }
@@ -105,16 +124,45 @@ impl Restarts {
     }
 
     /// The place behind which a partition's attempts are looked at.
-    pub(crate) fn looked_at(&self, partition: PartitionId) -> Place {
-        self.cursors.get(&partition).copied().unwrap_or_default()
+    pub(crate) fn looked_at(&self, look: Look, partition: PartitionId) -> Place {
+        self.cursors.get(&(look, partition)).copied().unwrap_or_default()
     }
 
     /// The next look goes on behind this place, or begins anew.
-    pub(crate) fn look_on(&mut self, partition: PartitionId, after: Option<Place>) {
+    pub(crate) fn look_on(&mut self, look: Look, partition: PartitionId, after: Option<Place>) {
         match after {
-            None => drop(self.cursors.remove(&partition)),
-            Some(after) => drop(self.cursors.insert(partition, after)),
+            None => drop(self.cursors.remove(&(look, partition))),
+            Some(after) => drop(self.cursors.insert((look, partition), after)),
         }
+    }
+
+    /// The ledger counts in milliseconds, whose sums stay whole numbers if they begin small.
+    fn millis(&self, at_us: u64) -> Millis {
+        Millis::try_from(at_us.saturating_sub(self.base_us) / 1_000).unwrap_or(Millis::MAX)
+    }
+
+    /// So many attempts of restartable tasks begin.
+    pub(crate) fn attempts_begin(&mut self, count: u64, now_us: u64) {
+        if self.base_us == 0 {
+            self.base_us = now_us;
+        }
+        let now = self.millis(now_us);
+        (0..count).for_each(|_| self.ledger.start(now));
+    }
+
+    /// One ends that began at `started_us`.
+    pub(crate) fn attempt_ended(&mut self, started_us: u64, now_us: u64) {
+        self.ledger.end(self.millis(started_us), self.millis(now_us));
+    }
+
+    /// Whether one may be lost.
+    pub(crate) fn may_lose(&self, started_us: u64, now_us: u64) -> bool {
+        self.ledger.allows(self.millis(started_us), self.millis(now_us))
+    }
+
+    /// One is lost, which was allowed.
+    pub(crate) fn attempt_lost(&mut self, started_us: u64, now_us: u64) {
+        self.ledger.lose(self.millis(started_us), self.millis(now_us));
     }
 
     /// A second attempt is over: what it took since the last look is spent.

@@ -16,6 +16,7 @@ pub(crate) mod cluster;
 mod demotion;
 mod elections;
 mod events;
+mod giving_up;
 mod group;
 mod groups;
 pub(crate) mod hearing;
@@ -36,6 +37,7 @@ mod rest;
 pub(crate) mod snapshots;
 mod timers;
 mod transfer;
+mod usage;
 mod waiters;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -247,8 +249,16 @@ pub struct Stats {
     pub second_attempts_won: u64,
     /// Attempts that were ended for tasks of a higher priority.
     pub preempted_attempts: u64,
+    /// Attempts that were ended for tasks that are expected to take much less.
+    pub given_up_attempts: u64,
     /// What attempts ran for that were ended so, or that another one overtook, in microseconds.
     pub wasted_us: u64,
+    /// Attempts whose workers said what they used.
+    pub measured: u64,
+    /// Tasks that were held, as they would have been slowed down, or would have slowed others down, where there was room.
+    pub held: u64,
+    /// Tasks that started there all the same.
+    pub contended: u64,
     /// Requests refused as overloaded.
     pub overloaded: u64,
     /// Entries appended to the log.
@@ -481,7 +491,10 @@ impl Shard {
         stats.memory_bytes = self.memory_bytes();
         let restarts = self.dispatch.restarts.counters;
         (stats.second_attempts, stats.second_attempts_won) = (restarts.second, restarts.second_won);
-        (stats.preempted_attempts, stats.wasted_us) = (restarts.preempted, restarts.wasted_us);
+        (stats.preempted_attempts, stats.given_up_attempts) = (restarts.preempted, restarts.given_up);
+        stats.wasted_us = restarts.wasted_us;
+        let neighbours = self.dispatch.neighbours.counters;
+        (stats.measured, stats.held, stats.contended) = (neighbours.measured, neighbours.held, neighbours.contended);
         for partition in self.partitions.iter().flatten() {
             stats.tasks += partition.tasks.len() as u64;
             stats.unfinished += partition.tasks.len() as u64 - u64::from(partition.kept);
@@ -511,12 +524,22 @@ impl Shard {
     /// call.
     #[must_use]
     pub fn save_model(&mut self) -> Option<Vec<u8>> {
-        self.dispatch.learned.save()
+        let times = self.dispatch.learned.save()?;
+        let length = u32::try_from(times.len()).ok()?;
+        Some([&length.to_le_bytes()[..], &times, &self.dispatch.neighbours.to_bytes()].concat())
     }
 
-    /// Takes over what [`Self::save_model`] gave, as far as it is sound; how many cells of it.
-    pub fn restore_model(&mut self, bytes: &[u8]) -> usize {
-        self.dispatch.learned.restore(bytes)
+    /// Takes over what [`Self::save_model`] gave, as far as it is sound; how many cells of run times. Model files of version 1 have these
+    /// alone.
+    pub fn restore_model(&mut self, version: u32, bytes: &[u8]) -> usize {
+        if version == 1 {
+            return self.dispatch.learned.restore(bytes);
+        }
+        let Some((length, rest)) = bytes.split_first_chunk() else { return 0 };
+        let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
+        let Some((times, beside)) = rest.split_at_checked(length) else { return 0 };
+        self.dispatch.neighbours.restore(beside);
+        self.dispatch.learned.restore(times)
     }
 
     /// Something that was found out and operators should know: it shows in answers about the cluster, and goes to the log

@@ -240,6 +240,25 @@ impl List {
         self.len += 1;
     }
 
+    /// Puts a task that is on no list behind the last one whose number is no higher.
+    pub(crate) fn insert_by_number(&mut self, tasks: &mut Tasks, slot: Slot) {
+        let number = tasks[slot].token;
+        let mut next = NONE;
+        let mut before = self.tail;
+        while before != NONE && tasks[before].token > number {
+            (next, before) = (before, tasks[before].prev);
+        }
+        if next == NONE {
+            return self.push_back(tasks, slot);
+        }
+        if before == NONE {
+            return self.push_front(tasks, slot);
+        }
+        (tasks[slot].prev, tasks[slot].next) = (before, next);
+        (tasks[before].next, tasks[next].prev) = (slot, slot);
+        self.len += 1;
+    }
+
     /// Takes a task of this list off it.
     pub(crate) fn unlink(&mut self, tasks: &mut Tasks, slot: Slot) {
         let (prev, next) = (tasks[slot].prev, tasks[slot].next);

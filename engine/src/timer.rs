@@ -22,6 +22,8 @@ pub(crate) enum TimerKind {
     Await,
     /// Attempts of restartable tasks are to be looked at.
     Attempts,
+    /// A task of a queue is not held any longer; `index` is the dispatcher's queue.
+    Held,
 }
 
 /// One timer.

@@ -35,8 +35,17 @@ mod speculation;
 #[path = "engine/preemption.rs"]
 mod preemption;
 
+#[path = "engine/giving_up.rs"]
+mod giving_up;
+
 #[path = "engine/restarts.rs"]
 mod restarts;
+
+#[path = "engine/park.rs"]
+mod park;
+
+#[path = "engine/neighbours.rs"]
+mod neighbours;
 
 #[path = "engine/deadlines.rs"]
 mod deadlines;

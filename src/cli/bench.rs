@@ -13,9 +13,10 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde_json::Value;
+use taskmaster_bench::contention::ContentionOptions;
 use taskmaster_bench::order::OrderOptions;
 use taskmaster_bench::states::StatesOptions;
-use taskmaster_bench::stragglers::StragglerOptions;
+use taskmaster_bench::stragglers::{Measured, StragglerOptions};
 use taskmaster_bench::{NodeInfo, Options, SuiteOptions, run_suite};
 use taskmaster_client::Client;
 
@@ -111,8 +112,15 @@ pub(crate) struct Arguments {
     /// at once
     #[arg(long, conflicts_with_all = ["suite", "baseline", "failover", "idle", "rate", "states", "order"])]
     stragglers: bool,
+    /// Measure a load of which half halves each other's speed, with such tasks kept apart and not; --connections tasks at once
+    #[arg(long, conflicts_with_all = ["suite", "baseline", "failover", "idle", "rate", "states", "order", "stragglers"])]
+    contention: bool,
+    /// Measure a load of one kind of which one task in ten runs 150 times as long as the others, with giving up and without; --connections
+    /// tasks at once
+    #[arg(long, conflicts_with_all = ["suite", "baseline", "failover", "idle", "rate", "states", "order", "stragglers"])]
+    mixed: bool,
     /// Order of the queue under load
-    #[arg(long, value_enum, value_name = "POLICY", conflicts_with_all = ["nodes", "states", "order", "stragglers"])]
+    #[arg(long, value_enum, value_name = "POLICY", conflicts_with_all = ["nodes", "states", "order", "stragglers", "mixed", "contention"])]
     policy: Option<PolicyName>,
     /// Partitions of the own nodes
     #[arg(long, value_name = "N")]
@@ -178,6 +186,21 @@ impl Arguments {
         Ok(options)
     }
 
+    fn stragglers(&self) -> StragglerOptions {
+        // A guard wants to be shown first that giving up pays.
+        let (measured, places, load, warmup_s) = match self.mixed {
+            true => (Measured::GivingUp, 16, 0.9, 30),
+            false => (Measured::Speculation, 64, 0.6, 5),
+        };
+        StragglerOptions {
+            measured,
+            places: self.connections.unwrap_or(places),
+            load,
+            warmup: Duration::from_secs(warmup_s),
+            time: self.duration.map_or(Duration::from_secs(20), |duration| duration.0),
+        }
+    }
+
     fn load(&self, quiet: bool) -> Result<Load, Failure> {
         Ok(Load {
             options: self.options(quiet)?,
@@ -194,10 +217,11 @@ impl Arguments {
                 warmup: Duration::from_secs(15),
                 time: self.duration.map_or(Duration::from_secs(40), |duration| duration.0),
             }),
-            stragglers: self.stragglers.then(|| StragglerOptions {
-                places: self.connections.unwrap_or(64),
+            stragglers: (self.stragglers || self.mixed).then(|| self.stragglers()),
+            contention: self.contention.then(|| ContentionOptions {
+                places: self.connections.unwrap_or(12),
                 load: 0.6,
-                warmup: Duration::from_secs(5),
+                warmup: Duration::from_secs(10),
                 time: self.duration.map_or(Duration::from_secs(20), |duration| duration.0),
             }),
         })
@@ -275,12 +299,16 @@ struct Load {
     states: Option<StatesOptions>,
     order: Option<OrderOptions>,
     stragglers: Option<StragglerOptions>,
+    contention: Option<ContentionOptions>,
 }
 
 /// Runs the load: the report as JSON, as text, and whether nothing was lost or doubled and no target missed.
 fn measure(load: Load, node: &NodeInfo) -> Result<(Value, String, bool), Failure> {
-    let Load { options, is_suite, states, order, stragglers } = load;
-    let (json, text, good) = if let Some(stragglers) = stragglers {
+    let Load { options, is_suite, states, order, stragglers, contention } = load;
+    let (json, text, good) = if let Some(contention) = contention {
+        let report = taskmaster_bench::contention::run(&contention, node)?;
+        (serde_json::to_value(&report), report.to_string(), true)
+    } else if let Some(stragglers) = stragglers {
         let report = taskmaster_bench::stragglers::run(&stragglers, node)?;
         (serde_json::to_value(&report), report.to_string(), true)
     } else if let Some(order) = order {

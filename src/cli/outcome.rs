@@ -156,6 +156,8 @@ pub(crate) fn queue_json(queue: &QueueView) -> Value {
         "refuse_hopeless_permille": queue.refuse_permille,
         "speculation": !queue.is_without_speculation,
         "preemption": !queue.is_without_preemption,
+        "giving_up": !queue.is_without_giving_up,
+        "contention": !queue.is_without_contention,
     })
 }
 

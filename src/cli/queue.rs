@@ -84,6 +84,13 @@ pub(crate) struct SetArguments {
     /// Whether attempts of restartable tasks are ended for tasks of a higher priority that find no place [default: on]
     #[arg(long, value_enum, value_name = "SWITCH")]
     preemption: Option<Switch>,
+    /// Whether an attempt of a restartable task that outlived most of its kind is ended for a task that is expected to take much less,
+    /// while the order is a learned one [default: on]
+    #[arg(long, value_enum, value_name = "SWITCH")]
+    giving_up: Option<Switch>,
+    /// Whether tasks that were measured to slow each other down are kept apart [default: on]
+    #[arg(long, value_enum, value_name = "SWITCH")]
+    contention: Option<Switch>,
 }
 
 /// On or off.
@@ -159,6 +166,12 @@ impl SetArguments {
         }
         if let Some(switch) = self.preemption {
             settings = settings.preemption(switch == Switch::On);
+        }
+        if let Some(switch) = self.giving_up {
+            settings = settings.giving_up(switch == Switch::On);
+        }
+        if let Some(switch) = self.contention {
+            settings = settings.contention(switch == Switch::On);
         }
         settings
     }
@@ -305,6 +318,12 @@ fn limits(queue: &QueueView) -> String {
     }
     if queue.is_without_preemption {
         parts.push("no preemption".to_owned());
+    }
+    if queue.is_without_giving_up {
+        parts.push("no giving up".to_owned());
+    }
+    if queue.is_without_contention {
+        parts.push("contention ignored".to_owned());
     }
     parts.join(", ")
 }

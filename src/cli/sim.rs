@@ -47,7 +47,7 @@ pub(crate) struct Arguments {
     /// Producers memoise some tasks
     #[arg(long)]
     memo: bool,
-    /// Some tasks are restartable: their attempts are doubled when late, and ended for more urgent ones
+    /// Some tasks are restartable: their attempts are doubled when late, ended for more urgent ones, and given up for shorter ones
     #[arg(long)]
     restarts: bool,
     /// Look for the fewest faults with which a failing run still fails

@@ -6,6 +6,7 @@ use taskmaster_connect::kafka::TopicStanding;
 use taskmaster_connect::kafka::events::{self, EventsStanding};
 
 use super::Check;
+use super::streams::{OPEN, OPEN_FIX};
 use crate::config::Config;
 
 const NAME: &str = "events";
@@ -21,7 +22,7 @@ pub(crate) fn check(config: &Config) -> Option<Check> {
         Err(error) => return Some(Check::fail(NAME, format!("{error:#}."), "Correct the section [events].")),
     };
     Some(match events::standing(&settings, ANSWER_MAX) {
-        Ok(standing) => judge(&standing, config.node.partitions),
+        Ok(standing) => judge(&standing, config.node.partitions, settings.is_open()),
         Err(error) => Check::fail(
             NAME,
             format!("Events: no broker at {} answers: {error}.", settings.brokers),
@@ -30,14 +31,17 @@ pub(crate) fn check(config: &Config) -> Option<Check> {
     })
 }
 
-fn judge(standing: &EventsStanding, partitions: u16) -> Check {
+fn judge(standing: &EventsStanding, partitions: u16, is_open: bool) -> Check {
     let fail = |message: String, fix: &str| Check::fail(NAME, format!("Events: {message}."), fix);
     if let Some(message) = unusable(&standing.topic) {
         return fail(message, "Make the topic, or let this user write and describe it.");
     }
     let TopicStanding { name, partitions: count, .. } = &standing.topic;
     let found = format!("Events: {} brokers, topic {name} with {count} partitions", standing.brokers);
-    let Some(positions) = &standing.positions else { return Check::ok(NAME, format!("{found}; at least once.")) };
+    let fit = |found: String| {
+        if is_open { Check::warn(NAME, format!("{found} {OPEN}"), OPEN_FIX) } else { Check::ok(NAME, found) }
+    };
+    let Some(positions) = &standing.positions else { return fit(format!("{found}; at least once.")) };
     let topic = &positions.topic;
     if let Some(error) = &positions.make_error {
         let message = format!("there is no topic {} for positions, and it cannot be made: {error}", topic.name);
@@ -59,7 +63,8 @@ fn judge(standing: &EventsStanding, partitions: u16) -> Check {
         let message = format!("positions cannot be read: {error}");
         return fail(message, "Let this user read groups that begin with taskmaster-events-.");
     }
-    Check::ok(NAME, format!("{found}; exactly once."))
+    // Kafka's protocol has no word for it.
+    fit(format!("{found}; exactly once. Brokers do not tell their version: see that it is 3.7 or later."))
 }
 
 /// Why a topic cannot be used.

@@ -8,6 +8,9 @@ use super::Check;
 use crate::config::{Config, Stream};
 
 const NAME: &str = "stream";
+/// What is said where messages and passwords can be read on their way.
+pub(super) const OPEN: &str = "What goes to its brokers is not encrypted, and they are not on this machine.";
+pub(super) const OPEN_FIX: &str = "Set security.protocol to SSL or SASL_SSL, unless the network is one to trust.";
 /// Longest wait for each answer of a broker.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
@@ -23,7 +26,7 @@ fn look(stream: &Stream) -> Check {
         Err(error) => return Check::fail(NAME, format!("{error:#}."), "Correct the table [[stream]]."),
     };
     match kafka::standing(&settings, ANSWER_MAX) {
-        Ok(standing) => judge(stream, &standing),
+        Ok(standing) => judge(stream, &standing, settings.is_open()),
         Err(error) => Check::fail(
             NAME,
             format!("Stream {name}: no broker at {} answers: {error}.", settings.brokers),
@@ -32,7 +35,7 @@ fn look(stream: &Stream) -> Check {
     }
 }
 
-fn judge(stream: &Stream, standing: &Standing) -> Check {
+fn judge(stream: &Stream, standing: &Standing, is_open: bool) -> Check {
     let name = &stream.name;
     for topic in &standing.topics {
         let message = match &topic.error {
@@ -49,9 +52,16 @@ fn judge(stream: &Stream, standing: &Standing) -> Check {
     let count = |topics: &[kafka::TopicStanding]| topics.iter().map(|topic| topic.partitions).sum::<usize>();
     let partitions = count(standing.topics.get(..stream.topics.len()).unwrap_or_default());
     let found = format!("Stream {name}: {} brokers, {partitions} partitions to read.", standing.brokers);
-    if stream.dead_letter.is_empty() {
-        let fix = "Name a dead_letter topic.";
-        return Check::warn(NAME, format!("{found} A message that cannot become a task stops its partition."), fix);
+    let mut warnings = Vec::new();
+    if is_open {
+        warnings.push((OPEN, OPEN_FIX));
     }
-    Check::ok(NAME, found)
+    if stream.dead_letter.is_empty() {
+        warnings.push(("A message that cannot become a task stops its partition.", "Name a dead_letter topic."));
+    }
+    if warnings.is_empty() {
+        return Check::ok(NAME, found);
+    }
+    let (messages, fixes): (Vec<&str>, Vec<&str>) = warnings.into_iter().unzip();
+    Check::warn(NAME, format!("{found} {}", messages.join(" ")), fixes.join(" "))
 }

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use taskmaster_engine::Stats;
 use taskmaster_net::connection::Connection;
-use taskmaster_protocol::body::{self, ArchivedHello, HelloReply, NodeStats};
+use taskmaster_protocol::body::{self, ArchivedHello, HelloReply, NodeStats, feature};
 use taskmaster_protocol::frame::{self, Header};
 use taskmaster_protocol::{Code, FrameBuffer, limits};
 
@@ -41,7 +41,7 @@ impl ShardLoop {
         let server = body::put(&mut bytes, concat!("taskmaster ", env!("CARGO_PKG_VERSION")).as_bytes());
         let [hi, lo] = [self.map.node >> 64, self.map.node & u128::from(u64::MAX)];
         let reply = HelloReply {
-            features: 0,
+            features: hello.features.to_native() & feature::USAGE,
             server_time_us: now_us(),
             node: [hi, lo].map(|half| u64::try_from(half).expect("a half has 64 bits")),
             body_bytes_max: limit(limits::BODY_BYTES_MAX),
@@ -138,13 +138,17 @@ impl ShardLoop {
     }
 }
 
-/// What became of attempts of restartable tasks.
-const fn restarts(stats: &Stats) -> [(&'static str, u64); 4] {
+/// What became of attempts of restartable tasks, and of measured ones.
+const fn restarts(stats: &Stats) -> [(&'static str, u64); 8] {
     [
         ("second_attempts", stats.second_attempts),
         ("second_attempts_won", stats.second_attempts_won),
         ("preempted_attempts", stats.preempted_attempts),
+        ("given_up_attempts", stats.given_up_attempts),
         ("wasted_attempt_us", stats.wasted_us),
+        ("measured_attempts", stats.measured),
+        ("held_tasks", stats.held),
+        ("contended_tasks", stats.contended),
     ]
 }
 

@@ -17,8 +17,8 @@ impl ShardLoop {
     /// Takes over what was learned before the start. What cannot be read is told of and learned anew.
     pub(super) fn restore_model(&self, dir: &Path) {
         match model::read(dir) {
-            Ok(Some(bytes)) => {
-                let cells = self.shard.borrow_mut().restore_model(&bytes);
+            Ok(Some((version, bytes))) => {
+                let cells = self.shard.borrow_mut().restore_model(version, &bytes);
                 tracing::debug!(shard = self.number, cells, "what was learned about run times is taken over");
             }
             Ok(None) => {}

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 
 use crate::datadir::{Error, write_whole};
 
-/// Format of the file.
-pub const FORMAT_VERSION: u32 = 1;
+/// Format of the file, and the oldest that is read.
+pub const FORMAT_VERSION: u32 = 2;
+const VERSION_MIN: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"TMMODEL\0";
 const NAME: &str = "model";
@@ -31,11 +32,11 @@ pub fn write(dir: &Path, model: &[u8]) -> Result<(), Error> {
     write_whole(dir, "model.unfinished", NAME, &bytes)
 }
 
-/// The model in a shard's directory, if there is one.
+/// The model in a shard's directory, if there is one, with the version of its file.
 ///
 /// # Errors
 /// [`Error::Io`], and [`Error::Damaged`] when it is none of this version; go on without it.
-pub fn read(dir: &Path) -> Result<Option<Vec<u8>>, Error> {
+pub fn read(dir: &Path) -> Result<Option<(u32, Vec<u8>)>, Error> {
     let path: PathBuf = dir.join(NAME);
     let found = std::fs::metadata(&path)
         .and_then(|found| if found.len() > BYTES_MAX { Ok(None) } else { std::fs::read(&path).map(Some) });
@@ -50,14 +51,17 @@ pub fn read(dir: &Path) -> Result<Option<Vec<u8>>, Error> {
     if !bytes.starts_with(&MAGIC) {
         return Err(damaged("it is no model"));
     }
-    match field(8) {
-        Some(FORMAT_VERSION) => {}
-        version => return Err(damaged(&format!("its version is {version:?}, this build reads {FORMAT_VERSION}"))),
-    }
+    let version = match field(8) {
+        Some(version @ VERSION_MIN..=FORMAT_VERSION) => version,
+        version => {
+            let reads = format!("{VERSION_MIN} to {FORMAT_VERSION}");
+            return Err(damaged(&format!("its version is {version:?}, this build reads {reads}")));
+        }
+    };
     if bytes.len() < HEADER_BYTES || field(12) != Some(crc32c::crc32c(&bytes[HEADER_BYTES..])) {
         return Err(damaged("its checksum does not fit"));
     }
-    Ok(Some(bytes.split_off(HEADER_BYTES)))
+    Ok(Some((version, bytes.split_off(HEADER_BYTES))))
 }
 
 #[cfg(test)]
@@ -70,7 +74,7 @@ mod tests {
         assert_eq!(read(dir.path()).unwrap(), None);
         for model in [&b"one"[..], b"", b"another"] {
             write(dir.path(), model).unwrap();
-            assert_eq!(read(dir.path()).unwrap().as_deref(), Some(model));
+            assert_eq!(read(dir.path()).unwrap(), Some((FORMAT_VERSION, model.to_vec())));
         }
         let path = dir.path().join(NAME);
         let whole = std::fs::read(&path).unwrap();

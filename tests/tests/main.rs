@@ -5,6 +5,7 @@
 mod backups;
 mod client_node;
 mod cluster;
+mod contention;
 mod crash;
 mod disk_full;
 mod events;

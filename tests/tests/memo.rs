@@ -248,6 +248,11 @@ async fn doctor_says_what_is_wrong_with_redis_and_never_its_password() {
     set.arg("SET").arg("maxmemory-policy").arg("allkeys-lru").query_async::<()>(&mut client).await.unwrap();
     let (status, message) = look(&format!("[redis]\nurl = \"{url}\"\npassword_file = \"{file}\"\n")).unwrap();
     assert!(status == "ok" && message.contains("Redis 7"), "{message}");
+    let cluster = Redis::start_cluster().await;
+    let (url, file) = (cluster.cluster_url(), cluster.password_file());
+    let (status, message) = look(&format!("[redis]\nurl = \"{url}\"\npassword_file = \"{file}\"\n")).unwrap();
+    assert!(status == "ok" && message.contains("Redis 7"), "{message}");
+    let url = redis.url();
     let wrong = url.replace("redis://", "redis://:s3cret@");
     let (status, message) = look(&format!("[redis]\nurl = \"{wrong}\"\n")).unwrap();
     assert!(status == "fail" && message.contains("127.0.0.1"), "{message}");

@@ -108,6 +108,8 @@ async fn an_urgent_task_gets_the_place_of_a_restartable_one_which_runs_again() {
     let stage = stage().await;
     let set = stage.node.json(&["queue", "set", "q", "--speculation", "off"]).await;
     assert_eq!((&set["speculation"], &set["preemption"]), (&Value::from(false), &Value::from(true)), "{set}");
+    let set = stage.node.json(&["queue", "set", "q", "--giving-up", "off"]).await;
+    assert_eq!((&set["speculation"], &set["giving_up"]), (&Value::from(false), &Value::from(false)), "{set}");
     let _worker = stage.worker("one").await;
     let stuck = stage.client.submit(job("stuck").priority(Priority::Low)).await.unwrap();
     stage.wait_until("it begins", || stage.begun.load(Ordering::SeqCst) == 1).await;

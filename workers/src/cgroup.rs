@@ -14,7 +14,7 @@ mod stale;
 mod v1;
 mod v2;
 
-use crate::job::Job;
+use crate::job::{Job, Measured};
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -32,13 +32,16 @@ pub struct Config {
     /// Give every process a cgroup, limits or not: then also what leaves the task's process group and session (a daemon)
     /// ends with the task.
     pub contain: bool,
+    /// Give every process a cgroup of version 2 where there is one, to measure what it uses: it holds nothing together and limits
+    /// nothing.
+    pub measure: bool,
     /// A delegated cgroup v2 directory to use in place of the worker's own.
     pub base: Option<PathBuf>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { memory: true, cpu: true, contain: false, base: None }
+        Self { memory: true, cpu: true, contain: false, measure: false, base: None }
     }
 }
 
@@ -46,7 +49,7 @@ impl Config {
     /// No limits at all.
     #[must_use]
     pub const fn off() -> Self {
-        Self { memory: false, cpu: false, contain: false, base: None }
+        Self { memory: false, cpu: false, contain: false, measure: false, base: None }
     }
 }
 
@@ -125,6 +128,7 @@ impl Drop for Base {
 pub struct Cgroups {
     bases: Vec<Arc<Base>>,
     contain: bool,
+    measure: bool,
     refusals: Vec<String>,
     next: AtomicU64,
     failed_before: AtomicBool,
@@ -144,7 +148,7 @@ impl Cgroups {
             }
         }
         let mut bases = Vec::new();
-        if !wanted.is_empty() || config.contain {
+        if !wanted.is_empty() || config.contain || config.measure {
             let found = match &config.base {
                 Some(dir) => vec![discover::Found { version: Version::V2, controllers: Vec::new(), dir: dir.clone() }],
                 None => discover::own(),
@@ -153,14 +157,19 @@ impl Cgroups {
             if config.base.is_none() {
                 bases.extend(v1::open(&found, &mut wanted, &mut refusals));
             }
-            if config.contain && bases.is_empty() {
+            let is_v2 = |base: &Base| base.version == Version::V2;
+            if (config.contain && bases.is_empty()) || (config.measure && !bases.iter().any(is_v2)) {
                 bases.extend(v2::open_bare(&found, &mut refusals));
+            }
+            if let Some(base) = bases.iter().find(|base| config.measure && is_v2(base)) {
+                v2::count_io(&base.dir);
             }
         }
         let bases = bases.into_iter().map(Arc::new).collect();
         Self {
             bases,
             contain: config.contain,
+            measure: config.measure,
             refusals,
             next: AtomicU64::new(0),
             failed_before: AtomicBool::new(false),
@@ -200,11 +209,24 @@ impl Cgroups {
         {
             parts.push(format!("cgroup {} holds each task together", base.version.name()));
         }
+        if self.measured_in().is_some() {
+            parts.push("cgroup v2 tells what tasks use".to_owned());
+        }
         parts.extend(self.refusals.iter().cloned());
         parts.join("; ")
     }
 
-    /// A cgroup for a task that asks for limits, or is to be contained; `None` where it needs none, or none can be had
+    /// Whether tasks are measured.
+    pub(crate) fn measures(&self) -> bool {
+        self.measured_in().is_some()
+    }
+
+    /// Where tasks are measured.
+    fn measured_in(&self) -> Option<&Arc<Base>> {
+        self.bases.iter().find(|base| self.measure && base.version == Version::V2)
+    }
+
+    /// A cgroup for a task that asks for limits, or is to be contained or measured; `None` where it needs none, or none can be had
     /// (noted once).
     pub(crate) fn for_task(&self, id: &str, limits: TaskLimits) -> Option<TaskGroup> {
         let mut wanted: Vec<(Controller, u64)> = Vec::new();
@@ -215,14 +237,20 @@ impl Cgroups {
                 wanted.push((controller, limit));
             }
         }
-        let bare = if wanted.is_empty() { Some(self.bases.first().filter(|_| self.contain)?) } else { None };
+        let bare = self.bases.first().filter(|_| self.contain && wanted.is_empty());
+        let measured = self.measured_in();
+        if wanted.is_empty() && bare.is_none() && measured.is_none() {
+            return None;
+        }
         let id: String = id.chars().filter(char::is_ascii_alphanumeric).take(64).collect();
         let name = format!("task-{id}-{}", self.next.fetch_add(1, Ordering::Relaxed));
         let mut group = TaskGroup { parts: Vec::new(), memory_bytes: limits.memory_bytes };
         for base in &self.bases {
             let limits: Vec<_> = wanted.iter().copied().filter(|(c, _)| base.controllers.contains(c)).collect();
-            if (!limits.is_empty() || bare.is_some_and(|bare| Arc::ptr_eq(bare, base)))
-                && let Err(error) = group.add(base, &name, &limits)
+            let is_it = |other: &Arc<Base>| Arc::ptr_eq(other, base);
+            let holds = !limits.is_empty() || bare.is_some_and(is_it);
+            if (holds || measured.is_some_and(is_it))
+                && let Err(error) = group.add(base, &name, &limits, holds)
             {
                 self.note(&error);
                 group.remove();
@@ -250,15 +278,18 @@ pub(crate) struct TaskGroup {
 struct Part {
     dir: PathBuf,
     memory: bool,
+    /// What runs in here ends with the task; else it is there to measure by.
+    holds: bool,
     base: Arc<Base>,
 }
 
 impl TaskGroup {
-    fn add(&mut self, base: &Arc<Base>, name: &str, limits: &[(Controller, u64)]) -> io::Result<()> {
+    fn add(&mut self, base: &Arc<Base>, name: &str, limits: &[(Controller, u64)], holds: bool) -> io::Result<()> {
         let dir = base.dir.join(name);
         fs::create_dir(&dir)?;
-        let memory = limits.iter().any(|&(controller, _)| controller == Controller::Memory);
-        self.parts.push(Part { dir: dir.clone(), memory, base: Arc::clone(base) });
+        let is_limited = limits.iter().any(|&(controller, _)| controller == Controller::Memory);
+        let memory = is_limited || (base.version == Version::V2 && base.controllers.contains(&Controller::Memory));
+        self.parts.push(Part { dir: dir.clone(), memory, holds, base: Arc::clone(base) });
         for &(controller, limit) in limits {
             match base.version {
                 Version::V1 => v1::limit(&dir, controller, limit)?,
@@ -289,7 +320,8 @@ impl TaskGroup {
             Version::V1 => part.dir.join("memory.oom_control"),
             Version::V2 => part.dir.join("memory.events"),
         };
-        self.memory_part().and_then(|part| counter(&file(part), "oom_kill")).is_some_and(|kills| kills > 0)
+        let limited = self.memory_part().filter(|_| self.memory_bytes > 0);
+        limited.and_then(|part| counter(&file(part), "oom_kill")).is_some_and(|kills| kills > 0)
     }
 
     /// Greatest memory use, page cache included, in bytes.
@@ -302,14 +334,24 @@ impl TaskGroup {
         fs::read_to_string(part.dir.join(file)).ok()?.trim().parse().ok()
     }
 
-    /// Kills everything in here.
+    /// Whether its memory is counted.
+    pub(crate) fn counts_memory(&self) -> bool {
+        self.memory_part().is_some()
+    }
+
+    /// What was used in here, where version 2 counts it.
+    pub(crate) fn measured(&self) -> Option<Measured> {
+        v2::measured(&self.parts.iter().find(|part| part.base.version == Version::V2)?.dir)
+    }
+
+    /// Kills everything that it holds together.
     pub(crate) fn kill(&self) {
-        for part in &self.parts {
+        for part in self.parts.iter().filter(|part| part.holds) {
             kill_all(&part.dir);
         }
     }
 
-    /// Removes the directories; whether nothing is left. What still runs here is killed.
+    /// Removes the directories; whether nothing is left. What still runs here is killed, or let go where it was only measured.
     pub(crate) fn remove(&self) -> bool {
         let mut gone = true;
         for part in &self.parts {
@@ -317,8 +359,10 @@ impl TaskGroup {
                 Ok(()) => true,
                 Err(error) => error.kind() == io::ErrorKind::NotFound,
             };
-            if !removed {
+            if !removed && part.holds {
                 kill_all(&part.dir);
+            } else if !removed {
+                v2::let_go(&part.dir, &part.base.dir);
             }
             gone &= removed;
         }

@@ -89,6 +89,19 @@ pub struct Usage {
     /// Greatest memory in bytes: of the task's cgroup (page cache included) where there is one, else resident memory of
     /// its largest process. `None` where it could not be told apart from the worker's own.
     pub peak_memory_bytes: Option<u64>,
+    /// What the kernel counted for it and all its descendants, where it was measured.
+    pub measured: Option<Measured>,
+}
+
+/// What the kernel counted in a task's cgroup of version 2.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Measured {
+    /// Processor time.
+    pub cpu: Duration,
+    /// Bytes read from devices and written to them; `None` without the io controller.
+    pub io_bytes: Option<u64>,
+    /// How long some of it waited for a processor, for memory and for a device; `None` where the kernel does not tell pressure.
+    pub stalls: Option<[Duration; 3]>,
 }
 
 /// A step forward which a running task reports.

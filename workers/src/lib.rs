@@ -38,6 +38,6 @@ pub mod timer;
 
 pub use cancel::{Cancel, Canceller};
 pub use command::Command;
-pub use job::{Failure, Finished, Job, Outcome, Progress, ProgressSink, Usage};
+pub use job::{Failure, Finished, Job, Measured, Outcome, Progress, ProgressSink, Usage};
 pub use process::ProcessExecutor;
 pub use registry::Registry;

@@ -87,6 +87,12 @@ impl ProcessExecutor {
         self
     }
 
+    /// Whether it is measured what processes use.
+    #[must_use]
+    pub fn measures(&self) -> bool {
+        self.cgroups.measures()
+    }
+
     /// What limits are in force, as a sentence.
     #[must_use]
     pub fn limits_in_force(&self) -> String {

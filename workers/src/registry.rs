@@ -97,6 +97,13 @@ impl Registry {
             .or_else(|| self.fallback.clone().map(Way::Command))
     }
 
+    /// Whether it is measured what tasks of a kind use.
+    #[must_use]
+    pub fn measures(&self, kind: &str) -> bool {
+        let measures = self.process.as_ref().is_some_and(ProcessExecutor::measures);
+        measures && matches!(self.way(kind), Some(Way::Command(_) | Way::Exec))
+    }
+
     /// Runs one attempt to its end. Never fails otherwise than in the outcome.
     ///
     /// Dropping the future ends what it runs, processes with all their group.

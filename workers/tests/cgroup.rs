@@ -183,3 +183,37 @@ fn a_base_without_the_controllers_is_refused_with_their_names() {
         assert!(probe.sentence.contains("does not offer memory"), "{}", probe.sentence);
     }
 }
+
+#[tokio::test]
+async fn what_a_task_used_is_measured_and_its_daemon_is_let_go() {
+    let config = Config { measure: true, ..Config::default() };
+    let executor = ProcessExecutor::new(Limits::default(), &config).unwrap();
+    let measures = executor.limits_in_force().contains("tells what tasks use");
+    assert_eq!(executor.measures(), measures);
+    let dir = tempfile::tempdir().unwrap();
+    let pid = dir.path().join("pid");
+    let busy = format!(
+        "setsid sh -c 'echo $$ > {}; exec sleep 30' & while ! [ -s {0} ]; do :; done; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done",
+        pid.display()
+    );
+    let finished = executor.execute(&sh(&busy), &Job::default(), b"", Cancel::never(), &ProgressSink::none()).await;
+    assert!(matches!(finished.outcome, Outcome::Succeeded { .. }), "{finished:?}");
+    let daemon: i32 = fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
+    let alive = Path::new(&format!("/proc/{daemon}")).exists();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(daemon).unwrap(), rustix::process::Signal::KILL)
+        .unwrap();
+    assert!(alive, "nothing asked for it to end");
+    assert_eq!(finished.usage.measured.is_some(), measures);
+    if let Some(measured) = finished.usage.measured {
+        let used = finished.usage.cpu_user + finished.usage.cpu_system;
+        assert!(
+            measured.cpu >= used / 2 && measured.cpu < 2 * used + Duration::from_millis(50),
+            "{:?}",
+            finished.usage
+        );
+        assert!(measured.stalls.is_none_or(|stalls| stalls.iter().all(|stall| *stall <= finished.usage.wall)));
+    }
+    assert!(finished.usage.peak_memory_bytes.is_none_or(|bytes| bytes < 1 << 30));
+    let plain = run(&Config::default(), &sh("true"), &Job::default()).await;
+    assert_eq!(plain.usage.measured, None);
+}

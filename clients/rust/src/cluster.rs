@@ -28,6 +28,7 @@ use crate::error::Error;
 use crate::memory::TestServer;
 use crate::routing::IdMaker;
 use crate::wire::{Connection, Message, Options, Pushes, ServerInfo};
+use crate::worker::Presence;
 
 use learn::{Looks, Seed, open_seed};
 use pace::Election;
@@ -91,6 +92,8 @@ pub(crate) struct Cluster {
     looks: AtomicU64,
     looking: tokio::sync::Mutex<Looks>,
     turn: AtomicUsize,
+    /// What the workers of this client run.
+    pub(crate) presence: Presence,
 }
 
 /// How one attempt ended without an answer.
@@ -126,6 +129,7 @@ impl Cluster {
             looks: AtomicU64::new(0),
             looking: tokio::sync::Mutex::default(),
             turn: AtomicUsize::new(0),
+            presence: Presence::default(),
         })
     }
 

@@ -48,5 +48,5 @@ pub use view::{
     ClusterView, Counts, Fact, GroupView, NodeStatus, NodeView, Outcome, QueueView, ShardStats, TaskView,
     WorkflowTaskView, WorkflowView,
 };
-pub use worker::{Context, TaskError, Worker, WorkerBuilder, WorkerStats};
+pub use worker::{Context, Measure, TaskError, Used, Worker, WorkerBuilder, WorkerStats};
 pub use workflow::{OnFailure, Step, Workflow, WorkflowHandle};

@@ -129,6 +129,20 @@ impl QueueSettings {
         self.restarts(restart::PREEMPTION, on)
     }
 
+    /// Whether an attempt of a restartable task that has run for longer than most of its kind is ended for a task that is expected to take much
+    /// less, while the queue is ordered by what was learned. It is unless told otherwise.
+    #[must_use]
+    pub fn giving_up(self, on: bool) -> Self {
+        self.restarts(restart::GIVING_UP, on)
+    }
+
+    /// Whether tasks that were measured to slow each other down are kept apart, where their workers measure them. They are unless told
+    /// otherwise.
+    #[must_use]
+    pub fn contention(self, on: bool) -> Self {
+        self.restarts(restart::CONTENTION, on)
+    }
+
     fn restarts(self, what: u8, on: bool) -> Self {
         self.set(queue_field::RESTARTS, |body| {
             let off = if on { 0 } else { what };

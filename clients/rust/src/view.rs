@@ -252,6 +252,10 @@ pub struct QueueView {
     pub is_without_speculation: bool,
     /// No attempts of restartable tasks are ended for tasks of a higher priority.
     pub is_without_preemption: bool,
+    /// No attempts of restartable tasks are ended for tasks that are expected to take much less.
+    pub is_without_giving_up: bool,
+    /// Tasks that slow each other down are not kept apart.
+    pub is_without_contention: bool,
 }
 
 impl QueueView {
@@ -272,6 +276,8 @@ impl QueueView {
         self.refuse_permille = self.refuse_permille.max(row.refuse_permille.to_native());
         self.is_without_speculation |= row.restarts_off.to_native() & u16::from(restart::SPECULATION) != 0;
         self.is_without_preemption |= row.restarts_off.to_native() & u16::from(restart::PREEMPTION) != 0;
+        self.is_without_giving_up |= row.restarts_off.to_native() & u16::from(restart::GIVING_UP) != 0;
+        self.is_without_contention |= row.restarts_off.to_native() & u16::from(restart::CONTENTION) != 0;
     }
 }
 

@@ -20,11 +20,14 @@ mod context;
 mod courier;
 mod credit;
 mod fleet;
+mod measure;
 mod outbox;
 mod runner;
 mod session;
 
 pub use context::{Context, TaskError};
+pub(crate) use measure::Presence;
+pub use measure::{Measure, Used};
 pub use runner::WorkerStats;
 
 use std::collections::HashMap;

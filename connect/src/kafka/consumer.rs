@@ -1,6 +1,7 @@
 //! A stream's member of its consumer group: which partitions it reads changes as members come and go.
 //!
-//! When a partition comes, the engine is asked where it stands, and only then is it fetched, from there. When one goes, its reader is
+//! When a partition comes, the engine is asked where it stands, and only then is it fetched, from there; those whose position is not
+//! known soon come later, so that they hold up no others. When one goes, its reader is
 //! dropped in the middle of whatever it does. A submission of it that is still on its way finds the position where it was, and counts,
 //! or moved, and does not.
 
@@ -10,79 +11,30 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::client::ClientContext;
 use rdkafka::consumer::stream_consumer::StreamConsumer;
-use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, RebalanceProtocol};
+use rdkafka::consumer::{Consumer as _, RebalanceProtocol};
 use rdkafka::error::KafkaError;
-use rdkafka::statistics::Statistics;
-use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Message, Offset, TopicPartitionList};
-use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
+use tokio::time::Instant;
 
+use super::begin::{Begin, first_position};
+use super::context::{Change, Context, Parts};
 use super::letters::Letters;
 use super::reader::Reader;
 use super::status::Shared;
-use super::{Engine, Settings, Source, Start};
+use super::{Engine, Settings, Source};
 use crate::backoff::Backoff;
 
 /// Changes of the assignment that wait at most; librdkafka waits for each.
 const CHANGES_MAX: usize = 64;
-/// Longest look at what a partition of a topic holds.
-const WATERMARKS_MAX: Duration = Duration::from_secs(10);
+/// Partitions of topics that are looked at at once: each takes a thread meanwhile.
+const LOOKS_MAX: usize = 16;
+/// How long those partitions whose position is known wait for others.
+const OTHERS_WAIT: Duration = Duration::from_secs(2);
 /// How often librdkafka tells how far behind it is.
 const STATISTICS_EVERY_MS: &str = "5000";
-
-/// Partitions: of a topic, under a number.
-type Parts = Vec<(String, i32)>;
-
-/// A change of what this member reads.
-enum Change {
-    Given(Parts),
-    Taken(Parts),
-}
-
-/// What librdkafka calls back.
-pub(super) struct Context {
-    stream: String,
-    changes: mpsc::Sender<Change>,
-    status: Shared,
-}
-
-impl ClientContext for Context {
-    fn stats(&self, statistics: Statistics) {
-        for (topic, of_topic) in statistics.topics {
-            for (number, partition) in of_topic.partitions {
-                let Ok(number) = u32::try_from(number) else { continue };
-                let source = Source { stream: self.stream.clone(), topic: topic.clone(), number };
-                // Only sources that are read here are known.
-                if let Ok(end) = u64::try_from(partition.ls_offset) {
-                    self.status.end(&source, end);
-                }
-            }
-        }
-    }
-}
-
-impl ConsumerContext for Context {
-    fn rebalance(&self, consumer: &BaseConsumer<Self>, err: RDKafkaRespErr, parts: &mut TopicPartitionList) {
-        let list: Parts = parts.elements().iter().map(|part| (part.topic().to_owned(), part.partition())).collect();
-        let is_given = err == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
-        if !is_given {
-            let given_up = match consumer.rebalance_protocol() {
-                RebalanceProtocol::Cooperative => consumer.incremental_unassign(parts),
-                RebalanceProtocol::Eager | RebalanceProtocol::None => consumer.unassign(),
-            };
-            if let Err(error) = given_up {
-                tracing::warn!("stream {}: partitions are not given up: {error}", self.stream);
-            }
-        }
-        let change = if is_given { Change::Given(list) } else { Change::Taken(list) };
-        if self.changes.try_send(change).is_err() {
-            tracing::debug!("stream {}: a change of partitions at the end", self.stream);
-        }
-    }
-}
 
 /// Reads a stream until `end` is over.
 pub async fn consume<E: Engine>(settings: Rc<Settings>, engine: Rc<E>, status: Shared, end: impl Future<Output = ()>) {
@@ -109,6 +61,9 @@ pub async fn consume<E: Engine>(settings: Rc<Settings>, engine: Rc<E>, status: S
     }
 }
 
+/// A partition of a topic.
+type Part = (String, i32);
+
 /// A member of the group, and what it reads.
 struct Member<E> {
     settings: Rc<Settings>,
@@ -117,19 +72,27 @@ struct Member<E> {
     letters: Option<Rc<Letters>>,
     changes: mpsc::Receiver<Change>,
     /// What the group gave.
-    held: HashSet<(String, i32)>,
-    readers: HashMap<(String, i32), AbortHandle>,
+    held: HashSet<Part>,
+    readers: HashMap<Part, AbortHandle>,
     /// Readers, and what ended them.
     reading: JoinSet<(Source, String)>,
-    /// Partitions that were given, with the positions that were asked for.
-    asking: JoinSet<Vec<(Source, Begin)>>,
+    /// Partitions whose positions are asked for.
+    asked: HashMap<Part, AbortHandle>,
+    asking: JoinSet<(Part, Begin)>,
+    looks: Rc<Semaphore>,
+    /// Partitions whose positions are known and that are not read yet.
+    known: Vec<(Part, Begin)>,
+    /// The group waits for our word that we took what it gave.
+    is_owed: bool,
+    /// When what is known begins, whether or not there is more to come.
+    due: Option<Instant>,
     consumer: Arc<StreamConsumer<Context>>,
 }
 
 impl<E: Engine> Member<E> {
     fn join(settings: &Rc<Settings>, engine: &Rc<E>, status: &Shared) -> Result<Self, String> {
         let (send, changes) = mpsc::channel(CHANGES_MAX);
-        let context = Context { stream: settings.name.clone(), changes: send, status: Arc::clone(status) };
+        let context = Context::new(&settings.name, send, status);
         let mut config = settings.consumer();
         config.set("statistics.interval.ms", STATISTICS_EVERY_MS);
         let consumer: StreamConsumer<Context> =
@@ -145,7 +108,12 @@ impl<E: Engine> Member<E> {
             held: HashSet::new(),
             readers: HashMap::new(),
             reading: JoinSet::new(),
+            asked: HashMap::new(),
             asking: JoinSet::new(),
+            looks: Rc::new(Semaphore::new(LOOKS_MAX)),
+            known: Vec::new(),
+            is_owed: false,
+            due: None,
             consumer: Arc::new(consumer),
         })
     }
@@ -153,44 +121,50 @@ impl<E: Engine> Member<E> {
     /// Runs until the consumer cannot go on; why.
     async fn run(mut self) -> String {
         loop {
-            let consumer = Arc::clone(&self.consumer);
-            tokio::select! {
-                // Waiting for it is what keeps the consumer a member; messages come through the readers' own queues.
-                received = consumer.recv() => match received {
-                    Ok(message) => {
-                        return format!("{} {} came outside of its queue", message.topic(), message.partition());
-                    }
-                    Err(error) => {
-                        if let Some(fatal) = self.failed(&error) {
-                            return fatal;
-                        }
-                    }
-                },
-                Some(change) = self.changes.recv() => match change {
-                    Change::Given(parts) => self.given(parts),
-                    Change::Taken(parts) => self.taken(&parts),
-                },
-                Some(asked) = self.asking.join_next() => if let Ok(positions) = asked
-                    && let Err(error) = self.begin(positions)
-                {
-                    return error;
-                },
-                Some(ended) = self.reading.join_next() => if let Ok((source, why)) = ended {
-                    self.stands_still(&source, &why);
-                },
+            if let Err(error) = self.next().await {
+                return error;
             }
         }
     }
 
-    fn failed(&self, error: &KafkaError) -> Option<String> {
-        let sentence = super::said(error);
-        if let Some((_, fatal)) = self.consumer.client().fatal_error() {
-            return Some(fatal);
+    async fn next(&mut self) -> Result<(), String> {
+        let consumer = Arc::clone(&self.consumer);
+        let due = self.due;
+        let at_due = async { tokio::time::sleep_until(due.unwrap_or_else(Instant::now)).await };
+        tokio::select! {
+            // What was taken must be known before anything begins.
+            biased;
+            Some(change) = self.changes.recv() => match change {
+                Change::Given(parts) => self.given(parts),
+                Change::Taken(parts) => self.taken(&parts),
+            },
+            Some(answer) = self.asking.join_next() => self.answered(answer)?,
+            Some(ended) = self.reading.join_next() => self.ended(ended)?,
+            () = at_due, if due.is_some() => {}
+            // Waiting for it is what keeps the consumer a member; messages come through the readers' own queues.
+            received = consumer.recv() => match received {
+                Ok(message) => {
+                    return Err(format!("{} {} came outside of its queue", message.topic(), message.partition()));
+                }
+                Err(error) => self.failed(&error)?,
+            },
         }
-        if self.status.failed(&self.settings.name, &sentence) {
+        if self.due.is_some_and(|due| self.asking.is_empty() || due <= Instant::now()) {
+            self.begin().await?;
+        }
+        Ok(())
+    }
+
+    fn failed(&self, error: &KafkaError) -> Result<(), String> {
+        if let Some((_, fatal)) = self.consumer.client().fatal_error() {
+            return Err(fatal);
+        }
+        let context = self.consumer.client().context();
+        let sentence = context.said(error);
+        if !context.follows(error) && self.status.failed(&self.settings.name, &sentence) {
             tracing::warn!("stream {}: {sentence}", self.settings.name);
         }
-        None
+        Ok(())
     }
 
     fn stands_still(&self, source: &Source, why: &str) {
@@ -198,66 +172,101 @@ impl<E: Engine> Member<E> {
         tracing::error!("{source} stands still: {why}");
     }
 
-    fn source(&self, (topic, number): &(String, i32)) -> Source {
-        let number = u32::try_from(*number).unwrap_or(0);
-        Source { stream: self.settings.name.clone(), topic: topic.clone(), number }
+    /// A reader ended: because of what people must put right, because its partition was taken, or by a defect, which all readers begin
+    /// anew after.
+    fn ended(&mut self, ended: Result<(Source, String), JoinError>) -> Result<(), String> {
+        match ended {
+            Ok((source, why)) => {
+                self.readers.remove(&part(&source));
+                self.stands_still(&source, &why);
+                Ok(())
+            }
+            Err(error) if error.is_cancelled() => Ok(()),
+            Err(error) => Err(format!("a reader ended by a defect of Taskmaster: {error}")),
+        }
     }
 
-    /// Asks where the partitions stand. Until that is known, the group waits.
+    /// Asks where the partitions stand, each by itself: one that nobody knows holds up no other.
     fn given(&mut self, parts: Parts) {
-        let sources: Vec<Source> = parts.iter().map(|part| self.source(part)).collect();
-        self.held.extend(parts);
-        let (engine, consumer) = (Rc::clone(&self.engine), Arc::clone(&self.consumer));
-        let (settings, status) = (Rc::clone(&self.settings), Arc::clone(&self.status));
-        self.asking.spawn_local(async move {
-            let mut positions = Vec::new();
-            for source in sources {
-                let mut waits = Backoff::default();
-                let begin = loop {
-                    match first_position(&*engine, &consumer, &settings, &source).await {
-                        Ok(begin) => break begin,
+        for part in parts {
+            let source = self.source(&part);
+            self.held.insert(part.clone());
+            let (engine, consumer, looks) =
+                (Rc::clone(&self.engine), Arc::clone(&self.consumer), Rc::clone(&self.looks));
+            let (settings, status) = (Rc::clone(&self.settings), Arc::clone(&self.status));
+            let asked = part.clone();
+            let asking = self.asking.spawn_local(async move {
+                let (mut waits, mut last) = (Backoff::default(), String::new());
+                loop {
+                    match first_position(&*engine, &consumer, &looks, &settings, &source).await {
+                        Ok(begin) => return (asked, begin),
                         Err(error) => {
-                            if status.failed(&source.stream, &error) {
-                                tracing::warn!("{source}: {error}");
+                            status.failed(&source.stream, &format!("{source} waits: {error}"));
+                            // Others may wait for other reasons in turn, which is no news of this one.
+                            if last != error {
+                                tracing::warn!("{source} waits: {error}");
+                                last = error;
                             }
                             tokio::time::sleep(waits.wait()).await;
                         }
                     }
-                };
-                positions.push((source, begin));
+                }
+            });
+            if let Some(earlier) = self.asked.insert(part, asking) {
+                earlier.abort();
             }
-            positions
-        });
+        }
+        self.is_owed = true;
+        self.due = Some(Instant::now() + OTHERS_WAIT);
     }
 
-    /// Begins to read what is still held from these positions.
-    fn begin(&mut self, positions: Vec<(Source, Begin)>) -> Result<(), String> {
-        let mut parts = TopicPartitionList::new();
-        let mut queues = Vec::new();
-        for (source, begin) in positions {
-            let number = i32::try_from(source.number).unwrap_or(i32::MAX);
-            if !self.held.contains(&(source.topic.clone(), number)) {
-                continue;
+    fn answered(&mut self, answer: Result<(Part, Begin), JoinError>) -> Result<(), String> {
+        match answer {
+            Ok((part, begin)) => {
+                self.asked.remove(&part);
+                self.known.push((part, begin));
+                Ok(())
             }
-            let position = match begin {
-                Begin::At(position) => position,
+            Err(error) if error.is_cancelled() => Ok(()),
+            Err(error) => Err(format!("a position is not known by a defect of Taskmaster: {error}")),
+        }
+    }
+
+    /// Begins to read what is known by now.
+    async fn begin(&mut self) -> Result<(), String> {
+        self.due = (!self.asking.is_empty()).then(|| Instant::now() + OTHERS_WAIT);
+        let mut begins = Vec::new();
+        for (part, begin) in std::mem::take(&mut self.known) {
+            match begin {
+                _ if !self.held.contains(&part) => {}
+                Begin::At(position) => begins.push((part, position)),
                 Begin::Never(why) => {
+                    let source = self.source(&part);
                     self.status.of(&source, |status| status.is_stopped = true);
                     self.stands_still(&source, &why);
-                    continue;
                 }
-            };
+            }
+        }
+        if begins.is_empty() && !self.is_owed {
+            return Ok(());
+        }
+        let is_whole = !matches!(self.consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
+        if is_whole {
+            begins.extend(self.running().await?);
+        }
+        let mut parts = TopicPartitionList::new();
+        let mut queues = Vec::new();
+        for (part, position) in begins {
             let offset = Offset::Offset(i64::try_from(position).unwrap_or(i64::MAX));
-            parts.add_partition_offset(&source.topic, number, offset).map_err(|error| error.to_string())?;
-            let queue = self.consumer.split_partition_queue(&source.topic, number);
-            queues.push((queue.ok_or_else(|| format!("{source} has no queue"))?, source, number, position));
+            parts.add_partition_offset(&part.0, part.1, offset).map_err(|error| error.to_string())?;
+            let queue = self.consumer.split_partition_queue(&part.0, part.1);
+            queues.push((queue.ok_or_else(|| format!("{} {} has no queue", part.0, part.1))?, part, position));
         }
-        match self.consumer.rebalance_protocol() {
-            RebalanceProtocol::Cooperative => self.consumer.incremental_assign(&parts),
-            RebalanceProtocol::Eager | RebalanceProtocol::None => self.consumer.assign(&parts),
-        }
-        .map_err(|error| error.to_string())?;
-        for (queue, source, number, position) in queues {
+        let assigned = if is_whole { self.consumer.assign(&parts) } else { self.consumer.incremental_assign(&parts) };
+        assigned.map_err(|error| error.to_string())?;
+        self.is_owed = false;
+        for (queue, part, position) in queues {
+            let source = self.source(&part);
             tracing::info!("{source} is read here from offset {position}");
             self.status.of(&source, |status| status.position = position);
             let reader = Reader {
@@ -270,7 +279,6 @@ impl<E: Engine> Member<E> {
                 position,
                 next: position,
             };
-            let part = (source.topic.clone(), number);
             let reading = self.reading.spawn_local(async move { (source, reader.read(queue).await) });
             if let Some(earlier) = self.readers.insert(part, reading) {
                 earlier.abort();
@@ -279,9 +287,25 @@ impl<E: Engine> Member<E> {
         Ok(())
     }
 
-    fn taken(&mut self, parts: &[(String, i32)]) {
+    /// Ends the readers that run; where each goes on. A protocol that knows only whole assignments fetches all partitions anew when one is
+    /// added. What a reader had submitted counts or comes again, as when its partition is taken.
+    async fn running(&mut self) -> Result<Vec<(Part, u64)>, String> {
+        self.readers.values().for_each(AbortHandle::abort);
+        // A queue that is dropped late would silence the one that follows it.
+        while let Some(ended) = self.reading.join_next().await {
+            self.ended(ended)?;
+        }
+        let running: Vec<Part> = self.readers.drain().map(|(part, _)| part).collect();
+        let position = |part: Part| self.status.position(&self.source(&part)).map(|position| (part, position));
+        Ok(running.into_iter().filter_map(position).collect())
+    }
+
+    fn taken(&mut self, parts: &[Part]) {
         for part in parts {
             self.held.remove(part);
+            if let Some(asking) = self.asked.remove(part) {
+                asking.abort();
+            }
             let source = self.source(part);
             self.status.gone(&source);
             if let Some(reader) = self.readers.remove(part) {
@@ -289,50 +313,19 @@ impl<E: Engine> Member<E> {
                 tracing::info!("{source} is read elsewhere");
             }
         }
+        self.known.retain(|(part, _)| self.held.contains(part));
+        self.is_owed &= !self.held.is_empty();
+    }
+
+    fn source(&self, (topic, number): &Part) -> Source {
+        let number = u32::try_from(*number).unwrap_or(0);
+        Source { stream: self.settings.name.clone(), topic: topic.clone(), number }
     }
 }
 
-/// How a source begins.
-enum Begin {
-    At(u64),
-    /// Not before somebody acts; why.
-    Never(String),
-}
-
-/// Where a source begins: where the engine says, else where its stream says.
-async fn first_position<E: Engine>(
-    engine: &E,
-    consumer: &Arc<StreamConsumer<Context>>,
-    settings: &Settings,
-    source: &Source,
-) -> Result<Begin, String> {
-    let reason = |refused| match refused {
-        super::Refused::Order(_, reason) | super::Refused::Later(reason, _) => reason,
-    };
-    let position = engine.position(source).await.map_err(reason)?;
-    let (asker, topic) = (Arc::clone(consumer), source.topic.clone());
-    let number = i32::try_from(source.number).unwrap_or(i32::MAX);
-    let looked = tokio::task::spawn_blocking(move || asker.fetch_watermarks(&topic, number, WATERMARKS_MAX)).await;
-    let (low, high) = looked.map_err(|error| error.to_string())?.map_err(|error| super::said(&error))?;
-    let (low, high) = (u64::try_from(low).unwrap_or(0), u64::try_from(high).unwrap_or(0));
-    Ok(match position {
-        0 if settings.start == Start::Latest && high > 0 => {
-            // Kept at once, so that a restart does not pass over what comes now.
-            Begin::At(engine.submit(source, (0, high), &[]).await.map_err(reason)?)
-        }
-        0 => Begin::At(0),
-        _ if position < low => {
-            tracing::error!(
-                "{source}: the messages from offset {position} to {low} were deleted before they were read"
-            );
-            Begin::At(position)
-        }
-        _ if position > high => Begin::Never(format!(
-            "the topic ends at offset {high}, and the stream was at {position}: the topic was made anew, or cut at its end. Give \
-             the stream another name to read it from the beginning"
-        )),
-        _ => Begin::At(position),
-    })
+/// The partition of a source.
+fn part(source: &Source) -> Part {
+    (source.topic.clone(), i32::try_from(source.number).unwrap_or(i32::MAX))
 }
 
 impl<E> Drop for Member<E> {

@@ -1,12 +1,14 @@
 //! What of a message becomes which property of a task.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
 use rdkafka::Message;
-use rdkafka::message::Headers;
-use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::header::LastHeader;
 
 /// What a property is taken from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,7 +53,7 @@ impl fmt::Display for From {
 /// How messages become tasks.
 #[derive(Clone, Debug)]
 pub struct Mapping {
-    /// The payload. A JSON field that is a text gives its characters, any other its JSON.
+    /// The payload. A JSON field that is a text gives its characters, any other its JSON as it stands there.
     pub payload: From,
     /// The unique key; a message without has none.
     pub unique_key: Option<From>,
@@ -80,10 +82,13 @@ pub struct Order {
     pub deadline_ms: Option<u64>,
 }
 
-/// A message, and its value as JSON once somebody needs that.
+/// Fields of a JSON object, each as it stands there: a number that is read and written again may become another, and two keys one.
+type Fields<'a> = BTreeMap<String, &'a RawValue>;
+
+/// A message, and the fields of its value once somebody needs them.
 struct Read<'a, M> {
     message: &'a M,
-    json: Option<Value>,
+    fields: Option<Fields<'a>>,
 }
 
 impl Mapping {
@@ -91,8 +96,8 @@ impl Mapping {
     ///
     /// # Errors
     /// Why there is none, as a sentence.
-    pub fn order(&self, message: &impl Message) -> Result<Order, String> {
-        let mut read = Read { message, json: None };
+    pub(super) fn order(&self, message: &(impl Message + LastHeader)) -> Result<Order, String> {
+        let mut read = Read { message, fields: None };
         let payload = match self.payload {
             // A message without a value asks for a task without a payload.
             From::Value | From::Key => read.take(&self.payload)?.unwrap_or_default().into_owned(),
@@ -118,24 +123,13 @@ impl Mapping {
     }
 }
 
-impl<M: Message> Read<'_, M> {
-    fn take(&mut self, from: &From) -> Result<Option<Cow<'_, [u8]>>, String> {
+impl<'a, M: Message + LastHeader> Read<'a, M> {
+    fn take(&mut self, from: &From) -> Result<Option<Cow<'a, [u8]>>, String> {
         match from {
             From::Value => Ok(self.message.payload().map(Cow::Borrowed)),
             From::Key => Ok(self.message.key().map(Cow::Borrowed)),
-            From::Header(name) => {
-                let headers = self.message.headers();
-                let last = headers.and_then(|headers| headers.iter().filter(|header| header.key == name).last());
-                Ok(last.and_then(|header| header.value).map(Cow::Borrowed))
-            }
-            From::Json(path) => {
-                let field = path.iter().try_fold(self.json()?, |value, name| value.get(name));
-                Ok(match field {
-                    None | Some(Value::Null) => None,
-                    Some(Value::String(text)) => Some(Cow::Borrowed(text.as_bytes())),
-                    Some(other) => Some(Cow::Owned(other.to_string().into_bytes())),
-                })
-            }
+            From::Header(name) => Ok(self.message.last_header(name).map(Cow::Borrowed)),
+            From::Json(path) => self.field(path),
         }
     }
 
@@ -146,13 +140,44 @@ impl<M: Message> Read<'_, M> {
         Ok(text.filter(|text| !text.is_empty()))
     }
 
-    fn json(&mut self) -> Result<&Value, String> {
-        if self.json.is_none() {
-            let bytes = self.message.payload().unwrap_or_default();
-            self.json = Some(serde_json::from_slice(bytes).map_err(|error| format!("its value is not JSON: {error}"))?);
+    fn field(&mut self, path: &[String]) -> Result<Option<Cow<'a, [u8]>>, String> {
+        let Some((first, inner)) = path.split_first() else { return Ok(None) };
+        let mut found = self.fields()?.get(first).copied();
+        for name in inner {
+            let Some(value) = found else { break };
+            found = fields(value.get().as_bytes())?.get(name).copied();
         }
-        Ok(self.json.as_ref().unwrap_or(&Value::Null))
+        Ok(match found.map(RawValue::get) {
+            None | Some("null") => None,
+            Some(text) if text.starts_with('"') => {
+                let text: String = serde_json::from_str(text).map_err(|error| no_json(&error))?;
+                Some(Cow::Owned(text.into_bytes()))
+            }
+            Some(other) => Some(Cow::Borrowed(other.as_bytes())),
+        })
     }
+
+    fn fields(&mut self) -> Result<&Fields<'a>, String> {
+        let fields = match self.fields.take() {
+            Some(fields) => fields,
+            None => fields(self.message.payload().unwrap_or_default())?,
+        };
+        Ok(self.fields.insert(fields))
+    }
+}
+
+/// The fields of what is JSON; other than an object has none.
+fn fields(json: &[u8]) -> Result<Fields<'_>, String> {
+    let fields = if json.trim_ascii_start().starts_with(b"{") {
+        serde_json::from_slice(json)
+    } else {
+        serde_json::from_slice(json).map(|_: &RawValue| Fields::new())
+    };
+    fields.map_err(|error| no_json(&error))
+}
+
+fn no_json(error: &serde_json::Error) -> String {
+    format!("its value is not JSON: {error}")
 }
 
 fn priority(text: &str) -> Result<u8, String> {
@@ -172,9 +197,16 @@ fn deadline(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use rdkafka::Timestamp;
-    use rdkafka::message::{Header, OwnedHeaders, OwnedMessage};
+    use rdkafka::message::{Header, Headers, OwnedHeaders, OwnedMessage};
 
     use super::*;
+
+    /// Messages of tests have names of text only; for others see `tests/kafka.rs`.
+    impl LastHeader for OwnedMessage {
+        fn last_header(&self, name: &str) -> Option<&[u8]> {
+            self.headers()?.iter().filter(|header| header.key == name).last()?.value
+        }
+    }
 
     fn message(value: &str, key: &str, headers: &[(&str, &str)]) -> OwnedMessage {
         let headers = headers
@@ -215,10 +247,29 @@ mod tests {
     }
 
     #[test]
+    fn fields_are_taken_as_they_stand_so_that_no_two_numbers_become_one_key() {
+        let key = |id: &str| {
+            let value = format!("{{\"customer\": {{\"id\": {id} }}}}");
+            String::from_utf8(mapping("value").order(&message(&value, "", &[])).unwrap().concurrency_key).unwrap()
+        };
+        // More than 64 bits, more digits than a float has, and more than a float may be.
+        for id in ["18446744073709551616", "18446744073709551617", "0.10000000000000000001", "1e999", "-0", "[1, 2]"] {
+            assert_eq!(key(id), id);
+        }
+        assert_eq!((key("\"17\\u0041\"").as_str(), key("null").as_str()), ("17A", ""));
+        for value in ["[1]", "17", " \"text\" "] {
+            let order = mapping("value").order(&message(value, "", &[])).unwrap();
+            assert_eq!(order.concurrency_key, b"", "{value} has no fields");
+        }
+    }
+
+    #[test]
     fn what_does_not_map_is_said_in_a_sentence() {
         let said =
             |value: &str, headers: &[(&str, &str)]| mapping("value").order(&message(value, "", headers)).unwrap_err();
-        assert!(said("no json", &[]).contains("not JSON"));
+        for value in ["no json", "{\"until\": 1", "{} {}", "", "{\"until\": \"\\ud800\"}"] {
+            assert!(said(value, &[]).contains("not JSON"), "{value}");
+        }
         assert!(said("{}", &[("urgency", "soon")]).contains("its priority is \"soon\""));
         assert!(said(r#"{"until":"tomorrow"}"#, &[]).contains("its deadline is \"tomorrow\""));
         assert!(said(&format!("[{}]", "1,".repeat(60)), &[]).contains("122 bytes, at most 100"));

@@ -14,7 +14,7 @@ use rdkafka::consumer::stream_consumer::{StreamConsumer, StreamPartitionQueue};
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
 
-use super::consumer::Context;
+use super::context::Context;
 use super::letters::Letters;
 use super::status::{Shared, SourceStatus};
 use super::{Engine, Order, Refused, Settings, Source};
@@ -88,7 +88,7 @@ impl<E: Engine> Reader<E> {
         let message = match received {
             Ok(message) => message,
             Err(error) => {
-                self.failed(&super::said(&error));
+                self.failed(&self.consumer.client().context().said(&error));
                 return;
             }
         };
@@ -132,11 +132,15 @@ impl<E: Engine> Reader<E> {
         };
         let mut waits = Backoff::default();
         while let Err(error) = letters.send(message, reason).await {
+            self.note(|status| status.is_paused = true);
             self.failed(&error);
             tokio::time::sleep(waits.wait()).await;
         }
         tracing::debug!("{}: the message at offset {offset} became a dead letter: {reason}", self.source);
-        self.note(|status| status.letters += 1);
+        self.note(|status| {
+            status.letters += 1;
+            status.is_paused = false;
+        });
         Ok(())
     }
 

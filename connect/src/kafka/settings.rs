@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 
 use rdkafka::ClientConfig;
 
@@ -58,6 +59,12 @@ impl Settings {
         !OWN.contains(&property)
     }
 
+    /// Whether messages and passwords go to brokers elsewhere in the open.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        is_open(&self.brokers, &self.properties)
+    }
+
     fn with_properties(&self, mut config: ClientConfig) -> ClientConfig {
         for (name, value) in self.properties.iter().filter(|(name, _)| Self::may_set(name)) {
             config.set(name, value);
@@ -84,7 +91,19 @@ impl Settings {
         config
     }
 
-    /// For the producer of dead letters.
+    /// For the producer of dead letters: takes a message of any length, one in each request, so that a broker that finds one too long
+    /// means that one, and compressed, as it may have come. Without idempotence, which would end the producer for good on some errors;
+    /// letters come at least once.
+    pub(super) fn letters(&self) -> ClientConfig {
+        let mut config = self.producer();
+        // Not the five minutes that are usual: only what failed can be told.
+        config.set("compression.type", "zstd").set("message.timeout.ms", "30000");
+        config.set("message.max.bytes", "1000000000").set("queue.buffering.max.kbytes", "2147483647");
+        config.set("batch.num.messages", "1").set("linger.ms", "0").set("enable.idempotence", "false");
+        config
+    }
+
+    /// For a producer.
     pub(super) fn producer(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("enable.idempotence", "true").set("queue.buffering.max.kbytes", "65536");
@@ -102,4 +121,35 @@ pub(super) fn is_of_connections(property: &str) -> bool {
     ["security.", "sasl.", "ssl.", "socket.", "broker.address", "client.", "metadata.", "reconnect."]
         .iter()
         .any(|part| property.starts_with(part))
+}
+
+/// Whether brokers are elsewhere, and what goes to them is not encrypted.
+pub(super) fn is_open(brokers: &str, properties: &BTreeMap<String, String>) -> bool {
+    let is_encrypted = properties.get("security.protocol").is_some_and(|name| name.to_lowercase().contains("ssl"));
+    let is_here = |broker: &str| {
+        let address = broker.rsplit("://").next().unwrap_or_default().trim();
+        let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
+        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|host| host.is_loopback())
+    };
+    !is_encrypted && !brokers.split(',').all(is_here)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_elsewhere_without_encryption_is_open() {
+        let with = |brokers, protocol: &str| {
+            let properties = BTreeMap::from([("security.protocol".to_owned(), protocol.to_owned())]);
+            is_open(brokers, &properties)
+        };
+        for brokers in ["localhost:9092", "127.0.0.9:9092,[::1]:9092", "PLAINTEXT://localhost:9092"] {
+            assert!(!is_open(brokers, &BTreeMap::new()), "{brokers}");
+        }
+        for brokers in ["kafka-1:9092", "localhost:9092,10.0.0.1:9092", "kafka-1", "localhost.example.org:9092"] {
+            assert!(is_open(brokers, &BTreeMap::new()) && with(brokers, "SASL_PLAINTEXT"), "{brokers}");
+            assert!(!with(brokers, "SASL_SSL") && !with(brokers, "ssl"), "{brokers}");
+        }
+    }
 }

@@ -16,7 +16,7 @@ pub struct SourceStatus {
     pub tasks: u64,
     /// Messages that went to the dead-letter topic.
     pub letters: u64,
-    /// Nothing is taken for now: the engine is full, or there is nobody who takes it.
+    /// Nothing is taken for now: the engine is full, nobody takes it, or a dead letter is not taken.
     pub is_paused: bool,
     /// Nothing is read any more until somebody acts; the last error says why.
     pub is_stopped: bool,
@@ -38,6 +38,11 @@ impl Status {
         } else {
             change(sources.entry(source.clone()).or_default());
         }
+    }
+
+    /// Where a source stands that is read here.
+    pub(super) fn position(&self, source: &Source) -> Option<u64> {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner).get(source).map(|status| status.position)
     }
 
     /// The source's messages end here, as far as is known. A source that is not read here is none of ours.

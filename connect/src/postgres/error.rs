@@ -1,7 +1,5 @@
 //! What can go wrong with a database, in sentences without secrets.
 
-use tokio_postgres::error::SqlState;
-
 /// An operating failure. Nothing of what was being written counts, or all of it does: a try again finds out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -62,9 +60,9 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether a right is missing, which no further try gives.
-    pub(super) fn is_of_rights(&self) -> bool {
-        matches!(self, Self::Statement(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE))
+    /// Whether the server was there and refused a statement.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Statement(error) if error.as_db_error().is_some())
     }
 }
 

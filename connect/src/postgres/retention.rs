@@ -29,6 +29,11 @@ const OLD: &str = r"SELECT part.relname::text FROM pg_inherits JOIN pg_class AS 
       AND part.relname < 'final_task_' || to_char((now() - make_interval(secs => $1)) AT TIME ZONE 'UTC', 'YYYYMMDD')
     ORDER BY 1";
 
+/// Whether one of these clusters has tasks of the day of a part.
+const HAS_SOME: &str = "SELECT EXISTS (SELECT FROM taskmaster.stretch,
+        (SELECT to_date(right($1, 8), 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC' AS begins) AS day
+    WHERE cluster = ANY ($2) AND last_at >= begins AND first_at < begins + interval '24 hours')";
+
 /// What is kept of the order of tasks goes with the last of its days, from the oldest on: the first that stays ends the look.
 const STRETCHES: &str = "WITH kept AS (
         SELECT date_trunc('day', (now() - make_interval(secs => $3)) AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' AS since)
@@ -40,7 +45,7 @@ const STRETCHES: &str = "WITH kept AS (
 const OLD_CHUNKS: &str = r"DELETE FROM taskmaster.state_chunk WHERE ctid = ANY (ARRAY(
         SELECT ctid FROM taskmaster.state_chunk
         WHERE cluster = ANY ($1) AND day < ((now() - make_interval(secs => $2)) AT TIME ZONE 'UTC')::date
-        LIMIT 10000 FOR UPDATE SKIP LOCKED))";
+        LIMIT 1000000 FOR UPDATE SKIP LOCKED))";
 
 /// Drops old days of the cluster that `status` knows of, without end; whoever started it ends it.
 pub async fn drop_old_days(settings: Settings, retention: Duration, status: Arc<Status>) {
@@ -57,7 +62,7 @@ pub async fn drop_old_days(settings: Settings, retention: Duration, status: Arc<
                 LOOK_EVERY
             }
             // Outages are told by those who write.
-            Err(error) if error.is_of_rights() => {
+            Err(error) if error.is_refusal() => {
                 tracing::warn!("history older than postgres.retention stays: {error}");
                 LOOK_EVERY
             }
@@ -79,11 +84,17 @@ async fn drop_now(settings: &Settings, retention: Duration, cluster: i32) -> Res
         clusters.push(row.try_get(0)?);
     }
     let rows = session.timely(async { Ok(session.client.query(OLD, &[&retention.as_secs_f64()]).await?) }).await?;
-    let mut days = 0;
+    let (mut days, mut refused) = (0, None);
     for row in &rows {
-        let name = row.try_get(0)?;
-        let is_gone = drop_part(&mut session, name, &others).await? || empty_part(&session, name, &own).await?;
-        days += usize::from(is_gone);
+        match drop_day(&mut session, row.try_get(0)?, &own, &others).await {
+            Ok(is_gone) => days += usize::from(is_gone),
+            // Another day may go.
+            Err(error) if error.is_refusal() => refused = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    if let Some(error) = refused {
+        return Err(error);
     }
     let places = "SELECT cluster, partition FROM taskmaster.checkpoint WHERE cluster = ANY ($1) ORDER BY 1, 2";
     let places = session.timely(async { Ok(session.client.query(places, &[&own]).await?) }).await?;
@@ -98,34 +109,37 @@ async fn drop_now(settings: &Settings, retention: Duration, cluster: i32) -> Res
     Ok(days)
 }
 
-/// Drops one part unless another cluster has tasks there, in a transaction of its own: readers of the history wait for no more than one.
-/// Whether it is gone.
-async fn drop_part(session: &mut Session, name: &str, others: &[i32]) -> Result<bool, Error> {
+/// Drops one part, or deletes from it where another cluster has tasks there; whether there was something. Each in a transaction of its own:
+/// readers of the history wait for no more than one.
+async fn drop_day(session: &mut Session, part: &str, own: &[i32], others: &[i32]) -> Result<bool, Error> {
     let transaction = session.client.transaction().await?;
     transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
     if !others.is_empty() {
         // Nobody adds a task meanwhile.
-        transaction.batch_execute(&format!("LOCK TABLE taskmaster.{name} IN SHARE MODE")).await?;
-        let is_shared = format!("SELECT EXISTS (SELECT FROM taskmaster.{name} WHERE cluster = ANY ($1))");
-        if transaction.query_one(&is_shared, &[&others]).await?.try_get(0)? {
-            return Ok(false);
+        transaction.batch_execute(&format!("LOCK TABLE taskmaster.{part} IN SHARE MODE")).await?;
+        let has_some = async |clusters: &[i32]| {
+            Ok::<_, Error>(transaction.query_one(HAS_SOME, &[&part, &clusters]).await?.try_get(0)?)
+        };
+        if has_some(others).await? {
+            // What tells of one's own goes behind the parts: without it they are gone.
+            let has_own = has_some(own).await?;
+            transaction.rollback().await?;
+            if has_own {
+                empty(session, part, own).await?;
+            }
+            return Ok(has_own);
         }
     }
-    transaction.batch_execute(&format!("DROP TABLE IF EXISTS taskmaster.{name}")).await?;
+    transaction.batch_execute(&format!("DROP TABLE IF EXISTS taskmaster.{part}")).await?;
     transaction.commit().await?;
     Ok(true)
 }
 
-/// Deletes these clusters' tasks of one part, so many at once; whether there were some.
-async fn empty_part(session: &Session, name: &str, own: &[i32]) -> Result<bool, Error> {
-    let sql = format!(
-        "DELETE FROM taskmaster.{name} WHERE ctid = ANY (ARRAY(
-            SELECT ctid FROM taskmaster.{name} WHERE cluster = ANY ($1) LIMIT 10000))"
-    );
-    let delete = async || Ok::<_, Error>(session.client.execute(&sql, &[&own]).await?);
-    let mut had_some = false;
-    while session.timely(delete()).await? > 0 {
-        had_some = true;
-    }
-    Ok(had_some)
+/// Deletes these clusters' tasks of one part, however long it takes.
+async fn empty(session: &mut Session, part: &str, own: &[i32]) -> Result<(), Error> {
+    let transaction = session.client.transaction().await?;
+    transaction.batch_execute("SET LOCAL statement_timeout = 0").await?;
+    transaction.execute(&format!("DELETE FROM taskmaster.{part} WHERE cluster = ANY ($1)"), &[&own]).await?;
+    transaction.commit().await?;
+    Ok(())
 }

@@ -7,18 +7,19 @@ use super::session::connect;
 use super::{Error, Session, Settings};
 
 /// Migrations in order.
-const MIGRATIONS: [&str; 6] = [
+const MIGRATIONS: [&str; 7] = [
     include_str!("migrations/001.sql"),
     include_str!("migrations/002.sql"),
     include_str!("migrations/003.sql"),
     include_str!("migrations/004.sql"),
     include_str!("migrations/005.sql"),
     include_str!("migrations/006.sql"),
+    include_str!("migrations/007.sql"),
 ];
 
 /// The version that this program reads and writes.
-pub const SCHEMA_VERSION: i32 = 6;
-const _: () = assert!(MIGRATIONS.len() == 6 && SCHEMA_VERSION == 6);
+pub const SCHEMA_VERSION: i32 = 7;
+const _: () = assert!(MIGRATIONS.len() == 7 && SCHEMA_VERSION == 7);
 
 /// Held while the schema changes: "taskmast" as a number.
 pub(super) const LOCK: i64 = 0x7461_736B_6D61_7374;

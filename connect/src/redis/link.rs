@@ -7,6 +7,7 @@ use redis::aio::MultiplexedConnection;
 use redis::caching::{CacheConfig, CacheStatistics};
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
+use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, FromRedisValue, RedisError, RedisResult, TlsCertificates,
@@ -123,6 +124,13 @@ impl Link {
             Self::Server(mut connection) => command.query_async(&mut connection).await,
             Self::Cluster(mut connection) => command.query_async(&mut connection).await,
         }
+    }
+
+    /// One command to one server, which of a cluster is any.
+    pub(super) async fn ask_one<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
+        let Self::Cluster(mut connection) = self.clone() else { return self.ask(command).await };
+        let any = RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
+        Ok(redis::from_redis_value(connection.route_command(command.clone(), any).await?)?)
     }
 
     /// Answers that took no round trip.

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::link::{Link, server_error};
 use super::{Error, Settings};
 
-/// How a server stands.
+/// How a server stands, or any one of a cluster.
 #[derive(Clone, Debug)]
 pub struct Standing {
     /// Its version.
@@ -32,27 +32,15 @@ pub async fn standing(settings: &Settings) -> Result<Standing, Error> {
         link.ask::<Option<Vec<u8>>>(redis::cmd("GET").arg(&key)).await
     };
     let refusal = written.await.err().map(|error| error.to_string());
-    let info = async |section: &str| {
-        let text = match &link {
-            Link::Server(_) => link.ask::<String>(redis::cmd("INFO").arg(section)).await.ok(),
-            Link::Cluster(_) => None,
-        };
-        text.unwrap_or_default()
-    };
+    let info = async |section: &str| link.ask_one::<String>(redis::cmd("INFO").arg(section)).await.unwrap_or_default();
     let (server, memory) = (info("server").await, info("memory").await);
     let field = |text: &str, name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         line.map(|value| value.trim().to_owned()).unwrap_or_default()
     };
-    let clocks_apart = match &link {
-        Link::Server(_) => {
-            let told =
-                link.ask::<(u64, u64)>(&redis::cmd("TIME")).await.map_err(|error| server_error(settings, &error))?;
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            Duration::from_secs(told.0).saturating_add(Duration::from_micros(told.1)).abs_diff(now)
-        }
-        Link::Cluster(_) => Duration::ZERO,
-    };
+    let told = link.ask_one::<(u64, u64)>(&redis::cmd("TIME")).await.map_err(|error| server_error(settings, &error))?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let clocks_apart = Duration::from_secs(told.0).saturating_add(Duration::from_micros(told.1)).abs_diff(now);
     let is_bounded = !matches!(field(&memory, "maxmemory").as_str(), "" | "0");
     Ok(Standing {
         version: field(&server, "redis_version"),

@@ -79,6 +79,33 @@ pub struct Attempt {
     pub until: Option<Millis>,
 }
 
+/// A task is given up for one whose rank is lower by this: e to this times as much relief for the same work.
+const RANK_MARGIN: f32 = 2.0;
+
+impl Attempt {
+    /// The same on so many slots, of which a rank counts the root.
+    #[must_use]
+    pub fn wide(mut self, width: u32) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "a rank")]
+        let width = width.max(1) as f32;
+        self.rank += 0.5 * width.ln();
+        self
+    }
+
+    /// Whether a task that could go on like this is to make room for the one of the lowest rank that waits.
+    #[must_use]
+    pub fn yields_to(&self, lowest: Option<f32>) -> bool {
+        lowest.is_some_and(|lowest| lowest < self.rank - RANK_MARGIN)
+    }
+
+    /// When a task that goes on is judged again, which has run for `age`. One that was to make room, and may not be lost, is left alone for as
+    /// long again.
+    #[must_use]
+    pub fn next_look(&self, age: Millis, is_kept: bool) -> Option<Millis> {
+        if is_kept { Some(age.saturating_mul(2)) } else { self.until }
+    }
+}
+
 /// The distribution of one task's run time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shape([f64; BINS]);
@@ -148,6 +175,15 @@ pub struct Lengths {
     floor: Millis,
 }
 
+/// The longest of the lengths that are told apart and are no longer than `outlived`.
+#[must_use]
+pub fn told_apart(outlived: Millis) -> Millis {
+    #[expect(clippy::cast_precision_loss, reason = "times are far below 2^53")]
+    let bin = bin(outlived.max(0) as f64 + 1.0);
+    #[expect(clippy::cast_possible_truncation, reason = "the whole end of a bin")]
+    bin.checked_sub(1).map_or(0, |below| EDGES_MS.end[below] as Millis)
+}
+
 fn class(weight: f32) -> usize {
     EDGES.iter().filter(|edge| weight > **edge).count()
 }
@@ -165,6 +201,12 @@ impl Lengths {
     #[must_use]
     pub fn new(cells: usize, floor: Millis) -> Self {
         Self { table: Table::new(cells), parts: [PARTS; CELLS], floor }
+    }
+
+    /// Weight of the samples that had all of these keys, forgetting.
+    #[must_use]
+    pub fn weight(&self, keys: &Keys) -> f32 {
+        self.table.get(keys.level(LEVELS - 1)).map_or(0.0, |cell| cell.weight)
     }
 
     /// The distribution of the run time of a task with these keys; `None` while nothing was learned.

@@ -6,6 +6,7 @@
 //! goes where that grows least; between equals, where least is left.
 
 pub mod contention;
+pub mod live;
 
 use std::collections::BTreeMap;
 

@@ -165,14 +165,25 @@ impl Ledger {
         self.stop(start, now);
     }
 
-    /// Asks to end a task that started at `start`. Where the bound allows it, it is accounted as ended, and lost.
+    /// Whether the bound allows it to end a task that started at `start`.
+    #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "an account")]
-    pub fn give_up(&mut self, start: Millis, now: Millis) -> bool {
+    pub fn allows(&self, start: Millis, now: Millis) -> bool {
         let used = self.used + self.running * now as f64 - self.starts;
         let lost = (now - start).max(0) as f64;
-        let allowed = self.is_open() && self.wasted + lost <= self.waste_max * used;
+        self.is_open() && self.wasted + lost <= self.waste_max * used
+    }
+
+    /// A task that started at `start` was ended, which was allowed, and is lost.
+    pub fn lose(&mut self, start: Millis, now: Millis) {
+        self.wasted += self.stop(start, now);
+    }
+
+    /// Asks to end a task that started at `start`. Where the bound allows it, it is accounted as ended, and lost.
+    pub fn give_up(&mut self, start: Millis, now: Millis) -> bool {
+        let allowed = self.allows(start, now);
         if allowed {
-            self.wasted += self.stop(start, now);
+            self.lose(start, now);
         }
         allowed
     }

@@ -2,8 +2,11 @@
 //! were ready, for as long as they ran, on as many places as there were. What comes out is what the guard compares, and what a
 //! user is told before a policy is used.
 
+use crate::Millis;
 use crate::guard::Guard;
+use crate::lengths::Attempt;
 use crate::order::Policy;
+use crate::restart::Ledger;
 
 /// Blocks by which the confidence in a gain is judged, as far as there are tasks for them.
 const BLOCKS: usize = 8;
@@ -28,6 +31,8 @@ pub struct Ran {
     pub quantiles: [f64; 2],
     /// Its deadline.
     pub deadline: Option<f64>,
+    /// Tasks of the same are predicted alike.
+    pub group: u32,
 }
 
 /// How tasks are played.
@@ -79,46 +84,169 @@ fn turn(task: &Ran, policy: Policy, at: f64) -> (u8, f64) {
     }
 }
 
+/// What is known of tasks that may be given up for others ([`crate::lengths`]), by [`Ran::group`].
+pub trait Restartable {
+    /// How one starts that outlived so much before; `None`: it is not given up.
+    fn attempt(&self, group: u32, outlived: Millis) -> Option<Attempt>;
+    /// How one may go on that has run for so long.
+    fn going_on(&self, group: u32, age: Millis) -> Attempt;
+}
+
 /// Plays tasks, in the order in which they became ready, under a policy ([`Policy::Auto`]: as [`Policy::Shortest`]).
 ///
 /// # Panics
 /// Never: times that are no numbers count as late ones.
 #[must_use]
 pub fn play(tasks: &[Ran], policy: Policy, stage: &Stage) -> Played {
-    let mut free = vec![stage.from; stage.places.clamp(1, tasks.len().max(1))];
-    let mut played = Played { waits: vec![0.0; tasks.len()], ..Played::default() };
-    let (mut line, mut next, mut is_aged) = (Vec::<usize>::new(), 0, false);
-    while next < tasks.len() || !line.is_empty() {
-        let place = (0..free.len()).min_by(|&a, &b| free[a].total_cmp(&free[b])).expect("at least one");
-        let mut at = free[place];
-        if line.is_empty() {
-            at = at.max(tasks[next].ready);
+    Play::new(tasks, policy, stage, None).played()
+}
+
+/// Plays tasks, whose times are numbers, the lowest rank first, and gives those up that may be: what is lost is at most a part `waste_max`
+/// of what is used.
+#[must_use]
+pub fn play_giving_up(tasks: &[Ran], stage: &Stage, known: &dyn Restartable, waste_max: f64) -> Played {
+    Play::new(tasks, Policy::Shortest, stage, Some((known, Ledger::new(waste_max)))).played()
+}
+
+/// A place: until when it is taken, and by whom, since when.
+#[derive(Clone, Copy)]
+struct Place {
+    until: f64,
+    by: Option<(usize, f64)>,
+}
+
+struct Play<'a> {
+    /// With the ranks that they have at the moment.
+    tasks: Vec<Ran>,
+    policy: Policy,
+    stage: &'a Stage,
+    giving: Option<(&'a dyn Restartable, Ledger)>,
+    places: Vec<Place>,
+    /// Tasks in line, and the next to come.
+    line: Vec<usize>,
+    next: usize,
+    is_aged: bool,
+    /// What tasks ran for when they were given up, at most.
+    outlived: Vec<Millis>,
+    waits: Vec<f64>,
+    longest: usize,
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "times since a recent moment")]
+fn whole(at: f64) -> Millis {
+    at as Millis
+}
+
+impl<'a> Play<'a> {
+    fn new(tasks: &[Ran], policy: Policy, stage: &'a Stage, giving: Option<(&'a dyn Restartable, Ledger)>) -> Self {
+        let mut tasks = tasks.to_vec();
+        for task in &mut tasks {
+            let attempt = giving.as_ref().and_then(|(known, _)| known.attempt(task.group, 0));
+            task.rank = attempt.map_or(task.rank, |attempt| attempt.rank);
         }
-        while next < tasks.len() && tasks[next].ready <= at {
-            line.push(next);
-            next += 1;
+        Self {
+            policy,
+            stage,
+            giving,
+            places: vec![Place { until: stage.from, by: None }; stage.places.clamp(1, tasks.len().max(1))],
+            line: Vec::new(),
+            next: 0,
+            is_aged: false,
+            outlived: vec![0; tasks.len()],
+            waits: vec![0.0; tasks.len()],
+            longest: 0,
+            tasks,
         }
-        if line.is_empty() {
+    }
+
+    fn played(mut self) -> Played {
+        while self.next < self.tasks.len() || !self.line.is_empty() {
+            let until = |place: usize| self.places[place].until;
+            let place = (0..self.places.len()).min_by(|&a, &b| until(a).total_cmp(&until(b))).expect("at least one");
+            self.turn_of(place);
+        }
+        let mut played = Played { longest: self.longest, ..Played::default() };
+        for (task, wait) in self.tasks.iter().zip(&self.waits) {
+            played.slowdowns += ((wait + task.run) / task.run.max(self.stage.floor)).max(1.0);
+            played.late += usize::from(task.deadline.is_some_and(|deadline| task.ready + wait + task.run > deadline));
+        }
+        played.waits = self.waits;
+        played
+    }
+
+    /// The place that is free first is free, or the task there is judged.
+    fn turn_of(&mut self, place: usize) {
+        let Place { until: mut at, by } = self.places[place];
+        let judged = by.filter(|&(number, start)| start + self.tasks[number].run > at);
+        if self.line.is_empty() && judged.is_none() {
+            at = at.max(self.tasks[self.next].ready);
+        }
+        while self.next < self.tasks.len() && self.tasks[self.next].ready <= at {
+            self.line.push(self.next);
+            self.next += 1;
+        }
+        if let Some((number, start)) = judged {
+            if let Some(until) = self.goes_on(number, start, at) {
+                self.places[place].until = until;
+                return;
+            }
+            self.line.push(number);
+        } else if let (Some((_, start)), Some((_, ledger))) = (by, &mut self.giving) {
+            ledger.end(whole(start), whole(self.places[place].until));
+        }
+        if self.line.is_empty() {
             // A time that is no number never comes.
-            line.push(next);
-            next += 1;
+            self.line.push(self.next);
+            self.next += 1;
         }
-        played.longest = played.longest.max(line.len());
+        let number = self.take_next(at);
+        self.waits[number] = at - self.tasks[number].ready;
+        self.places[place] = Place { until: at + self.first_look(number, at), by: Some((number, at)) };
+    }
+
+    /// Until when a task goes on that is judged; or not.
+    fn goes_on(&mut self, number: usize, start: f64, at: f64) -> Option<f64> {
+        let (known, ledger) = self.giving.as_mut()?;
+        let (task, age) = (&self.tasks[number], whole(at - start));
+        let on = known.going_on(task.group, age);
+        let lowest = self.line.iter().map(|&other| self.tasks[other].rank).min_by(f32::total_cmp);
+        let is_late = on.yields_to(lowest);
+        if is_late && ledger.give_up(whole(start), whole(at)) {
+            self.outlived[number] = self.outlived[number].max(age);
+            let again = known.attempt(task.group, self.outlived[number]);
+            self.tasks[number].rank = again.map_or(task.rank, |again| again.rank);
+            return None;
+        }
+        Some(start + bounded(on.next_look(age, is_late), task.run))
+    }
+
+    /// How long a task runs before it ends or is judged, which starts now.
+    fn first_look(&mut self, number: usize, at: f64) -> f64 {
+        let task = &self.tasks[number];
+        let Some((known, ledger)) = &mut self.giving else { return task.run };
+        ledger.start(whole(at));
+        // What waited for the cap is not given up.
+        let attempt = known.attempt(task.group, self.outlived[number]).filter(|_| !self.is_aged);
+        bounded(attempt.and_then(|attempt| attempt.until), task.run)
+    }
+
+    /// Takes the next task out of the line.
+    fn take_next(&mut self, at: f64) -> usize {
+        let (tasks, line) = (&self.tasks, &mut self.line);
+        self.longest = self.longest.max(line.len());
         let oldest = (0..line.len()).min_by_key(|&place| line[place]).expect("somebody is in line");
-        is_aged = !is_aged && at - tasks[line[oldest]].ready >= stage.cap;
+        self.is_aged = !self.is_aged && at - tasks[line[oldest]].ready >= self.stage.cap;
         let first = (0..line.len()).min_by(|&a, &b| {
-            let [a, b] = [a, b].map(|place| (turn(&tasks[line[place]], policy, at), line[place]));
+            let [a, b] = [a, b].map(|place| (turn(&tasks[line[place]], self.policy, at), line[place]));
             a.0.0.cmp(&b.0.0).then(a.0.1.total_cmp(&b.0.1)).then(a.1.cmp(&b.1))
         });
-        let number = line.swap_remove(if is_aged { oldest } else { first.expect("somebody is in line") });
-        let task = &tasks[number];
-        let (wait, end) = (at - task.ready, at + task.run);
-        free[place] = end;
-        played.waits[number] = wait;
-        played.slowdowns += ((wait + task.run) / task.run.max(stage.floor)).max(1.0);
-        played.late += usize::from(task.deadline.is_some_and(|deadline| end > deadline));
+        line.swap_remove(if self.is_aged { oldest } else { first.expect("somebody is in line") })
     }
-    played
+}
+
+fn bounded(until: Option<Millis>, run: f64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a time")]
+    until.map_or(run, |until| (until as f64).min(run))
 }
 
 /// What a policy does to the tasks of a queue.
@@ -251,6 +379,8 @@ impl Sum {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lengths::Lengths;
+    use crate::predictor::{Facts, Keys};
 
     /// A burst of long and short tasks on one place, each with a deadline that only some order meets.
     fn burst(count: u32, deadline_of: impl Fn(bool) -> Option<f64>) -> Vec<Ran> {
@@ -258,7 +388,7 @@ mod tests {
             let is_long = number.is_multiple_of(2);
             let run = if is_long { 100.0 } else { 1.0 };
             let (rank, quantiles) = (if is_long { 2.0 } else { 1.0 }, [run, run]);
-            Ran { ready: 0.0, began: f64::from(number), run, rank, quantiles, deadline: deadline_of(is_long) }
+            Ran { ready: 0.0, began: f64::from(number), run, rank, quantiles, deadline: deadline_of(is_long), group: 0 }
         };
         (0..count).map(task).collect()
     }
@@ -288,6 +418,45 @@ mod tests {
         let tasks = burst(20, |_| None);
         let played = play(&tasks, Policy::Shortest, &Stage { cap: 0.0, ..STAGE });
         assert_eq!(played.waits[0], 0.0, "the first is the oldest, though it is long");
+    }
+
+    /// Of tasks that are predicted alike, nine in ten are short.
+    struct Mixed(Lengths, Keys);
+
+    impl Restartable for Mixed {
+        fn attempt(&self, _: u32, outlived: Millis) -> Option<Attempt> {
+            Some(self.0.attempt(&self.1, outlived))
+        }
+        fn going_on(&self, _: u32, age: Millis) -> Attempt {
+            self.0.going_on(&self.1, age)
+        }
+    }
+
+    #[test]
+    fn giving_long_ones_up_pays_where_nothing_else_tells_them_from_short_ones() {
+        let run = |number: u32| if number.is_multiple_of(10) { 2_000.0 } else { 20.0 };
+        let known = Keys::new(&Facts::default());
+        let mut mixed = Mixed(Lengths::new(64, 10), known);
+        (0..200).for_each(|number| mixed.0.learn(&known, whole(run(number))));
+        let ran = |number: u32| {
+            let ready = 60.0 * f64::from(number);
+            Ran {
+                ready,
+                began: ready,
+                run: run(number),
+                rank: 1.0,
+                quantiles: [20.0, 2_000.0],
+                deadline: None,
+                group: 0,
+            }
+        };
+        let tasks: Vec<Ran> = (0..2_000).map(ran).collect();
+        let stage = Stage { places: 4, ..STAGE };
+        let plain = play(&tasks, Policy::Shortest, &stage);
+        let giving = play_giving_up(&tasks, &stage, &mixed, 0.05);
+        assert!(giving.slowdown() < 0.6 * plain.slowdown(), "{} and {}", giving.slowdown(), plain.slowdown());
+        let none = play_giving_up(&tasks, &stage, &mixed, 0.0);
+        assert!((none.slowdown() - plain.slowdown()).abs() < 1e-9, "without a budget nothing is given up");
     }
 
     #[test]

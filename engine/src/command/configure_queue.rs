@@ -1,7 +1,7 @@
 //! Configure a queue: create it, change settings, pause, resume, drain.
 
 use taskmaster_protocol::Code;
-use taskmaster_protocol::body::{self, ArchivedConfigureQueue, queue_field, restart};
+use taskmaster_protocol::body::{self, ArchivedConfigureQueue, queue_field};
 
 use super::submit::{QUEUES_MAX, check_name};
 use crate::contract::DEFAULT_NAMESPACE;
@@ -29,10 +29,6 @@ pub(crate) fn admit(partition: &Partition, body: &ArchivedConfigureQueue) -> Res
     }
     if body.set.to_native() & queue_field::POLICY != 0 && policy_of(body.policy.to_native()).is_none() {
         return Err(Refused::new(Code::Invalid, "the policy must be auto (0), fifo (1), shortest (2) or deadline (3)"));
-    }
-    let which = body.restarts_off;
-    if body.set.to_native() & queue_field::RESTARTS != 0 && which & !(restart::ALL | restart::ALL << 4) != 0 {
-        return Err(Refused::new(Code::Invalid, "the request switches what this version does not know"));
     }
     if body.set.to_native() & queue_field::REFUSAL != 0 && body.refuse_permille.to_native() > 1_000 {
         return Err(Refused::new(

@@ -1,4 +1,5 @@
-//! Release: leases given back before they were worked on. No attempt is counted. Volatile.
+//! Release: leases given back before they were worked on. No attempt is counted, and the tasks are the first of their line again, in the
+//! order of the rows, and have been ready for as long as before. Volatile.
 
 use taskmaster_protocol::body::{ArchivedLeases, BatchReply};
 use taskmaster_protocol::{Code, TaskId};
@@ -10,7 +11,7 @@ use crate::task::flag;
 /// Makes each named task ready again.
 pub(crate) fn apply(partition: &mut Partition, body: &ArchivedLeases, cx: &mut Cx<'_>) -> BatchReply {
     let mut reply = BatchReply::default();
-    for (index, row) in body.rows.iter().enumerate() {
+    for (index, row) in body.rows.iter().enumerate().rev() {
         let id = TaskId::from(&row.id);
         match leased_twice(partition, id, row.token.to_native(), row.locator.to_native(), row.attempt.to_native()) {
             Ok((slot, _)) if partition.tasks[slot].has(flag::SETTLING) => {
@@ -26,12 +27,12 @@ pub(crate) fn apply(partition: &mut Partition, body: &ArchivedLeases, cx: &mut C
                 reply.accepted += 1;
             }
             Ok((slot, _)) => {
-                partition.detach(slot, cx);
-                partition.enter_ready(slot, cx);
+                partition.give_back(slot, cx);
                 reply.accepted += 1;
             }
             Err((code, state)) => except(&mut reply, index, id, code, state),
         }
     }
+    reply.exceptions.reverse();
     reply
 }

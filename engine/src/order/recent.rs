@@ -150,6 +150,7 @@ impl Began {
             rank: expected.rank(width),
             quantiles,
             deadline: Some(self.deadline_us).filter(|&deadline_us| deadline_us > 0).map(millis),
+            group: self.class,
         }
     }
 }

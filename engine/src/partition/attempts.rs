@@ -52,6 +52,14 @@ pub(crate) struct Attempt {
     pub(crate) not_before_us: u64,
     /// How often it was ended for others.
     pub(crate) preempted: u8,
+    /// When it is judged, 0 if that is not known yet; and how long it ran at most when it was given up, in microseconds.
+    pub(crate) judged_us: u64,
+    pub(crate) outlived_us: u64,
+    /// It is being given up.
+    is_lost: bool,
+    /// Its number in the order of readiness, and while it waits again the list that it is on.
+    number: u64,
+    aside: Option<u32>,
     sentences: Vec<Sentence>,
 }
 
@@ -108,6 +116,18 @@ impl Attempts {
         self.by_slot.get(&slot)
     }
 
+    /// When an attempt that runs is to be judged.
+    pub(crate) fn judge_at(&mut self, slot: Slot, judged_us: u64) {
+        if let Some(attempt) = self.by_slot.get_mut(&slot) {
+            attempt.judged_us = judged_us;
+        }
+    }
+
+    /// The list that a task waits on that was given up.
+    pub(super) fn aside(&self, slot: Slot) -> Option<u32> {
+        self.by_slot.get(&slot)?.aside
+    }
+
     /// Tasks with second attempts.
     fn doubled(&self) -> Vec<Slot> {
         self.doubled.iter().copied().collect()
@@ -125,20 +145,33 @@ fn of_priority(priority: usize) -> core::ops::RangeInclusive<Place> {
 }
 
 impl Partition {
-    /// An attempt of a restartable task begins.
-    pub(crate) fn attempt_begins(&mut self, slot: Slot, ready_us: u64, now_us: u64) {
+    /// An attempt of a restartable task begins, which was ready since then and with this number. Whether one was given up before.
+    pub(crate) fn attempt_begins(&mut self, slot: Slot, ready: (u64, u64), now_us: u64) -> bool {
+        self.ready_no_longer(slot);
         let task = &mut self.tasks[slot];
         task.flags |= flag::WATCHED;
         let token = task.token;
         let attempt = self.attempts.by_slot.entry(slot).or_default();
-        (attempt.token, attempt.started_us, attempt.ready_us) = (token, now_us, ready_us);
-        attempt.not_before_us = 0;
+        (attempt.token, attempt.started_us, (attempt.ready_us, attempt.number)) = (token, now_us, ready);
+        (attempt.not_before_us, attempt.judged_us) = (0, 0);
+        let is_again = attempt.outlived_us > 0;
         // What an earlier attempt had done says nothing of this one.
         if let Some(extra) = self.extras.get_mut(self.tasks[slot].extra) {
             extra.done_permille = 0;
         }
         let place = self.place(slot, token);
         self.attempts.running.insert(place, slot);
+        is_again
+    }
+
+    /// A task is no longer on a list of its lane.
+    pub(super) fn ready_no_longer(&mut self, slot: Slot) {
+        if !self.tasks[slot].has(flag::WATCHED) {
+            return;
+        }
+        if let Some(list) = self.attempts.by_slot.get_mut(&slot).and_then(|attempt| attempt.aside.take()) {
+            self.leave_aside(slot, list);
+        }
     }
 
     /// Where an attempt of a task is among those that run.
@@ -206,7 +239,9 @@ impl Partition {
         let Some(second) = attempt.second.take() else { return };
         let first_us = core::mem::replace(&mut attempt.started_us, second.started_us);
         let token = core::mem::replace(&mut attempt.token, second.token);
-        attempt.not_before_us = cx.time_us + PAUSE_US;
+        (attempt.not_before_us, attempt.judged_us) = (cx.time_us + PAUSE_US, 0);
+        cx.dispatch.restarts.attempt_ended(first_us, cx.time_us);
+        cx.dispatch.restarts.attempts_begin(1, second.started_us);
         let (before, place) = (self.place(slot, token), self.place(slot, second.token));
         self.attempts.doubled.remove(&slot);
         self.attempts.running.remove(&before);
@@ -286,12 +321,35 @@ impl Partition {
         self.enter_ready_first(slot, ready_us, cx);
     }
 
+    /// Ends the attempt of a restartable task that has outlived what was expected: it waits as one that is known to take longer, as old as it
+    /// was. It has not failed by it.
+    pub(crate) fn give_up_attempt(&mut self, slot: Slot, cx: &mut Cx<'_>) {
+        let class = self.class(slot);
+        let Some(attempt) = self.attempts.by_slot.get_mut(&slot) else { return };
+        attempt.is_lost = true;
+        attempt.outlived_us = attempt.outlived_us.max(cx.time_us.saturating_sub(attempt.started_us));
+        let (ready_us, number) = (attempt.ready_us, attempt.number);
+        let class = cx.dispatch.learned.outlived(class, attempt.outlived_us);
+        let task = &self.tasks[slot];
+        cx.revoked.push((task.worker & !DETACHED, task.id, task.token));
+        self.detach(slot, cx);
+        self.set_state(slot, State::Ready);
+        self.ready_since(slot, ready_us);
+        let list = self.push_lane_aside(slot, class, number, cx.dispatch);
+        self.attempts.by_slot.get_mut(&slot).expect("it is told of").aside = Some(list);
+    }
+
     /// The lease of a watched task ends, whatever becomes of the task.
     pub(super) fn attempt_ends(&mut self, slot: Slot, cx: &mut Cx<'_>) {
         self.drop_second(slot, Over::Overtaken, cx);
         let Some(attempt) = self.attempts.by_slot.get_mut(&slot) else { return };
         let token = core::mem::take(&mut attempt.token);
         let is_told = !attempt.sentences.is_empty();
+        if core::mem::take(&mut attempt.is_lost) {
+            cx.dispatch.restarts.attempt_lost(attempt.started_us, cx.time_us);
+        } else if token != 0 {
+            cx.dispatch.restarts.attempt_ended(attempt.started_us, cx.time_us);
+        }
         let place = self.place(slot, token);
         self.attempts.running.remove(&place);
         if !is_told {
@@ -373,7 +431,15 @@ impl Partition {
     }
 
     /// This replica leads no longer, and its leases have ended.
-    pub(super) fn forget_attempts(&mut self) {
+    pub(super) fn forget_attempts(&mut self, cx: &mut Cx<'_>) {
+        let waiting = self.attempts.by_slot.iter().filter(|(_, attempt)| attempt.aside.is_some());
+        let mut waiting: Vec<Slot> = waiting.map(|(&slot, _)| slot).collect();
+        waiting.sort_unstable_by_key(|&slot| (core::cmp::Reverse(self.tasks[slot].token), slot));
+        // They were ready before those behind them, as far as that is known.
+        for slot in waiting {
+            self.detach(slot, cx);
+            self.push_lane_first(slot, cx.dispatch);
+        }
         for &slot in self.attempts.by_slot.keys() {
             self.tasks[slot].flags &= !flag::WATCHED;
         }

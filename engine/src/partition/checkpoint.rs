@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use super::Partition;
 use crate::arena::{Arena, Demoted, Handle};
 use crate::entry::Settings;
+use crate::extra::Extras;
 use crate::queue::Queue;
 use crate::task::{NONE, Slot, Task};
 use crate::versions::History;
@@ -148,8 +149,7 @@ impl Partition {
             }
             *work = work.saturating_sub(DEMOTED_WORK);
             let task = self.tasks.get(slot).filter(|task| stands_for(task, number));
-            let input = |task: &Task| self.extras.get(task.extra).map_or(Handle::NONE, |extra| extra.input);
-            for blob in task.into_iter().flat_map(|task| [task.blob, input(task)]) {
+            for blob in task.into_iter().flat_map(|task| [task.blob, input_of(&self.extras, task)]) {
                 match arena.demote(blob) {
                     Demoted::Moved => {
                         let bytes = arena.len_of(blob);
@@ -209,15 +209,13 @@ impl Partition {
         changed
     }
 
-    /// What versions of a task's state added to the chunks that were there, in bytes.
     fn state_bytes_of(&self, slot: Slot) -> u64 {
-        self.history(slot).map_or(0, History::new_bytes)
+        self.history(slot).map_or(0, History::chunk_bytes)
     }
 
     fn demoted_bytes_of(&self, slot: Slot, arena: &Arena) -> u64 {
         let task = &self.tasks[slot];
-        let input = self.extras.get(task.extra).map_or(Handle::NONE, |extra| extra.input);
-        let demoted = [task.blob, input].into_iter().filter(|&blob| arena.is_demoted(blob));
+        let demoted = [task.blob, input_of(&self.extras, task)].into_iter().filter(|&blob| arena.is_demoted(blob));
         demoted.map(|blob| arena.len_of(blob) as u64).sum()
     }
 
@@ -287,6 +285,11 @@ impl Partition {
         let from = line.partition_point(|(other, _)| *other <= number);
         line.range(from..).map(|&(number, slot)| (number, self.is_there(number, slot).then_some(slot)))
     }
+}
+
+/// What a task that succeeded was given, if it is kept.
+fn input_of(extras: &Extras, task: &Task) -> Handle {
+    extras.get(task.extra).map_or(Handle::NONE, |extra| extra.input)
 }
 
 /// Whether an entry of the line stands for this task. Tokens of leases carry a term, so none is a number.

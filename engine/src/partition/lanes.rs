@@ -41,6 +41,7 @@ pub(crate) struct Lane {
 pub(crate) struct ClassList {
     pub(crate) class: u32,
     pub(crate) list: List,
+    /// That refer to it, and tasks on it whose contracts do not.
     contracts: u32,
     /// The same tasks by deadline, if that is the queue's policy.
     deadlines: Option<BTreeSet<deadline::Key>>,
@@ -87,6 +88,16 @@ impl Lane {
         }
         let of = &mut self.lists[list as usize];
         of.list.push_front(tasks, slot);
+        self.len += 1;
+        if let Some(deadlines) = &mut of.deadlines {
+            deadlines.insert(deadline::key(slot, tasks, extras));
+        }
+    }
+
+    /// Puts a task in the order of readiness, by the number that it has there.
+    fn insert(&mut self, list: u32, slot: Slot, tasks: &mut Tasks, extras: &Extras) {
+        let of = &mut self.lists[list as usize];
+        of.list.insert_by_number(tasks, slot);
         self.len += 1;
         if let Some(deadlines) = &mut of.deadlines {
             deadlines.insert(deadline::key(slot, tasks, extras));
@@ -219,6 +230,23 @@ impl Partition {
         let index = contract.lane;
         self.lanes[index as usize].push_first(contract.list, slot, &mut self.tasks, &self.extras);
         self.ring_lane(index, dispatch);
+    }
+
+    /// Puts a ready task into its lane, among those of another class than its contract's, with the number that it had when it became ready
+    /// first. The list, which is the class's until [`Self::leave_aside`].
+    pub(super) fn push_lane_aside(&mut self, slot: Slot, class: u32, number: u64, dispatch: &mut Dispatch) -> u32 {
+        self.tasks[slot].token = number;
+        let index = self.contracts[self.tasks[slot].contract].lane;
+        let list = self.class_list(index, class);
+        self.lanes[index as usize].insert(list, slot, &mut self.tasks, &self.extras);
+        self.ring_lane(index, dispatch);
+        list
+    }
+
+    /// A task is no longer on the list of another class.
+    pub(super) fn leave_aside(&mut self, slot: Slot, list: u32) {
+        let lane = self.contracts[self.tasks[slot].contract].lane;
+        self.lanes[lane as usize].lists[list as usize].contracts -= 1;
     }
 
     /// Puts a lane with a new ready task in line.

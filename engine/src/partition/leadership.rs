@@ -51,7 +51,7 @@ impl Partition {
                 cx.time_us = time_us;
             }
         }
-        self.forget_attempts();
+        self.forget_attempts(cx);
     }
 
     /// Whether this replica leads and serves.

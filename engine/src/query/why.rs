@@ -94,6 +94,7 @@ fn restarts(settings: &QueueSettings) -> String {
     let may = [
         (restart::SPECULATION, "a second one beside one that is late"),
         (restart::PREEMPTION, "ended for a task of a higher priority"),
+        (restart::GIVING_UP, "ended for one that is expected to take much less, while the order is a learned one"),
     ];
     let may: Vec<&str> = may.iter().filter(|(what, _)| settings.restarts(*what)).map(|(_, words)| *words).collect();
     if may.is_empty() {
@@ -139,8 +140,12 @@ fn ready(
         "it is next in line, or the workers with room lack the resources it asks for".to_owned()
     };
     facts.push(("reason", reason));
+    let class = partition.lanes[contract.lane as usize].lists[partition.list(slot) as usize].class;
+    if !task.has(flag::BLOCKED) && !queue.settings.paused {
+        let held = dispatch.held_in_words(queue.dispatch, class, &contract.resources, now_us);
+        facts.extend(held.map(|words| ("waits", words)));
+    }
     facts.push(("waited", format!("{} ms", now_us.saturating_sub(task.at_us) / 1_000)));
-    let class = partition.lanes[contract.lane as usize].lists[contract.list as usize].class;
     let (expected, samples) = dispatch.learned.expected(class);
     facts.push(("order", served.order.in_words()));
     facts.push(("expected", expected_in_words(&expected, samples)));
@@ -159,7 +164,7 @@ fn by_deadline(partition: &Partition, slot: Slot, dispatch: &Dispatch, now_us: u
     let contract = &partition.contracts[task.contract];
     let lane = &partition.lanes[contract.lane as usize];
     let ends = |class: u32| Ends::of(&dispatch.learned.expected(class).0, now_us);
-    let own = ends(lane.lists[contract.list as usize].class);
+    let own = ends(lane.lists[partition.list(slot) as usize].class);
     let deadline = deadline_us(task.extra, &partition.extras);
     let turn = Turn::of(deadline, task.at_us, own);
     let (mut ahead, mut earlier, mut seen) = (0, 0, 0);

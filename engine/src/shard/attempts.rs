@@ -11,6 +11,7 @@ use taskmaster_protocol::{Operation, PartitionId};
 use super::{Effects, Shard};
 use crate::assign;
 use crate::partition::{DETACHED, Partition, Place, Second};
+use crate::restarts::Look;
 use crate::state::State;
 use crate::task::{NONE, Slot, flag};
 use crate::timer::{Timer, TimerKind};
@@ -70,6 +71,7 @@ impl Shard {
         }
         if !self.draining {
             self.preempt();
+            self.give_attempts_up();
         }
         let mut workers = self.dispatch.workers.iter();
         if !self.draining && workers.any(|worker| worker.connected && worker.credit > 0) {
@@ -99,7 +101,7 @@ impl Shard {
         if !partition.is_leading() || partition.attempts.running() == 0 || !self.dispatch.restarts.may_begin() {
             return;
         }
-        let (after, looks) = (self.dispatch.restarts.looked_at(number), self.looks());
+        let (after, looks) = (self.dispatch.restarts.looked_at(Look::Second, number), self.looks());
         let looked_at: Vec<(Place, Slot)> = partition.attempts.behind(after).take(looks).collect();
         let mut next = looked_at.last().map(|(place, _)| *place).filter(|_| looked_at.len() == looks);
         // Contracts for which no worker idles: it is not looked for one for each of their tasks.
@@ -127,7 +129,7 @@ impl Shard {
                 }
             }
         }
-        self.dispatch.restarts.look_on(number, next);
+        self.dispatch.restarts.look_on(Look::Second, number, next);
     }
 
     /// Whether a second attempt of a task would pay.

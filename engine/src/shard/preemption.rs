@@ -17,7 +17,7 @@ use crate::task::{Slot, flag};
 /// A task that has waited for less may yet find a place by itself, in microseconds.
 const WAIT_US: u64 = 200_000;
 /// An attempt that began later is not ended, and neither is one that has run for longer, in microseconds.
-const HELD_US: u64 = 100_000;
+pub(super) const HELD_US: u64 = 100_000;
 const RAN_MAX_US: u64 = 600_000_000;
 /// How often a task is ended for others.
 const TIMES_MAX: u8 = 3;
@@ -28,21 +28,24 @@ const LANES_MAX: usize = 8;
 
 /// Tasks that wait for places.
 #[derive(Debug)]
-struct Wanted {
-    priority: u8,
-    need: Resources,
-    count: u32,
+pub(super) struct Wanted {
+    pub(super) lane: LaneRef,
+    pub(super) priority: u8,
+    pub(super) need: Resources,
+    /// Tasks, of which the first `owed` have places on their way.
+    pub(super) count: u32,
+    pub(super) owed: u32,
 }
 
 /// An attempt that may be ended.
-struct Victim {
-    partition: PartitionId,
-    slot: Slot,
-    queue: u32,
-    priority: u8,
-    started_us: u64,
+pub(super) struct Victim {
+    pub(super) partition: PartitionId,
+    pub(super) slot: Slot,
+    pub(super) queue: u32,
+    pub(super) priority: u8,
+    pub(super) started_us: u64,
     /// It is a second attempt, whose task goes on without it.
-    is_second: bool,
+    pub(super) is_second: bool,
 }
 
 impl Shard {
@@ -99,7 +102,7 @@ impl Shard {
     }
 
     /// Tasks of a queue that wait for places, the most urgent first.
-    fn wanted(&self, queue: u32) -> Vec<Wanted> {
+    pub(super) fn wanted(&self, queue: u32) -> Vec<Wanted> {
         let (entry, now_us) = (&self.dispatch.queues[queue as usize], self.last_time_us);
         let is_full = entry.concurrency.is_some_and(|limit| entry.leased + entry.permits.lent() >= limit);
         let is_held = !entry.permits.is_owner || now_us < entry.permits.settles_us;
@@ -121,10 +124,10 @@ impl Shard {
             if has_room && !is_full {
                 continue;
             }
-            let left = count.saturating_sub(owed);
-            owed = owed.saturating_sub(count);
-            if left > 0 {
-                wanted.push(Wanted { priority, need: need.clone(), count: left });
+            let own = owed.min(count);
+            owed -= own;
+            if count > own {
+                wanted.push(Wanted { lane: *lane, priority, need: need.clone(), count: count - own, owed: own });
             }
         }
         wanted
@@ -148,6 +151,11 @@ impl Shard {
         if lane.count == 0 || lane.priority >= victim.priority || ran_us > most_us {
             return false;
         }
+        self.frees_place(victim, &lane.need)
+    }
+
+    /// Whether the end of an attempt gives a place to a task that needs so much.
+    pub(super) fn frees_place(&self, victim: &Victim, need: &Resources) -> bool {
         let Some(partition) = self.partitions[usize::from(victim.partition.0)].as_deref() else { return false };
         let task = &partition.tasks[victim.slot];
         let second = partition.second(victim.slot).filter(|_| victim.is_second);
@@ -161,8 +169,19 @@ impl Shard {
             && worker.capacity.as_ref().is_none_or(|capacity| {
                 let mut used = worker.used.clone();
                 used.subtract(&partition.contracts[task.contract].resources);
-                lane.need.fits(capacity, &used, 1) > 0
+                need.fits(capacity, &used, 1) > 0
             })
+    }
+
+    /// The place of an attempt that is about to be ended is on its way; the name of its worker.
+    pub(super) fn owe_place(&mut self, victim: &Victim) -> String {
+        let Some(partition) = self.partitions[usize::from(victim.partition.0)].as_deref() else { return String::new() };
+        let second = partition.second(victim.slot).filter(|_| victim.is_second);
+        let index = second.map_or(partition.tasks[victim.slot].worker, |second| second.worker);
+        let worker = &mut self.dispatch.workers[index as usize];
+        worker.owed = if worker.owed_until_us > self.last_time_us { worker.owed + 1 } else { 1 };
+        worker.owed_until_us = self.last_time_us + OWED_US;
+        worker.name.clone()
     }
 
     /// Ends an attempt for a task of this priority.
@@ -171,17 +190,12 @@ impl Shard {
         let ran_us = now_us.saturating_sub(victim.started_us);
         self.dispatch.restarts.preemption.spend(ran_us);
         self.dispatch.restarts.counters.preempted += 1;
+        let worker = self.owe_place(victim);
         let Some((partition, mut cx)) = self.split(victim.partition, now_us) else { return };
-        let second = partition.second(victim.slot).filter(|_| victim.is_second);
-        let index = second.map_or(partition.tasks[victim.slot].worker, |second| second.worker);
-        let worker = &mut cx.dispatch.workers[index as usize];
-        worker.owed = if worker.owed_until_us > now_us { worker.owed + 1 } else { 1 };
-        worker.owed_until_us = now_us + OWED_US;
         let name = ["critical", "high", "normal", "low"][usize::from(priority).min(PRIORITIES - 1)];
         let which = if victim.is_second { "the second attempt" } else { "the attempt" };
         let sentence = format!(
-            "{which} on worker \"{}\" was ended after {} ms for a task of priority {name} that found no place; this counts as no failure",
-            worker.name,
+            "{which} on worker \"{worker}\" was ended after {} ms for a task of priority {name} that found no place; this counts as no failure",
             ran_us / 1_000
         );
         partition.tell(victim.slot, ("preempted", sentence));

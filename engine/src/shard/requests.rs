@@ -51,6 +51,7 @@ impl Shard {
             Operation::Subscribe => self.subscribe(conn, header, bytes, effects),
             Operation::Extend | Operation::Release => self.leases_of(conn, operation, header, bytes, effects),
             Operation::Progress => self.progress(&header, bytes),
+            Operation::Usage => self.usage(conn, bytes),
             Operation::Cancel => self.cancel(conn, header, bytes),
             Operation::Retry => self.retry(conn, header, bytes),
             Operation::ConfigureQueue => self.configure_queue(conn, header, bytes),

@@ -33,6 +33,10 @@ impl Shard {
                     self.dispatch.queues[timer.index as usize].bucket_armed = false;
                     self.dispatch.mark(timer.index);
                 }
+                TimerKind::Held => {
+                    self.dispatch.queues[timer.index as usize].held_until_us = 0;
+                    self.dispatch.mark(timer.index);
+                }
                 TimerKind::Await => self.await_timed_out(timer.index, effects),
                 TimerKind::Attempts => self.look_at_attempts(effects),
             }

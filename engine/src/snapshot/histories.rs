@@ -155,12 +155,13 @@ impl<'a> Parts<'a> {
         let found = pieces.map(|number| state(number.to_native() as usize));
         let Some(found) = found.collect::<Option<Box<[u32]>>>() else { return Ok(None) };
         found.iter().for_each(|&chunk| chunks.retain(chunk));
+        let size = found.iter().map(|&chunk| u64::from(chunks.len_of(chunk))).sum();
         Ok(Some(Version {
             parent: record.parent.to_native(),
             attempt: record.attempt.to_native(),
             time_us: record.time_us.to_native(),
-            size: found.iter().map(|&chunk| u64::from(chunks.len_of(chunk))).sum(),
-            new_bytes: record.new_bytes.to_native(),
+            size,
+            new_bytes: record.new_bytes.to_native().min(size),
             digest: digest_of(found.iter().map(|&chunk| chunks.address(chunk))),
             label,
             chunks: found,

@@ -145,9 +145,12 @@ impl History {
         }
     }
 
-    /// What its versions added to the chunks that were there, in bytes.
-    pub(crate) fn new_bytes(&self) -> u64 {
-        self.versions.values().map(|version| version.new_bytes).sum()
+    /// About what its chunks take, in bytes: what its versions added to those that were there, and no less than the largest.
+    pub(crate) fn chunk_bytes(&self) -> u64 {
+        let versions = self.versions.values();
+        let (added, largest) =
+            versions.fold((0u64, 0), |(added, largest), of| (added.saturating_add(of.new_bytes), largest.max(of.size)));
+        added.max(largest)
     }
 
     /// Memory held, in bytes.

@@ -1,8 +1,8 @@
 //! Leases: expiry, fencing, extension, release, lost and returning workers.
 
 use taskmaster_engine::State;
-use taskmaster_protocol::body::{Empty, Progress, ProgressRow};
-use taskmaster_protocol::{Code, Operation};
+use taskmaster_protocol::body::{BatchReply, Empty, Leases, Progress, ProgressRow};
+use taskmaster_protocol::{Code, Operation, TaskId};
 
 use crate::job::{id, job, jobs};
 use crate::world::{CLIENT, Lease, World, complete_body, subscription};
@@ -281,4 +281,22 @@ fn a_stranger_cannot_touch_a_lease_without_its_token() {
     let unknown = Lease { id: id(0, 77), ..lease.clone() };
     assert_eq!(world.complete(&unknown, b"x"), Code::UnknownTask);
     assert_eq!(world.complete(&lease, b"r"), Code::Ok);
+}
+
+#[test]
+fn what_is_given_back_keeps_its_place_in_line_and_its_age() {
+    let mut world = World::new();
+    let ids = world.submit(&jobs("mail", 0, 6));
+    world.worker(WORKER, &["mail"], 3);
+    let leases = world.leases();
+    let began: Vec<TaskId> = leases.iter().map(|lease| lease.id).collect();
+    assert_eq!(began, ids[..3]);
+    world.advance_ms(1_000);
+    let rows = leases.iter().map(Lease::row).collect();
+    let reply: BatchReply = world.call_as(Operation::Release, 0, WORKER, 0, &Leases { rows }).read();
+    assert_eq!(reply.accepted, 3);
+    world.worker(OTHER, &["mail"], 6);
+    let again = world.leases();
+    assert_eq!(again.iter().map(|lease| lease.id).collect::<Vec<_>>(), ids);
+    assert!(again.iter().all(|lease| lease.ready_us == again[0].ready_us), "as old as before");
 }

@@ -9,6 +9,7 @@ pub(crate) const WORKER: u64 = 10;
 const AUTO: u32 = 0;
 const FIFO: u32 = 1;
 const SHORTEST: u32 = 2;
+const DEADLINE: u32 = 3;
 
 pub(crate) fn kind(number: u32, kind: &str) -> Job {
     job("mail", number).kind(kind)
@@ -124,4 +125,44 @@ fn unknown_policy_is_refused_with_those_there_are() {
     let refused = world.call(CLIENT, 0, &body);
     assert!(refused.sentence().contains("auto (0), fifo (1), shortest (2) or deadline (3)"), "{}", refused.sentence());
     assert_eq!(world.queues(0)[0].1.policy, SHORTEST);
+}
+
+#[test]
+fn what_fits_nowhere_takes_no_turn_from_what_waited_as_long() {
+    for policy in [SHORTEST, DEADLINE] {
+        let mut world = taught(policy);
+        world.disconnect(WORKER);
+        world.worker_with(WORKER, &["mail"], 0, "", |body| body.cpu_milli = 4_000);
+        // No worker has what these two ask for; one is older, one is more urgent.
+        for (number, priority) in [(40, 2), (41, 0)] {
+            let huge = kind(number, "huge").priority(priority).with_spec(|spec| spec.cpu_milli = 64_000);
+            world.submit_one(huge);
+        }
+        let old = world.submit_one(kind(50, "long"));
+        world.advance_ms(11 * 60_000);
+        let young: Vec<Job> = (200..220).map(|number| kind(number, "short")).collect();
+        world.submit(&young);
+        assert!((0..2).any(|_| run(&mut world).id == old), "every second start is the oldest's that fits");
+    }
+}
+
+#[test]
+fn more_kinds_than_there_are_lists_are_learned_each_for_itself() {
+    let mut world = taught(SHORTEST);
+    for number in 0..40u32 {
+        for round in 0..4 {
+            world.submit_one(kind(1_000 + 10 * number + round, &format!("kind {number}")));
+            world.credit(WORKER, 1);
+            let lease = world.lease();
+            world.advance_ms(u64::from(number) * 20 + 1);
+            world.complete(&lease, b"");
+        }
+    }
+    let waiting: Vec<_> =
+        (0..40).map(|number| world.submit_one(kind(5_000 + number, &format!("kind {number}")))).collect();
+    for id in [waiting[0], waiting[20], waiting[39]] {
+        let why = world.why(id);
+        let expected = &why.iter().find(|(name, _)| name == "expected").unwrap().1;
+        assert!(expected.contains("by 4 tasks of its kind"), "{expected}");
+    }
 }

@@ -42,11 +42,12 @@ impl Life {
             failures: BTreeMap::new(),
             ended: BTreeMap::new(),
         };
+        life.world.shard.trust_learned();
         life.world.configure("mail", queue_field::CONCURRENCY, |queue| queue.concurrency = LIMIT);
         for _ in 0..3 {
             life.connect();
         }
-        for _ in 0..12 {
+        for _ in 0..30 {
             life.submit_one(true);
             life.credit();
             life.world.advance_ms(100);
@@ -81,11 +82,13 @@ impl Life {
 
     /// Takes what arrived: leases that ended, then new ones.
     fn hear(&mut self) {
-        for (conn, id, token) in self.world.revocations() {
-            let is_it = |lease: &Lease| (lease.conn, lease.id, lease.token) == (conn, id, token);
-            self.end(is_it);
-        }
-        for lease in self.world.leases() {
+        let revoked = self.world.revocations();
+        let is_revoked = |lease: &Lease| revoked.contains(&(lease.conn, lease.id, lease.token));
+        self.end(is_revoked);
+        // Some began and were ended since.
+        let (ended, leases) = self.world.leases().into_iter().partition::<Vec<_>, _>(is_revoked);
+        self.over.extend(ended);
+        for lease in leases {
             let others: Vec<&Lease> = self.live.iter().filter(|other| other.id == lease.id).collect();
             assert!(others.len() <= 1, "{lease:?} beside {others:?}");
             assert!(others.iter().all(|other| other.attempt == lease.attempt && other.conn != lease.conn));
@@ -237,13 +240,15 @@ proptest! {
 
 #[test]
 fn random_lives_have_doubled_attempts_and_ended_ones() {
-    let (mut second, mut won, mut preempted) = (0, 0, 0);
+    let (mut second, mut won, mut preempted, mut given_up) = (0, 0, 0, 0);
     for seed in 0..20 {
         let mut life = Life::new(seed);
         (0..250).for_each(|_| life.step());
         let stats = life.world.shard.stats();
         (second, won) = (second + stats.second_attempts, won + stats.second_attempts_won);
         preempted += stats.preempted_attempts;
+        given_up += stats.given_up_attempts;
     }
-    assert!(second > 40 && won > 10 && preempted > 40, "{second} begun, {won} won, {preempted} ended for others");
+    let ended = format!("{preempted} ended for others, {given_up} given up");
+    assert!(second > 40 && won > 10 && preempted > 40 && given_up > 40, "{second} begun, {won} won, {ended}");
 }

@@ -20,6 +20,7 @@ mod read;
 mod state;
 mod stream;
 mod submit;
+mod usage;
 mod work;
 
 pub use admin::*;
@@ -29,6 +30,7 @@ pub use read::*;
 pub use state::*;
 pub use stream::*;
 pub use submit::*;
+pub use usage::*;
 pub use work::*;
 
 /// A piece of the body's byte area. `len` 0 means absent or empty.
@@ -72,7 +74,7 @@ bodies! {
     Hello: Hello, HelloReply: Hello, Empty: Ping, Refusal: Ping,
     Submit: Submit, BatchReply: Submit,
     Subscribe: Subscribe, Credit: Credit, Assign: Assign, Complete: Complete, Fail: Fail,
-    Leases: Extend, Progress: Progress,
+    Leases: Extend, Progress: Progress, Usage: Usage,
     Cancel: Cancel, Retry: Retry, ConfigureQueue: ConfigureQueue, Expire: Expire,
     SaveState: SaveState, StateReply: SaveState, ChangeState: ChangeState, ForkWorkflow: ForkWorkflow,
     SubmitStream: SubmitStream, StreamReply: SubmitStream, ListStreams: ListStreams, StreamPage: ListStreams,

@@ -49,6 +49,8 @@ operations! {
     Release = 17,
     /// Versions of running tasks' state, under leases. Answered when durable.
     SaveState = 18,
+    /// What ended attempts used, and what the worker runs. Not answered.
+    Usage = 19,
     /// Cancels tasks or a workflow.
     Cancel = 20,
     /// Makes failed, expired or cancelled tasks ready again.

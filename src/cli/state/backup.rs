@@ -97,6 +97,8 @@ impl Unfinished {
         let (Some(parent), Some(name)) = (to.parent(), to.file_name()) else {
             return Err(Failure::usage(format!("{} is no name for a directory", to.display())));
         };
+        std::fs::create_dir_all(parent)
+            .map_err(|error| Failure::new(Exit::Failed, format!("{}: {error}", parent.display())))?;
         let made = tempfile::Builder::new()
             .prefix(&format!(".{}.", name.to_string_lossy()))
             .suffix(".unfinished")

@@ -42,6 +42,8 @@ pub(crate) struct Scenario {
     pub(crate) events: Option<Events>,
     /// A store outside remembers results of memoised tasks.
     pub(crate) memo: bool,
+    /// Tasks may be restartable.
+    pub(crate) restarts: bool,
     /// Bytes of snapshots that a shard sends per second.
     pub(crate) transfer_bytes_per_s: u64,
     pub(crate) faults: Vec<Planned>,
@@ -93,6 +95,7 @@ impl Scenario {
             checkpoints: options.checkpoints,
             events: options.events.then(|| events_of(options.seed)),
             memo: options.memo,
+            restarts: options.restarts,
             transfer_bytes_per_s: if dice.chance(20) { dice.range(16 << 10, 1 << 20) } else { 1 << 30 },
             faults,
             dice: Dice::new(dice.roll()),

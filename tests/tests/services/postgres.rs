@@ -154,7 +154,7 @@ impl Postgres {
         self.connect().await.expect("it runs")
     }
 
-    /// Lets all sessions read and none write, or lets them write again: those that are there are ended.
+    /// Lets all sessions read and none write, or lets those that come write again.
     pub(crate) async fn refuse_writes(&self, refuses: bool) {
         let mut client = self.client().await;
         let change = client.build_transaction().read_only(false).start().await.unwrap();
@@ -162,7 +162,9 @@ impl Postgres {
         change.batch_execute(&sql).await.unwrap();
         change.commit().await.unwrap();
         let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
-        client.query(end, &[]).await.unwrap();
+        if refuses {
+            client.query(end, &[]).await.unwrap();
+        }
     }
 
     /// Connection settings as a node makes them.

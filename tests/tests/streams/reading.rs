@@ -21,7 +21,9 @@ async fn a_position_survives_a_restart_and_is_shown() {
     stage.kafka.send(TOPIC, 0, numbers(0..5)).await;
     stage.reaches(0, 5).await;
     // The engine has them: the reader, too, knows it, and stores the position for others.
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
     while crate::process::counter(&stage.client, "stream_tasks").await < 5 {
+        assert!(std::time::Instant::now() < until, "{}", stage.node.log());
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     assert!(stage.node.threads().contains(&"streams".to_owned()));

@@ -6,9 +6,11 @@
 use super::discover::Found;
 use super::v1::quota_us;
 use super::{Base, Controller, Version, stale, write};
+use crate::job::Measured;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 const PERIOD_US: u64 = 100_000;
 /// Where a worker moves itself.
@@ -74,6 +76,49 @@ pub(super) fn open_bare(found: &[Found], refusals: &mut Vec<String>) -> Option<B
             None
         }
     }
+}
+
+/// Lets the kernel count what tasks read and write, where the io controller can be had.
+pub(super) fn count_io(base: &Path) {
+    for dir in base.parent().into_iter().chain([base]) {
+        let _ = fs::write(dir.join("cgroup.subtree_control"), "+io");
+    }
+}
+
+/// What was used in a directory.
+pub(super) fn measured(dir: &Path) -> Option<Measured> {
+    let read = |name: &str| fs::read_to_string(dir.join(name)).ok();
+    let cpu = Duration::from_micros(super::counter(&dir.join("cpu.stat"), "usage_usec")?);
+    let stalled = |name: &str| stalled(&read(name)?);
+    let stalls = stalled("cpu.pressure").zip(stalled("memory.pressure").zip(stalled("io.pressure")));
+    let stalls = stalls.map(|(cpu, (memory, io))| [cpu, memory, io]);
+    Some(Measured { cpu, io_bytes: read("io.stat").map(|text| io_bytes(&text)), stalls })
+}
+
+/// How long some task waited, by a file of pressure.
+fn stalled(text: &str) -> Option<Duration> {
+    let some = text.lines().find_map(|line| line.strip_prefix("some "))?;
+    let total = some.split_ascii_whitespace().find_map(|field| field.strip_prefix("total="))?;
+    total.parse().ok().map(Duration::from_micros)
+}
+
+/// Bytes read and written over all devices.
+fn io_bytes(text: &str) -> u64 {
+    let fields = text.split_ascii_whitespace();
+    let bytes = |field: &str| field.strip_prefix("rbytes=").or_else(|| field.strip_prefix("wbytes="))?.parse().ok();
+    fields.filter_map(bytes).fold(0, u64::saturating_add)
+}
+
+/// Moves what still runs in a directory to where the worker is.
+pub(super) fn let_go(dir: &Path, base: &Path) {
+    let Some(above) = base.parent() else { return };
+    let own = above.join(OWN);
+    let home = if own.exists() { own } else { above.to_path_buf() };
+    for pid in fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default().lines() {
+        // One that is dying cannot be moved, and need not be.
+        let _ = fs::write(home.join("cgroup.procs"), pid);
+    }
+    let _ = fs::remove_dir(dir);
 }
 
 /// Passes controllers down to the children of `dir`, moving this process out of the way if it is alone there.
@@ -161,5 +206,29 @@ mod tests {
         let file = dir.path().join("memory.events");
         fs::write(&file, "low 0\nhigh 0\nmax 41\noom 3\noom_kill 2\noom_group_kill 1\n").unwrap();
         assert_eq!(super::super::counter(&file, "oom_kill"), Some(2));
+    }
+
+    #[test]
+    fn what_was_used_is_read_as_the_kernel_writes_it() {
+        let (dir, _found) = delegated("");
+        assert_eq!(measured(dir.path()), None, "nothing is counted");
+        let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+        write("cpu.stat", "usage_usec 1500\nuser_usec 1000\nsystem_usec 500\n");
+        assert_eq!(measured(dir.path()), Some(Measured { cpu: Duration::from_micros(1500), ..Measured::default() }));
+        let pressure = |us: u32| {
+            format!(
+                "some avg10=0.00 avg60=1.25 avg300=0.00 total={us}\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=9\n"
+            )
+        };
+        for (name, us) in [("cpu.pressure", 11), ("memory.pressure", 22), ("io.pressure", 33)] {
+            write(name, &pressure(us));
+        }
+        write(
+            "io.stat",
+            "254:0 rbytes=4096 wbytes=100 rios=1 wios=1 dbytes=7 dios=0\n8:0 rbytes=1 wbytes=2 rios=1 wios=1\n",
+        );
+        let stalls = Some([11, 22, 33].map(Duration::from_micros));
+        let all = Measured { cpu: Duration::from_micros(1500), io_bytes: Some(4199), stalls };
+        assert_eq!(measured(dir.path()), Some(all));
     }
 }

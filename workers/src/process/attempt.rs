@@ -10,6 +10,7 @@ use super::output::{Head, Tail, last_line};
 use super::signal;
 use super::spawner::Child;
 use crate::cancel::Cancel;
+use crate::cgroup::TaskGroup;
 use crate::command::Command;
 use crate::job::{Failure, Finished, Outcome, Progress, ProgressSink, Usage};
 use rustix::process::Signal;
@@ -154,7 +155,7 @@ impl<'a> Attempt<'a> {
             self.look_after = (self.look_after * 2).min(LOOK_LAST);
             self.look_at = now + self.look_after;
             self.child.guard();
-            if self.child.cgroup.is_none() {
+            if !self.child.cgroup.as_ref().is_some_and(TaskGroup::counts_memory) {
                 self.peak_bytes = self.peak_bytes.max(group::peak_bytes(self.child.pid));
             }
         }
@@ -322,6 +323,7 @@ impl<'a> Attempt<'a> {
             cpu_user: reaped.map_or(Duration::ZERO, |reaped| reaped.cpu_user),
             cpu_system: reaped.map_or(Duration::ZERO, |reaped| reaped.cpu_system),
             peak_memory_bytes: in_cgroup.or(at_exit.max(self.peak_bytes)),
+            measured: self.child.cgroup.as_ref().and_then(TaskGroup::measured),
         };
         Finished { outcome, usage, log_tail }
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use taskmaster_protocol::body::{self, ArchivedHelloReply, Body, Hello};
+use taskmaster_protocol::body::{self, ArchivedHelloReply, Body, Hello, feature};
 use taskmaster_protocol::{Code, FrameBuffer, Header, Operation, frame, limits};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -67,6 +67,8 @@ pub struct ServerInfo {
     pub rows_max: usize,
     /// Most credit per connection, in tasks.
     pub credit_max: u32,
+    /// Optional features in force, as bits of the protocol's `feature`.
+    pub features: u64,
     /// Server clock at hello, in microseconds since 1970.
     pub server_time_us: u64,
 }
@@ -267,11 +269,11 @@ where
     let mut bytes = Vec::new();
     let client = body::put(&mut bytes, options.client.as_bytes());
     let hello = Hello {
+        features: feature::USAGE,
         client,
         bytes,
         version_min: limits::PROTOCOL_VERSION,
         version_max: limits::PROTOCOL_VERSION,
-        ..Hello::default()
     };
     let mut out = FrameBuffer::new();
     frame::encode(&mut out, Header::request(Operation::Hello, HELLO_CORRELATION, None), &hello);
@@ -308,6 +310,7 @@ fn server_info(reply: &ArchivedHelloReply) -> Result<ServerInfo, Error> {
         payload_bytes_max: reply.payload_bytes_max.to_native() as usize,
         rows_max: reply.rows_max.to_native() as usize,
         credit_max: reply.credit_max.to_native(),
+        features: reply.features.to_native(),
         server_time_us: reply.server_time_us.to_native(),
     };
     let shards = info.shard_ports.len();

@@ -14,6 +14,7 @@ use taskmaster_protocol::body::{LeaseRow, ProgressRow};
 use taskmaster_protocol::{FrameBuffer, TaskId};
 use tokio::sync::{Notify, mpsc};
 
+use super::measure::{Measure, Measured};
 use crate::client::state;
 use crate::cluster::Cluster;
 use crate::error::Error;
@@ -157,6 +158,8 @@ pub(super) enum Event {
     Finished(Arc<Lease>, Result<Payload, TaskError>),
     /// There is progress to send.
     Progressed(Arc<Lease>),
+    /// The attempt was measured, and is about to end.
+    Measured(Box<Measured>),
     /// The task was dropped before it started, and is to be given back.
     Shed(Arc<Lease>),
 }
@@ -329,6 +332,13 @@ impl Context {
         let (version, bytes) = (read.named(), read.bytes.clone());
         *saved = Some(Box::new(Known::of(read)));
         Ok(Some((version, bytes)))
+    }
+
+    /// Begins to measure what the attempt uses of the machine, for handlers that can tell ([`Measure::ended`]): the server then sends
+    /// tasks that slow each other down to different workers.
+    #[must_use]
+    pub fn measure(&self) -> Measure {
+        Measure::begin(Arc::clone(&self.cluster), Arc::clone(&self.lease), self.events.clone())
     }
 
     /// Reports progress, in parts per thousand, with a note. Only the latest is sent when several are reported at once.

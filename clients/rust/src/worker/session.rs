@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep_until};
 use super::assign::{contracts, lease};
 use super::context::{Event, Lease};
 use super::courier::Delivered;
+use super::measure::{Measured, Share};
 use super::outbox::{Outbox, Sent};
 use super::runner::{Job, Runner};
 use crate::cluster::{Cluster, Place, Topology};
@@ -30,6 +31,7 @@ use crate::task::{Resources, State};
 use crate::wire::{Connection, Mailbox, Message, Pushes};
 
 mod away;
+mod usage;
 
 /// A connection without traffic is asked for life after this long.
 const QUIET: Duration = Duration::from_secs(10);
@@ -101,6 +103,13 @@ pub(super) struct Session {
     free: Vec<usize>,
     outbox: Outbox,
     progressed: Vec<Arc<Lease>>,
+    /// Attempts to tell what they used.
+    measured: Vec<Measured>,
+    /// What runs on this machine, and whether the shard is to be told.
+    running: watch::Receiver<Arc<[Share]>>,
+    tells_running: bool,
+    /// Rows that came over the present connection, modulo 2³².
+    seen: u32,
     /// Dropped before they started, to be given back.
     shed: Vec<Arc<Lease>>,
     /// On their way to leaders elsewhere.
@@ -139,7 +148,7 @@ impl Session {
         let (to_events, events) = mpsc::unbounded_channel();
         let drain = offer.drain.clone();
         let to_follow = offer.cluster.follow();
-        let topology = offer.cluster.topology();
+        let (topology, running) = (offer.cluster.topology(), offer.cluster.presence.follow());
         Self {
             offer,
             key,
@@ -151,6 +160,10 @@ impl Session {
             free: Vec::new(),
             outbox: Outbox::default(),
             progressed: Vec::new(),
+            measured: Vec::new(),
+            running,
+            tells_running: false,
+            seen: 0,
             shed: Vec::new(),
             away: JoinSet::new(),
             extending: BTreeSet::new(),
@@ -230,6 +243,7 @@ impl Session {
 
     async fn serve(&mut self, mut line: Line) -> Ended {
         self.is_withdrawn = !line.is_subscribed;
+        (self.seen, self.tells_running) = (0, !self.running.borrow().is_empty());
         self.heard();
         // A shutdown that began while the connection was opened.
         if let Err(error) = self.drain_begins(&line) {
@@ -261,6 +275,10 @@ impl Session {
                     Ok(())
                 }
                 Ok(()) = self.to_follow.changed() => self.follow(),
+                Ok(()) = self.running.changed() => {
+                    self.tells_running = true;
+                    Ok(())
+                }
                 changed = self.drain.changed() => match changed {
                     Ok(()) => self.drain_begins(&line),
                     // The worker's handle was dropped.
@@ -298,6 +316,7 @@ impl Session {
                 }
             }
             Event::Progressed(lease) => self.progressed.push(lease),
+            Event::Measured(measured) => self.measured.push(*measured),
             Event::Shed(lease) => {
                 self.remove(&lease);
                 self.shed.push(lease);
@@ -336,8 +355,9 @@ impl Session {
         // Nothing is held before the whole frame has been read.
         let rows: Result<Vec<Lease>, Error> =
             assign.rows.iter().map(|row| lease(row, assign, &contracts, &frame)).collect();
-        let now = Instant::now();
+        let (now, assign_rows) = (Instant::now(), assign.rows.len());
         let jobs = rows?.into_iter().map(|lease| self.hold(lease, now)).collect();
+        self.seen = self.seen.wrapping_add(u32::try_from(assign_rows).unwrap_or(u32::MAX));
         self.offer.runner.admit(self.number, jobs);
         Ok(())
     }
@@ -451,6 +471,8 @@ impl Session {
 
     /// Sends answers, progress and credit.
     fn flush(&mut self, line: &Line) -> Result<(), Error> {
+        // What ends a lease comes behind what it used.
+        self.flush_usage(line)?;
         if self.flush_at.is_none_or(|at| at <= Instant::now()) {
             self.flush_at = None;
             self.hand_over();

@@ -8,23 +8,31 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext};
 
+use super::super::reason::Reason;
 use super::message::{key_of, message_of};
 use super::{Batch, Settings};
 
 /// Longest wait for room in librdkafka's queue before it is looked at again.
 const ROOM_WAIT: Duration = Duration::from_millis(50);
+/// Most sentences that are listened to at once.
+const SENTENCES_MAX: usize = 16;
 /// Longest wait for what a broker is asked.
 pub(super) const ANSWER_MAX: Duration = Duration::from_secs(30);
 
-/// Counts messages that brokers do not have.
+/// Counts messages that brokers do not have, and remembers what librdkafka said.
 #[derive(Default)]
 pub(super) struct Reports {
     lost: AtomicU64,
     /// Some of them because they were too long.
     too_long: AtomicBool,
+    reason: Reason,
 }
 
-impl ClientContext for Reports {}
+impl ClientContext for Reports {
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.reason.heard(&error, reason);
+    }
+}
 
 impl ProducerContext for Reports {
     type DeliveryOpaque = ();
@@ -54,8 +62,17 @@ impl Producer {
     /// The same, with less patience.
     pub(super) fn transactional_within(settings: &Settings, id: &str, longest: Duration) -> KafkaResult<Self> {
         let producer: BaseProducer<Reports> = settings.producer(Some(id)).create_with_context(Reports::default())?;
-        producer.init_transactions(longest)?;
-        Ok(Self(producer))
+        let producer = Self(producer);
+        producer.0.init_transactions(longest).map_err(|error| producer.explained(error))?;
+        Ok(producer)
+    }
+
+    /// An error, with what librdkafka said of it.
+    fn explained(&self, error: KafkaError) -> KafkaError {
+        for _ in 0..SENTENCES_MAX {
+            self.0.poll(Duration::ZERO);
+        }
+        self.0.context().reason.error_of(error)
     }
 
     /// Gives librdkafka the messages of a batch. They are on their way in this order.
@@ -78,12 +95,13 @@ impl Producer {
 
     /// Waits until brokers have everything that was enqueued.
     pub(super) fn settle(&self) -> KafkaResult<()> {
-        self.0.flush(ANSWER_MAX * 2)?;
-        if self.0.context().lost.load(Ordering::Relaxed) > 0 {
-            let is_too_long = self.0.context().too_long.load(Ordering::Relaxed);
-            let code =
-                if is_too_long { RDKafkaErrorCode::MessageSizeTooLarge } else { RDKafkaErrorCode::MessageTimedOut };
-            return Err(KafkaError::MessageProduction(code));
+        self.0.flush(ANSWER_MAX * 2).map_err(|error| self.explained(error))?;
+        let reports = self.0.context();
+        if reports.too_long.load(Ordering::Relaxed) {
+            return Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge));
+        }
+        if reports.lost.load(Ordering::Relaxed) > 0 {
+            return Err(self.explained(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut)));
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use rdkafka::ClientConfig;
 
-use super::super::settings::is_of_connections;
+use super::super::settings::{is_of_connections, is_open};
 
 /// What a consumer may rely on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub enum Delivery {
 pub enum KeyOf {
     /// The task's id.
     Task,
-    /// Its concurrency key, if it has one, else its id.
+    /// Its concurrency key, if it has one and is not forgotten, else its id.
     ConcurrencyKey,
 }
 
@@ -63,6 +63,12 @@ impl Settings {
     #[must_use]
     pub fn may_set(property: &str) -> bool {
         !OWN.contains(&property)
+    }
+
+    /// Whether events and passwords go to brokers elsewhere in the open.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        is_open(&self.brokers, &self.properties)
     }
 
     fn with_properties(&self, mut config: ClientConfig, takes: impl Fn(&str) -> bool) -> ClientConfig {

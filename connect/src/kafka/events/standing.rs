@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::consumer::Consumer as _;
 use rdkafka::error::KafkaResult;
 use rdkafka::producer::Producer as _;
 
 use super::super::TopicStanding;
+use super::super::reason::{Asker, Reason};
 use super::super::said;
 use super::super::standing::topic_standing;
 use super::positions::create_topic;
@@ -45,7 +46,8 @@ pub struct PositionsStanding {
 /// # Errors
 /// Why no broker answers, or which property is wrong.
 pub fn standing(settings: &Settings, longest: Duration) -> Result<EventsStanding, String> {
-    let asker: BaseConsumer = settings.asker(DOCTOR, "read_committed").create().map_err(|error| said(&error))?;
+    let config = settings.asker(DOCTOR, "read_committed");
+    let asker: Asker = config.create_with_context(Reason::default()).map_err(|error| said(&error))?;
     let (brokers, topic) = topic_standing(&asker, &settings.topic, longest)?;
     // What the producer alone has among its properties is looked at too.
     Producer::plain(settings).map_err(|error| said(&error))?;
@@ -56,7 +58,7 @@ pub fn standing(settings: &Settings, longest: Duration) -> Result<EventsStanding
     Ok(EventsStanding { brokers, topic, positions })
 }
 
-fn positions(settings: &Settings, asker: &BaseConsumer, longest: Duration) -> Result<PositionsStanding, String> {
+fn positions(settings: &Settings, asker: &Asker, longest: Duration) -> Result<PositionsStanding, String> {
     let (_, topic) = topic_standing(asker, &settings.positions, longest)?;
     let says = |outcome: KafkaResult<()>| outcome.err().map(|error| said(&error));
     let make_error = if topic.partitions == 0 { says(create_topic(settings, longest, true)) } else { None };

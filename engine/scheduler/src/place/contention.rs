@@ -117,16 +117,20 @@ impl Contention {
         };
         let left: Vec<f64> =
             samples.iter().map(|sample| loss(sample) - model.on_line(sample.task, sample.other)).collect();
-        for _ in 0..ROUNDS {
-            for place in 0..profiles.len() {
-                let rows = samples.iter().zip(&left).filter(|(sample, _)| sample.task == place);
-                model.suffers[place] =
-                    fit(rows.map(|(sample, left)| (model.disturbs[sample.other], *left)), FACTOR_PULL);
+        let by = |place: fn(&Sample) -> usize| {
+            let mut grouped = vec![Vec::new(); profiles.len()];
+            for (sample, left) in samples.iter().zip(&left) {
+                grouped[place(sample)].push((sample, *left));
             }
-            for place in 0..profiles.len() {
-                let rows = samples.iter().zip(&left).filter(|(sample, _)| sample.other == place);
-                model.disturbs[place] =
-                    fit(rows.map(|(sample, left)| (model.suffers[sample.task], *left)), FACTOR_PULL);
+            grouped
+        };
+        let (by_task, by_other) = (by(|sample| sample.task), by(|sample| sample.other));
+        for _ in 0..ROUNDS {
+            for (suffers, rows) in model.suffers.iter_mut().zip(&by_task) {
+                *suffers = fit(rows.iter().map(|(sample, left)| (model.disturbs[sample.other], *left)), FACTOR_PULL);
+            }
+            for (disturbs, rows) in model.disturbs.iter_mut().zip(&by_other) {
+                *disturbs = fit(rows.iter().map(|(sample, left)| (model.suffers[sample.task], *left)), FACTOR_PULL);
             }
         }
         let square = |sample: &Sample| (sample.speed - model.speed(sample.task, sample.other)).powi(2);
@@ -134,6 +138,18 @@ impl Contention {
         let count = samples.len().max(1) as f32;
         model.error = (samples.iter().map(square).sum::<f32>() / count).sqrt();
         model
+    }
+
+    /// Tasks that it knows.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.profiles.len()
+    }
+
+    /// Whether it knows none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.profiles.is_empty()
     }
 
     fn on_line(&self, task: usize, other: usize) -> f64 {

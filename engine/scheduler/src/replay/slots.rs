@@ -70,8 +70,6 @@ struct Replay<'a> {
     owed: Vec<usize>,
 }
 
-/// A task is given up for one whose rank is lower by this: e to this times as much relief for the same work.
-const RANK_MARGIN: f32 = 2.0;
 /// A tenant's waiting tasks are ranked again once it has had a completion for each so many of them.
 const WAITING_PER_RANKING: usize = 8;
 
@@ -159,14 +157,14 @@ impl Replay<'_> {
             return;
         }
         let on = self.lengths.going_on(&self.keys[place], age);
-        let is_late = self.queue.lowest().is_some_and(|lowest| lowest < on.rank - RANK_MARGIN);
+        let is_late = on.yields_to(self.queue.lowest());
         if is_late && self.ledger.give_up(start, now) {
             self.free += 1;
             self.outlived[place] = self.outlived[place].max(age);
             self.queue.put_back(task, self.rank(task));
             self.waiting[self.tenants[place] as usize].push(task);
         } else {
-            let until = if is_late { age.saturating_mul(2) } else { on.until.unwrap_or(run) };
+            let until = on.next_look(age, is_late).unwrap_or(run);
             self.events.push(Reverse((start + until.min(run), task)));
         }
     }

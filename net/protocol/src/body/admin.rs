@@ -45,14 +45,19 @@ pub mod queue_field {
     pub const RESTARTS: u32 = 512;
 }
 
-/// Bits of [`ConfigureQueue::restarts_off`]: what the leader does to attempts of restartable tasks unless it is switched off.
+/// Bits of [`ConfigureQueue::restarts_off`]: what the leader does unless it is switched off, the first ones to attempts of
+/// restartable tasks.
 pub mod restart {
     /// A second attempt beside one that runs for longer than it should.
     pub const SPECULATION: u8 = 1;
     /// Attempts are ended for tasks of a higher priority.
     pub const PREEMPTION: u8 = 2;
+    /// Attempts that outlived what was expected are ended for tasks that are expected to take much less.
+    pub const GIVING_UP: u8 = 4;
+    /// Tasks that slow each other down are kept apart.
+    pub const CONTENTION: u8 = 8;
     /// All of them.
-    pub const ALL: u8 = 3;
+    pub const ALL: u8 = 15;
 }
 
 /// Creates a queue or changes the fields named in `set`. Sent to every partition by the client.

@@ -4,10 +4,16 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 use super::Span;
 
+/// Bits of [`Hello::features`] and [`HelloReply::features`].
+pub mod feature {
+    /// The server takes [`super::super::Usage`].
+    pub const USAGE: u64 = 1;
+}
+
 /// First request of a connection.
 #[derive(Clone, Debug, Default, Archive, Serialize, Deserialize)]
 pub struct Hello {
-    /// Optional features the client understands, as bits; none are defined in version 1.
+    /// Optional features the client understands: bits of [`feature`].
     pub features: u64,
     /// Client software and version (UTF-8), for logs.
     pub client: Span,
@@ -22,7 +28,7 @@ pub struct Hello {
 /// What the server settled on.
 #[derive(Clone, Debug, Default, Archive, Serialize, Deserialize)]
 pub struct HelloReply {
-    /// Features in force.
+    /// Features in force: those that both sides understand.
     pub features: u64,
     /// Server clock, in microseconds since 1970.
     pub server_time_us: u64,

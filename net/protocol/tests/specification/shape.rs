@@ -303,6 +303,16 @@ records! {
     LeaseRow { id: TaskId, token: u64, locator: u32, attempt: u32 }
     Progress { rows: Vec<ProgressRow>, bytes: Vec<u8> }
     ProgressRow { id: TaskId, token: u64, done_permille: u32, locator: u32, note: Span }
+    Usage {
+        memory_bytes: u64, cpu_milli: u32, seen: u32, kinds: Vec<UsageKind>, rows: Vec<UsageRow>,
+        beside: Vec<UsageBeside>, bytes: Vec<u8>
+    }
+    UsageKind { queue: Span, kind: Span, running: u32, reserved: u32 }
+    UsageRow {
+        id: TaskId, token: u64, run_us: u64, cpu_us: u64, memory_peak_bytes: u64, io_bytes: u64, cpu_stalled_us: u64,
+        memory_stalled_us: u64, io_stalled_us: u64, locator: u32, known: u32, is_whole: u32, reserved: u32
+    }
+    UsageBeside { row: u32, kind: u32, permille: u32 }
     Cancel { ids: Vec<TaskId>, workflows: u32 }
     Retry { ids: Vec<TaskId> }
     ConfigureQueue {
@@ -418,7 +428,7 @@ macro_rules! shapes {
 }
 
 shapes! {
-    Hello HelloReply Empty Refusal Submit BatchReply Subscribe Credit Assign Complete Fail Leases Progress Cancel
+    Hello HelloReply Empty Refusal Submit BatchReply Subscribe Credit Assign Complete Fail Leases Progress Usage Cancel
     Retry ConfigureQueue Expire GetTask AwaitTask ListTasks TaskPage Explanation Chance Shadow ShadowReport ListQueues
     QueuePage GetWorkflow WorkflowPage ListWorkflows NodeStats ClusterMapReply ClusterAdmin SaveState StateReply
     ChangeState ForkWorkflow StateHistory ReadState StatePage SubmitStream StreamReply ListStreams StreamPage
@@ -441,6 +451,7 @@ pub(crate) const fn bodies(operation: Operation) -> (&'static str, &'static [&'s
         Operation::Fail => ("Fail", &["BatchReply"]),
         Operation::Extend | Operation::Release => ("Leases", &["BatchReply"]),
         Operation::Progress => ("Progress", &[]),
+        Operation::Usage => ("Usage", &[]),
         Operation::Cancel => ("Cancel", &["BatchReply"]),
         Operation::Retry => ("Retry", &["BatchReply"]),
         Operation::ConfigureQueue => ("ConfigureQueue", &["Empty"]),

@@ -1,0 +1,61 @@
+//! Tells the shard what measured attempts used, and what runs beside whatever it assigns next.
+
+use std::sync::{Arc, OnceLock};
+
+use taskmaster_protocol::body::{Usage, UsageBeside, UsageKind, feature, put};
+use taskmaster_protocol::{Header, Operation};
+
+use super::{Line, Session};
+use crate::error::Error;
+use crate::worker::context::Contract;
+
+/// Processors in thousandths and memory in bytes of this machine; 0 where it is not known.
+fn machine() -> (u32, u64) {
+    static MACHINE: OnceLock<(u32, u64)> = OnceLock::new();
+    *MACHINE.get_or_init(|| {
+        let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+        let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let total =
+            text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok());
+        (u32::try_from(cores * 1_000).unwrap_or(0), total.map_or(0, |kilobytes: u64| kilobytes * 1_024))
+    })
+}
+
+impl Session {
+    /// Sends what was measured, if something was, or if something else runs now. Only a server that takes it is told.
+    pub(super) fn flush_usage(&mut self, line: &Line) -> Result<(), Error> {
+        if self.measured.is_empty() && !self.tells_running {
+            return Ok(());
+        }
+        let measured = std::mem::take(&mut self.measured);
+        self.tells_running = false;
+        if line.connection.info().features & feature::USAGE == 0 {
+            return Ok(());
+        }
+        let (cpu_milli, memory_bytes) = machine();
+        let mut body = Usage { cpu_milli, memory_bytes, seen: self.seen, ..Usage::default() };
+        let mut known: Vec<Arc<Contract>> = Vec::new();
+        let mut kind = |contract: &Arc<Contract>, body: &mut Usage| {
+            let is_it = |of: &Arc<Contract>| of.kind == contract.kind && of.queue == contract.queue;
+            known.iter().position(is_it).unwrap_or_else(|| {
+                let queue = put(&mut body.bytes, contract.queue.as_bytes());
+                let kind = put(&mut body.bytes, contract.kind.as_bytes());
+                body.kinds.push(UsageKind { queue, kind, ..UsageKind::default() });
+                known.push(Arc::clone(contract));
+                known.len() - 1
+            })
+        };
+        for (contract, count) in self.running.borrow_and_update().iter() {
+            let at = kind(contract, &mut body);
+            body.kinds[at].running = *count;
+        }
+        for (row, measured) in (0u32..).zip(measured) {
+            body.rows.push(measured.row);
+            for (contract, permille) in &measured.beside {
+                let kind = u32::try_from(kind(contract, &mut body)).expect("as many as run");
+                body.beside.push(UsageBeside { row, kind, permille: *permille });
+            }
+        }
+        line.connection.send(Header::request(Operation::Usage, 0, None), &body)
+    }
+}

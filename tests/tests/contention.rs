@@ -1,0 +1,116 @@
+//! Processes that compete for a processor, on real workers of one processor each: what is measured keeps them apart.
+
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use taskmaster_client::{Client, QueueSettings, State, Task, TaskId};
+use tempfile::TempDir;
+
+use crate::process::{Running, Setup, binary, directory};
+
+const LONG: Duration = Duration::from_secs(60);
+/// Rounds in which four tasks are submitted at once, two of each kind.
+const ROUNDS: usize = 8;
+
+/// A worker on one processor, with two places; what tasks print is where they ran.
+struct OnOne(Child);
+
+impl OnOne {
+    fn start(node: &Running, processor: &str, queue: &str) -> Self {
+        let mut command = Command::new("taskset");
+        command.args(["-c", processor]).arg(binary()).args(["--addr", &node.address.to_string(), "worker"]);
+        command.args(["--queue", queue, "--concurrency", "2", "--name", processor, "--exec", "sh -s"]);
+        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for OnOne {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+struct Stage {
+    _directory: TempDir,
+    node: Running,
+    client: Client,
+}
+
+impl Stage {
+    async fn counter(&self, name: &str) -> u64 {
+        let stats = self.client.stats().await.unwrap();
+        let counters = stats.iter().flat_map(|shard| &shard.counters).filter(|(known, _)| known == name);
+        counters.map(|(_, value)| value).sum()
+    }
+
+    async fn submit(&self, queue: &str, kind: &str) -> TaskId {
+        let work = match kind {
+            "hog" => "i=0; while [ $i -lt 150000 ]; do i=$((i+1)); done",
+            _ => "sleep 0.3",
+        };
+        let text = format!("grep -m1 Cpus_allowed_list /proc/self/status | tr -dc 0-9; {work}");
+        self.client.submit(Task::new(kind.to_owned()).queue(queue.to_owned()).payload(text)).await.unwrap().id
+    }
+
+    /// Where a task ran.
+    async fn end(&self, id: TaskId) -> String {
+        let outcome = self.client.result_within(id, LONG).await.unwrap().expect("it ends");
+        assert_eq!(outcome.state, State::Succeeded, "{outcome:?}");
+        outcome.text().unwrap().to_owned()
+    }
+
+    /// In how many rounds both hogs ran on the same processor.
+    async fn rounds(&self, queue: &str) -> usize {
+        let mut together = 0;
+        for _ in 0..ROUNDS {
+            // By turns alone the hogs would go to one worker, and the others to the other one.
+            let mut ids = Vec::new();
+            for kind in ["hog", "light", "hog", "light"] {
+                ids.push(self.submit(queue, kind).await);
+            }
+            let mut ran = Vec::new();
+            for id in ids {
+                ran.push(self.end(id).await);
+            }
+            together += usize::from(ran[0] == ran[2]);
+        }
+        together
+    }
+}
+
+/// Whether there are two processors that workers can be bound to, and cgroups to measure by.
+fn can_bind() -> bool {
+    let bound = |processor: &str| Command::new("taskset").args(["-c", processor, "true"]).status();
+    ["0", "1"].iter().all(|processor| bound(processor).is_ok_and(|status| status.success()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_that_compete_for_a_processor_are_kept_apart() {
+    if !can_bind() {
+        eprintln!("not run: workers cannot be bound to two processors here");
+        return;
+    }
+    let directory = directory();
+    let node = Setup::new(&directory).shards(2).start();
+    let client = Client::connect(node.address.to_string()).await.unwrap();
+    let stage = Stage { _directory: directory, node, client };
+    let _workers = ["0", "1"].map(|processor| OnOne::start(&stage.node, processor, "q"));
+    // Some of each kind alone, then together.
+    for kind in ["hog", "light"].repeat(4) {
+        let id = stage.submit("q", kind).await;
+        stage.end(id).await;
+    }
+    if stage.counter("measured_attempts").await == 0 {
+        eprintln!("not run: nothing is measured here");
+        return;
+    }
+    stage.client.configure_queue("q", QueueSettings::new().contention(false)).await.unwrap();
+    let without = stage.rounds("q").await;
+    stage.client.configure_queue("q", QueueSettings::new().contention(true)).await.unwrap();
+    let with = stage.rounds("q").await;
+    eprintln!("of {ROUNDS} rounds the hogs met in {without} without, and in {with} with it");
+    let (held, contended) = (stage.counter("held_tasks").await, stage.counter("contended_tasks").await);
+    eprintln!("held {held}, contended {contended}");
+    assert!(with <= 1 && without > with, "{without} without, {with} with");
+}
