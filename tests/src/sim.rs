@@ -175,8 +175,6 @@ pub struct Report {
     pub doubled: u64,
     /// The latter.
     pub ended_for_others: u64,
-    /// Of those, attempts that outlived what was expected, as far as processes count that are there at the end.
-    pub given_up: u64,
     /// Linearizable reads that were checked.
     pub reads: u64,
     /// Saved states acknowledged, and read back.

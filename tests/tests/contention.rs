@@ -63,17 +63,18 @@ impl Stage {
     /// In how many rounds both hogs ran on the same processor.
     async fn rounds(&self, queue: &str) -> usize {
         let mut together = 0;
-        for _ in 0..ROUNDS {
-            // By turns alone the hogs would go to one worker, and the others to the other one.
-            let mut ids = Vec::new();
-            for kind in ["hog", "light", "hog", "light"] {
+        // Whether workers take turns or are filled one after the other: in one of the two orders the hogs go to one worker.
+        for kinds in [["hog", "light", "hog", "light"], ["hog", "hog", "light", "light"]].repeat(ROUNDS / 2) {
+            let (mut hogs, mut others) = (Vec::new(), Vec::new());
+            for kind in kinds {
+                let ids = if kind == "hog" { &mut hogs } else { &mut others };
                 ids.push(self.submit(queue, kind).await);
             }
-            let mut ran = Vec::new();
-            for id in ids {
-                ran.push(self.end(id).await);
+            let (first, second) = (self.end(hogs[0]).await, self.end(hogs[1]).await);
+            together += usize::from(first == second);
+            for id in others {
+                self.end(id).await;
             }
-            together += usize::from(ran[0] == ran[2]);
         }
         together
     }

@@ -100,18 +100,18 @@ fn every_seed_keeps_what_was_acknowledged() {
     );
 }
 
-/// Attempts of restartable tasks are doubled and ended for others in the seeds that all tests here run, and often.
+/// Attempts of restartable tasks are doubled and ended for others in the seeds that all tests here run, and often. To be given up they would have
+/// to be of kinds of which more is known than a run has tasks: that is left to the engine's own random lives.
 #[test]
 fn attempts_are_doubled_and_ended_for_others_in_many_seeds() {
-    let (mut doubled, mut ended, mut given_up) = (0, 0, 0);
+    let (mut doubled, mut ended) = (0, 0);
     for seed in 1..=40 {
         let report = sim::run(&Options { restarts: true, ..options(seed) }).unwrap();
         (doubled, ended) = (doubled + report.doubled, ended + report.ended_for_others);
-        given_up += report.given_up;
     }
-    let counts = format!("{doubled} leases beside another, {ended} ended for others, {given_up} of them given up");
+    let counts = format!("{doubled} leases beside another, {ended} ended for others");
     eprintln!("{counts}");
-    assert!(doubled > 40 && ended > 40 && given_up > 40, "{counts}");
+    assert!(doubled > 40 && ended > 40, "{counts}");
 }
 
 /// Workers that save states: what was acknowledged stays, with its bytes and its parent, whatever fails.

@@ -439,7 +439,8 @@ mod tests {
         let mut mixed = Mixed(Lengths::new(64, 10), known);
         (0..200).for_each(|number| mixed.0.learn(&known, whole(run(number))));
         let ran = |number: u32| {
-            let ready = 60.0 * f64::from(number);
+            // Forty at once.
+            let ready = 2_400.0 * f64::from(number / 40);
             Ran {
                 ready,
                 began: ready,

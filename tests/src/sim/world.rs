@@ -327,11 +327,6 @@ impl World {
         self.now_us
     }
 
-    fn given_up(&self) -> u64 {
-        let shards = self.places.iter().filter_map(|place| place.node.as_ref()).flat_map(|node| &node.loops);
-        shards.map(|own| own.shard.stats().given_up_attempts).sum()
-    }
-
     /// What the run did so far.
     pub(crate) fn report(&self) -> Report {
         Report {
@@ -341,7 +336,6 @@ impl World {
             assigned: self.oracle.assigned,
             doubled: self.oracle.doubled,
             ended_for_others: self.oracle.ended_for_others,
-            given_up: self.given_up(),
             reads: self.oracle.reads,
             saves_acknowledged: self.oracle.saves_acknowledged,
             states_read: self.oracle.states_read,
