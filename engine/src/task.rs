@@ -243,11 +243,17 @@ impl List {
     /// Puts a task that is on no list behind the last one whose number is no higher.
     pub(crate) fn insert_by_number(&mut self, tasks: &mut Tasks, slot: Slot) {
         let number = tasks[slot].token;
-        let mut next = NONE;
-        let mut before = self.tail;
-        while before != NONE && tasks[before].token > number {
-            (next, before) = (before, tasks[before].prev);
-        }
+        // From both ends: it is near one of them as a rule.
+        let (mut last, mut first) = (self.tail, self.head);
+        let (before, next) = loop {
+            if last == NONE || tasks[last].token <= number {
+                break (last, if last == NONE { self.head } else { tasks[last].next });
+            }
+            if tasks[first].token > number {
+                break (tasks[first].prev, first);
+            }
+            (last, first) = (tasks[last].prev, tasks[first].next);
+        };
         if next == NONE {
             return self.push_back(tasks, slot);
         }

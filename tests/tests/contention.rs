@@ -113,5 +113,5 @@ async fn processes_that_compete_for_a_processor_are_kept_apart() {
     eprintln!("of {ROUNDS} rounds the hogs met in {without} without, and in {with} with it");
     let (held, contended) = (stage.counter("held_tasks").await, stage.counter("contended_tasks").await);
     eprintln!("held {held}, contended {contended}");
-    assert!(with <= 1 && without > with, "{without} without, {with} with");
+    assert!(without >= with + 2, "{without} without, {with} with");
 }

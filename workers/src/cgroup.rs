@@ -244,7 +244,7 @@ impl Cgroups {
         }
         let id: String = id.chars().filter(char::is_ascii_alphanumeric).take(64).collect();
         let name = format!("task-{id}-{}", self.next.fetch_add(1, Ordering::Relaxed));
-        let mut group = TaskGroup { parts: Vec::new(), memory_bytes: limits.memory_bytes };
+        let mut group = TaskGroup { parts: Vec::new(), memory_bytes: limits.memory_bytes, is_entered: true };
         for base in &self.bases {
             let limits: Vec<_> = wanted.iter().copied().filter(|(c, _)| base.controllers.contains(c)).collect();
             let is_it = |other: &Arc<Base>| Arc::ptr_eq(other, base);
@@ -253,16 +253,18 @@ impl Cgroups {
                 && let Err(error) = group.add(base, &name, &limits, holds)
             {
                 self.note(&error);
-                group.remove();
-                return None;
+                if holds {
+                    group.remove();
+                    return None;
+                }
             }
         }
-        Some(group)
+        (!group.parts.is_empty()).then_some(group)
     }
 
     fn note(&self, error: &io::Error) {
         if !self.failed_before.swap(true, Ordering::Relaxed) {
-            tracing::warn!(%error, "a task's cgroup could not be made, so it runs without limits (noted once)");
+            tracing::warn!(%error, "a task's cgroup could not be made, so it runs without limits, or is not measured (noted once)");
         }
     }
 }
@@ -272,6 +274,8 @@ impl Cgroups {
 pub(crate) struct TaskGroup {
     parts: Vec<Part>,
     memory_bytes: u64,
+    /// The process is in here.
+    is_entered: bool,
 }
 
 #[derive(Debug)]
@@ -303,6 +307,12 @@ impl TaskGroup {
     pub(crate) fn entrances(&self) -> Vec<OwnedFd> {
         let open = |part: &Part| fs::File::options().write(true).open(part.dir.join("cgroup.procs")).ok();
         self.parts.iter().filter_map(open).map(OwnedFd::from).collect()
+    }
+
+    /// The process could not enter, or only in part; whether it was to be held in here.
+    pub(crate) fn not_entered(&mut self) -> bool {
+        self.is_entered = false;
+        self.parts.iter().any(|part| part.holds)
     }
 
     /// The memory limit, in bytes.
@@ -341,7 +351,7 @@ impl TaskGroup {
 
     /// What was used in here, where version 2 counts it.
     pub(crate) fn measured(&self) -> Option<Measured> {
-        v2::measured(&self.parts.iter().find(|part| part.base.version == Version::V2)?.dir)
+        v2::measured(&self.parts.iter().filter(|_| self.is_entered).find(|part| part.base.version == Version::V2)?.dir)
     }
 
     /// Kills everything that it holds together.

@@ -207,7 +207,8 @@ impl<'a> Play<'a> {
     /// Until when a task goes on that is judged; or not.
     fn goes_on(&mut self, number: usize, start: f64, at: f64) -> Option<f64> {
         let (known, ledger) = self.giving.as_mut()?;
-        let (task, age) = (&self.tasks[number], whole(at - start));
+        // Looks are whole milliseconds apart, and sums of times are not quite.
+        let (task, age) = (&self.tasks[number], whole((at - start).round()));
         let on = known.going_on(task.group, age);
         let lowest = self.line.iter().map(|&other| self.tasks[other].rank).min_by(f32::total_cmp);
         let is_late = on.yields_to(lowest);
@@ -217,7 +218,8 @@ impl<'a> Play<'a> {
             self.tasks[number].rank = again.map_or(task.rank, |again| again.rank);
             return None;
         }
-        Some(start + bounded(on.next_look(age, is_late), task.run))
+        let until = start + bounded(on.next_look(age, is_late), task.run);
+        Some(if until > at { until } else { start + task.run })
     }
 
     /// How long a task runs before it ends or is judged, which starts now.
@@ -458,6 +460,24 @@ mod tests {
         assert!(giving.slowdown() < 0.6 * plain.slowdown(), "{} and {}", giving.slowdown(), plain.slowdown());
         let none = play_giving_up(&tasks, &stage, &mixed, 0.0);
         assert!((none.slowdown() - plain.slowdown()).abs() < 1e-9, "without a budget nothing is given up");
+    }
+
+    #[test]
+    fn runs_of_few_milliseconds_come_to_an_end() {
+        for (from, to) in [(0.4, 1.6), (1.0, 1.9), (2.0, 2.9)] {
+            let run = |number: u32| from + (to - from) * f64::from(number * 37 % 100) / 100.0;
+            let known = Keys::new(&Facts::default());
+            let mut mixed = Mixed(Lengths::new(64, 10), known);
+            (0..200).for_each(|number| mixed.0.learn(&known, whole(run(number))));
+            let ran = |number: u32| {
+                let ready = f64::from(number) * 0.173;
+                let (run, rank, quantiles) = (run(number), 1.0, [1.0, 2.0]);
+                Ran { ready, began: ready, run, rank, quantiles, deadline: None, group: 0 }
+            };
+            let tasks: Vec<Ran> = (0..256).map(ran).collect();
+            let played = play_giving_up(&tasks, &Stage { places: 8, ..STAGE }, &mixed, 0.05);
+            assert_eq!(played.waits.len(), 256);
+        }
     }
 
     #[test]

@@ -209,7 +209,19 @@ fn expected_in_words(expected: &Prediction, samples: u32) -> String {
         1 => "one task of its kind".to_owned(),
         count => format!("{count} tasks of its kind"),
     };
-    format!("to run for {median:.0} ms, and for no more than {most:.0} ms in nine of ten cases, by {source}")
+    // As `Keys::new` makes them of what is known of a class.
+    let key = match expected.level {
+        0 => "all tasks",
+        1 => "kind and width",
+        2 => "namespace",
+        3..=5 => "namespace and kind",
+        _ => "namespace, queue, kind and width",
+    };
+    let weight = expected.samples;
+    format!(
+        "to run for {median:.0} ms, and for no more than {most:.0} ms in nine of ten cases, by {source}; the finest key with samples is \
+         {key}, and they weigh {weight:.1}"
+    )
 }
 
 fn open_needs(partition: &Partition, extra: Option<&Extra>, arena: &Arena) -> Option<String> {

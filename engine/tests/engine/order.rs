@@ -98,7 +98,12 @@ fn auto_keeps_to_readiness_until_it_is_shown_to_be_worse_and_says_so() {
     let why = world.why(waits);
     let fact = |name: &str| why.iter().find(|(known, _)| known == name).map(|(_, sentence)| sentence.clone()).unwrap();
     assert!(fact("order").starts_with("auto: in the order of readiness"), "{}", fact("order"));
-    assert!(fact("expected").contains("by 10 tasks of its kind"), "{}", fact("expected"));
+    assert!(
+        fact("expected")
+            .contains("by 10 tasks of its kind; the finest key with samples is namespace, queue, kind and width"),
+        "{}",
+        fact("expected")
+    );
     world.cancel(&[waits]);
     assert_eq!(order(&mut world, &mixed()[1..]), ids(&[101, 102, 103]));
     // Many tasks that wait together: now there is something to gain.

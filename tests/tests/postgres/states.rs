@@ -111,7 +111,8 @@ async fn states_and_settings_of_queues_come_back_when_all_disks_are_lost() {
         .policy(Policy::Shortest)
         .refuse_hopeless(250)
         .speculation(false)
-        .giving_up(false);
+        .giving_up(false)
+        .contention(false);
     client.configure_queue("saving", all.retention(Duration::from_secs(7_200)).flag_deadlines(true)).await.unwrap();
     client.configure_queue("still", QueueSettings::new().paused(true)).await.unwrap();
     client.configure_queue("drained", QueueSettings::new().draining(true)).await.unwrap();

@@ -122,7 +122,7 @@ fn bury(abandoned: &mut Abandoned) -> bool {
 }
 
 fn start(plan: Plan, home: Sender<Request>, stack: &mut Stack) -> Result<Child, Refused> {
-    let Plan { image, stdin, stdout, stderr, cgroup } = plan;
+    let Plan { image, stdin, stdout, stderr, mut cgroup } = plan;
     let cgroups = cgroup.as_ref().map(TaskGroup::entrances).unwrap_or_default();
     let stdio = Stdio { stdin: stdin.as_fd(), stdout: stdout.as_fd(), stderr: stderr.as_fd(), cgroups: &cgroups };
     let launched = launch::launch(&image, &stdio, stack).inspect_err(|_| {
@@ -131,7 +131,9 @@ fn start(plan: Plan, home: Sender<Request>, stack: &mut Stack) -> Result<Child, 
         }
     })?;
     let own_peak_bytes = launch::own_peak_bytes().saturating_add(PEAK_SLACK_BYTES);
-    if let Some(error) = launched.cgroup_error {
+    if let Some(error) = launched.cgroup_error
+        && cgroup.as_mut().is_some_and(TaskGroup::not_entered)
+    {
         tracing::warn!(%error, "a process could not enter its cgroup, so it runs without limits");
     }
     Ok(Child { pid: launched.pid, pidfd: launched.pidfd, home, own_peak_bytes, cgroup, guarded: false, reaped: false })

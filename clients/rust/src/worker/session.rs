@@ -35,6 +35,8 @@ mod usage;
 
 /// A connection without traffic is asked for life after this long.
 const QUIET: Duration = Duration::from_secs(10);
+/// Measured attempts that wait to be told, at most.
+const MEASURED_MAX: usize = 1_024;
 /// Events handled before answers are flushed.
 const EVENTS_IN_A_ROW: usize = 4096;
 
@@ -316,7 +318,9 @@ impl Session {
                 }
             }
             Event::Progressed(lease) => self.progressed.push(lease),
-            Event::Measured(measured) => self.measured.push(*measured),
+            // What nobody has taken for so long is of little use.
+            Event::Measured(measured) if self.measured.len() < MEASURED_MAX => self.measured.push(*measured),
+            Event::Measured(_) => {}
             Event::Shed(lease) => {
                 self.remove(&lease);
                 self.shed.push(lease);

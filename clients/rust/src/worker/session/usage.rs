@@ -2,12 +2,15 @@
 
 use std::sync::{Arc, OnceLock};
 
-use taskmaster_protocol::body::{Usage, UsageBeside, UsageKind, feature, put};
-use taskmaster_protocol::{Header, Operation};
+use taskmaster_protocol::body::{Usage, UsageBeside, UsageKind, UsageRow, feature, put};
+use taskmaster_protocol::{Header, Operation, limits};
 
 use super::{Line, Session};
 use crate::error::Error;
 use crate::worker::context::Contract;
+
+/// Measured attempts of one frame, beside each of which there may be many kinds.
+const ROWS_MAX: usize = 64;
 
 /// Processors in thousandths and memory in bytes of this machine; 0 where it is not known.
 fn machine() -> (u32, u64) {
@@ -21,15 +24,29 @@ fn machine() -> (u32, u64) {
     })
 }
 
+/// With no more than the machine has: its share of a processor may be rounded down, and clocks differ a little.
+fn bounded(row: UsageRow, cpu_milli: u32) -> UsageRow {
+    let most_us = if cpu_milli == 0 { u64::MAX } else { row.run_us.saturating_mul(cpu_milli.into()) / 1_000 };
+    UsageRow {
+        cpu_us: row.cpu_us.min(most_us),
+        cpu_stalled_us: row.cpu_stalled_us.min(row.run_us),
+        memory_stalled_us: row.memory_stalled_us.min(row.run_us),
+        io_stalled_us: row.io_stalled_us.min(row.run_us),
+        ..row
+    }
+}
+
 impl Session {
     /// Sends what was measured, if something was, or if something else runs now. Only a server that takes it is told.
     pub(super) fn flush_usage(&mut self, line: &Line) -> Result<(), Error> {
         if self.measured.is_empty() && !self.tells_running {
             return Ok(());
         }
-        let measured = std::mem::take(&mut self.measured);
+        let rest = self.measured.split_off(self.measured.len().min(ROWS_MAX));
+        let measured = std::mem::replace(&mut self.measured, rest);
         self.tells_running = false;
         if line.connection.info().features & feature::USAGE == 0 {
+            self.measured.clear();
             return Ok(());
         }
         let (cpu_milli, memory_bytes) = machine();
@@ -50,12 +67,13 @@ impl Session {
             body.kinds[at].running = *count;
         }
         for (row, measured) in (0u32..).zip(measured) {
-            body.rows.push(measured.row);
+            body.rows.push(bounded(measured.row, cpu_milli));
             for (contract, permille) in &measured.beside {
                 let kind = u32::try_from(kind(contract, &mut body)).expect("as many as run");
-                body.beside.push(UsageBeside { row, kind, permille: *permille });
+                body.beside.push(UsageBeside { row, kind, permille: (*permille).min(limits::CREDIT_MAX) });
             }
         }
-        line.connection.send(Header::request(Operation::Usage, 0, None), &body)
+        line.connection.send(Header::request(Operation::Usage, 0, None), &body)?;
+        self.flush_usage(line)
     }
 }
