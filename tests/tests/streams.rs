@@ -4,6 +4,7 @@ mod kills;
 mod letters;
 mod members;
 mod reading;
+mod secured;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -16,6 +16,8 @@ impl Certificates {
         let folder = super::directory("certificates-");
         let mut authority = CertificateParams::new(Vec::<String>::new()).unwrap();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // Names of their own: OpenSSL takes a certificate whose issuer is called as it is for one that signed itself.
+        authority.distinguished_name.push(DnType::CommonName, "authority");
         let authority_key = KeyPair::generate().unwrap();
         let root = authority.self_signed(&authority_key).unwrap();
         let issuer = Issuer::new(authority, authority_key);
@@ -23,7 +25,8 @@ impl Certificates {
         super::private_file(&made.path("ca.pem"), &root.pem());
         let mut client = CertificateParams::new(Vec::<String>::new()).unwrap();
         client.distinguished_name.push(DnType::CommonName, "taskmaster");
-        let server = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let mut server = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        server.distinguished_name.push(DnType::CommonName, "server");
         for (of, params) in [("server", server), ("client", client)] {
             let key = KeyPair::generate().unwrap();
             let certificate = params.signed_by(&key, &issuer).unwrap();

@@ -1,4 +1,4 @@
-//! A Kafka broker: one node that is its own controller, fresh, small, without encryption.
+//! A Kafka broker: one node that is its own controller, fresh and small; encrypted and with a password for who wants that.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -14,13 +14,21 @@ use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tempfile::TempDir;
 
-use super::{directory, hand_over, kill_all, program};
+use super::certificates::Certificates;
+use super::{directory, hand_over, kill_all, private_file, program};
 use crate::cluster::nodes::Place;
 
 /// Any id will do.
 const CLUSTER: &str = "AgWljenHS8egdPG0cMK88Q";
 const PORT: u16 = 9_092;
 const CONTROLLER_PORT: u16 = 9_093;
+/// Where it speaks TLS and asks for a password, if it does.
+const SECURED_PORT: u16 = 9_094;
+/// Who it knows there, and the password: looked for in every text that must not have it.
+pub(crate) const USER: &str = "me";
+pub(crate) const PASSWORD: &str = "hunter6-is-secret";
+/// How passwords are proved.
+pub(crate) const MECHANISM: &str = "SCRAM-SHA-512";
 /// Little memory, and little time for making code fast that runs for seconds.
 const JAVA: [&str; 4] = ["-Xms96m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
 /// Longest wait for what a broker is asked.
@@ -31,6 +39,7 @@ pub(crate) struct Kafka {
     folder: TempDir,
     /// An address of the loopback device that no other has, so that no two ask for one port.
     host: IpAddr,
+    certificates: Option<Certificates>,
     child: Option<Child>,
 }
 
@@ -74,34 +83,63 @@ fn jars() -> String {
 impl Kafka {
     /// Makes and starts one.
     pub(crate) async fn start() -> Self {
-        let folder = directory("kafka-");
+        Self::start_at(Place::loopback().host(0), None).await
+    }
+
+    /// One that listens at [`Kafka::secured_address`] as well, with a certificate, and knows [`USER`] there.
+    pub(crate) async fn start_secured() -> Self {
         let host = Place::loopback().host(0);
+        Self::start_at(host, Some(Certificates::of(&host.to_string()))).await
+    }
+
+    async fn start_at(host: IpAddr, certificates: Option<Certificates>) -> Self {
+        let folder = directory("kafka-");
         let properties = folder.path().join("server.properties");
+        let mut format = Self::java(folder.path());
+        format.args(["kafka.tools.StorageTool", "format", "-t", CLUSTER, "-c"]).arg(&properties);
+        let (mut listener, mut secured) = (String::new(), String::new());
+        if let Some(certificates) = &certificates {
+            listener = format!(",SASL_SSL://{host}:{SECURED_PORT}");
+            secured = Self::secured(folder.path(), certificates);
+            format.args(["--add-scram", &format!("{MECHANISM}=[name={USER},password={PASSWORD}]")]);
+        }
         let data = folder.path().join("data");
         std::fs::write(
             &properties,
             format!(
                 "process.roles=broker,controller\nnode.id=1\ncontroller.quorum.voters=1@{host}:{CONTROLLER_PORT}\n\
-                 listeners=PLAINTEXT://{host}:{PORT},CONTROLLER://{host}:{CONTROLLER_PORT}\n\
-                 advertised.listeners=PLAINTEXT://{host}:{PORT}\ncontroller.listener.names=CONTROLLER\n\
-                 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\nlog.dirs={}\n\
+                 listeners=PLAINTEXT://{host}:{PORT},CONTROLLER://{host}:{CONTROLLER_PORT}{listener}\n\
+                 advertised.listeners=PLAINTEXT://{host}:{PORT}{listener}\ncontroller.listener.names=CONTROLLER\n\
+                 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL\nlog.dirs={}\n\
                  offsets.topic.replication.factor=1\noffsets.topic.num.partitions=2\n\
                  transaction.state.log.replication.factor=1\ntransaction.state.log.min.isr=1\n\
                  transaction.state.log.num.partitions=2\ngroup.initial.rebalance.delay.ms=0\n\
                  log.cleaner.dedupe.buffer.size=16777216\nnum.network.threads=1\nnum.io.threads=2\n\
-                 auto.create.topics.enable=false\nlog.flush.interval.messages=1\n",
+                 auto.create.topics.enable=false\nlog.flush.interval.messages=1\n{secured}",
                 data.display()
             ),
         )
         .unwrap();
         hand_over(&properties);
-        let mut format = Self::java(folder.path());
-        format.args(["kafka.tools.StorageTool", "format", "-t", CLUSTER, "-c"]).arg(&properties);
         let made = format.output().unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let mut broker = Self { folder, host, child: None };
+        let mut broker = Self { folder, host, certificates, child: None };
         broker.restart().await;
         broker
+    }
+
+    /// What the secured listener needs: a file with key and certificate, and whom to ask for passwords.
+    fn secured(folder: &Path, certificates: &Certificates) -> String {
+        let read = |file: &str| std::fs::read_to_string(certificates.path(file)).unwrap();
+        let store = folder.join("keystore.pem");
+        private_file(&store, &format!("{}{}", read("server.key"), read("server.pem")));
+        format!(
+            "sasl.enabled.mechanisms={MECHANISM}\nlistener.name.sasl_ssl.ssl.keystore.type=PEM\n\
+             listener.name.sasl_ssl.ssl.keystore.location={}\nlistener.name.sasl_ssl.{}.sasl.jaas.config=\
+             org.apache.kafka.common.security.scram.ScramLoginModule required;\n",
+            store.display(),
+            MECHANISM.to_lowercase(),
+        )
     }
 
     fn java(folder: &Path) -> Command {
@@ -157,6 +195,16 @@ impl Kafka {
     /// Where it listens.
     pub(crate) fn address(&self) -> String {
         format!("{}:{PORT}", self.host)
+    }
+
+    /// Where it listens with encryption, and wants a password.
+    pub(crate) fn secured_address(&self) -> String {
+        format!("{}:{SECURED_PORT}", self.host)
+    }
+
+    /// The file of the authority that signed its certificate.
+    pub(crate) fn authority(&self) -> String {
+        self.certificates.as_ref().expect("it is secured").text("ca.pem")
     }
 
     fn config(&self) -> ClientConfig {
