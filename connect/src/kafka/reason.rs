@@ -5,13 +5,14 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::said;
 
-/// Most sentences that are listened to at once.
-const SENTENCES_MAX: usize = 64;
+/// For how long is listened to what was said.
+const LISTEN: Duration = Duration::from_millis(200);
 
 /// How long a sentence may have to do with an error that comes after it.
 const RELATED_MAX: Duration = Duration::from_secs(60);
@@ -23,9 +24,15 @@ pub(super) struct Reason(Mutex<Option<(Instant, String)>>);
 impl Reason {
     /// Takes a sentence in.
     pub(super) fn heard(&self, error: &KafkaError, sentence: &str) {
+        if !self.follows(error) {
+            self.note(sentence);
+        }
+    }
+
+    fn note(&self, sentence: &str) {
         // How long it took is another each time, and would make it news.
         let sentence = sentence.split(" (after ").next().unwrap_or_default();
-        if !sentence.is_empty() && !self.follows(error) {
+        if !sentence.is_empty() {
             *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), sentence.to_owned()));
         }
     }
@@ -58,6 +65,13 @@ impl ClientContext for Reason {
     fn error(&self, error: KafkaError, reason: &str) {
         self.heard(&error, reason);
     }
+
+    /// To consumers errors come as codes alone, and what failed with a broker stands in the log.
+    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
+        if facility == "FAIL" {
+            self.note(message.split_once("]: ").map_or(message, |(_thread, sentence)| sentence));
+        }
+    }
 }
 
 impl ConsumerContext for Reason {}
@@ -67,10 +81,10 @@ pub(super) type Asker = BaseConsumer<Reason>;
 
 /// An error of a consumer that is not polled otherwise, with what was said of it.
 pub(super) fn explained(asker: &Asker, error: &KafkaError) -> String {
-    for _ in 0..SENTENCES_MAX {
-        if asker.poll(Duration::ZERO).is_none() {
-            break;
-        }
+    let until = Instant::now() + LISTEN;
+    while Instant::now() < until {
+        // What it is itself, a message or an error, was asked for by nobody.
+        let _ = asker.poll(LISTEN / 8);
     }
     asker.client().context().of(error)
 }
