@@ -242,6 +242,24 @@ fn a_peer_that_comes_back_is_connected_again_and_was_lost_once() {
     sender.join().unwrap();
 }
 
+#[test]
+fn a_dial_that_is_refused_at_once_is_not_told_in_the_middle_of_the_senders_turn() {
+    let test = shard(|| async {
+        let (a, b) = (Node::start(identity(A), address()), Node::start(identity(B), address()));
+        a.knows(B, &b);
+        // Nobody listens for the other shard.
+        a.peers.locate(B, 1, address());
+        assert_eq!(a.send(B, b"are you there"), Sent::Queued);
+        until("one shard is connected", || a.connected() == 1).await;
+        {
+            let _turn = a.recorder.seen.borrow_mut();
+            assert_eq!(a.peers.send(B, 1, &mut buffer(b"and you")), Sent::Queued);
+        }
+        until("the loss is told after the turn", || a.lost() == 1).await;
+    });
+    test.join().unwrap();
+}
+
 /// Says hello as the node C to whoever dials, and gives the connection.
 fn answer_hello(listener: &TcpListener) -> TcpStream {
     let mut stream = listener.accept().expect("somebody dials").0;

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use futures_lite::future::or;
+use futures_lite::future::{or, yield_now};
 use glommio::timer::sleep;
 use taskmaster_protocol::peer::{Kind, PeerError, PeerHello, PeerRefusal, Reason};
 use taskmaster_protocol::{FrameBuffer, NodeId};
@@ -163,6 +163,9 @@ impl Peers {
 
     /// Dials, keeps the connection, and dials again for as long as there is something to send.
     async fn dial_task(self: Rc<Self>, peer: Rc<Outgoing>) {
+        // A spawned task begins at once, in the middle of the sender's turn, and a connection can be refused without any
+        // wait: the handler must not hear of that inside the turn.
+        yield_now().await;
         loop {
             peer.wanted.set(false);
             match self.dial(&peer).await {
