@@ -331,7 +331,7 @@ impl Node {
     }
 }
 
-/// Lines of each log that a failed test prints.
+/// Lines of each log that a failed test prints, beside the frames of a backtrace.
 const LINES_SHOWN: usize = 40;
 
 impl Drop for Cluster {
@@ -340,7 +340,9 @@ impl Drop for Cluster {
             for node in &self.nodes {
                 let log = node.log();
                 let lines: Vec<&str> = log.lines().collect();
-                let shown = lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n");
+                let counted = (0..lines.len()).rev().filter(|&at| !lines[at].starts_with(' '));
+                let first = counted.take(LINES_SHOWN).last().unwrap_or(0);
+                let shown = lines[first..].join("\n");
                 eprintln!("---- {}, at the end ----\n{shown}", node.name);
             }
         }
