@@ -80,7 +80,12 @@ pub(crate) fn load(file: Option<&Path>) -> Result<Loaded, Error> {
 
 /// Whether a variable of the environment overrides the configuration.
 pub(crate) fn is_setting(variable: &str) -> bool {
-    variable.strip_prefix(VARIABLE_PREFIX).is_some_and(|rest| rest.contains("__"))
+    setting(variable).is_some()
+}
+
+/// What such a variable sets: its name after the prefix.
+fn setting(variable: &str) -> Option<&str> {
+    variable.strip_prefix(VARIABLE_PREFIX).filter(|rest| rest.contains("__"))
 }
 
 /// The settings among environment variables: name after the prefix, and value.
@@ -88,8 +93,7 @@ fn variables(all: impl Iterator<Item = (OsString, OsString)>) -> Vec<(String, St
     let mut found: Vec<(String, String)> = all
         .filter_map(|(name, value)| {
             let name = name.into_string().ok()?;
-            let rest = name.strip_prefix(VARIABLE_PREFIX).filter(|_| is_setting(&name))?;
-            Some((rest.to_owned(), value.to_string_lossy().into_owned()))
+            Some((setting(&name)?.to_owned(), value.to_string_lossy().into_owned()))
         })
         .collect();
     found.sort();

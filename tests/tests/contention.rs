@@ -6,7 +6,7 @@ use std::time::Duration;
 use taskmaster_client::{Client, QueueSettings, State, Task, TaskId};
 use tempfile::TempDir;
 
-use crate::process::{Running, Setup, binary, directory};
+use crate::process::{Running, Setup, binary, counter, directory};
 
 const LONG: Duration = Duration::from_secs(60);
 /// Rounds in which four tasks are submitted at once, two of each kind.
@@ -38,12 +38,6 @@ struct Stage {
 }
 
 impl Stage {
-    async fn counter(&self, name: &str) -> u64 {
-        let stats = self.client.stats().await.unwrap();
-        let counters = stats.iter().flat_map(|shard| &shard.counters).filter(|(known, _)| known == name);
-        counters.map(|(_, value)| value).sum()
-    }
-
     async fn submit(&self, queue: &str, kind: &str) -> TaskId {
         let work = match kind {
             "hog" => "i=0; while [ $i -lt 150000 ]; do i=$((i+1)); done",
@@ -102,7 +96,7 @@ async fn processes_that_compete_for_a_processor_are_kept_apart() {
         let id = stage.submit("q", kind).await;
         stage.end(id).await;
     }
-    if stage.counter("measured_attempts").await == 0 {
+    if counter(&stage.client, "measured_attempts").await == 0 {
         eprintln!("not run: nothing is measured here");
         return;
     }
@@ -111,7 +105,8 @@ async fn processes_that_compete_for_a_processor_are_kept_apart() {
     stage.client.configure_queue("q", QueueSettings::new().contention(true)).await.unwrap();
     let with = stage.rounds("q").await;
     eprintln!("of {ROUNDS} rounds the hogs met in {without} without, and in {with} with it");
-    let (held, contended) = (stage.counter("held_tasks").await, stage.counter("contended_tasks").await);
+    let (held, contended) =
+        (counter(&stage.client, "held_tasks").await, counter(&stage.client, "contended_tasks").await);
     eprintln!("held {held}, contended {contended}");
     assert!(without >= with + 2, "{without} without, {with} with");
 }

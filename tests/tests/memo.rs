@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use crate::cluster::nodes::Cluster;
-use crate::process::{Running, Setup, binary, directory};
+use crate::process::{Running, Setup, directory};
 use crate::services::redis::{PASSWORD, Redis};
 
 /// What handlers here make of a payload.
@@ -30,7 +30,7 @@ struct Stand {
     setup: Setup,
     node: Running,
     client: Client,
-    directory: TempDir,
+    _directory: TempDir,
 }
 
 impl Stand {
@@ -47,7 +47,7 @@ impl Stand {
         more.clone_into(&mut setup.more);
         let node = setup.start();
         let client = Client::connect(node.address.to_string()).await.unwrap();
-        Self { setup, node, client, directory }
+        Self { setup, node, client, _directory: directory }
     }
 
     /// A counter of the node.
@@ -221,22 +221,12 @@ async fn doctor_says_what_is_wrong_with_redis_and_never_its_password() {
     let redis = Redis::start_with(&["--maxmemory", "64mb", "--maxmemory-policy", "noeviction"]).await;
     let mut stand = Stand::with(&redis, &redis.url()).await;
     stand.node.terminate();
-    let config = stand.directory.path().join("doctor.toml");
     let look = |section: &str| {
-        std::fs::write(&config, format!("[node]\ndata_dir = \"{}\"\n{section}", stand.setup.data_dir.display()))
-            .unwrap();
-        let output = std::process::Command::new(binary())
-            .args(["doctor", "--output", "json", "--config"])
-            .arg(&config)
-            .output()
-            .unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
+        let data_dir = stand.setup.data_dir.display();
+        let report = crate::process::doctor(&format!("[node]\ndata_dir = \"{data_dir}\"\n{section}"));
+        let text = report.to_string();
         assert!(!text.contains(PASSWORD) && !text.contains("s3cret"), "{text}");
-        let report: serde_json::Value = serde_json::from_str(&text).unwrap();
-        let checks = report["checks"].as_array().unwrap().clone();
-        checks
-            .into_iter()
-            .find(|check| check["name"] == "redis")
+        crate::process::check(&report, "redis")
             .map(|check| (check["status"].as_str().unwrap().to_owned(), check["message"].as_str().unwrap().to_owned()))
     };
     assert_eq!(look(""), None);

@@ -52,6 +52,20 @@ pub(crate) async fn counter(client: &Client, name: &str) -> u64 {
     counters.map(|(_, value)| value).sum()
 }
 
+/// What `taskmaster doctor` reports with this configuration.
+pub(crate) fn doctor(config: &str) -> Value {
+    let directory = directory();
+    let file = directory.path().join("doctor.toml");
+    std::fs::write(&file, config).unwrap();
+    let output = Command::new(binary()).args(["doctor", "--output", "json", "--config"]).arg(&file).output().unwrap();
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// One of its checks, if it was made.
+pub(crate) fn check<'a>(report: &'a Value, name: &str) -> Option<&'a Value> {
+    report["checks"].as_array().unwrap().iter().find(|check| check["name"] == name)
+}
+
 /// A fresh directory on the disk that holds the build: never a memory file system.
 pub(crate) fn directory() -> TempDir {
     tempfile::Builder::new().prefix("node-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()

@@ -8,7 +8,7 @@ use taskmaster_client::{Retries, TaskId};
 use super::{
     PARTITIONS, Stage, TOPIC, assert_told, assert_whole, by_task, counter, nothing_waits, section, task, told, worker,
 };
-use crate::process::{Setup, binary, directory};
+use crate::process::{Setup, directory};
 use crate::services::kafka::Kafka;
 
 /// The names of a task's events, and its last one.
@@ -107,13 +107,8 @@ async fn doctor(kafka: &Kafka, more: &str) -> (String, String) {
     let directory = directory();
     let mut setup = Setup::new(&directory);
     setup.more = section(kafka, more);
-    let config = directory.path().join("doctor.toml");
-    std::fs::write(&config, setup.config()).unwrap();
-    let mut command = std::process::Command::new(binary());
-    command.args(["doctor", "--output", "json", "--config"]).arg(&config);
-    let checked = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-    let report: Value = serde_json::from_slice(&checked.stdout).unwrap();
-    let check = report["checks"].as_array().unwrap().iter().find(|check| check["name"] == "events").unwrap().clone();
+    let report = tokio::task::spawn_blocking(move || crate::process::doctor(&setup.config())).await.unwrap();
+    let check = crate::process::check(&report, "events").unwrap();
     let text = |name: &str| check[name].as_str().unwrap_or_default().to_owned();
     (text("status"), format!("{} {}", text("message"), text("fix")))
 }

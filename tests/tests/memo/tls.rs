@@ -1,23 +1,17 @@
 //! Servers and sentinels that one reaches under TLS alone.
 
-use std::process::Command;
 use std::time::Duration;
 
 use super::{Stand, answer, task, worker};
-use crate::process::binary;
 use crate::services::certificates::Certificates;
 use crate::services::redis::{PASSWORD, Redis, SENTINEL_PASSWORD};
 
 /// The check of Redis by `taskmaster doctor` with this configuration: its status, and all that is said.
 fn doctor(more: &str) -> (String, String) {
     let directory = crate::process::directory();
-    let file = directory.path().join("node.toml");
-    std::fs::write(&file, format!("[node]\ndata_dir = \"{}\"\n{more}", directory.path().join("data").display()))
-        .unwrap();
-    let output = Command::new(binary()).args(["doctor", "--output", "json", "--config"]).arg(&file).output().unwrap();
-    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    let checks = told["checks"].as_array().unwrap();
-    let check = checks.iter().find(|check| check["name"] == "redis").expect("a check of it").clone();
+    let data = directory.path().join("data");
+    let told = crate::process::doctor(&format!("[node]\ndata_dir = \"{}\"\n{more}", data.display()));
+    let check = crate::process::check(&told, "redis").expect("a check of it");
     for secret in [PASSWORD, SENTINEL_PASSWORD] {
         assert!(!told.to_string().contains(secret), "{told}");
     }

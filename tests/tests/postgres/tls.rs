@@ -1,14 +1,13 @@
 //! Connections under TLS: encrypted and to the right server, or not made at all.
 
 use std::path::Path;
-use std::process::Command;
 
 use taskmaster_client::{Client, Task};
 use taskmaster_connect::postgres::{TlsMode, connect};
 
 use super::section;
 use super::start::logged;
-use crate::process::{Setup, binary, directory};
+use crate::process::{Setup, directory};
 use crate::services;
 use crate::services::certificates::Certificates;
 use crate::services::postgres::{PASSWORD, Postgres};
@@ -79,14 +78,9 @@ async fn a_server_of_another_authority_or_name_or_without_tls_is_not_used() {
 
 /// The check of the database by `taskmaster doctor` with these lines of `[postgres]`: its status, and what is said.
 fn doctor(postgres: &Postgres, more: &str) -> (String, String) {
-    let directory = directory();
-    let file = directory.path().join("node.toml");
-    std::fs::write(&file, section(postgres, more)).unwrap();
-    let told = Command::new(binary()).args(["doctor", "--output", "json", "--config"]).arg(&file).output().unwrap();
-    let report: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+    let report = crate::process::doctor(&section(postgres, more));
     assert!(!report.to_string().contains(PASSWORD), "{report}");
-    let checks = report["checks"].as_array().unwrap();
-    let check = checks.iter().find(|check| check["name"] == "postgres").unwrap();
+    let check = crate::process::check(&report, "postgres").unwrap();
     (check["status"].as_str().unwrap().to_owned(), check["message"].as_str().unwrap().to_owned())
 }
 

@@ -6,7 +6,7 @@ use serde_json::Value;
 use taskmaster_client::Worker;
 
 use super::{LETTERS, TOPIC, WAIT_MAX, reaches};
-use crate::process::{Setup, binary, directory};
+use crate::process::{Setup, directory};
 use crate::services::kafka::{Kafka, MECHANISM, PASSWORD, Sent, USER};
 
 const EVENTS: &str = "happenings";
@@ -37,14 +37,9 @@ async fn secured() -> Kafka {
 
 /// What the doctor says of the stream and of events, each with its status.
 async fn doctor(setup: &Setup) -> Vec<(String, String)> {
-    let config = setup.data_dir.parent().unwrap().join("doctor.toml");
-    std::fs::write(&config, setup.config()).unwrap();
-    let mut command = std::process::Command::new(binary());
-    command.args(["doctor", "--output", "json", "--config"]).arg(&config);
-    let checked = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-    let report: Value = serde_json::from_slice(&checked.stdout).unwrap();
-    let checks = report["checks"].as_array().unwrap();
-    let ours = checks.iter().filter(|check| check["name"] == "stream" || check["name"] == "events");
+    let config = setup.config();
+    let report = tokio::task::spawn_blocking(move || crate::process::doctor(&config)).await.unwrap();
+    let ours = ["stream", "events"].into_iter().filter_map(|name| crate::process::check(&report, name));
     let text = |check: &Value, name: &str| check[name].as_str().unwrap_or_default().to_owned();
     ours.map(|check| (text(check, "status"), text(check, "message"))).collect()
 }
