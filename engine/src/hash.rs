@@ -53,3 +53,8 @@ pub(crate) const fn mix64(number: u64) -> u64 {
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     mixed ^ (mixed >> 31)
 }
+
+/// Mixes bytes into a number.
+pub(crate) fn mix_bytes(number: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(number, |mixed, &byte| mix64(mixed ^ u64::from(byte)))
+}

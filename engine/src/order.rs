@@ -20,7 +20,7 @@ use taskmaster_scheduler::shadow::{self, Comparison, Ran, Restartable, Stage};
 use taskmaster_scheduler::straggler::{Late, Record};
 
 use crate::dispatch::PRIORITIES;
-use crate::hash::{FixedState, mix64};
+use crate::hash::{FixedState, mix_bytes};
 use crate::resources::Resources;
 
 pub(crate) mod deadline;
@@ -121,8 +121,7 @@ impl Default for Learned {
 }
 
 fn short(text: &str) -> u32 {
-    let mixed = text.bytes().fold(0, |mixed, byte| mix64(mixed ^ u64::from(byte)));
-    u32::try_from(mixed >> 32).expect("half of it")
+    u32::try_from(mix_bytes(0, text.as_bytes()) >> 32).expect("half of it")
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a run time")]

@@ -89,15 +89,28 @@ pub fn deadline_rank(needed: f64, chance: f64, left: Millis, width: u32, otherwi
     work + (left - needed + SPARE_MIN).ln() - 2.0 * chance.ln()
 }
 
-/// How a task stands to its deadline that ends at `half` in one of two cases and at `most` in nine of ten if it starts now, the lowest
-/// to go first: 0 that will meet it, 1 that rather will than not, 2 without one, 3 that is late whatever is done.
-#[must_use]
-pub fn standing(deadline: Option<Millis>, [half, most]: [Millis; 2]) -> u8 {
-    match deadline {
-        None => 2,
-        Some(deadline) if most <= deadline => 0,
-        Some(deadline) if half <= deadline => 1,
-        Some(_) => 3,
+/// How a task stands to its deadline, the first to go first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// It will meet it in nine of ten cases.
+    Feasible,
+    /// It rather will than not.
+    AtRisk,
+    /// It has none.
+    Open,
+    /// It rather will not.
+    Hopeless,
+}
+
+impl Standing {
+    /// Of a task with this deadline, if it has one, that ends at `half` in one of two cases and at `most` in nine of ten if it starts now.
+    pub fn of<T: PartialOrd>(deadline: Option<T>, [half, most]: [T; 2]) -> Self {
+        match deadline {
+            None => Self::Open,
+            Some(deadline) if most <= deadline => Self::Feasible,
+            Some(deadline) if half <= deadline => Self::AtRisk,
+            Some(_) => Self::Hopeless,
+        }
     }
 }
 

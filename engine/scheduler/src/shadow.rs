@@ -5,7 +5,7 @@
 use crate::Millis;
 use crate::guard::Guard;
 use crate::lengths::Attempt;
-use crate::order::Policy;
+use crate::order::{Policy, Standing};
 use crate::restart::Ledger;
 
 /// Blocks by which the confidence in a gain is judged, as far as there are tasks for them.
@@ -71,16 +71,14 @@ impl Played {
 }
 
 /// The place of a task in line at a time: the lowest first.
-fn turn(task: &Ran, policy: Policy, at: f64) -> (u8, f64) {
-    match (policy, task.deadline) {
-        (Policy::Fifo, _) => (0, task.ready),
-        (Policy::Shortest | Policy::Auto, _) => (0, f64::from(task.rank)),
-        (Policy::Deadline, None) => (2, task.ready),
-        (Policy::Deadline, Some(deadline)) => match task.quantiles.map(|run| at + run <= deadline) {
-            [_, true] => (0, deadline),
-            [true, false] => (1, deadline),
-            [false, false] => (3, deadline),
-        },
+fn turn(task: &Ran, policy: Policy, at: f64) -> (Standing, f64) {
+    match policy {
+        Policy::Fifo => (Standing::Open, task.ready),
+        Policy::Shortest | Policy::Auto => (Standing::Open, f64::from(task.rank)),
+        Policy::Deadline => {
+            let standing = Standing::of(task.deadline, task.quantiles.map(|run| at + run));
+            (standing, task.deadline.unwrap_or(task.ready))
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 
+use taskmaster_scheduler::order::Standing;
 use taskmaster_scheduler::predictor::Prediction;
 
 use crate::extra::Extras;
@@ -51,6 +52,11 @@ impl Ends {
         Self::after([micros(expected.q50), micros(expected.q90)], now_us)
     }
 
+    /// In the order of what is likely.
+    pub(crate) const fn both(self) -> [u64; 2] {
+        [self.half_us, self.most_us]
+    }
+
     /// After run times in one of two and nine of ten cases.
     pub(crate) const fn after([half_us, most_us]: [u64; 2], now_us: u64) -> Self {
         Self { half_us: now_us.saturating_add(half_us), most_us: now_us.saturating_add(most_us) }
@@ -60,31 +66,6 @@ impl Ends {
 /// Run times in one of two and nine of ten cases, in microseconds.
 pub(crate) fn quantiles_us(expected: &Prediction) -> [u64; 2] {
     [micros(expected.q50), micros(expected.q90)]
-}
-
-/// How a task stands to its deadline, the first to go first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Standing {
-    /// It will meet it in nine of ten cases.
-    Feasible,
-    /// It rather will than not.
-    AtRisk,
-    /// It has none.
-    Open,
-    /// It rather will not.
-    Hopeless,
-}
-
-impl Standing {
-    /// Of a task with this deadline, if it has one.
-    pub(crate) const fn of(deadline_us: Option<u64>, ends: Ends) -> Self {
-        match deadline_us {
-            None => Self::Open,
-            Some(deadline_us) if deadline_us >= ends.most_us => Self::Feasible,
-            Some(deadline_us) if deadline_us >= ends.half_us => Self::AtRisk,
-            Some(_) => Self::Hopeless,
-        }
-    }
 }
 
 /// A place in the order of a queue, the lowest first, whatever its policy is.
@@ -109,7 +90,7 @@ impl Turn {
 
     /// Of a ready task in a queue that goes by deadlines.
     pub(crate) fn of(deadline_us: Option<u64>, ready_us: u64, ends: Ends) -> Self {
-        Self::by_deadline(Standing::of(deadline_us, ends), deadline_us.unwrap_or(ready_us))
+        Self::by_deadline(Standing::of(deadline_us, ends.both()), deadline_us.unwrap_or(ready_us))
     }
 }
 
@@ -144,9 +125,9 @@ mod tests {
     fn standing_goes_before_the_deadline() {
         let ends = Ends::after([100, 200], 1_000);
         let of = |deadline_us: u64| Turn::of(Some(deadline_us), 0, ends);
-        assert_eq!(Standing::of(Some(1_200), ends), Standing::Feasible);
-        assert_eq!(Standing::of(Some(1_199), ends), Standing::AtRisk);
-        assert_eq!(Standing::of(Some(1_099), ends), Standing::Hopeless);
+        assert_eq!(Standing::of(Some(1_200), ends.both()), Standing::Feasible);
+        assert_eq!(Standing::of(Some(1_199), ends.both()), Standing::AtRisk);
+        assert_eq!(Standing::of(Some(1_099), ends.both()), Standing::Hopeless);
         let open = Turn::of(None, 5, ends);
         let order = [of(1_200), of(9_000), of(1_100), of(1_199), open, Turn::of(None, 6, ends), of(1), of(1_099)];
         assert!(order.is_sorted(), "{order:?}");

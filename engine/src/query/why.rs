@@ -1,13 +1,14 @@
 //! Why a task waits, or how it ended, in sentences for a person at 3 a.m.
 
 use taskmaster_protocol::body::{self, Explanation, restart};
+use taskmaster_scheduler::order::Standing;
 use taskmaster_scheduler::predictor::Prediction;
 
 use super::chance;
 use crate::arena::Arena;
 use crate::dispatch::Dispatch;
 use crate::extra::{Extra, unpack_error};
-use crate::order::deadline::{Ends, Standing, Turn, deadline_us};
+use crate::order::deadline::{Ends, Turn, deadline_us};
 use crate::outlook::View;
 use crate::partition::{DETACHED, Partition};
 use crate::queue::{Policy, QueueSettings};
@@ -178,7 +179,7 @@ fn by_deadline(partition: &Partition, slot: Slot, dispatch: &Dispatch, now_us: u
         }
         seen = COUNTED_MAX.min(seen + of.list.len as usize);
     }
-    let standing = match Standing::of(deadline, own) {
+    let standing = match Standing::of(deadline, own.both()) {
         Standing::Feasible => "started now it meets its deadline in nine of ten cases",
         Standing::AtRisk => "started now it rather meets its deadline than not, so those that surely do go first",
         Standing::Open => "it has no deadline, so those that can meet theirs go first",

@@ -8,7 +8,7 @@ use taskmaster_scheduler::place::live::Ended;
 use super::Shard;
 use crate::command;
 use crate::effects::ConnId;
-use crate::hash::mix64;
+use crate::hash::{mix_bytes, mix64};
 use crate::neighbours::Kind;
 use crate::refused::Refused;
 use crate::state::State;
@@ -61,9 +61,7 @@ impl Shard {
         let queue = of.dispatch;
         // It is saved by names: numbers are given anew after a restart.
         let names = [of.namespace.as_bytes(), of.name.as_bytes(), contract.kind.as_bytes()];
-        let key = names
-            .iter()
-            .fold(0, |key, name| mix64(name.iter().fold(key, |key, &byte| mix64(key ^ u64::from(byte))) ^ 0x1FF));
+        let key = names.iter().fold(0, |key, name| mix64(mix_bytes(key, name) ^ 0x1FF));
         let known = beside.iter().filter_map(|&(kind, permille)| Some((kind?, part(permille.into(), 1_000))));
         let mut ended = ended(body, row);
         // What ran beside it and is not known yet may be what it suffered from.

@@ -1,11 +1,11 @@
 //! The order of deadlines in a replay of single slots, whose rule is the dispatcher's: how a task stands to its deadline first
-//! ([`standing`]), and of those that stand alike the earliest deadline, or without one the earliest submission.
+//! ([`Standing`]), and of those that stand alike the earliest deadline, or without one the earliest submission.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use crate::Millis;
-use crate::order::standing;
+use crate::order::Standing;
 use crate::replay::Job;
 
 /// When each task is due, and when tasks that wait come to stand worse.
@@ -29,14 +29,14 @@ impl Deadlines {
         Self { due, places, turns: BinaryHeap::new() }
     }
 
-    fn standing(&self, task: u32, now: Millis, quantiles: [Millis; 2]) -> u8 {
-        standing(self.due[task as usize], quantiles.map(|run| now.saturating_add(run)))
+    fn standing(&self, task: u32, now: Millis, quantiles: [Millis; 2]) -> Standing {
+        Standing::of(self.due[task as usize], quantiles.map(|run| now.saturating_add(run)))
     }
 
     /// The rank of a task that would run for so long in one of two and in nine of ten cases.
     #[expect(clippy::cast_precision_loss, reason = "a rank, exact up to four million tasks")]
     pub(super) fn rank(&self, task: u32, now: Millis, quantiles: [Millis; 2]) -> f32 {
-        let behind = usize::from(self.standing(task, now, quantiles)) * self.places.len();
+        let behind = self.standing(task, now, quantiles) as usize * self.places.len();
         (behind + self.places[task as usize] as usize) as f32
     }
 
@@ -44,9 +44,9 @@ impl Deadlines {
     pub(super) fn note(&mut self, task: u32, now: Millis, [half, most]: [Millis; 2]) {
         let Some(due) = self.due[task as usize] else { return };
         let run = match self.standing(task, now, [half, most]) {
-            0 => most,
-            1 => half,
-            _ => return,
+            Standing::Feasible => most,
+            Standing::AtRisk => half,
+            Standing::Open | Standing::Hopeless => return,
         };
         self.turns.push(Reverse((due - run + 1, task)));
     }
