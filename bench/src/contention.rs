@@ -9,10 +9,11 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use serde::Serialize;
 use taskmaster_client::{Client, Context, QueueSettings, Task, TaskError, Used, Worker};
 
+use crate::arrivals::{Arrivals, Dice, Slowdowns, counters, in_turns};
 use crate::options::NodeInfo;
 
 /// Kinds, and how long their tasks take alone.
@@ -21,11 +22,9 @@ const KINDS: [(&str, Duration); 2] = [("hog", Duration::from_millis(400)), ("lig
 const SPEED: f64 = 0.5;
 /// Between two looks of a handler.
 const STEP: Duration = Duration::from_millis(5);
-/// Between two submissions.
-const TICK: Duration = Duration::from_millis(5);
 const WORKERS: u32 = 4;
-/// Turns of each of the two.
-const TURNS: usize = 3;
+/// Tasks held, and contended.
+const COUNTERS: [&str; 2] = ["held_tasks", "contended_tasks"];
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -74,17 +73,6 @@ pub struct ContentionReport {
     pub cases: [ContentionCase; 2],
 }
 
-/// A source of chance.
-struct Dice(u64);
-
-impl Dice {
-    /// From 0 to below 1.
-    fn part(&mut self) -> f64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        f64::from(u32::try_from(self.0 >> 33).unwrap_or(0)) / f64::from(1u32 << 31)
-    }
-}
-
 /// What one turn came to.
 #[derive(Default)]
 struct Turn {
@@ -101,26 +89,10 @@ struct Turn {
 /// # Errors
 /// When the node cannot be reached, or refuses, or does not end what it took.
 pub fn run(options: &ContentionOptions, node: &NodeInfo) -> Result<ContentionReport> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut turns: [Vec<Turn>; 2] = [Vec::new(), Vec::new()];
-    for number in 0..TURNS {
-        for (contention, turns) in [false, true].into_iter().zip(&mut turns) {
-            turns.push(runtime.block_on(measure(options, node, contention, number))?);
-        }
-    }
-    let [without, with] = turns;
+    let turn = async |contention, number| measure(options, node, contention, number).await;
+    let [without, with] = in_turns(turn)?;
     let cases = [case(false, &without)?, case(true, &with)?];
     Ok(ContentionReport { places: options.places, load: options.load, cases })
-}
-
-/// Counters of the node: tasks held, and contended.
-async fn counters(client: &Client) -> Result<[u64; 2]> {
-    let stats = client.stats().await?;
-    let sum = |wanted: &str| {
-        let counters = stats.iter().flat_map(|shard| &shard.counters).filter(|(name, _)| name == wanted);
-        counters.map(|(_, value)| value).sum()
-    };
-    Ok(["held_tasks", "contended_tasks"].map(sum))
 }
 
 /// A worker of its own machine.
@@ -172,79 +144,41 @@ async fn measure(options: &ContentionOptions, node: &NodeInfo, contention: bool,
     let client = Client::connect(node.addr.as_str()).await.context("connecting")?;
     let queue = format!("bench-contention-{contention}-{number}");
     client.configure_queue(&queue, QueueSettings::new().contention(contention)).await?;
-    let (began, before) = (Instant::now(), counters(&client).await?);
+    let (began, before) = (Instant::now(), counters(&client, COUNTERS).await?);
     let turn = Arc::new(Mutex::new(Turn::default()));
     let mut workers = Vec::new();
     for _ in 0..WORKERS {
         workers.push(machine(node, &queue, options.places.div_ceil(WORKERS), &turn).await?);
     }
-    let waits = submit(options, &client, &queue, began, number as u64).await?;
-    let slowdowns = ended(waits, options.warmup, Duration::from_secs(60)).await?;
+    // As many light ones as ask for as much time as the hogs.
+    let hogs = KINDS[1].1.as_secs_f64() / (KINDS[0].1.as_secs_f64() + KINDS[1].1.as_secs_f64());
+    let mean = hogs * KINDS[0].1.as_secs_f64() + (1.0 - hogs) * KINDS[1].1.as_secs_f64();
+    let per_s = f64::from(options.places) * options.load / mean;
+    let arrivals = Arrivals { per_s, warmup: options.warmup, time: options.time, seed: number as u64 };
+    let draw = |dice: &mut Dice| {
+        let (kind, alone) = KINDS[usize::from(dice.part() >= hogs)];
+        (Task::new(kind).queue(queue.clone()).retention(Duration::from_secs(5)), alone)
+    };
+    let slowdowns = arrivals.submit(&client, began, draw).await.ended().await?;
     for worker in workers {
         worker.shutdown().await?;
     }
-    let after = counters(&client).await?;
+    let after = counters(&client, COUNTERS).await?;
     let mut turn = turn.lock().expect("not poisoned");
     let (held, contended) = (after[0] - before[0], after[1] - before[1]);
     Ok(Turn { slowdowns, held, contended, ..core::mem::take(&mut *turn) })
 }
 
-/// Tasks that were submitted: when, how long they take alone, and a task that waits for the end.
-type Waits = Vec<(Duration, Duration, tokio::task::JoinHandle<Result<Duration>>)>;
-
-/// Submits tasks as they arrive, and waits for each of them.
-async fn submit(options: &ContentionOptions, client: &Client, queue: &str, began: Instant, seed: u64) -> Result<Waits> {
-    // As many light ones as ask for as much time as the hogs.
-    let hogs = KINDS[1].1.as_secs_f64() / (KINDS[0].1.as_secs_f64() + KINDS[1].1.as_secs_f64());
-    let mean = hogs * KINDS[0].1.as_secs_f64() + (1.0 - hogs) * KINDS[1].1.as_secs_f64();
-    let per_s = f64::from(options.places) * options.load / mean;
-    let (mut dice, mut next, mut waits) = (Dice(11 + seed), Duration::ZERO, Vec::new());
-    let mut tick = tokio::time::interval(TICK);
-    while began.elapsed() < options.warmup + options.time {
-        tick.tick().await;
-        while next <= began.elapsed() {
-            let (kind, alone) = KINDS[usize::from(dice.part() >= hogs)];
-            let task = Task::new(kind).queue(queue.to_owned()).retention(Duration::from_secs(5));
-            let (client, due) = (client.clone(), next);
-            let wait = async move {
-                let outcome = client.submit(task).await?;
-                client.result(outcome.id).await?;
-                Ok(began.elapsed() - due)
-            };
-            waits.push((due, alone, tokio::spawn(wait)));
-            next += Duration::from_secs_f64(-(1.0 - dice.part()).ln() / per_s);
-        }
-    }
-    Ok(waits)
-}
-
-/// Slowdowns of all that were submitted after the warmup.
-async fn ended(waits: Waits, warmup: Duration, longest: Duration) -> Result<Vec<f64>> {
-    let give_up = tokio::time::Instant::now() + longest;
-    let mut slowdowns = Vec::new();
-    for (due, alone, wait) in waits {
-        let total = tokio::time::timeout_at(give_up, wait).await.context("tasks do not end")???;
-        if due >= warmup {
-            slowdowns.push(total.as_secs_f64() / alone.as_secs_f64());
-        }
-    }
-    Ok(slowdowns)
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a report")]
 fn case(contention: bool, turns: &[Turn]) -> Result<ContentionCase> {
-    let mut slowdowns: Vec<f64> = turns.iter().flat_map(|turn| turn.slowdowns.iter().copied()).collect();
-    ensure!(!slowdowns.is_empty(), "nothing ended in the time measured");
-    slowdowns.sort_by(f64::total_cmp);
-    let at = |percent: usize| slowdowns[(slowdowns.len() - 1) * percent / 100];
+    let slowdowns = Slowdowns::of(turns.iter().flat_map(|turn| turn.slowdowns.iter().copied()))?;
     let sum = |of: fn(&Turn) -> Duration| turns.iter().map(of).sum::<Duration>().as_secs_f64();
     Ok(ContentionCase {
         contention,
-        tasks: slowdowns.len(),
-        mean_slowdown: slowdowns.iter().sum::<f64>() / slowdowns.len() as f64,
-        slowdown_p50: at(50),
-        slowdown_p99: at(99),
-        slowdown_max: at(100),
+        tasks: slowdowns.tasks,
+        mean_slowdown: slowdowns.mean,
+        slowdown_p50: slowdowns.p50,
+        slowdown_p99: slowdowns.p99,
+        slowdown_max: slowdowns.max,
         hog_speed: sum(|turn| turn.alone) / sum(|turn| turn.ran),
         held: turns.iter().map(|turn| turn.held).sum(),
         contended: turns.iter().map(|turn| turn.contended).sum(),

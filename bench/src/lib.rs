@@ -18,6 +18,7 @@
 //! It does not start nodes (the binary does), and but for [`failover`] does not survive a lost connection: that ends the run
 //! with an error.
 
+mod arrivals;
 mod connection;
 pub mod contention;
 mod control;

@@ -8,10 +8,11 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use serde::Serialize;
 use taskmaster_client::{Client, QueueSettings, Task, Worker};
 
+use crate::arrivals::{Arrivals, Dice, Slowdowns, counters, in_turns};
 use crate::options::NodeInfo;
 
 /// What is switched on and off.
@@ -58,18 +59,22 @@ impl Measured {
 }
 
 impl Load {
+    /// How long something runs, in milliseconds.
+    fn draw_ms(&self, dice: &mut Dice) -> u64 {
+        let usual = self.run_ms * 9 / 10 + dice.roll() % (self.run_ms / 5);
+        if dice.roll().is_multiple_of(self.one_in) { usual * self.times } else { usual }
+    }
+
     #[expect(clippy::cast_precision_loss, reason = "a mean")]
     fn mean_ms(&self) -> f64 {
         self.run_ms as f64 * (1.0 + (self.times - 1) as f64 / self.one_in as f64)
     }
 }
 
-/// Between two submissions.
-const TICK: Duration = Duration::from_millis(5);
 /// Workers that the places are divided among: a second attempt begins on another worker.
 const WORKERS: u32 = 4;
-/// Turns of each of the two.
-const TURNS: usize = 3;
+/// Second attempts begun and won, attempts given up, and time wasted in microseconds.
+const COUNTERS: [&str; 4] = ["second_attempts", "second_attempts_won", "given_up_attempts", "wasted_attempt_us"];
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -126,27 +131,6 @@ pub struct StragglerReport {
     pub cases: [StragglerCase; 2],
 }
 
-/// A source of chance.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        self.0 >> 33
-    }
-
-    /// From 0 to below 1.
-    fn part(&mut self) -> f64 {
-        f64::from(u32::try_from(self.roll()).unwrap_or(0)) / f64::from(1u32 << 31)
-    }
-
-    /// How long something runs, in milliseconds.
-    fn run_ms(&mut self, load: &Load) -> u64 {
-        let usual = load.run_ms * 9 / 10 + self.roll() % (load.run_ms / 5);
-        if self.roll().is_multiple_of(load.one_in) { usual * load.times } else { usual }
-    }
-}
-
 /// What one turn came to.
 #[derive(Default)]
 struct Turn {
@@ -164,26 +148,9 @@ struct Turn {
 /// # Errors
 /// When the node cannot be reached, or refuses, or does not end what it took.
 pub fn run(options: &StragglerOptions, node: &NodeInfo) -> Result<StragglerReport> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut turns: [Vec<Turn>; 2] = [Vec::new(), Vec::new()];
-    for number in 0..TURNS {
-        for (on, turns) in [false, true].into_iter().zip(&mut turns) {
-            turns.push(runtime.block_on(measure(options, node, on, number))?);
-        }
-    }
-    let [without, with] = turns;
+    let [without, with] = in_turns(async |on, number| measure(options, node, on, number).await)?;
     let cases = [case(options, false, &without)?, case(options, true, &with)?];
     Ok(StragglerReport { measured: options.measured, places: options.places, load: options.load, cases })
-}
-
-/// Counters of the node: second attempts begun and won, attempts given up, time wasted in microseconds.
-async fn counters(client: &Client) -> Result<[u64; 4]> {
-    let stats = client.stats().await?;
-    let sum = |wanted: &str| {
-        let counters = stats.iter().flat_map(|shard| &shard.counters).filter(|(name, _)| name == wanted);
-        counters.map(|(_, value)| value).sum()
-    };
-    Ok(["second_attempts", "second_attempts_won", "given_up_attempts", "wasted_attempt_us"].map(sum))
 }
 
 async fn measure(options: &StragglerOptions, node: &NodeInfo, on: bool, number: usize) -> Result<Turn> {
@@ -191,7 +158,7 @@ async fn measure(options: &StragglerOptions, node: &NodeInfo, on: bool, number: 
     let measured = options.measured;
     let queue = format!("bench-{}-{on}", measured.name().replace(' ', "-"));
     client.configure_queue(&queue, measured.settings(on)).await?;
-    let (began, before) = (Instant::now(), counters(&client).await?);
+    let (began, before) = (Instant::now(), counters(&client, COUNTERS).await?);
     let turn = Arc::new(Mutex::new((Turn::default(), Dice(77 + number as u64))));
     let mut workers = Vec::new();
     for _ in 0..WORKERS {
@@ -204,7 +171,7 @@ async fn measure(options: &StragglerOptions, node: &NodeInfo, on: bool, number: 
                 let run_ms = {
                     let (turn, dice) = &mut *turn.lock().expect("not poisoned");
                     turn.attempts += 1;
-                    own.unwrap_or_else(|_| dice.run_ms(&measured.load()))
+                    own.unwrap_or_else(|_| measured.load().draw_ms(dice))
                 };
                 tokio::time::sleep(Duration::from_millis(run_ms)).await;
                 Ok::<_, taskmaster_client::TaskError>(Vec::<u8>::new())
@@ -212,79 +179,43 @@ async fn measure(options: &StragglerOptions, node: &NodeInfo, on: bool, number: 
         });
         workers.push(worker.start().await?);
     }
-    let waits = submit(options, &client, &queue, began, number as u64).await?;
+    let load = measured.load();
+    let per_s = f64::from(options.places) * options.load * 1e3 / load.mean_ms();
+    let arrivals = Arrivals { per_s, warmup: options.warmup, time: options.time, seed: number as u64 };
+    let draw = |dice: &mut Dice| {
+        let mut task = Task::new("straggler").queue(queue.clone()).restartable(true).retention(Duration::from_secs(5));
+        let mut run_ms = load.run_ms;
+        if measured == Measured::GivingUp {
+            run_ms = load.draw_ms(dice);
+            task = task.payload(run_ms.to_le_bytes().to_vec());
+        }
+        (task, Duration::from_millis(run_ms))
+    };
+    let waits = arrivals.submit(&client, began, draw).await;
     let took = began.elapsed();
-    let slowdowns = ended(waits, options.warmup, Duration::from_secs(60)).await?;
+    let slowdowns = waits.ended().await?;
     for worker in workers {
         worker.shutdown().await?;
     }
-    let after = counters(&client).await?;
+    let after = counters(&client, COUNTERS).await?;
     let mut turn = turn.lock().expect("not poisoned");
     let of = |counter: usize| after[counter] - before[counter];
     let (seconds, won, given_up, wasted_us) = (of(0), of(1), of(2), of(3));
     Ok(Turn { slowdowns, seconds, won, given_up, wasted_us, took, ..core::mem::take(&mut turn.0) })
 }
 
-/// Tasks that were submitted: when, what a slowdown is over, and a task that waits for the end.
-type Waits = Vec<(Duration, u64, tokio::task::JoinHandle<Result<Duration>>)>;
-
-/// Submits tasks as they arrive, and waits for each of them.
-async fn submit(options: &StragglerOptions, client: &Client, queue: &str, began: Instant, seed: u64) -> Result<Waits> {
-    let load = options.measured.load();
-    let per_s = f64::from(options.places) * options.load * 1e3 / load.mean_ms();
-    let (mut dice, mut next, mut waits) = (Dice(11 + seed), Duration::ZERO, Vec::new());
-    let mut tick = tokio::time::interval(TICK);
-    while began.elapsed() < options.warmup + options.time {
-        tick.tick().await;
-        while next <= began.elapsed() {
-            let mut task =
-                Task::new("straggler").queue(queue.to_owned()).restartable(true).retention(Duration::from_secs(5));
-            let mut run_ms = load.run_ms;
-            if options.measured == Measured::GivingUp {
-                run_ms = dice.run_ms(&load);
-                task = task.payload(run_ms.to_le_bytes().to_vec());
-            }
-            let (client, due) = (client.clone(), next);
-            let wait = async move {
-                let outcome = client.submit(task).await?;
-                client.result(outcome.id).await?;
-                Ok(began.elapsed() - due)
-            };
-            waits.push((due, run_ms, tokio::spawn(wait)));
-            next += Duration::from_secs_f64(-(1.0 - dice.part()).ln() / per_s);
-        }
-    }
-    Ok(waits)
-}
-
-/// Slowdowns of all that were submitted after the warmup.
-async fn ended(waits: Waits, warmup: Duration, longest: Duration) -> Result<Vec<f64>> {
-    let give_up = tokio::time::Instant::now() + longest;
-    let mut slowdowns = Vec::new();
-    for (due, run_ms, wait) in waits {
-        let total = tokio::time::timeout_at(give_up, wait).await.context("tasks do not end")???;
-        if due >= warmup {
-            slowdowns.push(total.as_secs_f64() / Duration::from_millis(run_ms).as_secs_f64());
-        }
-    }
-    Ok(slowdowns)
-}
-
 #[expect(clippy::cast_precision_loss, reason = "a report")]
 fn case(options: &StragglerOptions, on: bool, turns: &[Turn]) -> Result<StragglerCase> {
-    let mut slowdowns: Vec<f64> = turns.iter().flat_map(|turn| turn.slowdowns.iter().copied()).collect();
-    ensure!(!slowdowns.is_empty(), "nothing ended in the time measured");
-    slowdowns.sort_by(f64::total_cmp);
-    let at = |percent: usize| slowdowns[(slowdowns.len() - 1) * percent / 100];
+    let slowdowns = Slowdowns::of(turns.iter().flat_map(|turn| turn.slowdowns.iter().copied()))?;
     let could_us: f64 = turns.iter().map(|turn| turn.took.as_secs_f64() * 1e6 * f64::from(options.places)).sum();
     Ok(StragglerCase {
         on,
-        tasks: slowdowns.len(),
+        tasks: slowdowns.tasks,
         attempts: turns.iter().map(|turn| turn.attempts).sum(),
-        mean_slowdown: slowdowns.iter().sum::<f64>() / slowdowns.len() as f64,
-        slowdown_p50: at(50),
-        slowdown_p99: at(99),
-        slowdown_max: at(100),
+        mean_slowdown: slowdowns.mean,
+        slowdown_p50: slowdowns.p50,
+        slowdown_p99: slowdowns.p99,
+        slowdown_max: slowdowns.max,
         second_attempts: turns.iter().map(|turn| turn.seconds).sum(),
         second_attempts_won: turns.iter().map(|turn| turn.won).sum(),
         given_up_attempts: turns.iter().map(|turn| turn.given_up).sum(),
