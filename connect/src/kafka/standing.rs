@@ -58,7 +58,9 @@ pub fn standing(settings: &Settings, longest: Duration) -> Result<Standing, Stri
         Ok(parts) => parts.elements().iter().find_map(|part| part.error().err()).map(|error| said(&error)),
     };
     for topic in topics.iter_mut().take(settings.topics.len()).filter(|topic| topic.partitions > 0) {
-        topic.error = topic.error.take().or(read_error(settings, &topic.name, longest)?);
+        if topic.error.is_none() {
+            topic.error = read_error(settings, &topic.name, longest)?;
+        }
     }
     Ok(Standing { brokers, topics, group_error })
 }

@@ -18,3 +18,10 @@ macro_rules! chain {
         FROM taskmaster.cluster AS older JOIN chain ON older.cluster = chain.restored_from)"
     };
 }
+
+/// Whether the server is on this machine.
+macro_rules! is_local {
+    () => {
+        "coalesce(inet_client_addr() = inet_server_addr(), true)"
+    };
+}

@@ -27,7 +27,7 @@ pub struct Standing {
 /// # Errors
 /// When the server does not say.
 pub async fn backend(session: &Session) -> Result<Option<u32>, Error> {
-    let sql = "SELECT pg_backend_pid(), coalesce(inet_client_addr() = inet_server_addr(), true)";
+    let sql = concat!("SELECT pg_backend_pid(), ", is_local!());
     let row = session.timely(async { Ok(session.client.query_one(sql, &[]).await?) }).await?;
     let (pid, is_local): (i32, bool) = (row.try_get(0)?, row.try_get(1)?);
     Ok(u32::try_from(pid).ok().filter(|_| is_local))
@@ -46,9 +46,11 @@ pub async fn standing(settings: &Settings) -> Result<Standing, Error> {
             let row = session
                 .client
                 .query_one(
-                    "SELECT current_setting('server_version_num')::int4, clock_timestamp(),
-                            coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false),
-                            coalesce(inet_client_addr() = inet_server_addr(), true)",
+                    concat!(
+                        "SELECT current_setting('server_version_num')::int4, clock_timestamp(),
+                            coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false), ",
+                        is_local!()
+                    ),
                     &[],
                 )
                 .await?;

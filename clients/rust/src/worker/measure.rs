@@ -66,7 +66,8 @@ impl Default for Presence {
     }
 }
 
-fn is_same(a: &Contract, b: &Contract) -> bool {
+/// Whether tasks of both are of one kind.
+pub(super) fn is_same(a: &Contract, b: &Contract) -> bool {
     a.kind == b.kind && a.queue == b.queue
 }
 

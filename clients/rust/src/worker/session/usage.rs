@@ -8,6 +8,7 @@ use taskmaster_protocol::{Header, Operation, limits};
 use super::{Line, Session};
 use crate::error::Error;
 use crate::worker::context::Contract;
+use crate::worker::measure::{Measured, is_same};
 
 /// Measured attempts of one frame, beside each of which there may be many kinds.
 const ROWS_MAX: usize = 64;
@@ -42,19 +43,25 @@ impl Session {
         if self.measured.is_empty() && !self.tells_running {
             return Ok(());
         }
-        let rest = self.measured.split_off(self.measured.len().min(ROWS_MAX));
-        let measured = std::mem::replace(&mut self.measured, rest);
-        self.tells_running = false;
         if line.connection.info().features & feature::USAGE == 0 {
             self.measured.clear();
-            return Ok(());
+            self.tells_running = false;
         }
+        while !self.measured.is_empty() || self.tells_running {
+            self.tells_running = false;
+            let rows = self.measured.len().min(ROWS_MAX);
+            let measured = self.measured.drain(..rows).collect();
+            self.send_usage(line, measured)?;
+        }
+        Ok(())
+    }
+
+    fn send_usage(&mut self, line: &Line, measured: Vec<Measured>) -> Result<(), Error> {
         let (cpu_milli, memory_bytes) = machine();
         let mut body = Usage { cpu_milli, memory_bytes, seen: self.seen, ..Usage::default() };
         let mut known: Vec<Arc<Contract>> = Vec::new();
         let mut kind = |contract: &Arc<Contract>, body: &mut Usage| {
-            let is_it = |of: &Arc<Contract>| of.kind == contract.kind && of.queue == contract.queue;
-            known.iter().position(is_it).unwrap_or_else(|| {
+            known.iter().position(|of| is_same(of, contract)).unwrap_or_else(|| {
                 let queue = put(&mut body.bytes, contract.queue.as_bytes());
                 let kind = put(&mut body.bytes, contract.kind.as_bytes());
                 body.kinds.push(UsageKind { queue, kind, ..UsageKind::default() });
@@ -73,7 +80,6 @@ impl Session {
                 body.beside.push(UsageBeside { row, kind, permille: (*permille).min(limits::CREDIT_MAX) });
             }
         }
-        line.connection.send(Header::request(Operation::Usage, 0, None), &body)?;
-        self.flush_usage(line)
+        line.connection.send(Header::request(Operation::Usage, 0, None), &body)
     }
 }
