@@ -10,6 +10,7 @@ mod error;
 mod floor;
 mod leaves;
 mod lister;
+mod particulars;
 mod past;
 mod reader;
 mod restore;
@@ -24,8 +25,8 @@ mod tls;
 mod writer;
 
 pub use batch::{
-    Batch, Contract, FinalTask, Place, QueueSetting, Request, Returning, SavedHistory, SavedState, SavedVersion,
-    StateChunk, States, Stored,
+    Batch, Contract, FinalTask, Particulars, Place, QueueSetting, Request, Returning, SavedHistory, SavedState,
+    SavedVersion, StateChunk, States, Stored,
 };
 pub use error::Error;
 pub use floor::floor;

@@ -5,6 +5,7 @@
 //! counts twice, and only from the latest term. Numbers may be missing: those of tasks that were retried since.
 
 use taskmaster_protocol::body::Span;
+use taskmaster_protocol::memo::Key;
 use taskmaster_protocol::state::Address;
 use taskmaster_protocol::{PartitionId, TaskId};
 
@@ -90,6 +91,8 @@ pub struct BatchContract {
     pub priority: u8,
     /// Attempts in all.
     pub attempts_max: u16,
+    /// Its attempts may be ended and begun again.
+    pub restartable: bool,
 }
 
 /// A final task. Times are microseconds since 1970, 0 where they are not known.
@@ -125,6 +128,35 @@ pub struct FinalTask {
     pub blob: Span,
     /// What it saved.
     pub saved: Option<Box<SavedState>>,
+    /// What few tasks have.
+    pub particulars: Option<Box<Particulars>>,
+}
+
+/// What few tasks have. Times are microseconds since 1970, 0 for none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Particulars {
+    /// It did not run: its outcome is that of this task, or zero,
+    pub memo_of: TaskId,
+    /// which ended then.
+    pub memo_us: u64,
+    /// Of a memoised task: what identifies its kind, version and payload.
+    pub memo_key: Option<Key>,
+    /// Unique key, as it was given; of a memoised task none.
+    pub unique: Span,
+    /// Until when it holds the unique key although final.
+    pub unique_until_us: u64,
+    /// It is the one that holds its unique key, or a memoised task's.
+    pub holds_key: bool,
+    /// Concurrency key, as it was given,
+    pub key: Span,
+    /// and most leases at once under it.
+    pub key_limit: u32,
+    /// Failures before it was retried by hand.
+    pub forgiven: u16,
+    /// Last progress note, as the leader knew it,
+    pub note: Span,
+    /// and progress in parts per thousand.
+    pub done_permille: u32,
 }
 
 /// A chunk of states.

@@ -51,6 +51,7 @@ pub use memo::known::Known;
 pub use memo::{Made, Unknown};
 pub use peer::PeerAddr;
 pub use query::listing::{StoredPage, StoredPlace};
+pub use query::task::memo_note;
 pub use refused::Refused;
 pub use replica::record;
 #[doc(hidden)]

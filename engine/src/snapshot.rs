@@ -529,9 +529,13 @@ impl Restore {
         if state.is_final() {
             partition.kept += 1;
         }
-        let has_unique = partition.extras.get(extra).is_some_and(|extra| extra.unique != Handle::NONE);
-        if marks & MARK_HOLDS_UNIQUE != 0 && has_unique {
-            partition.hold_unique(slot, cx.arena);
+        let unique = partition.extras.get(extra).map_or(Handle::NONE, |extra| extra.unique);
+        if marks & MARK_HOLDS_UNIQUE != 0 && unique != Handle::NONE {
+            // Among restored tasks there may be one that came after it.
+            let key = cx.arena.get(unique);
+            if partition.unique_conflict(key, cx.arena, cx.time_us).is_none() {
+                partition.hold_unique(slot, cx.arena);
+            }
         }
         if let Some(extra) = partition.extras.get(extra) {
             if extra.deadline_us != 0 && !state.is_final() {

@@ -31,7 +31,7 @@ alike!(
     contract,
     returning_contract,
     BatchContract,
-    Contract { canonical, namespace, queue, kind, priority, attempts_max }
+    Contract { canonical, namespace, queue, kind, priority, attempts_max, restartable }
 );
 alike!(
     queue,
@@ -70,6 +70,38 @@ fn saved(saved: checkpoint::SavedState) -> postgres::SavedState {
     postgres::SavedState { input: place(saved.input), chunks: saved.chunks, history }
 }
 
+fn particulars(found: &checkpoint::Particulars) -> postgres::Particulars {
+    postgres::Particulars {
+        memo_of: found.memo_of.as_u128(),
+        memo_us: found.memo_us,
+        memo_key: found.memo_key,
+        unique: place(found.unique),
+        unique_until_us: found.unique_until_us,
+        holds_key: found.holds_key,
+        key: place(found.key),
+        key_limit: found.key_limit,
+        forgiven: found.forgiven,
+        note: place(found.note),
+        done_permille: found.done_permille,
+    }
+}
+
+fn returning_particulars(found: &postgres::Particulars) -> checkpoint::Particulars {
+    checkpoint::Particulars {
+        memo_of: found.memo_of.into(),
+        memo_us: found.memo_us,
+        memo_key: found.memo_key,
+        unique: span(found.unique),
+        unique_until_us: found.unique_until_us,
+        holds_key: found.holds_key,
+        key: span(found.key),
+        key_limit: found.key_limit,
+        forgiven: found.forgiven,
+        note: span(found.note),
+        done_permille: found.done_permille,
+    }
+}
+
 /// A batch on its way to the database.
 pub(super) fn batch(batch: checkpoint::Batch) -> postgres::Batch {
     let task = |task: checkpoint::FinalTask| {
@@ -93,6 +125,7 @@ pub(super) fn batch(batch: checkpoint::Batch) -> postgres::Batch {
             log_tail,
             blob: place(task.blob),
             saved: task.saved.map(|state| Box::new(saved(*state))),
+            particulars: task.particulars.map(|found| Box::new(particulars(&found))),
         }
     };
     postgres::Batch {
@@ -150,6 +183,7 @@ pub(super) fn returning(batch: postgres::Batch) -> checkpoint::Batch {
         saved: task.saved.map(|saved| {
             Box::new(checkpoint::SavedState { input: span(saved.input), ..checkpoint::SavedState::default() })
         }),
+        particulars: task.particulars.map(|found| Box::new(returning_particulars(&found))),
     };
     checkpoint::Batch {
         cluster: batch.cluster,

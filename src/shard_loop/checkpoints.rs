@@ -9,10 +9,10 @@ use futures_lite::future::or;
 use glommio::timer::Timer;
 use taskmaster_connect::postgres::{Found, Given, Listed, Request, StoredTask};
 use taskmaster_engine::checkpoint::BatchBounds;
-use taskmaster_engine::{About, Input, Question, Refused, StoredPlace};
+use taskmaster_engine::{About, Input, Question, Refused, State, StoredPlace, memo_note};
 use taskmaster_net::wake::Bell;
 use taskmaster_protocol::Code;
-use taskmaster_protocol::body::{self, TaskInfo, TaskPage};
+use taskmaster_protocol::body::{self, RESTARTABLE, TaskInfo, TaskPage};
 
 use super::ShardLoop;
 use super::wake::Wake;
@@ -202,6 +202,10 @@ impl ShardLoop {
 /// Adds a stored task to a page.
 fn put(task: &StoredTask, page: &mut TaskPage) {
     let mut put = |bytes: &[u8]| body::put(&mut page.bytes, bytes);
+    let note = match (task.memo_of, State::from_number(task.state)) {
+        (of, Some(state)) if of != 0 => memo_note(state, of.into()),
+        _ => task.note.clone(),
+    };
     let info = TaskInfo {
         id: task.id.into(),
         workflow: task.workflow.into(),
@@ -220,8 +224,11 @@ fn put(task: &StoredTask, page: &mut TaskPage) {
         attempt: task.attempts,
         attempts_max: task.attempts_max,
         state: task.state,
-        priority: task.priority,
+        priority: task.priority | if task.restartable { RESTARTABLE } else { 0 },
         late: task.late.into(),
+        note: put(note.as_bytes()),
+        done_permille: task.done_permille,
+        memo: u8::from(task.memo_of != 0),
         ..TaskInfo::default()
     };
     page.rows.push(info);

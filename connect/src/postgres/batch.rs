@@ -93,6 +93,8 @@ pub struct Contract {
     pub priority: u8,
     /// Attempts in all.
     pub attempts_max: u16,
+    /// Attempts may be ended and begun again.
+    pub restartable: bool,
 }
 
 /// A final task. Times are microseconds since 1970, 0 for none.
@@ -134,6 +136,35 @@ pub struct FinalTask {
     pub blob: Place,
     /// What it saved.
     pub saved: Option<Box<SavedState>>,
+    /// What few tasks have.
+    pub particulars: Option<Box<Particulars>>,
+}
+
+/// What few tasks have. Times are microseconds since 1970, 0 for none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Particulars {
+    /// The task whose outcome it has without having run, or 0,
+    pub memo_of: u128,
+    /// and when that one ended.
+    pub memo_us: u64,
+    /// What identifies kind, version and payload of a memoised task.
+    pub memo_key: Option<[u8; 32]>,
+    /// Unique key.
+    pub unique: Place,
+    /// Until when it holds that although final.
+    pub unique_until_us: u64,
+    /// It is the one that holds its unique key, or a memoised task's.
+    pub holds_key: bool,
+    /// Concurrency key,
+    pub key: Place,
+    /// and most leases at once under it.
+    pub key_limit: u32,
+    /// Failures before it was retried by hand.
+    pub forgiven: u16,
+    /// Last progress note,
+    pub note: Place,
+    /// and progress in parts per thousand.
+    pub done_permille: u32,
 }
 
 /// A chunk of states.

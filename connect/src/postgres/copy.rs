@@ -4,14 +4,15 @@
 use bytes::{BufMut, BytesMut};
 
 use super::batch::{Batch, FinalTask, Place};
-use super::saved;
+use super::{particulars, saved};
 
 /// What a binary copy begins with: signature, no flags, no extension.
 const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 /// Columns in the order of [`put_row`].
 pub(super) const COLUMNS: &str = "cluster, partition, number, id, workflow, contract, state, attempts, failures, late, started_at, \
-                                  finished_at, deadline_at, name, error_code, error, log_tail, payload, result, versions, chunks";
-const FIELDS: i16 = 21;
+                                  finished_at, deadline_at, name, error_code, error, log_tail, payload, result, versions, chunks, \
+                                  particulars";
+const FIELDS: i16 = 22;
 /// Columns in the order of [`put_stretch`].
 pub(super) const STRETCH_COLUMNS: &str = "cluster, partition, behind, first_at, last_at, tasks";
 const STRETCH_FIELDS: i16 = 6;
@@ -56,12 +57,17 @@ pub(super) fn put_row(out: &mut BytesMut, cluster: i32, batch: &Batch, task: &Fi
     let input = saved.filter(|_| task.succeeded).map(|saved| saved.input);
     put_if(out, !task.succeeded || input.is_some(), bytes(input.unwrap_or(task.blob)));
     put_if(out, task.succeeded, bytes(task.blob));
-    let Some(saved) = saved else {
-        put_if(out, false, &[]);
-        return put_if(out, false, &[]);
-    };
-    put(out, &saved::field(&saved.history));
-    put(out, &saved::digests(&saved.chunks));
+    match saved {
+        Some(saved) => {
+            put(out, &saved::field(&saved.history));
+            put(out, &saved::digests(&saved.chunks));
+        }
+        None => [0; 2].iter().for_each(|_| put_if(out, false, &[])),
+    }
+    match task.particulars.as_deref() {
+        Some(found) => put(out, &particulars::field(found, batch)),
+        None => put_if(out, false, &[]),
+    }
 }
 
 /// Appends the order of a batch's tasks, of which there is one at least.

@@ -64,6 +64,7 @@ fn encoded(first: u32, rows: u32, blob_bytes: usize) -> Vec<Bytes> {
             log_tail: Place::default(),
             blob: Place { at: 0, len },
             saved: None,
+            particulars: None,
         };
         copy::put_row(&mut out, 1, &batch, &task, 1);
         if out.len() >= COPY_BYTES {

@@ -14,6 +14,7 @@ use tokio_postgres::{Row, Statement};
 use super::copy::STRETCH_TASK_BYTES;
 use super::reader::{StoredTask, task};
 use super::session::connect;
+use super::sql::TOLD;
 use super::{Answers, Error, Session, Settings, schema};
 
 /// Longest time from question to answer.
@@ -220,7 +221,7 @@ impl Open {
             page.tasks.push(task(row)?);
         }
         let last = rows.last().filter(|_| page.tasks.len() >= listing.limit as usize);
-        let last = last.map(|row| row.try_get::<_, i64>(19)).transpose()?;
+        let last = last.map(|row| row.try_get::<_, i64>(TOLD + 3)).transpose()?;
         page.next.upto = (last.unwrap_or(*bottom) - 1).cast_unsigned();
         page.looked += together.len();
         Ok(())

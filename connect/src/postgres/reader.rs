@@ -10,7 +10,8 @@ use tokio::sync::mpsc::Receiver;
 use tokio_postgres::{Row, Statement};
 
 use super::session::connect;
-use super::{Answers, Error, Session, Settings, schema};
+use super::sql::TOLD;
+use super::{Answers, Error, Session, Settings, particulars, schema};
 use crate::redis::{self, Cache};
 
 /// Questions of one statement at most.
@@ -75,6 +76,14 @@ pub struct StoredTask {
     pub error_code: String,
     /// The failure in words.
     pub error: String,
+    /// Attempts may be ended and begun again.
+    pub restartable: bool,
+    /// The task whose outcome it has without having run, or 0.
+    pub memo_of: u128,
+    /// Last progress note.
+    pub note: String,
+    /// Progress in parts per thousand.
+    pub done_permille: u32,
     /// End of the failed attempt's log.
     pub log_tail: Vec<u8>,
     /// Payload, unless it succeeded.
@@ -149,7 +158,7 @@ async fn look(
     let Some(cache) = cache else { return rows(ids, i32::MAX).await?.iter().map(task).collect() };
     let (mut tasks, mut long) = (Vec::new(), Vec::new());
     for row in rows(ids, LONG_BYTES).await? {
-        let (task, is_long) = (task(&row)?, row.try_get(21)?);
+        let (task, is_long) = (task(&row)?, row.try_get(TOLD + 5)?);
         if is_long {
             long.push((place(&row, &task)?, task));
         } else {
@@ -179,7 +188,7 @@ async fn look(
 
 /// Which row it is, that tells so in the columns behind those of [`task`].
 fn place(row: &Row, task: &StoredTask) -> Result<redis::Row, Error> {
-    let (cluster, number) = (row.try_get(19)?, row.try_get(20)?);
+    let (cluster, number) = (row.try_get(TOLD + 3)?, row.try_get(TOLD + 4)?);
     Ok(redis::Row { cluster, number, id: task.id, state: task.state, finished_us: task.finished_us })
 }
 
@@ -202,6 +211,7 @@ pub(super) fn task(row: &Row) -> Result<StoredTask, Error> {
         Ok::<_, Error>(bytes.first_chunk().map_or(0, |bytes| u128::from_be_bytes(*bytes)))
     };
     let small = |column| Ok::<_, Error>(u8::try_from(row.try_get::<_, i16>(column)?).unwrap_or_default());
+    let particulars = particulars::read(row.try_get(17)?);
     Ok(StoredTask {
         id: id(0)?,
         workflow: id(1)?,
@@ -219,8 +229,12 @@ pub(super) fn task(row: &Row) -> Result<StoredTask, Error> {
         deadline_us: time_us(13)?,
         error_code: text(14)?,
         error: text(15)?,
-        log_tail: bytes(16)?,
-        payload: bytes(17)?,
-        result: bytes(18)?,
+        restartable: row.try_get(16)?,
+        memo_of: particulars.memo_of,
+        note: particulars.note,
+        done_permille: particulars.done_permille,
+        log_tail: bytes(TOLD)?,
+        payload: bytes(TOLD + 1)?,
+        result: bytes(TOLD + 2)?,
     })
 }

@@ -18,7 +18,7 @@ pub use queues::queues;
 use states::Saved;
 
 use super::batch::{Returning, SavedState};
-use super::{Batch, Contract, Error, FinalTask, Place, Session, saved};
+use super::{Batch, Contract, Error, FinalTask, Place, Session, particulars, saved};
 
 /// Tasks of a batch at most, and bytes at which it is full.
 const BATCH_TASKS: usize = 2_048;
@@ -70,7 +70,7 @@ const HISTORY: &str = concat!(
     chain!(),
     "
     SELECT partition, uuid_send(id), contract, state, failures, late, finished_at, name, error_code, error, log_tail, payload, result,
-           cluster, versions::text, chunks
+           cluster, versions::text, chunks, deadline_at, particulars::text
     FROM taskmaster.final_task AS task
     WHERE cluster IN (SELECT cluster FROM chain) AND NOT EXISTS (
         SELECT FROM taskmaster.final_task AS later
@@ -162,7 +162,7 @@ fn saved_of(row: &Row) -> Result<Option<Found>, Error> {
 }
 
 async fn contracts(session: &Session) -> Result<HashMap<i32, Contract>, Error> {
-    let sql = "SELECT contract, canonical, namespace, queue, kind, priority, attempts_max FROM taskmaster.contract";
+    let sql = "SELECT contract, canonical, namespace, queue, kind, priority, attempts_max, restartable FROM taskmaster.contract";
     let contract = |row: &Row| {
         let (priority, attempts_max): (i16, i32) = (row.try_get(5)?, row.try_get(6)?);
         let contract = Contract {
@@ -172,6 +172,7 @@ async fn contracts(session: &Session) -> Result<HashMap<i32, Contract>, Error> {
             kind: row.try_get(4)?,
             priority: u8::try_from(priority).unwrap_or_default(),
             attempts_max: u16::try_from(attempts_max).unwrap_or(u16::MAX),
+            restartable: row.try_get(7)?,
         };
         Ok((row.try_get(0)?, contract))
     };
@@ -191,8 +192,10 @@ fn task(row: &Row, contract: u32, area: &mut Vec<u8>) -> Result<FinalTask, Error
         Place { at, len: u32::try_from(bytes.len()).unwrap_or(u32::MAX) }
     };
     let text = |column| Ok::<_, Error>(row.try_get::<_, Option<String>>(column)?.map(String::into_bytes));
-    let finished: SystemTime = row.try_get(6)?;
-    let since = finished.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let time_us = |time: SystemTime| {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+    };
     let (state, failures): (i16, i32) = (row.try_get(3)?, row.try_get(4)?);
     let (payload, result): (Option<Vec<u8>>, Option<Vec<u8>>) = (row.try_get(11)?, row.try_get(12)?);
     let succeeded = result.is_some();
@@ -203,8 +206,8 @@ fn task(row: &Row, contract: u32, area: &mut Vec<u8>) -> Result<FinalTask, Error
         workflow: 0,
         number: 0,
         started_us: 0,
-        finished_us: u64::try_from(since.as_micros()).unwrap_or(u64::MAX),
-        deadline_us: 0,
+        finished_us: time_us(row.try_get(6)?),
+        deadline_us: row.try_get::<_, Option<SystemTime>>(16)?.map_or(0, time_us),
         contract,
         attempts: 0,
         failures: u16::try_from(failures).unwrap_or(u16::MAX),
@@ -217,6 +220,7 @@ fn task(row: &Row, contract: u32, area: &mut Vec<u8>) -> Result<FinalTask, Error
         log_tail: put(row.try_get(10)?),
         blob: put(if succeeded { result } else { payload }),
         saved,
+        particulars: row.try_get::<_, Option<&str>>(17)?.map(|found| Box::new(particulars::returning(found, put))),
     })
 }
 

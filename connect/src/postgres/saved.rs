@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::batch::{SavedHistory, SavedVersion};
 
 /// The version of binary `jsonb`: the text of the document follows.
-const JSONB: u8 = 1;
+pub(super) const JSONB: u8 = 1;
 /// PostgreSQL's number of the type `bytea`.
 const BYTEA: u32 = 17;
 
@@ -44,7 +44,7 @@ pub(super) fn field(history: &SavedHistory) -> Vec<u8> {
     field
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -97,7 +97,7 @@ pub(super) fn read(document: &str, chunks: usize) -> (SavedHistory, usize) {
 const NUMBER_MAX: u32 = 1 << 31;
 const PIECES_MAX: u64 = 16 << 10;
 
-fn number<T: TryFrom<u64>>(document: &Map<String, Value>, key: &str) -> Option<T> {
+pub(super) fn number<T: TryFrom<u64>>(document: &Map<String, Value>, key: &str) -> Option<T> {
     T::try_from(document.get(key)?.as_u64()?).ok()
 }
 
@@ -134,7 +134,7 @@ fn version(document: &Map<String, Value>, chunks: usize) -> Option<SavedVersion>
     })
 }
 
-fn digest(hex: &str) -> Option<[u8; 32]> {
+pub(super) fn digest(hex: &str) -> Option<[u8; 32]> {
     let mut digest = [0; 32];
     for (place, byte) in digest.iter_mut().enumerate() {
         *byte = u8::from_str_radix(hex.get(2 * place..2 * place + 2)?, 16).ok()?;

@@ -7,7 +7,7 @@ use super::session::connect;
 use super::{Error, Session, Settings};
 
 /// Migrations in order.
-const MIGRATIONS: [&str; 7] = [
+const MIGRATIONS: [&str; 8] = [
     include_str!("migrations/001.sql"),
     include_str!("migrations/002.sql"),
     include_str!("migrations/003.sql"),
@@ -15,11 +15,12 @@ const MIGRATIONS: [&str; 7] = [
     include_str!("migrations/005.sql"),
     include_str!("migrations/006.sql"),
     include_str!("migrations/007.sql"),
+    include_str!("migrations/008.sql"),
 ];
 
 /// The version that this program reads and writes.
-pub const SCHEMA_VERSION: i32 = 7;
-const _: () = assert!(MIGRATIONS.len() == 7 && SCHEMA_VERSION == 7);
+pub const SCHEMA_VERSION: i32 = 8;
+const _: () = assert!(MIGRATIONS.len() == 8 && SCHEMA_VERSION == 8);
 
 /// Held while the schema changes: "taskmast" as a number.
 pub(super) const LOCK: i64 = 0x7461_736B_6D61_7374;

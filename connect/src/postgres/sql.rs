@@ -5,9 +5,12 @@ macro_rules! told {
     () => {
         "uuid_send(task.id), uuid_send(task.workflow), task.state, contract.namespace, contract.queue, contract.kind, task.name,
         contract.priority, task.attempts, contract.attempts_max, task.late, task.started_at, task.finished_at, task.deadline_at,
-        task.error_code, task.error"
+        task.error_code, task.error, contract.restartable, task.particulars::text"
     };
 }
+
+/// How many columns those are.
+pub(super) const TOLD: usize = 18;
 
 /// `chain`: the cluster with the number `$1`, and those that it goes on from.
 macro_rules! chain {

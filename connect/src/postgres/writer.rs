@@ -231,8 +231,8 @@ impl Statements {
             contract: client
                 .prepare(
                     "WITH added AS (
-                         INSERT INTO taskmaster.contract (canonical, namespace, queue, kind, priority, attempts_max)
-                         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (sha256(canonical)) DO NOTHING RETURNING contract)
+                         INSERT INTO taskmaster.contract (canonical, namespace, queue, kind, priority, attempts_max, restartable)
+                         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (sha256(canonical)) DO NOTHING RETURNING contract)
                      SELECT contract FROM added
                      UNION ALL SELECT contract FROM taskmaster.contract WHERE sha256(canonical) = sha256($1) LIMIT 1",
                 )
@@ -418,8 +418,15 @@ impl Writer {
         }
         let (priority, attempts_max) = (i16::from(contract.priority), i32::from(contract.attempts_max));
         let canonical: &[u8] = &contract.canonical;
-        let parameters: [&(dyn ToSql + Sync); 6] =
-            [&canonical, &contract.namespace, &contract.queue, &contract.kind, &priority, &attempts_max];
+        let parameters: [&(dyn ToSql + Sync); 7] = [
+            &canonical,
+            &contract.namespace,
+            &contract.queue,
+            &contract.kind,
+            &priority,
+            &attempts_max,
+            &contract.restartable,
+        ];
         // Nothing comes when another node adds it at the same moment: the next look finds it.
         let mut found = self.session.client.query_opt(&self.statements.contract, &parameters).await?;
         if found.is_none() {

@@ -593,7 +593,8 @@ fn claim_keys(
     Ok(made)
 }
 
-fn scoped_key(spec: &SpecView<'_>, parts: &[&[u8]]) -> Vec<u8> {
+/// A key of a queue's tasks with its scope.
+pub(crate) fn scoped_key(spec: &SpecView<'_>, parts: &[&[u8]]) -> Vec<u8> {
     let mut scoped = Vec::with_capacity(64);
     for part in [spec.namespace.as_bytes(), spec.queue.as_bytes()].iter().chain(parts) {
         scoped.extend_from_slice(&u32::try_from(part.len()).expect("keys are bounded").to_le_bytes());
@@ -602,7 +603,7 @@ fn scoped_key(spec: &SpecView<'_>, parts: &[&[u8]]) -> Vec<u8> {
     scoped
 }
 
-/// The concurrency key, as it was given, in a scoped one: the last of its parts.
+/// The key, as it was given, in a scoped one: the last of its parts.
 pub(crate) fn key_in_scope(scoped: &[u8]) -> &[u8] {
     let mut parts = scoped;
     while let Some((len, behind)) = parts.split_first_chunk() {

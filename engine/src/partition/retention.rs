@@ -25,6 +25,13 @@ impl Partition {
 
     /// Starts a final task's retention. A snapshot in progress has copied it.
     pub(crate) fn retain(&mut self, slot: Slot, arena: &Arena) {
+        let kept_ms = self.kept_ms(slot);
+        self.last_retained += 1;
+        self.retain_as(slot, self.last_retained, kept_ms, arena);
+    }
+
+    /// How long a final task is kept from its end: as its contract or its queue says, and while it holds a unique key.
+    pub(crate) fn kept_ms(&self, slot: Slot) -> u32 {
         let task = &self.tasks[slot];
         let contract = &self.contracts[task.contract];
         let queue = &self.queues[contract.queue as usize];
@@ -36,8 +43,7 @@ impl Partition {
             let window_ms = (extra.unique_until_us - task.at_us).div_ceil(1_000);
             retention_ms = retention_ms.max(u32::try_from(window_ms).unwrap_or(u32::MAX));
         }
-        self.last_retained += 1;
-        self.retain_as(slot, self.last_retained, retention_ms, arena);
+        retention_ms
     }
 
     /// Starts a final task's retention of this length, under this number: the highest so far.

@@ -19,7 +19,7 @@ impl Partition {
     }
 
     /// Whether a task holds its unique key.
-    pub(super) fn holds_unique(&self, slot: Slot, arena: &Arena) -> bool {
+    pub(crate) fn holds_unique(&self, slot: Slot, arena: &Arena) -> bool {
         let key = self.unique_key(slot);
         key != Handle::NONE && self.unique.find(hash_of(arena.get(key)), |&other| other == slot).is_some()
     }

@@ -66,11 +66,17 @@ pub(crate) fn describe(
         info.workflow = workflow_id(partition, extra.workflow);
         if let Some((of, _)) = partition.memo_of(slot) {
             info.memo = 1;
-            let what = if task.state == State::Succeeded { "result" } else { "failure" };
-            info.note = put(format!("{what} of {of}").as_bytes());
+            info.note = put(memo_note(task.state, of).as_bytes());
         }
     }
     page.rows.push(info);
+}
+
+/// What the note of a memoised task says whose outcome is another's.
+#[must_use]
+pub fn memo_note(state: State, of: TaskId) -> String {
+    let what = if state == State::Succeeded { "result" } else { "failure" };
+    format!("{what} of {of}")
 }
 
 pub(crate) fn workflow_id(partition: &Partition, index: u32) -> TaskId {

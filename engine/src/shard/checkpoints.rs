@@ -12,11 +12,13 @@ use super::Shard;
 use super::group::Request;
 use crate::arena::Arena;
 use crate::checkpoint::{
-    Batch, BatchBounds, BatchContract, BatchQueue, FinalTask, ForStore, FromStore, Holding, Stored,
+    Batch, BatchBounds, BatchContract, BatchQueue, FinalTask, ForStore, FromStore, Holding, Particulars, Stored,
 };
 use crate::command;
+use crate::command::submit::key_in_scope;
 use crate::entry::{Verb, checkpointed_bytes};
-use crate::extra::unpack_error;
+use crate::extra::{Extra, unpack_error};
+use crate::memo;
 use crate::partition::{Partition, Sending};
 use crate::query::task::{begun, workflow_id};
 use crate::queue::{Queue, policy_name, policy_named, policy_number};
@@ -238,6 +240,7 @@ fn contract_of(partition: &Partition, index: u32, contracts: &mut Vec<BatchContr
             kind: contract.kind.clone(),
             priority: contract.priority,
             attempts_max: contract.retry.attempts_max,
+            restartable: contract.restartable,
         });
         contracts.len() - 1
     });
@@ -262,6 +265,7 @@ fn describe(partition: &Partition, slot: Slot, contract: u32, arena: &Arena, byt
         error: [body::Span::default(); 3],
         blob: body::put(bytes, arena.get(task.blob)),
         saved: None,
+        particulars: None,
     };
     if let Some(extra) = partition.extras.get(task.extra) {
         row.workflow = workflow_id(partition, extra.workflow);
@@ -274,6 +278,34 @@ fn describe(partition: &Partition, slot: Slot, contract: u32, arena: &Arena, byt
             state.input = body::put(bytes, arena.get(extra.input));
             row.saved = Some(Box::new(state));
         }
+        row.particulars = particulars(partition, slot, extra, arena, bytes).map(Box::new);
     }
     row
+}
+
+/// What few tasks have; `None` for most.
+fn particulars(
+    partition: &Partition,
+    slot: Slot,
+    extra: &Extra,
+    arena: &Arena,
+    bytes: &mut Vec<u8>,
+) -> Option<Particulars> {
+    let unique = arena.get(extra.unique);
+    let memo_key = memo::key_in(unique);
+    let key = partition.keys.get(extra.key as usize);
+    let found = Particulars {
+        memo_of: extra.memo_of,
+        memo_us: extra.memo_us,
+        memo_key,
+        unique: if memo_key.is_none() { body::put(bytes, key_in_scope(unique)) } else { body::Span::default() },
+        unique_until_us: extra.unique_until_us,
+        holds_key: !unique.is_empty() && partition.holds_unique(slot, arena),
+        key: body::put(bytes, key.map_or(&[], |key| key_in_scope(&key.bytes))),
+        key_limit: key.map_or(0, |key| key.limit),
+        forgiven: extra.forgiven,
+        note: body::put(bytes, arena.get(extra.note)),
+        done_permille: extra.done_permille,
+    };
+    (found != Particulars::default()).then_some(found)
 }

@@ -456,6 +456,57 @@ fn final_tasks_come_back_from_the_store_as_they_were_and_are_kept_anew() {
 }
 
 #[test]
+fn final_tasks_come_back_with_their_keys_deadlines_and_what_they_are_remembered_for() {
+    let memo = |number| job("mail", number).memo("1", 0, "input");
+    let unique = |number| job("mail", number).unique("order", 7_200_000).concurrency("shop", 1);
+    let mut old = world(generous());
+    old.open(0);
+    let first = old.submit_one(unique(0));
+    let ran = old.submit_one(memo(1));
+    old.complete_all();
+    let remembered = old.submit_one(memo(2));
+    let shared = old.submit(&[3, 4].map(|number| job("mail", number).attempts(1).concurrency("user", 1)));
+    for _ in 0..2 {
+        let lease = old.lease();
+        old.fail(&lease, "exit:1");
+    }
+    let timed = old.submit_one(job("mail", 5).attempts(1).deadline_in_ms(100_000).restartable());
+    let lease = old.lease();
+    old.fail(&lease, "exit:1");
+    let batch = old.batch().unwrap();
+    assert!(batch.contracts.iter().any(|contract| contract.restartable));
+
+    let come_back = |new: &mut World| {
+        new.handle(Input::Restore(&FromStore::Tasks(batch.clone())));
+        new.settle();
+    };
+    let mut new = world(generous());
+    come_back(&mut new);
+    for id in [first, ran, remembered, shared[0], shared[1], timed] {
+        assert_eq!(new.task(id), old.task(id));
+    }
+    assert_eq!(new.task(remembered).note, format!("result of {ran}"));
+    new.crash();
+    new.worker(WORKER, &["mail"], 1_000);
+    let held = |new: &mut World, number| new.try_submit(&[unique(number)]).exceptions.first().map(|held| held.id);
+    assert_eq!(held(&mut new, 10), Some(first));
+    let again = new.submit_one(memo(11));
+    assert_eq!((new.state(again), new.task(again).memo), (State::Succeeded, true));
+    assert_eq!(new.retry(&shared).accepted, 2);
+    let lease = new.lease();
+    assert_eq!((lease.id, new.leases()), (shared[0], vec![]), "one at a time");
+    new.complete(&lease, b"done");
+    assert_eq!(new.lease().id, shared[1]);
+    new.advance_ms(7_300_000);
+    assert_eq!(held(&mut new, 12), None, "the window has passed");
+
+    let mut taken = world(generous());
+    let present = taken.submit_one(unique(20));
+    come_back(&mut taken);
+    assert_eq!(held(&mut taken, 21), Some(present), "a task that lives keeps its key");
+}
+
+#[test]
 fn settings_of_a_queue_go_out_though_no_task_ends() {
     let mut world = world(generous());
     let term = world.open(0);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use taskmaster_client::{Client, Code, State, Task, TaskId, Worker};
+use taskmaster_client::{Client, Code, Priority, Retries, State, Task, TaskError, TaskId, Worker};
 
 use super::history::assert_history;
 use super::start::logged;
@@ -133,6 +133,58 @@ async fn checkpointed_tasks_leave_memory_and_others_do_not() {
     stage.postgres.restart().await;
     stage.stored(150).await;
     drop(ids);
+    worker.shutdown().await.unwrap();
+}
+
+/// Whatever a task was: what is known of it in memory is known of it afterwards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_is_described_alike_in_memory_and_from_the_database() {
+    let stage = Stage::new("kept = \"15s\"\n").await;
+    let client = stage.client.clone();
+    let probe = client.clone();
+    let worker = Worker::builder(&client)
+        .queue("plain")
+        .handler("echo", |task| async move { Ok(task.payload().to_vec()) })
+        .handler("telling", move |task| {
+            let probe = probe.clone();
+            async move {
+                task.progress(500, "half of it");
+                while probe.task(task.id()).await.unwrap().done_permille != 500 {}
+                Err::<Vec<u8>, _>(TaskError::new("broken", "half is not all"))
+            }
+        })
+        .start()
+        .await
+        .unwrap();
+    let task = |kind: &'static str| Task::new(kind).queue("plain").payload("7").retries(Retries::attempts(1));
+    let memo = || task("echo").memoised("1");
+    let mut ids = Vec::new();
+    for task in [
+        task("echo").restartable(true).priority(Priority::High),
+        task("echo").unique_key("order-7").unique_window(Duration::from_secs(1)).concurrency_key("shop", 2),
+        task("telling").deadline_in(Duration::from_secs(600)),
+        memo(),
+        memo(),
+    ] {
+        let id = client.submit(task).await.unwrap().id;
+        client.result(id).await.unwrap();
+        ids.push(id);
+    }
+    let mut seen = Vec::new();
+    for &id in &ids {
+        seen.push(client.task(id).await.unwrap());
+    }
+    assert_eq!(counter(&client, "tasks").await, 5, "all of it is from memory");
+    assert!(seen[0].is_restartable && seen[4].is_memo && seen[4].note.contains(&ids[3].to_string()), "{seen:?}");
+    assert_eq!((seen[2].note.as_str(), seen[2].done_permille), ("half of it", 500));
+    until("they leave memory", async || counter(&client, "tasks").await == 0).await;
+    for (id, seen) in ids.iter().zip(&seen) {
+        assert_eq!(client.task(*id).await.unwrap(), *seen);
+    }
+    let rows = "SELECT string_agg(concat_ws('|', restartable, memo_of, unique_key, concurrency_key, note), ';' ORDER BY submitted_at, task)
+                FROM taskmaster.task_history";
+    let told: String = stage.postgres.client().await.query_one(rows, &[]).await.unwrap().get(0);
+    assert_eq!(told, format!("t;f|order-7|shop;f|half of it;f;f|{}", ids[3]));
     worker.shutdown().await.unwrap();
 }
 

@@ -17,10 +17,7 @@ async fn views(client: &Client, ids: &[TaskId]) -> BTreeMap<TaskId, TaskView> {
     for &id in ids {
         // What the leader alone knew, and membership in a workflow, do not come back.
         let view = client.task(id).await.unwrap();
-        views.insert(
-            id,
-            TaskView { started_us: 0, workflow: None, deadline_ms: 0, note: String::new(), done_permille: 0, ..view },
-        );
+        views.insert(id, TaskView { started_us: 0, workflow: None, note: String::new(), done_permille: 0, ..view });
     }
     views
 }

@@ -35,7 +35,7 @@ async fn a_schema_that_is_older_or_newer_keeps_a_node_from_starting_and_says_wha
     let (_, said) = setup.refusal();
     assert!(said.contains("taskmaster state migrate"), "{said}");
     let (migrated, said) = migrate(&postgres);
-    assert!(migrated && said.contains("has version 7 now; it had 0"), "{said}");
+    assert!(migrated && said.contains("has version 8 now; it had 0"), "{said}");
     let (migrated, said) = migrate(&postgres);
     assert!(migrated && said.contains("already"), "{said}");
     drop(setup.start());
@@ -127,7 +127,7 @@ async fn the_doctor_says_what_is_wrong_with_a_database() {
     assert!(status == "fail" && said.contains("taskmaster state migrate"), "{status}: {said}");
     postgres.migrate().await;
     let (status, said) = doctor(&postgres, PASSWORD);
-    assert!(status == "ok" && said.contains("version 7 of the schema"), "{status}: {said}");
+    assert!(status == "ok" && said.contains("version 8 of the schema"), "{status}: {said}");
     let client = postgres.client().await;
     client.batch_execute(&format!("CREATE ROLE guest LOGIN PASSWORD '{PASSWORD}'")).await.unwrap();
     client

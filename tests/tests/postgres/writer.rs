@@ -69,6 +69,7 @@ fn batch(partition: u16, term: u64, from: u64, to: u64) -> Request {
         kind: "k".into(),
         priority: 2,
         attempts_max: 3,
+        restartable: false,
     });
     for number in from + 1..=to {
         let at = u32::try_from(batch.bytes.len()).unwrap();
@@ -94,6 +95,7 @@ fn batch(partition: u16, term: u64, from: u64, to: u64) -> Request {
             log_tail: none,
             blob: Place { at, len: 6 },
             saved: None,
+            particulars: None,
         });
     }
     Request::Batch(batch)
