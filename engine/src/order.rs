@@ -251,6 +251,13 @@ impl Learned {
         known.attempt.filter(|_| gives_up).map_or(known.rank, |attempt| attempt.rank)
     }
 
+    /// As [`Self::rank`], by what is known at the moment, for who asks seldom.
+    pub(crate) fn rank_at_present(&self, class: u32, gives_up: bool) -> f32 {
+        let known = &self.classes[class as usize];
+        let attempt = self.attempt_of(known, known.outlived).filter(|_| gives_up);
+        attempt.map_or_else(|| self.predict(known).rank(known.width), |attempt| attempt.rank)
+    }
+
     /// When a task of a class is judged that starts now and ran for so long when it was given up before (0: it was not); in microseconds from
     /// its start. `None` while too little is known.
     pub(crate) fn first_look_us(&mut self, class: u32, outlived_us: u64, now_us: u64) -> Option<u64> {
@@ -292,11 +299,6 @@ impl Learned {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a bounded weight")]
         let counting = self.predictor.weight(&known.keys).round() as u32;
         (self.predict(known), known.samples.max(counting))
-    }
-
-    /// How many places tasks of a class take.
-    pub(crate) fn width(&self, class: u32) -> u32 {
-        self.classes[class as usize].width
     }
 
     /// What is expected of a class, and how many places its tasks take.

@@ -77,7 +77,7 @@ pub(crate) struct Asking<'a> {
     pub(crate) class: u32,
     pub(crate) priority: u8,
     pub(crate) resources: &'a Resources,
-    pub(crate) deadline_us: u64,
+    pub(crate) deadline_us: Option<u64>,
     /// Since when it is ready, and its number in the order of readiness; now and the last for one that is to be submitted.
     pub(crate) ready: (u64, u64),
     /// It itself, if it is in line: its partition and slot.
@@ -108,15 +108,8 @@ impl View<'_> {
             line.work += tasks as f64 * run.mean();
             line.squares += tasks as f64 * run.mean_square();
         };
-        for lane in served.rings.iter().flatten().take(LANES_MAX) {
-            let Some(partition) = self.partitions[usize::from(lane.partition)].as_deref() else { continue };
-            let ready = &partition.lanes[lane.lane as usize];
-            for of in ready.lists.iter().filter(|of| of.list.len > 0) {
-                let other = self.dispatch.learned.expected(of.class).0;
-                let ahead = self.ahead(served, asking, &expected, *lane, partition, ready, of, &other);
-                add(ahead, &Run::of(&other));
-            }
-        }
+        let by = served.order.by();
+        self.each_ahead(served, asking, by, COUNTED_MAX, |ahead, other| add(ahead, &Run::of(other)));
         let lanes = served.rings.iter().map(VecDeque::len).sum::<usize>();
         if lanes > LANES_MAX {
             #[expect(clippy::cast_precision_loss, reason = "a count")]
@@ -136,9 +129,39 @@ impl View<'_> {
         } else if line.places == 0 {
             Err(Unknown::Served)
         } else {
-            Ok(chance::in_time(&expected, wait, self.millis_to(asking.deadline_us)))
+            Ok(chance::in_time(&expected, wait, self.millis_to(asking.deadline_us.unwrap_or(u64::MAX))))
         };
         Outlook { in_time, expected, samples, ahead: line.tasks, places: line.places, wait_ms: wait.mean }
+    }
+
+    /// How many tasks in line go before one that asks, in an order, if the lists are no longer than is counted; of more a part is looked
+    /// at, and the others are taken to be like it.
+    pub(crate) fn before(&self, queue: u32, asking: &Asking<'_>, by: By, counted_max: usize) -> u64 {
+        let mut count = 0;
+        self.each_ahead(&self.dispatch.queues[queue as usize], asking, by, counted_max, |ahead, _| count += ahead);
+        count
+    }
+
+    /// Calls `add` with how many of each list go before the one that asks, and what is expected of them.
+    fn each_ahead(
+        &self,
+        served: &DispatchQueue,
+        asking: &Asking<'_>,
+        by: By,
+        counted_max: usize,
+        mut add: impl FnMut(u64, &Prediction),
+    ) {
+        let expected = self.dispatch.learned.expected(asking.class).0;
+        for lane in served.rings.iter().flatten().take(LANES_MAX) {
+            let Some(partition) = self.partitions[usize::from(lane.partition)].as_deref() else { continue };
+            let ready = &partition.lanes[lane.lane as usize];
+            for of in ready.lists.iter().filter(|of| of.list.len > 0) {
+                let other = self.dispatch.learned.expected(of.class).0;
+                let list = (*lane, partition, ready, of);
+                let gives_up = served.order.gives_up();
+                add(self.ahead((by, gives_up), asking, &expected, list, &other, counted_max), &other);
+            }
+        }
     }
 
     /// The outlook of a task that runs since then.
@@ -176,23 +199,17 @@ impl View<'_> {
         (served.leased + free).min(limit).max(1)
     }
 
-    fn rank(&self, class: u32, expected: &Prediction) -> f32 {
-        expected.rank(self.dispatch.learned.width(class))
-    }
-
     /// How many tasks of a list go before the one that asks.
-    #[expect(clippy::too_many_arguments, reason = "the list and all that it is part of")]
     fn ahead(
         &self,
-        served: &DispatchQueue,
+        (by, gives_up): (By, bool),
         asking: &Asking<'_>,
         expected: &Prediction,
-        lane: LaneRef,
-        partition: &Partition,
-        ready: &Lane,
-        of: &ClassList,
+        (lane, partition, ready, of): (LaneRef, &Partition, &Lane, &ClassList),
         other: &Prediction,
+        counted_max: usize,
     ) -> u64 {
+        let rank = |class: u32| self.dispatch.learned.rank_at_present(class, gives_up);
         let own = asking.own.filter(|(number, _)| *number == lane.partition).map(|(_, slot)| slot);
         let all = u64::from(of.list.len);
         match ready.priority.cmp(&asking.priority) {
@@ -204,25 +221,25 @@ impl View<'_> {
         let sooner = |slot: Slot| (tasks[slot].at_us, tasks[slot].token) < asking.ready && Some(slot) != own;
         let by_readiness = || {
             let before = |&slot: &Slot| Some(tasks[slot].prev).filter(|&before| before != NONE);
-            let youngest = core::iter::successors(Some(of.list.tail), before).take(COUNTED_MAX);
+            let youngest = core::iter::successors(Some(of.list.tail), before).take(counted_max);
             all - youngest.take_while(|&slot| !sooner(slot)).count() as u64
         };
-        match served.order.by() {
+        match by {
             By::Turns => by_readiness(),
             By::Rank if of.class == asking.class => by_readiness(),
-            By::Rank if self.rank(of.class, other) < self.rank(asking.class, expected) => all,
+            By::Rank if rank(of.class) < rank(asking.class) => all,
             By::Rank => 0,
             By::Deadline => {
                 let [mine, theirs] = [expected, other].map(|prediction| Ends::of(prediction, self.now_us));
-                let turn = Turn::of(Some(asking.deadline_us), asking.ready.0, mine);
+                let turn = Turn::of(asking.deadline_us, asking.ready.0, mine);
                 let later = |slot: &Slot| {
                     let task = &tasks[*slot];
                     let its = Turn::of(deadline_us(task.extra, &partition.extras), task.at_us, theirs);
                     its > turn || (its == turn && !sooner(*slot))
                 };
                 // Of a long list a part is looked at, and the others are taken to be like it.
-                let looked_at = all.min(COUNTED_MAX as u64);
-                let behind = of.list.iter(tasks).take(COUNTED_MAX).filter(later).count() as u64;
+                let looked_at = all.min(counted_max as u64);
+                let behind = of.list.iter(tasks).take(counted_max).filter(later).count() as u64;
                 all - behind * all / looked_at.max(1)
             }
         }

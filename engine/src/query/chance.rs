@@ -13,26 +13,39 @@ pub(crate) fn outlook(view: &View<'_>, partition: &Partition, slot: Slot) -> Opt
     let task = &partition.tasks[slot];
     let contract = &partition.contracts[task.contract];
     let deadline_us = deadline_us(task.extra, &partition.extras)?;
-    let class = partition.class(slot);
     if task.state == State::Leased {
         let since_us = partition.started_us(slot).unwrap_or(view.now_us);
-        return Some(view.of_running(class, since_us, deadline_us));
+        return Some(view.of_running(partition.class(slot), since_us, deadline_us));
     }
     // One that waits for others of its key is in no line.
     if !matches!(task.state, State::Ready | State::Delayed) || task.has(flag::BLOCKED) {
         return None;
     }
     let queue = &partition.queues[contract.queue as usize];
-    let (priority, resources) = (contract.priority, &contract.resources);
-    let own = Some((partition.id.0, slot));
-    let ready = (task.at_us, task.token);
-    let asking = Asking { class, priority, resources, deadline_us, ready, own, before: 0 };
+    let asking = asking(partition, slot);
     // A delayed one is seen as it will be when it is due.
     let mut outlook = View { now_us: view.now_us.max(task.at_us), ..*view }.of(queue.dispatch, &asking);
     if queue.settings.paused {
         outlook.in_time = outlook.in_time.and(Err(Unknown::Served));
     }
     Some(outlook)
+}
+
+/// A task that waits in line, or will.
+pub(crate) fn asking(partition: &Partition, slot: Slot) -> Asking<'_> {
+    let task = &partition.tasks[slot];
+    let contract = &partition.contracts[task.contract];
+    let is_listed = task.state == State::Ready && !task.has(flag::BLOCKED);
+    let list = is_listed.then(|| &partition.lanes[contract.lane as usize].lists[partition.list(slot) as usize]);
+    Asking {
+        class: list.map_or(contract.class, |list| list.class),
+        priority: contract.priority,
+        resources: &contract.resources,
+        deadline_us: deadline_us(task.extra, &partition.extras),
+        ready: (task.at_us, task.token),
+        own: Some((partition.id.0, slot)),
+        before: 0,
+    }
 }
 
 /// The answer to who asks.

@@ -6,16 +6,17 @@ use taskmaster_scheduler::predictor::Prediction;
 
 use super::chance;
 use crate::arena::Arena;
-use crate::dispatch::Dispatch;
+use crate::dispatch::Worker;
 use crate::extra::{Extra, unpack_error};
-use crate::order::deadline::{Ends, Turn, deadline_us};
+use crate::order::deadline::Ends;
+use crate::order::{AGED_US, By};
 use crate::outlook::View;
 use crate::partition::{DETACHED, Partition};
-use crate::queue::{Policy, QueueSettings};
+use crate::queue::QueueSettings;
 use crate::state::State;
-use crate::task::{NONE, Slot, Task, flag};
+use crate::task::{NONE, Slot, flag};
 
-/// Most tasks that are counted.
+/// Most tasks of a list that are counted.
 const COUNTED_MAX: usize = 10_000;
 
 /// Explains a task's present state.
@@ -42,16 +43,15 @@ pub(crate) fn explain(partition: &Partition, slot: Slot, arena: &Arena, view: &V
             let why = if task.failures > 0 { "it pauses between attempts" } else { "it was submitted with a delay" };
             facts.push(("reason", format!("{why} and is due in {left_ms} ms")));
         }
-        State::Ready => ready(partition, task, slot, extra, dispatch, now_us, &mut facts),
+        State::Ready => ready(partition, slot, view, &mut facts),
         State::Leased => {
             let worker = dispatch.workers.get((task.worker & !DETACHED) as usize);
             let name = worker.map_or("", |worker| worker.name.as_str());
             let left_ms = task.at_us.saturating_sub(now_us) / 1_000;
             facts.push(("reason", format!("worker \"{name}\" runs attempt {}", task.attempt())));
             facts.push(("lease", format!("ends in {left_ms} ms unless extended")));
-            if worker.is_some_and(|worker| !worker.connected) {
-                facts.push(("worker", "its connection is gone; the lease ends soon".to_owned()));
-            }
+            facts.extend(worker.map(|worker| ("worker", place_in_words(worker))));
+            facts.extend(running(partition, slot, view));
         }
         State::Succeeded | State::Failed | State::Cancelled | State::Expired => {
             let ago_ms = now_us.saturating_sub(task.at_us) / 1_000;
@@ -104,15 +104,40 @@ fn restarts(settings: &QueueSettings) -> String {
     format!("its attempts may be: {}", may.join("; "))
 }
 
-fn ready(
-    partition: &Partition,
-    task: &Task,
-    slot: Slot,
-    extra: Option<&Extra>,
-    dispatch: &Dispatch,
-    now_us: u64,
-    facts: &mut Vec<(&str, String)>,
-) {
+/// The worker that has a task, and what else it has.
+fn place_in_words(worker: &Worker) -> String {
+    if !worker.connected {
+        return "its connection is gone; the lease ends soon".to_owned();
+    }
+    let others = worker.leases.saturating_sub(1);
+    let room = match &worker.capacity {
+        Some(capacity) => format!("its tasks were given {} of {capacity}", worker.used),
+        None => "it counts places and no resources".to_owned(),
+    };
+    format!("it has {others} other tasks of this shard and asks for {} more; {room}", worker.credit)
+}
+
+/// How long a task runs, beside what is expected of its kind.
+fn running(partition: &Partition, slot: Slot, view: &View<'_>) -> Vec<(&'static str, String)> {
+    let dispatch = view.dispatch;
+    let contract = &partition.contracts[partition.tasks[slot].contract];
+    let queue = partition.queues[contract.queue as usize].dispatch;
+    let (expected, samples) = dispatch.learned.expected(contract.class);
+    let mut facts = vec![
+        ("order", dispatch.queues[queue as usize].order.in_words()),
+        ("expected", expected_in_words(&expected, samples)),
+    ];
+    if let Some(started_us) = partition.started_us(slot) {
+        let runs_ms = view.now_us.saturating_sub(started_us) / 1_000;
+        facts.push(("runs", format!("for {runs_ms} ms by now")));
+    }
+    facts
+}
+
+fn ready(partition: &Partition, slot: Slot, view: &View<'_>, facts: &mut Vec<(&str, String)>) {
+    let (dispatch, now_us) = (view.dispatch, view.now_us);
+    let task = &partition.tasks[slot];
+    let extra = partition.extras.get(task.extra);
     let contract = &partition.contracts[task.contract];
     let queue = &partition.queues[contract.queue as usize];
     let served = &dispatch.queues[queue.dispatch as usize];
@@ -141,7 +166,7 @@ fn ready(
         "it is next in line, or the workers with room lack the resources it asks for".to_owned()
     };
     facts.push(("reason", reason));
-    let class = partition.lanes[contract.lane as usize].lists[partition.list(slot) as usize].class;
+    let class = chance::asking(partition, slot).class;
     if !task.has(flag::BLOCKED) && !queue.settings.paused {
         let held = dispatch.held_in_words(queue.dispatch, class, &contract.resources, now_us);
         facts.extend(held.map(|words| ("waits", words)));
@@ -150,54 +175,54 @@ fn ready(
     let (expected, samples) = dispatch.learned.expected(class);
     facts.push(("order", served.order.in_words()));
     facts.push(("expected", expected_in_words(&expected, samples)));
-    if served.order.policy == Policy::Deadline && !task.has(flag::BLOCKED) {
-        facts.extend(by_deadline(partition, slot, dispatch, now_us));
-        return;
+    if !task.has(flag::BLOCKED) {
+        facts.extend(in_line(partition, slot, queue.dispatch, view));
     }
-    let before = |slot: &Slot| Some(partition.tasks[*slot].prev).filter(|&before| before != NONE);
-    let ahead = core::iter::successors(before(&slot), before).take(COUNTED_MAX).count();
-    facts.push(("ahead", format!("{} of its lane in this partition", counted(ahead))));
 }
 
-/// Where a ready task stands in a queue that goes by deadlines, and where it would stand had it been in the order of readiness.
-fn by_deadline(partition: &Partition, slot: Slot, dispatch: &Dispatch, now_us: u64) -> [(&'static str, String); 2] {
-    let task = &partition.tasks[slot];
-    let contract = &partition.contracts[task.contract];
-    let lane = &partition.lanes[contract.lane as usize];
-    let ends = |class: u32| Ends::of(&dispatch.learned.expected(class).0, now_us);
-    let own = ends(lane.lists[partition.list(slot) as usize].class);
-    let deadline = deadline_us(task.extra, &partition.extras);
-    let turn = Turn::of(deadline, task.at_us, own);
-    let (mut ahead, mut earlier, mut seen) = (0, 0, 0);
-    for of in &lane.lists {
-        let ends = ends(of.class);
-        for other in of.list.iter(&partition.tasks).take(COUNTED_MAX - seen).filter(|&other| other != slot) {
-            let other = &partition.tasks[other];
-            let first = Turn::of(deadline_us(other.extra, &partition.extras), other.at_us, ends);
-            ahead += usize::from((first, other.token) < (turn, task.token));
-            earlier += usize::from(other.token < task.token);
-        }
-        seen = COUNTED_MAX.min(seen + of.list.len as usize);
-    }
-    let standing = match Standing::of(deadline, own.both()) {
-        Standing::Feasible => "started now it meets its deadline in nine of ten cases",
-        Standing::AtRisk => "started now it rather meets its deadline than not, so those that surely do go first",
-        Standing::Open => "it has no deadline, so those that can meet theirs go first",
-        Standing::Hopeless => "hopeless: started now it rather misses its deadline, so it goes last",
-    };
+/// Where a ready task stands in its queue, and where it would stand were that in the order of readiness.
+fn in_line(partition: &Partition, slot: Slot, queue: u32, view: &View<'_>) -> Vec<(&'static str, String)> {
+    let order = &view.dispatch.queues[queue as usize].order;
+    let asking = chance::asking(partition, slot);
+    let [ahead, earlier] = [order.by(), By::Turns].map(|by| view.before(queue, &asking, by, COUNTED_MAX));
     let moved = match ahead.cmp(&earlier) {
         core::cmp::Ordering::Less => "promoted",
         core::cmp::Ordering::Equal => "neither promoted nor demoted",
         core::cmp::Ordering::Greater => "demoted",
     };
-    let more = if seen == COUNTED_MAX { " of those looked at" } else { "" };
-    let ahead = format!("{} of its lane in this partition{more}; {earlier} became ready before it", counted(ahead));
-    [("standing", format!("{moved}: {standing}")), ("ahead", ahead)]
+    let ahead = format!("{ahead} tasks of its queue on this shard; in the order of readiness {earlier} would be");
+    let mut facts = vec![("position", moved.to_owned()), ("ahead", ahead)];
+    match order.by() {
+        By::Turns => {}
+        By::Rank => {
+            let rank = view.dispatch.learned.rank_at_present(asking.class, order.gives_up());
+            facts.push(("rank", format!("{rank:.2}: of tasks of one priority the lowest goes first")));
+        }
+        By::Deadline => {
+            let ends = Ends::of(&view.dispatch.learned.expected(asking.class).0, view.now_us);
+            facts.push(("standing", standing_in_words(Standing::of(asking.deadline_us, ends.both())).to_owned()));
+        }
+    }
+    let waited_us = view.now_us.saturating_sub(asking.ready.0);
+    if order.by() != By::Turns && waited_us >= AGED_US {
+        let minutes = AGED_US / 60_000_000;
+        facts.push((
+            "aged",
+            format!(
+                "it has waited for more than {minutes} minutes: such tasks have every second turn, the oldest first"
+            ),
+        ));
+    }
+    facts
 }
 
-/// How many tasks, as far as they were counted.
-fn counted(count: usize) -> String {
-    format!("{count}{} tasks", if count == COUNTED_MAX { "+" } else { "" })
+const fn standing_in_words(standing: Standing) -> &'static str {
+    match standing {
+        Standing::Feasible => "started now it meets its deadline in nine of ten cases",
+        Standing::AtRisk => "started now it rather meets its deadline than not, so those that surely do go first",
+        Standing::Open => "it has no deadline, so those that can meet theirs go first",
+        Standing::Hopeless => "hopeless: started now it rather misses its deadline, so it goes last",
+    }
 }
 
 fn expected_in_words(expected: &Prediction, samples: u32) -> String {

@@ -67,6 +67,7 @@ impl<'a> Refusing<'a> {
         let (class, priority, resources) = (self.class, self.priority, &self.resources);
         // A delayed one is seen as it will be when it is due.
         let now_us = due_us.max(shard.last_time_us);
+        let deadline_us = Some(deadline_us);
         let asking = Asking { class, priority, resources, deadline_us, ready: (now_us, u64::MAX), own: None, before };
         let outlook = View { now_us, ..shard.view() }.of(self.queue, &asking);
         let Some(permille) = outlook.permille().filter(|&permille| permille < self.permille.into()) else {

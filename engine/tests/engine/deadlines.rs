@@ -169,11 +169,16 @@ fn why_says_who_was_promoted_demoted_or_is_hopeless() {
         why.into_iter().find(|(known, _)| known == name).map(|(_, sentence)| sentence).unwrap()
     };
     assert_eq!(fact(106, "order"), "deadline: the earliest that can be met first, the hopeless last");
-    assert!(fact(106, "standing").starts_with("promoted: started now it meets"), "{}", fact(106, "standing"));
-    assert!(fact(106, "ahead").starts_with("0 tasks") && fact(106, "ahead").contains("; 6 became ready before it"));
-    assert!(fact(101, "standing").starts_with("demoted: it has no deadline"), "{}", fact(101, "standing"));
-    assert!(fact(100, "standing").starts_with("demoted: hopeless"), "{}", fact(100, "standing"));
-    assert!(fact(100, "ahead").starts_with("6 tasks"), "{}", fact(100, "ahead"));
+    for (number, position, standing, ahead, earlier) in [
+        (106, "promoted", "started now it meets", "0 tasks", "readiness 6 would"),
+        (101, "demoted", "it has no deadline", "4 tasks", "readiness 1 would"),
+        (100, "demoted", "hopeless", "6 tasks", "readiness 0 would"),
+    ] {
+        assert_eq!(fact(number, "position"), position, "{number}");
+        assert!(fact(number, "standing").starts_with(standing), "{}", fact(number, "standing"));
+        let said = fact(number, "ahead");
+        assert!(said.starts_with(ahead) && said.contains(earlier), "{said}");
+    }
 }
 
 /// What the property test does next.

@@ -118,6 +118,74 @@ fn auto_keeps_to_readiness_until_it_is_shown_to_be_worse_and_says_so() {
     assert_eq!(order(&mut world, &mixed), ids(&[9_001, 9_000]), "{:?}", world.queues(0));
 }
 
+/// What `why` says of a task, by name.
+fn fact(world: &mut World, id: taskmaster_protocol::TaskId, name: &str) -> Option<String> {
+    world.why(id).into_iter().find(|(known, _)| known == name).map(|(_, sentence)| sentence)
+}
+
+#[test]
+fn why_counts_those_ahead_as_they_start_then_and_had_it_been_by_readiness() {
+    for policy in [FIFO, SHORTEST, DEADLINE, AUTO] {
+        let mut world = taught(policy);
+        let all: Vec<Job> = (0..40)
+            .map(|number| {
+                let job = kind(100 + number, if number % 3 == 0 { "short" } else { "long" });
+                let job = job.priority(if number % 7 == 0 { 1 } else { 2 });
+                if number % 5 == 0 { job.deadline_in_ms(1_000_000 - 10_000 * u64::from(number)) } else { job }
+            })
+            .collect();
+        for job in &all {
+            world.submit_one(job.clone());
+            world.advance_ms(1);
+        }
+        let by_readiness = |number: u32| {
+            let before = |other: &u32| (u32::from(other % 7 > 0), *other) < (u32::from(number % 7 > 0), number);
+            (0..40).filter(before).count()
+        };
+        let said: Vec<(String, String)> = (0..40)
+            .map(|number| ["ahead", "position"].map(|name| fact(&mut world, id(0, 100 + number), name).unwrap()).into())
+            .collect();
+        for place in 0..40usize {
+            let started = run(&mut world).id;
+            let number = (0..40u32).find(|&number| id(0, 100 + number) == started).unwrap();
+            let (ahead, position) = &said[number as usize];
+            let earlier = by_readiness(number);
+            assert!(ahead.starts_with(&format!("{place} tasks")), "{policy}: {number} started as {place}: {ahead}");
+            assert!(ahead.contains(&format!("readiness {earlier} would")), "{policy}: {number}: {ahead}");
+            let moved = match place.cmp(&earlier) {
+                std::cmp::Ordering::Less => "promoted",
+                std::cmp::Ordering::Equal => "neither promoted nor demoted",
+                std::cmp::Ordering::Greater => "demoted",
+            };
+            assert_eq!(position, moved, "{policy}: {number}");
+        }
+    }
+}
+
+#[test]
+fn why_tells_rank_and_age_where_they_count_and_what_is_expected_of_a_task_that_runs() {
+    let mut world = taught(SHORTEST);
+    let [long, short] = [100, 101].map(|number| kind(number, if number == 100 { "long" } else { "short" }));
+    let ids = world.submit(&[long, short]);
+    let ranks = ids.clone().into_iter().map(|id| fact(&mut world, id, "rank").unwrap());
+    let ranks: Vec<f32> = ranks.map(|said| said.split_once(':').unwrap().0.parse().unwrap()).collect();
+    assert!(ranks[0] > ranks[1], "{ranks:?}");
+    assert_eq!(fact(&mut world, ids[0], "aged"), None);
+    world.advance_ms(601_000);
+    assert!(fact(&mut world, ids[0], "aged").unwrap().contains("10 minutes"));
+    world.credit(WORKER, 1);
+    let lease = world.lease();
+    world.advance_ms(70);
+    let mut told = |name| fact(&mut world, lease.id, name).unwrap();
+    assert_eq!(told("runs"), "for 70 ms by now");
+    assert!(told("expected").contains("by 10 tasks of its kind"), "{}", told("expected"));
+    assert!(told("order").starts_with("shortest"), "{}", told("order"));
+    assert!(told("worker").contains("0 other tasks"), "{}", told("worker"));
+    let mut world = taught(FIFO);
+    let id = world.submit_one(kind(100, "long"));
+    assert_eq!(fact(&mut world, id, "rank"), None, "it does not count");
+}
+
 #[test]
 fn unknown_policy_is_refused_with_those_there_are() {
     let mut world = World::new();
