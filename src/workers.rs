@@ -76,6 +76,9 @@ impl Observer {
     }
 }
 
+/// By what the runtimes of two makers of GPUs go.
+const VISIBLE_DEVICES: [&str; 2] = ["CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"];
+
 /// What all handlers of a worker share.
 struct Bench {
     registry: Registry,
@@ -154,7 +157,7 @@ impl Bench {
             timeout: self.timeout,
             cpu_milli: task.cpu_milli(),
             memory_bytes: task.memory_bytes(),
-            env: begin.env,
+            env: begin.env.into_iter().chain(devices_env(task.devices())).collect(),
         };
         let (canceller, cancelled) = cancel::pair();
         let reports = task.clone();
@@ -219,6 +222,46 @@ impl Begin {
         env.push(("TASKMASTER_STATE_FILE".to_owned(), file.path().to_string_lossy().into_owned()));
         Ok(Self { env, _file: Some(file) })
     }
+}
+
+/// The names of the devices that the worker itself was given, if it was.
+fn devices_given() -> Option<Vec<String>> {
+    let given = std::env::var(VISIBLE_DEVICES[0]).ok()?;
+    Some(given.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect())
+}
+
+/// Devices that are offered need names of their own.
+///
+/// # Errors
+/// The worker was given names of fewer.
+pub(crate) fn check_devices(gpu_milli: u32) -> Result<(), Failure> {
+    let offered = gpu_milli.div_ceil(1_000) as usize;
+    match devices_given() {
+        Some(given) if given.len() < offered => Err(Failure::new(
+            Exit::Usage,
+            format!(
+                "{offered} devices are offered and {} names {}: offer no more, or unset it",
+                VISIBLE_DEVICES[0],
+                given.len()
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// How a process learns which devices are its own: by the names that the worker itself was given, or by their numbers.
+fn devices_env(devices: &[u32]) -> Vec<(String, String)> {
+    if devices.is_empty() {
+        return Vec::new();
+    }
+    let given = devices_given().unwrap_or_default();
+    let name = |&device: &u32| given.get(device as usize).map_or_else(|| device.to_string(), Clone::clone);
+    let names = devices.iter().map(name).collect::<Vec<_>>().join(",");
+    ["TASKMASTER_DEVICES"]
+        .iter()
+        .chain(&VISIBLE_DEVICES)
+        .map(|variable| ((*variable).to_owned(), names.clone()))
+        .collect()
 }
 
 /// Progress as the server keeps it.

@@ -142,8 +142,7 @@ impl Assigner<'_> {
             let ready = &partition.lanes[lane.lane as usize];
             let has_room = |&index: &u32| {
                 let worker = &self.dispatch.workers[index as usize];
-                let fits = |capacity| ready.resources.fits(capacity, &worker.used, 1) > 0;
-                worker.credit > 0 && worker.capacity.as_ref().is_none_or(fits)
+                worker.credit > 0 && ready.resources.fits_on(worker.capacity.as_ref(), &worker.used, 1) > 0
             };
             let is_paused = partition.queues[ready.queue as usize].settings.paused;
             if !is_paused && ready.len > 0 && entry.workers.iter().any(has_room) {
@@ -409,7 +408,7 @@ fn choose(dispatch: &mut Dispatch, queue: u32, ready: u32, need: &crate::resourc
         }
         let share = ready.div_ceil(entry.with_credit);
         let take = if worker.credit >= BULK_CREDIT { worker.credit } else { worker.credit.min(share) };
-        let fits = worker.capacity.as_ref().map_or(take, |capacity| need.fits(capacity, &worker.used, take));
+        let fits = need.fits_on(worker.capacity.as_ref(), &worker.used, take);
         if fits > 0 {
             dispatch.queues[queue as usize].cursor = (position + 1) % count;
             return Some((index, fits));
@@ -503,6 +502,7 @@ fn put_spec(partition: &Partition, contract: u32, body: &mut Assign) {
         gpu_milli: u32::try_from(contract.resources.gpu_milli).unwrap_or(u32::MAX),
         queue: body::put(&mut body.bytes, queue.name.as_bytes()),
         kind: body::put(&mut body.bytes, contract.kind.as_bytes()),
+        custom: body::put(&mut body.bytes, contract.resources.custom_pairs().as_bytes()),
         lease_ms: contract.lease_ms,
         attempts_max: u32::from(contract.retry.attempts_max),
     });

@@ -232,8 +232,7 @@ impl Dispatch {
         for position in (0..count).map(|step| (entry.cursor + step) % count) {
             let index = entry.workers[position];
             let worker = &self.workers[index as usize];
-            let fits = |capacity| need.fits(capacity, &worker.used, 1) > 0;
-            if worker.credit == 0 || !worker.capacity.as_ref().is_none_or(fits) {
+            if worker.credit == 0 || need.fits_on(worker.capacity.as_ref(), &worker.used, 1) == 0 {
                 continue;
             }
             let (loss, contends) = self.neighbours.weigh(kind, &worker.beside, now_us);
@@ -261,8 +260,7 @@ impl Dispatch {
         let left_ms = |other: Kind| 0.5 * self.neighbours.run_ms(other);
         let wait_ms = |index: &u32| {
             let worker = &self.workers[*index as usize];
-            let fits = |capacity| need.fits(capacity, &Resources::default(), 1) > 0;
-            if !worker.connected || !worker.capacity.as_ref().is_none_or(fits) {
+            if !worker.connected || need.fits_on(worker.capacity.as_ref(), &Resources::default(), 1) == 0 {
                 return None;
             }
             let contends = |other: Kind| self.neighbours.live.contend(usize::from(kind), usize::from(other));

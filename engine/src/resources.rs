@@ -2,6 +2,9 @@
 
 use core::fmt;
 
+/// What names of labels begin with: resources of which a worker has as much as anybody wants, or none.
+const LABEL: &str = "label/";
+
 /// Amounts asked for or offered.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Resources {
@@ -36,9 +39,25 @@ impl Resources {
         Ok(Self { cpu_milli: u64::from(cpu_milli), memory_bytes, gpu_milli: u64::from(gpu_milli), custom: pairs })
     }
 
+    /// The custom ones in the wire form.
+    pub(crate) fn custom_pairs(&self) -> String {
+        let pairs: Vec<String> = self.custom.iter().map(|(name, amount)| format!("{name}={amount}")).collect();
+        pairs.join(",")
+    }
+
     /// Whether nothing is asked for.
     pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// How many times `self` fits on a worker of this capacity beside `used`, at most `limit`. `None`: the worker counts nothing, and
+    /// takes whatever asks for no label.
+    pub(crate) fn fits_on(&self, capacity: Option<&Self>, used: &Self, limit: u32) -> u32 {
+        match capacity {
+            Some(capacity) => self.fits(capacity, used, limit),
+            None if self.custom.iter().any(|(name, amount)| *amount > 0 && name.starts_with(LABEL)) => 0,
+            None => limit,
+        }
     }
 
     /// How many times `self` fits into `capacity` beside `used`, at most `limit`.
@@ -89,16 +108,26 @@ impl Resources {
 impl fmt::Display for Resources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = Vec::new();
-        if self.cpu_milli > 0 {
+        // Of what a worker does not count it offers as much as there can be.
+        if self.cpu_milli >= u32::MAX.into() {
+            parts.push("any cpu".to_owned());
+        } else if self.cpu_milli > 0 {
             parts.push(format!("{} milli-cpu", self.cpu_milli));
         }
-        if self.memory_bytes > 0 {
+        if self.memory_bytes == u64::MAX {
+            parts.push("any memory".to_owned());
+        } else if self.memory_bytes > 0 {
             parts.push(format!("{} bytes of memory", self.memory_bytes));
         }
         if self.gpu_milli > 0 {
             parts.push(format!("{} milli-gpu", self.gpu_milli));
         }
-        parts.extend(self.custom.iter().map(|(name, amount)| format!("{amount} {name}")));
+        let in_words = |(name, amount): &(String, u64)| match name.strip_prefix(LABEL).and_then(|of| of.split_once('/'))
+        {
+            Some((label, value)) => format!("label {label}={value}"),
+            None => format!("{amount} {name}"),
+        };
+        parts.extend(self.custom.iter().map(in_words));
         f.write_str(if parts.is_empty() { "nothing".to_owned() } else { parts.join(", ") }.as_str())
     }
 }
@@ -119,6 +148,21 @@ mod tests {
         assert_eq!(need.fits(&have, &used, 100), 2);
         assert_eq!(Resources::default().fits(&have, &used, 100), 100);
         assert_eq!(need.fits(&Resources::default(), &Resources::default(), 9), 0);
+    }
+
+    #[test]
+    fn who_counts_nothing_takes_all_but_what_asks_for_a_label() {
+        let none = Resources::default();
+        let need = |custom| Resources::parse(500, 1 << 30, 0, custom).unwrap();
+        assert_eq!(need("license=1").fits_on(None, &none, 7), 7);
+        assert_eq!(need("license=1,label/zone/north=1").fits_on(None, &none, 7), 0);
+        let north = Resources::parse(1_000, 1 << 40, 0, "label/zone/north=4294967296").unwrap();
+        assert_eq!(need("label/zone/north=1").fits_on(Some(&north), &none, 7), 2);
+        assert_eq!(need("label/zone/south=1").fits_on(Some(&north), &none, 7), 0);
+        assert_eq!(
+            need("label/zone/south=1").to_string(),
+            "500 milli-cpu, 1073741824 bytes of memory, label zone=south"
+        );
     }
 
     #[test]

@@ -71,6 +71,34 @@ impl FromStr for Amount {
     }
 }
 
+/// A label of a worker, written as `name=value`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Label {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its value.
+    pub(crate) value: String,
+}
+
+impl FromStr for Label {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_word = |word: &str| {
+            let fits = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+            (1..=63).contains(&word.len()) && word.chars().all(fits)
+        };
+        match text.split_once('=') {
+            Some((name, value)) if is_word(name) && is_word(value) => {
+                Ok(Self { name: name.to_owned(), value: value.to_owned() })
+            }
+            _ => Err(format!(
+                "'{text}' is no label; write name=value, for example zone=north: letters, digits, '_', '-' and '.', at most 63 each"
+            )),
+        }
+    }
+}
+
 /// Reads a field of a file as the flag's text would be read.
 fn from_text<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(deserializer: D) -> Result<Option<T>, D::Error> {
     let text = String::deserialize(deserializer)?;
@@ -80,6 +108,11 @@ fn from_text<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(deseriali
 fn amounts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Amount>, D::Error> {
     let amounts = std::collections::BTreeMap::<String, u64>::deserialize(deserializer)?;
     Ok(amounts.into_iter().map(|(name, amount)| Amount { name, amount }).collect())
+}
+
+fn labels<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Label>, D::Error> {
+    let labels = std::collections::BTreeMap::<String, String>::deserialize(deserializer)?;
+    labels.iter().map(|(name, value)| format!("{name}={value}").parse().map_err(de::Error::custom)).collect()
 }
 
 /// A task's kind and contract. Every field is optional: what a line does not say, the flags say, and else the default.
@@ -165,6 +198,10 @@ pub(crate) struct Description {
     #[arg(long = "resource", value_name = "NAME=AMOUNT")]
     #[serde(rename = "resources", deserialize_with = "amounts")]
     pub(crate) resource: Vec<Amount>,
+    /// Only on workers with this label (repeatable: with all of them); in files an object of names and values
+    #[arg(long, value_name = "NAME=VALUE")]
+    #[serde(deserialize_with = "labels")]
+    pub(crate) on: Vec<Label>,
 }
 
 impl Description {
@@ -194,6 +231,7 @@ impl Description {
             gpu: self.gpu.or(flags.gpu),
             memory: self.memory.or(flags.memory),
             resource: if self.resource.is_empty() { flags.resource.clone() } else { self.resource },
+            on: if self.on.is_empty() { flags.on.clone() } else { self.on },
         }
     }
 
@@ -258,7 +296,9 @@ impl Description {
         if let Some(ByteSize(memory)) = self.memory {
             resources = resources.memory_bytes(memory);
         }
-        self.resource.iter().fold(resources, |resources, Amount { name, amount }| resources.custom(name, *amount))
+        let custom = |resources: Resources, Amount { name, amount }: &Amount| resources.custom(name, *amount);
+        let resources = self.resource.iter().fold(resources, custom);
+        self.on.iter().fold(resources, |resources, Label { name, value }| resources.on(name, value))
     }
 }
 
@@ -269,12 +309,13 @@ mod tests {
     #[test]
     fn a_line_says_what_flags_say_with_the_same_units() {
         let line = r#"{"kind": "send", "queue": "emails", "priority": "high", "delay": "5s", "memory": "1MiB",
-            "cpu": "500m", "resources": {"licence": 2}, "non_retryable": ["bad"]}"#;
+            "cpu": "500m", "resources": {"licence": 2}, "on": {"zone": "north"}, "non_retryable": ["bad"]}"#;
         let read: Description = serde_json::from_str(line).unwrap();
         assert_eq!(read.delay, Some(Interval::ms(5_000)));
         assert_eq!(read.memory, Some(ByteSize::mib(1)));
         assert_eq!(read.cpu, Some(Milli(500)));
         assert_eq!(read.resource, ["licence=2".parse().unwrap()]);
+        assert_eq!(read.on, ["zone=north".parse().unwrap()]);
         assert!(read.task().is_some());
     }
 
@@ -283,6 +324,7 @@ mod tests {
         let refusal = |line| serde_json::from_str::<Description>(line).unwrap_err().to_string();
         assert!(refusal(r#"{"knd": "send"}"#).contains("unknown field `knd`"));
         assert!(refusal(r#"{"delay": "5"}"#).contains("has no unit"));
+        assert!(refusal(r#"{"on": {"zone": ""}}"#).contains("name=value"));
         assert!(refusal(r#"{"priority": "urgent"}"#).contains("critical"));
     }
 

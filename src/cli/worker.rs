@@ -10,7 +10,7 @@ use serde_json::json;
 use taskmaster_client::{Resources, WorkerStats};
 use taskmaster_workers::Command;
 
-use super::arguments::{Amount, Milli};
+use super::arguments::{Amount, Label, Milli};
 use super::connect::{block_on, connect};
 use super::signal::Stop;
 use super::{Exit, Failure, Global, log};
@@ -51,12 +51,15 @@ pub(crate) struct Arguments {
     /// Memory that tasks may reserve
     #[arg(long, value_name = "SIZE")]
     memory: Option<ByteSize>,
-    /// GPUs that tasks may reserve
+    /// GPUs that tasks may reserve; of those in CUDA_VISIBLE_DEVICES, if it is set, else numbered from 0
     #[arg(long, value_name = "DEVICES")]
     gpu: Option<Milli>,
     /// Another resource that tasks may reserve (repeatable)
     #[arg(long = "resource", value_name = "NAME=AMOUNT")]
     resources: Vec<Amount>,
+    /// Label of this worker, for tasks that ask for it (repeatable)
+    #[arg(long = "label", value_name = "NAME=VALUE")]
+    labels: Vec<Label>,
     /// Name shown to operators [default: host and process]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -82,16 +85,19 @@ impl Arguments {
         }
     }
 
-    /// Resources, when any was named.
+    /// Resources, when any was named. With labels alone cores and memory are not counted.
     fn offered(&self) -> Option<Resources> {
-        if self.cpu.is_none() && self.memory.is_none() && self.gpu.is_none() && self.resources.is_empty() {
+        let counts = self.cpu.is_some() || self.memory.is_some() || self.gpu.is_some() || !self.resources.is_empty();
+        if !counts && self.labels.is_empty() {
             return None;
         }
+        let (cpu, memory) = if counts { (0, 0) } else { (u32::MAX, u64::MAX) };
         let base = Resources::new()
-            .cpu_milli(self.cpu.map_or(0, |Milli(cpu)| cpu))
-            .memory_bytes(self.memory.map_or(0, |ByteSize(memory)| memory))
+            .cpu_milli(self.cpu.map_or(cpu, |Milli(cpu)| cpu))
+            .memory_bytes(self.memory.map_or(memory, |ByteSize(memory)| memory))
             .gpu_milli(self.gpu.map_or(0, |Milli(gpu)| gpu));
-        Some(self.resources.iter().fold(base, |base, resource| base.custom(&resource.name, resource.amount)))
+        let base = self.resources.iter().fold(base, |base, resource| base.custom(&resource.name, resource.amount));
+        Some(self.labels.iter().fold(base, |base, label| base.label(&label.name, &label.value)))
     }
 }
 
@@ -104,6 +110,7 @@ fn default_name() -> String {
 pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failure> {
     log::start(Level::Info, Format::Text, global.verbose);
     let output = global.output();
+    workers::check_devices(arguments.gpu.map_or(0, |Milli(gpu)| gpu))?;
     let offer = Offer { address: global.address().to_owned(), ..arguments.offer() };
     block_on(async {
         let mut stop = Stop::listen()?;

@@ -17,6 +17,7 @@ mod process;
 mod refusals;
 mod replay;
 mod restarts;
+mod room;
 mod services;
 mod simulator;
 mod states;

@@ -242,6 +242,29 @@ impl Resources {
         write!(self.custom, "{name}={amount}").expect("writing to a string cannot fail");
         self
     }
+
+    /// Of a worker: it has this label, for any number of tasks that ask for it. Beside it the worker offers what else it is told to, and no
+    /// more: with labels alone it runs tasks that reserve nothing.
+    #[must_use]
+    pub fn label(self, name: &str, value: &str) -> Self {
+        self.custom(&label(name, value), LABELLED_MAX)
+    }
+
+    /// Of a task: only a worker with this label may run it.
+    #[must_use]
+    pub fn on(self, name: &str, value: &str) -> Self {
+        self.custom(&label(name, value), 1)
+    }
+}
+
+/// What names of labels begin with.
+pub(crate) const LABEL: &str = "label/";
+/// Tasks that a label may be given to at once: no worker has as many.
+const LABELLED_MAX: u64 = 1 << 32;
+
+/// A label is a resource of which a worker has as much as anybody wants.
+fn label(name: &str, value: &str) -> String {
+    format!("{LABEL}{name}/{value}")
 }
 
 /// What happens after a failed attempt.

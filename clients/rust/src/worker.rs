@@ -22,6 +22,7 @@ mod credit;
 mod fleet;
 mod measure;
 mod outbox;
+pub(crate) mod room;
 mod runner;
 mod session;
 
@@ -84,7 +85,8 @@ impl WorkerBuilder {
         self
     }
 
-    /// Resources offered: tasks are assigned while theirs fit. Not counted unless told.
+    /// Resources offered: tasks run while theirs fit beside each other, whichever shards and nodes they come from; those that find no room
+    /// are given back. Not counted unless told.
     #[must_use]
     pub fn resources(mut self, resources: Resources) -> Self {
         self.resources = resources;
@@ -141,8 +143,15 @@ impl WorkerBuilder {
             self.queues.push(DEFAULT_QUEUE.to_owned());
         }
         let cluster = Arc::clone(self.client.cluster());
-        let runner =
-            Runner::new(Arc::clone(&cluster), self.concurrency, self.prefetch, self.handlers, self.default_handler);
+        let (handlers, default_handler) = (self.handlers, self.default_handler);
+        let runner = Runner::new(
+            Arc::clone(&cluster),
+            self.concurrency,
+            self.prefetch,
+            &self.resources,
+            handlers,
+            default_handler,
+        );
         let (to_drain, drain) = watch::channel(Drain::No);
         let offer = Arc::new(Offer {
             cluster,

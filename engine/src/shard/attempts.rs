@@ -172,8 +172,8 @@ impl Shard {
         let dispatch = &self.dispatch;
         let has_room = |index: u32| {
             let worker = &dispatch.workers[index as usize];
-            let fits = |capacity| contract.resources.fits(capacity, &worker.used, 1) > 0;
-            index != task.worker && worker.credit > 0 && worker.capacity.as_ref().is_none_or(fits)
+            let fits = contract.resources.fits_on(worker.capacity.as_ref(), &worker.used, 1) > 0;
+            index != task.worker && worker.credit > 0 && fits
         };
         let is_waited_for = |index: u32| {
             let worker = &dispatch.workers[index as usize];
@@ -224,7 +224,7 @@ impl Partition {
     /// Whether a lane has tasks that may start on a worker of this capacity, once it is free.
     fn can_start(&self, lane: u32, capacity: Option<&crate::resources::Resources>) -> bool {
         let ready = &self.lanes[lane as usize];
-        let fits = |capacity| ready.resources.fits(capacity, &Default::default(), 1) > 0;
-        ready.len > 0 && !self.queues[ready.queue as usize].settings.paused && capacity.is_none_or(fits)
+        let fits = ready.resources.fits_on(capacity, &Default::default(), 1) > 0;
+        ready.len > 0 && !self.queues[ready.queue as usize].settings.paused && fits
     }
 }

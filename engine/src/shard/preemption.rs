@@ -116,10 +116,8 @@ impl Shard {
         let mut wanted = Vec::new();
         for lane in (0..PRIORITIES).flat_map(|priority| &entry.rings[priority]).take(LANES_MAX) {
             let Some((need, priority, count)) = self.overdue(*lane) else { continue };
-            let has_room = workers().any(|worker| {
-                let fits = |capacity| need.fits(capacity, &worker.used, 1) > 0;
-                worker.credit > 0 && worker.capacity.as_ref().is_none_or(fits)
-            });
+            let has_room = workers()
+                .any(|worker| worker.credit > 0 && need.fits_on(worker.capacity.as_ref(), &worker.used, 1) > 0);
             // It starts without anybody's end.
             if has_room && !is_full {
                 continue;
@@ -164,13 +162,9 @@ impl Shard {
         let serves = worker.connected && worker.queues.contains(&victim.queue);
         // One that did not give the place for which an attempt was ended would not give another.
         let is_overdue = worker.owed > 0 && worker.owed_until_us <= self.last_time_us;
-        serves
-            && !is_overdue
-            && worker.capacity.as_ref().is_none_or(|capacity| {
-                let mut used = worker.used.clone();
-                used.subtract(&partition.contracts[task.contract].resources);
-                need.fits(capacity, &used, 1) > 0
-            })
+        let mut used = worker.used.clone();
+        used.subtract(&partition.contracts[task.contract].resources);
+        serves && !is_overdue && need.fits_on(worker.capacity.as_ref(), &used, 1) > 0
     }
 
     /// The place of an attempt that is about to be ended is on its way; the name of its worker.

@@ -15,7 +15,8 @@ use super::send;
 use crate::client::unknown_workflow;
 use crate::error::{Error, Refusal};
 use crate::routing::DEFAULT_NAMESPACE;
-use crate::task::State;
+use crate::task::{Resources, State};
+use crate::worker::room::Room;
 
 /// Where a request came from.
 struct Asked<'a> {
@@ -190,7 +191,14 @@ impl Engine {
     fn subscribe(&mut self, asked: &Asked<'_>, body: &ArchivedSubscribe) -> Result<(), Error> {
         let queues: Result<Vec<String>, _> =
             body.queues.iter().map(|queue| text(&body.bytes, *queue).map(str::to_owned)).collect();
+        let offered = Resources {
+            cpu_milli: body.cpu_milli.to_native(),
+            gpu_milli: body.gpu_milli.to_native(),
+            memory_bytes: body.memory_bytes.to_native(),
+            custom: text(&body.bytes, body.custom)?.to_owned(),
+        };
         let subscription = Subscription {
+            room: Room::new(&offered),
             namespace: namespace(&body.bytes, body.namespace)?,
             queues: queues?,
             worker: text(&body.bytes, body.worker)?.to_owned(),

@@ -8,6 +8,7 @@ use taskmaster_protocol::{Code, Header, Operation, PartitionId, TaskId};
 use super::engine::{Engine, QueueKey, Timer};
 use super::send;
 use crate::task::State;
+use crate::worker::room::{Need, pairs};
 
 impl Engine {
     /// Assigns ready tasks to connections with credit, in the order of priority and arrival, round robin.
@@ -43,12 +44,20 @@ impl Engine {
     /// The subscribed connection with the most credit.
     fn taker(&self, queue: &QueueKey, id: TaskId) -> Option<u64> {
         let shard = id.partition().0 % self.shards;
+        let task = &self.tasks[&id];
+        let need = Need {
+            cpu_milli: task.cpu_milli,
+            gpu_milli: task.gpu_milli,
+            memory_bytes: task.memory_bytes,
+            custom: pairs(&task.custom),
+        };
         self.subscriptions
             .iter()
             .filter(|(connection, subscription)| {
                 subscription.credit > 0
                     && subscription.namespace == queue.0
                     && subscription.queues.contains(&queue.1)
+                    && need.fits(subscription.room.as_ref())
                     && self.peers.get(connection).is_some_and(|peer| peer.shard == shard)
             })
             .max_by_key(|(_, subscription)| subscription.credit)
@@ -91,6 +100,7 @@ impl Engine {
                 gpu_milli: task.gpu_milli,
                 queue: put(area, task.queue.1.as_bytes()),
                 kind: put(area, task.kind.as_bytes()),
+                custom: put(area, task.custom.as_bytes()),
                 lease_ms: task.lease_ms,
                 attempts_max: task.attempts_max,
             });

@@ -14,6 +14,7 @@ use super::{Peers, send};
 use crate::error::{Error, Refusal};
 use crate::routing::now_ms;
 use crate::task::State;
+use crate::worker::room::Room;
 
 /// How long a lost connection's leases live on, in milliseconds.
 const GRACE_MS: u64 = 2_000;
@@ -42,6 +43,7 @@ pub(super) struct Entry {
     pub(super) cpu_milli: u32,
     pub(super) gpu_milli: u32,
     pub(super) memory_bytes: u64,
+    pub(super) custom: String,
     pub(super) priority: u8,
     pub(super) is_restartable: bool,
     pub(super) deadline_ms: u64,
@@ -92,6 +94,8 @@ pub(super) struct Subscription {
     pub(super) queues: Vec<String>,
     pub(super) worker: String,
     pub(super) credit: u32,
+    /// What it offers, if it counts.
+    pub(super) room: Option<Room>,
 }
 
 /// Somebody who waits for a final state.
@@ -273,6 +277,7 @@ impl Engine {
             cpu_milli: spec.cpu_milli.to_native(),
             gpu_milli: spec.gpu_milli.to_native(),
             memory_bytes: spec.memory_bytes.to_native(),
+            custom: word(spec.custom)?,
             priority: spec.priority,
             is_restartable: spec.restartable != 0,
             deadline_ms: 0,

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU8};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use taskmaster_protocol::body::{ArchivedAssign, ArchivedAssignRow, slice, text};
@@ -10,6 +10,7 @@ use taskmaster_protocol::{FrameBuffer, TaskId};
 use tokio::sync::Notify;
 
 use super::context::{Contract, Lease};
+use super::room::{Need, pairs};
 use crate::error::Error;
 
 /// The contracts of a frame.
@@ -20,9 +21,12 @@ pub(super) fn contracts(assign: &ArchivedAssign) -> Result<Vec<Arc<Contract>>, E
             queue: text(&assign.bytes, spec.queue)?.to_owned(),
             lease: Duration::from_millis(spec.lease_ms.to_native().into()),
             attempts_max: spec.attempts_max.to_native(),
-            cpu_milli: spec.cpu_milli.to_native(),
-            gpu_milli: spec.gpu_milli.to_native(),
-            memory_bytes: spec.memory_bytes.to_native(),
+            need: Need {
+                cpu_milli: spec.cpu_milli.to_native(),
+                gpu_milli: spec.gpu_milli.to_native(),
+                memory_bytes: spec.memory_bytes.to_native(),
+                custom: pairs(text(&assign.bytes, spec.custom)?),
+            },
         }))
     };
     assign.specs.iter().map(contract).collect()
@@ -50,6 +54,7 @@ pub(super) fn lease(
         version: row.version.to_native(),
         saved: tokio::sync::Mutex::new(None),
         slot: 0,
+        devices: OnceLock::new(),
         phase: AtomicU8::default(),
         is_cancelled: AtomicBool::new(false),
         cancellation: Notify::new(),

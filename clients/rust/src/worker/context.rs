@@ -7,7 +7,7 @@ use std::fmt::{self, Write as _};
 use std::future::Future;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use taskmaster_protocol::body::{LeaseRow, ProgressRow};
@@ -15,6 +15,7 @@ use taskmaster_protocol::{FrameBuffer, TaskId};
 use tokio::sync::{Notify, mpsc};
 
 use super::measure::{Measure, Measured};
+use super::room::Need;
 use crate::client::state;
 use crate::cluster::Cluster;
 use crate::error::Error;
@@ -79,9 +80,7 @@ pub(super) struct Contract {
     pub(super) queue: String,
     pub(super) lease: Duration,
     pub(super) attempts_max: u32,
-    pub(super) cpu_milli: u32,
-    pub(super) gpu_milli: u32,
-    pub(super) memory_bytes: u64,
+    pub(super) need: Need,
 }
 
 const QUEUED: u8 = 0;
@@ -106,6 +105,8 @@ pub(super) struct Lease {
     pub(super) saved: tokio::sync::Mutex<Option<Box<Known>>>,
     /// The session's slot.
     pub(super) slot: usize,
+    /// Devices that it has, once it was given room.
+    pub(super) devices: OnceLock<Vec<u32>>,
     pub(super) phase: AtomicU8,
     pub(super) is_cancelled: AtomicBool,
     pub(super) cancellation: Notify,
@@ -212,19 +213,26 @@ impl Context {
     /// CPU reserved for the task, in thousandths of a core.
     #[must_use]
     pub fn cpu_milli(&self) -> u32 {
-        self.lease.contract.cpu_milli
+        self.lease.contract.need.cpu_milli
     }
 
     /// GPU reserved for the task, in thousandths of a device.
     #[must_use]
     pub fn gpu_milli(&self) -> u32 {
-        self.lease.contract.gpu_milli
+        self.lease.contract.need.gpu_milli
+    }
+
+    /// Which of the worker's devices the task has, from 0: whole ones first, and last the one of which it has a part, if it reserved
+    /// such. Empty for a task that reserves no GPU, and for all where the worker offers no resources.
+    #[must_use]
+    pub fn devices(&self) -> &[u32] {
+        self.lease.devices.get().map_or(&[], Vec::as_slice)
     }
 
     /// Memory reserved for the task, in bytes.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
-        self.lease.contract.memory_bytes
+        self.lease.contract.need.memory_bytes
     }
 
     /// Payload.

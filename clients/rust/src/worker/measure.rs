@@ -190,6 +190,7 @@ fn row(lease: &Lease, ran: Duration, used: &Used) -> UsageRow {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::worker::room::Need;
 
     fn contract(kind: &str) -> Arc<Contract> {
         Arc::new(Contract {
@@ -197,9 +198,7 @@ mod tests {
             queue: "q".to_owned(),
             lease: Duration::from_secs(1),
             attempts_max: 1,
-            cpu_milli: 0,
-            gpu_milli: 0,
-            memory_bytes: 0,
+            need: Need::default(),
         })
     }
 

@@ -1,10 +1,10 @@
-//! Runs handlers: at most `concurrency` at once, in the order the tasks arrived.
+//! Runs handlers: at most `concurrency` at once, within the resources that the worker offers, in the order the tasks arrived.
 //!
-//! Invariants: a free slot and a queued task never stay side by side; every started attempt ends with one event,
+//! Invariants: a free slot and a queued task that fits never stay side by side; every started attempt ends with one event,
 //! panics included. Handlers run as tokio tasks, never on the session.
 
 use std::any::Any;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -17,8 +17,9 @@ use tokio::sync::{Notify, mpsc};
 
 use super::context::{Context, Event, Lease, TaskError};
 use super::credit::Credits;
+use super::room::Room;
 use crate::cluster::Cluster;
-use crate::task::Payload;
+use crate::task::{Payload, Resources};
 
 /// Work held ready locally when the prefetch is not set: about this much run time.
 const PREFETCH_NS: u64 = 2_000_000;
@@ -34,11 +35,19 @@ pub(super) type Handler = Box<dyn Fn(Context) -> Answer + Send + Sync>;
 pub(super) const SURPLUS_WAIT: Duration = Duration::from_millis(100);
 /// Expected wait, per task before it, that makes it worth to give a task back.
 const SURPLUS_NS: u64 = 20_000_000;
+/// A session whose task went back for want of room gets no credit for so long, unless a task ends before.
+const CROWDED: Duration = Duration::from_secs(1);
+/// For so long others go ahead of a task that does not fit.
+const OVERTAKEN: Duration = Duration::from_millis(50);
+/// Most queued tasks that are looked at for one that fits.
+const LOOK_MAX: usize = 64;
 
 /// A task that waits for a slot.
 pub(super) struct Job {
     /// When it came.
     pub(super) since: Instant,
+    /// Whence it came.
+    pub(super) session: usize,
     pub(super) lease: Arc<Lease>,
     pub(super) events: mpsc::UnboundedSender<Event>,
 }
@@ -47,6 +56,10 @@ struct Load {
     running: u32,
     queue: VecDeque<Job>,
     credits: Credits,
+    /// What is left of the worker's resources, if they are counted.
+    room: Option<Room>,
+    /// Sessions that get no credit for want of room, until then.
+    crowded: BTreeMap<usize, Instant>,
     /// Moving average of run times, in nanoseconds; 0 before the first.
     run_ns: u64,
 }
@@ -99,10 +112,18 @@ impl Runner {
         cluster: Arc<Cluster>,
         concurrency: u32,
         prefetch: Option<u32>,
+        resources: &Resources,
         handlers: HashMap<String, Handler>,
         default_handler: Option<Handler>,
     ) -> Self {
-        let load = Load { running: 0, queue: VecDeque::new(), credits: Credits::new(concurrency), run_ns: 0 };
+        let load = Load {
+            running: 0,
+            queue: VecDeque::new(),
+            credits: Credits::new(concurrency),
+            room: Room::new(resources),
+            crowded: BTreeMap::new(),
+            run_ns: 0,
+        };
         Self {
             cluster,
             concurrency,
@@ -135,7 +156,9 @@ impl Runner {
     /// A session ended.
     pub(super) fn remove_session(&self, session: usize) {
         self.wakers.lock().unwrap_or_else(PoisonError::into_inner)[session] = None;
-        self.load().credits.remove(session);
+        let mut load = self.load();
+        load.crowded.remove(&session);
+        load.credits.remove(session);
     }
 
     fn prefetch(&self, load: &Load) -> u32 {
@@ -152,6 +175,9 @@ impl Runner {
     /// Credit that a session should send.
     pub(super) fn grant(&self, session: usize) -> u32 {
         let mut load = self.load();
+        if load.crowded.contains_key(&session) {
+            return 0;
+        }
         let (held, prefetch) = (load.held(), self.prefetch(&load));
         load.credits.grant(session, held, prefetch)
     }
@@ -171,16 +197,21 @@ impl Runner {
         let mut load = self.load();
         load.credits.used(session, u32::try_from(jobs.len()).expect("rows of a frame fit"));
         for job in jobs {
-            if load.running < self.concurrency {
+            if load.running < self.concurrency && !load.is_head_old() && load.takes(&job.lease) {
                 load.running += 1;
                 tokio::spawn(run(Arc::clone(self), job));
             } else {
                 load.queue.push_back(job);
             }
         }
-        if load.held() > self.concurrency.saturating_add(self.prefetch(&load)) {
+        if load.held() > self.concurrency.saturating_add(self.prefetch(&load)) || self.lacks_room(&load) {
             self.has_surplus.notify_one();
         }
+    }
+
+    /// Whether tasks wait for room and not for a slot.
+    fn lacks_room(&self, load: &Load) -> bool {
+        load.running < self.concurrency && !load.queue.is_empty()
     }
 
     /// Takes back the tasks that came last and would wait long here, for their sessions to give them back to the server:
@@ -190,15 +221,28 @@ impl Runner {
         let target = self.concurrency.saturating_add(self.prefetch(&load));
         let wait_ns = load.run_ns / u64::from(self.concurrency);
         let is_slow = load.run_ns == 0 || wait_ns >= SURPLUS_NS;
+        let has_waited = |job: &Job| now.saturating_duration_since(job.since) >= SURPLUS_WAIT;
         while is_slow && load.held() > target {
-            let has_waited = |job: &mut Job| now.saturating_duration_since(job.since) >= SURPLUS_WAIT;
-            let Some(job) = load.queue.pop_back_if(has_waited) else { break };
-            if job.lease.drop_unstarted() {
-                // A session that ended has nobody to give it back to.
-                drop(job.events.send(Event::Shed(job.lease)));
+            let Some(job) = load.queue.pop_back_if(|job| has_waited(job)) else { break };
+            give_back(job);
+        }
+        // How long tasks take says nothing of when one ends that has what these need.
+        if self.lacks_room(&load) {
+            let (back, stay) = load.queue.drain(..).partition(has_waited);
+            load.queue = stay;
+            for job in back {
+                load.crowded.insert(job.session, now + CROWDED);
+                give_back(job);
             }
         }
-        load.held() > target
+        let crowded = load.crowded.len();
+        load.crowded.retain(|_, until| *until > now);
+        let goes_on = load.held() > target || self.lacks_room(&load) || !load.crowded.is_empty();
+        if load.crowded.len() < crowded {
+            drop(load);
+            self.wake_all();
+        }
+        goes_on
     }
 
     /// Forgets queued tasks that were dropped.
@@ -207,25 +251,43 @@ impl Runner {
         self.wake_starving();
     }
 
-    /// The next queued task, or none: then the caller's slot is free.
-    fn next(&self, ran: Option<Duration>) -> Option<Job> {
+    /// A task ended, or was dropped before it started: the next queued one, or none: then the caller's slot is free.
+    fn next(self: &Arc<Self>, ended: &Lease, ran: Option<Duration>) -> Option<Job> {
         let mut load = self.load();
         if let Some(ran) = ran {
             load.note(ran);
         }
-        while let Some(job) = load.queue.pop_front() {
-            if job.lease.start() {
-                return Some(job);
+        load.leaves(ended);
+        let were_crowded = !core::mem::take(&mut load.crowded).is_empty();
+        let next = loop {
+            match load.take_fitting() {
+                Some(job) if job.lease.start() => break Some(job),
+                Some(job) => load.leaves(&job.lease),
+                None => break None,
             }
+        };
+        load.running -= u32::from(next.is_none());
+        // Several may fit where one was.
+        while load.running < self.concurrency {
+            let Some(job) = load.take_fitting() else { break };
+            load.running += 1;
+            tokio::spawn(run(Arc::clone(self), job));
         }
-        load.running -= 1;
-        None
+        if self.lacks_room(&load) {
+            self.has_surplus.notify_one();
+        }
+        drop(load);
+        if were_crowded {
+            self.wake_all();
+        }
+        next
     }
 
     /// After tasks ended: lets sessions without credit have some.
     pub(super) fn wake_starving(&self) {
         let load = self.load();
         let starving = load.credits.starving(load.held(), self.prefetch(&load));
+        let starving = starving.filter(|session| !load.crowded.contains_key(session));
         let wakers = self.wakers.lock().unwrap_or_else(PoisonError::into_inner);
         for session in starving {
             if let Some(waker) = wakers.get(session).and_then(Option::as_ref) {
@@ -271,7 +333,49 @@ impl Runner {
     }
 }
 
+/// Drops a task before it started, for its session to give it back.
+fn give_back(job: Job) {
+    if job.lease.drop_unstarted() {
+        // A session that ended has nobody to give it back to.
+        drop(job.events.send(Event::Shed(job.lease)));
+    }
+}
+
 impl Load {
+    /// Whether there is room for a task: then it is taken.
+    fn takes(&mut self, lease: &Lease) -> bool {
+        let Some(room) = &mut self.room else { return true };
+        let Some(devices) = room.place(&lease.contract.need) else { return false };
+        room.take(&lease.contract.need, &devices);
+        // A task is given room once.
+        let _ = lease.devices.set(devices);
+        true
+    }
+
+    /// Gives back what a task had.
+    fn leaves(&mut self, lease: &Lease) {
+        if let (Some(room), Some(devices)) = (&mut self.room, lease.devices.get()) {
+            room.give(&lease.contract.need, devices);
+        }
+    }
+
+    /// Whether nothing may go ahead of the first of the queued tasks any more, though it does not fit.
+    fn is_head_old(&self) -> bool {
+        self.room.is_some() && self.queue.front().is_some_and(|head| head.since.elapsed() >= OVERTAKEN)
+    }
+
+    /// The first of the queued tasks that fits, with the room that it needs.
+    fn take_fitting(&mut self) -> Option<Job> {
+        let looked_at = if self.is_head_old() { 1 } else { LOOK_MAX };
+        for at in 0..self.queue.len().min(looked_at) {
+            let lease = Arc::clone(&self.queue[at].lease);
+            if self.takes(&lease) {
+                return self.queue.remove(at);
+            }
+        }
+        None
+    }
+
     /// Tasks running or queued.
     fn held(&self) -> u32 {
         self.running.saturating_add(u32::try_from(self.queue.len()).unwrap_or(u32::MAX))
@@ -286,8 +390,8 @@ impl Load {
 /// Occupies a slot for as long as there are tasks.
 async fn run(runner: Arc<Runner>, first: Job) {
     let mut job = Some(first);
-    if job.as_ref().is_some_and(|first| !first.lease.start()) {
-        job = runner.next(None);
+    if let Some(dropped) = job.take_if(|first| !first.lease.start()) {
+        job = runner.next(&dropped.lease, None);
         // No event will tell the sessions that there is room again.
         runner.wake_all();
     }
@@ -299,7 +403,7 @@ async fn run(runner: Arc<Runner>, first: Job) {
         let answer = runner.answer(context).await;
         let ran = start.elapsed();
         // The slot is given on before the session hears, so that the credit it sends counts this task as gone.
-        job = runner.next(Some(ran));
+        job = runner.next(&lease, Some(ran));
         // A session that ended has nobody to tell; the lease runs out.
         drop(events.send(Event::Finished(lease, answer)));
         in_a_row += 1;

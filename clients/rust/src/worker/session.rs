@@ -375,7 +375,7 @@ impl Session {
         let extend_at = now + lease.contract.lease / 3;
         self.extend_at = Some(self.extend_at.map_or(extend_at, |at| at.min(extend_at)));
         self.leases[lease.slot] = Some(Held { lease: Arc::clone(&lease), extend_at, extended_by: self.key.0 });
-        Job { since: now.into_std(), lease, events: self.to_events.clone() }
+        Job { since: now.into_std(), session: self.number, lease, events: self.to_events.clone() }
     }
 
     fn revoked(&mut self, push: &Message) -> Result<(), Error> {

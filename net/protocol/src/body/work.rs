@@ -61,6 +61,8 @@ pub struct AssignSpec {
     pub queue: Span,
     /// Kind (UTF-8).
     pub kind: Span,
+    /// Custom resources reserved, `name=amount` pairs separated by commas (UTF-8).
+    pub custom: Span,
     /// Lease length, in milliseconds: extend before it is over.
     pub lease_ms: u32,
     /// Attempts allowed in all.

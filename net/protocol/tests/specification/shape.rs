@@ -287,7 +287,8 @@ records! {
     Credit { credit: u32 }
     Assign { specs: Vec<AssignSpec>, rows: Vec<AssignRow>, bytes: Vec<u8> }
     AssignSpec {
-        memory_bytes: u64, cpu_milli: u32, gpu_milli: u32, queue: Span, kind: Span, lease_ms: u32, attempts_max: u32
+        memory_bytes: u64, cpu_milli: u32, gpu_milli: u32, queue: Span, kind: Span, custom: Span, lease_ms: u32,
+        attempts_max: u32
     }
     AssignRow {
         id: TaskId, token: u64, ready_us: u64, payload: Span, locator: u32, spec: u32, attempt: u32, version: u32
