@@ -328,14 +328,18 @@ impl Learned {
         Some(f64::from(made.q90) < run.max(1.0).ln())
     }
 
-    /// What was learned, as bytes for after a restart; `None` if nothing was since the last call.
-    pub(crate) fn save(&mut self) -> Option<Vec<u8>> {
-        core::mem::take(&mut self.is_new).then(|| self.predictor.to_bytes())
+    /// What was learned, as bytes for after a restart: run times, and distributions; `None` if nothing was since the last call.
+    pub(crate) fn save(&mut self) -> Option<[Vec<u8>; 2]> {
+        let lengths = || self.lengths.as_ref().map_or_else(Vec::new, Lengths::to_bytes);
+        core::mem::take(&mut self.is_new).then(|| [self.predictor.to_bytes(), lengths()])
     }
 
-    /// Takes over what was saved; how many cells of it.
-    pub(crate) fn restore(&mut self, bytes: &[u8]) -> usize {
-        self.predictor.restore(bytes)
+    /// Takes over what was saved; how many cells of run times.
+    pub(crate) fn restore(&mut self, [times, lengths]: [&[u8]; 2]) -> usize {
+        if !lengths.is_empty() {
+            self.lengths.get_or_insert_with(|| Lengths::new(LENGTHS_CELLS, FLOOR_MS)).restore(lengths);
+        }
+        self.predictor.restore(times)
     }
 
     /// One of the last run times of a class, in milliseconds.

@@ -524,22 +524,33 @@ impl Shard {
     /// call.
     #[must_use]
     pub fn save_model(&mut self) -> Option<Vec<u8>> {
-        let times = self.dispatch.learned.save()?;
-        let length = u32::try_from(times.len()).ok()?;
-        Some([&length.to_le_bytes()[..], &times, &self.dispatch.neighbours.to_bytes()].concat())
+        let mut bytes = Vec::new();
+        for part in self.dispatch.learned.save()? {
+            bytes.extend_from_slice(&u32::try_from(part.len()).ok()?.to_le_bytes());
+            bytes.extend(part);
+        }
+        bytes.extend(self.dispatch.neighbours.to_bytes());
+        Some(bytes)
     }
 
     /// Takes over what [`Self::save_model`] gave, as far as it is sound; how many cells of run times. Model files of version 1 have these
-    /// alone.
-    pub fn restore_model(&mut self, version: u32, bytes: &[u8]) -> usize {
+    /// alone, those of version 2 no distributions.
+    pub fn restore_model(&mut self, version: u32, mut bytes: &[u8]) -> usize {
         if version == 1 {
-            return self.dispatch.learned.restore(bytes);
+            return self.dispatch.learned.restore([bytes, &[]]);
         }
-        let Some((length, rest)) = bytes.split_first_chunk() else { return 0 };
-        let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
-        let Some((times, beside)) = rest.split_at_checked(length) else { return 0 };
-        self.dispatch.neighbours.restore(beside);
-        self.dispatch.learned.restore(times)
+        let mut part = || {
+            let (length, rest) = bytes.split_first_chunk()?;
+            let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
+            let (part, rest) = rest.split_at_checked(length)?;
+            bytes = rest;
+            Some(part)
+        };
+        let Some(times) = part() else { return 0 };
+        let lengths = if version == 2 { Some(&[][..]) } else { part() };
+        let Some(lengths) = lengths else { return 0 };
+        self.dispatch.neighbours.restore(bytes);
+        self.dispatch.learned.restore([times, lengths])
     }
 
     /// Something that was found out and operators should know: it shows in answers about the cluster, and goes to the log

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::datadir::{Error, write_whole};
 
 /// Format of the file, and the oldest that is read.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 const VERSION_MIN: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"TMMODEL\0";

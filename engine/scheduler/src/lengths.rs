@@ -6,6 +6,8 @@
 //! prediction moves from one to the next is learned: for each level and amount of evidence the part that would have
 //! predicted best (a step of expectation-maximisation at each run time). Nothing of that is set by hand.
 
+mod saved;
+
 use std::sync::LazyLock;
 
 use crate::Millis;

@@ -24,13 +24,18 @@ fn taught() -> World {
     world.shard.trust_learned();
     world.worker(WORKER, &["mail"], 0);
     for number in 0..80 {
-        world.submit_one(mixed(number));
-        world.credit(WORKER, 1);
-        let lease = world.lease();
-        world.advance_ms(if number % 10 == 0 { LONG_MS } else { SHORT_MS });
-        assert_eq!(world.complete(&lease, b""), Code::Ok);
+        run(&mut world, number, if number % 10 == 0 { LONG_MS } else { SHORT_MS });
     }
     world
+}
+
+/// One task that takes so long, alone.
+fn run(world: &mut World, number: u32, takes_ms: u64) {
+    world.submit_one(mixed(number));
+    world.credit(WORKER, 1);
+    let lease = world.lease();
+    world.advance_ms(takes_ms);
+    assert_eq!(world.complete(&lease, b""), Code::Ok);
 }
 
 /// A task that has the only place, and has run for longer than short ones do, before others that wait.
@@ -44,6 +49,27 @@ fn long(world: &mut World, job: Job) -> (Lease, Vec<TaskId>) {
 
 fn said(world: &mut World, id: TaskId, fact: &str) -> Option<String> {
     world.why(id).into_iter().find(|(name, _)| name == fact).map(|(_, sentence)| sentence)
+}
+
+#[test]
+fn what_was_learned_of_a_kind_serves_after_a_restart() {
+    let model = taught().shard.save_model().unwrap();
+    for knows in [true, false] {
+        let mut world = World::new();
+        world.shard.trust_learned();
+        world.worker(WORKER, &["mail"], 0);
+        if knows {
+            assert!(world.shard.restore_model(3, &model) > 0);
+        }
+        // What may be lost is a part of what was used; so few teach nothing.
+        for number in 0..5 {
+            run(&mut world, number, LONG_MS);
+        }
+        let (lease, _) = long(&mut world, mixed(100).attempts(1));
+        world.advance_ms(550);
+        let revoked = if knows { vec![(WORKER, lease.id, lease.token)] } else { Vec::new() };
+        assert_eq!(world.revocations(), revoked);
+    }
 }
 
 #[test]

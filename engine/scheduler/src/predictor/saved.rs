@@ -42,7 +42,7 @@ impl Predictor {
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes: Vec<u8> = self.correction.values().into_iter().flat_map(f32::to_le_bytes).collect();
-        for (key, cell) in self.table.iter() {
+        for (key, cell) in self.table.iter().filter(|(_, cell)| cell.weight > 0.0) {
             bytes.extend_from_slice(&key.to_le_bytes());
             bytes.extend(values(cell).into_iter().flat_map(f32::to_le_bytes));
         }

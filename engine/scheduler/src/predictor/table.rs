@@ -47,14 +47,12 @@ pub struct Table<C = Cell> {
     mask: usize,
 }
 
-impl Table {
-    /// The keys that have weight, with their cells.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &Cell)> {
-        self.keys.iter().copied().zip(&self.cells).filter(|(key, cell)| *key != 0 && cell.weight > 0.0)
-    }
-}
-
 impl<C: Weighed> Table<C> {
+    /// The keys and their cells, those without weight among them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &C)> {
+        self.keys.iter().copied().zip(&self.cells).filter(|(key, _)| *key != 0)
+    }
+
     /// A table of at least `cells` cells.
     #[must_use]
     pub fn new(cells: usize) -> Self {
@@ -64,7 +62,7 @@ impl<C: Weighed> Table<C> {
     }
 
     /// Its cells, used and unused.
-    pub(super) fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         self.cells.len()
     }
 
