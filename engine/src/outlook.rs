@@ -14,13 +14,16 @@ use crate::order::By;
 use crate::order::deadline::{Ends, Turn, deadline_us};
 use crate::partition::{ClassList, Lane, Partition};
 use crate::resources::Resources;
-use crate::task::{NONE, Slot};
+use crate::task::{NONE, Slot, Tasks};
 
 /// Tasks of its kind without which nothing is said.
 const SAMPLES_MIN: u32 = 5;
 /// Most lanes that are looked at, and most tasks of a list one by one: of more a part is, and the others are taken to be like it.
 const LANES_MAX: usize = 64;
 const COUNTED_MAX: usize = 64;
+/// The same for who asks where a task stands: most lanes, and most tasks of all lists together.
+const LANES_ALL: usize = 4_096;
+const COUNTED_ALL: usize = 20_000;
 
 /// Why nothing is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,8 +111,8 @@ impl View<'_> {
             line.work += tasks as f64 * run.mean();
             line.squares += tasks as f64 * run.mean_square();
         };
-        let by = served.order.by();
-        self.each_ahead(served, asking, by, COUNTED_MAX, |ahead, other| add(ahead, &Run::of(other)));
+        let bounds = (LANES_MAX, COUNTED_MAX);
+        self.each_ahead(served, asking, served.order.by(), bounds, |ahead, other| add(ahead, &Run::of(other)));
         let lanes = served.rings.iter().map(VecDeque::len).sum::<usize>();
         if lanes > LANES_MAX {
             #[expect(clippy::cast_precision_loss, reason = "a count")]
@@ -134,11 +137,18 @@ impl View<'_> {
         Outlook { in_time, expected, samples, ahead: line.tasks, places: line.places, wait_ms: wait.mean }
     }
 
-    /// How many tasks in line go before one that asks, in an order, if the lists are no longer than is counted; of more a part is looked
-    /// at, and the others are taken to be like it.
-    pub(crate) fn before(&self, queue: u32, asking: &Asking<'_>, by: By, counted_max: usize) -> u64 {
+    /// How many tasks in line go before one that asks, in an order. Of lists that are too long a part is looked at, and the others are
+    /// taken to be like it.
+    pub(crate) fn before(&self, queue: u32, asking: &Asking<'_>, by: By) -> u64 {
+        let served = &self.dispatch.queues[queue as usize];
+        let lists = |lane: &LaneRef| {
+            let partition = self.partitions[usize::from(lane.partition)].as_deref();
+            partition.map_or(0, |partition| partition.lanes[lane.lane as usize].lists.len())
+        };
+        let lists: usize = served.rings.iter().flatten().take(LANES_ALL).map(lists).sum();
+        let bounds = (LANES_ALL, (COUNTED_ALL / lists.max(1)).max(4));
         let mut count = 0;
-        self.each_ahead(&self.dispatch.queues[queue as usize], asking, by, counted_max, |ahead, _| count += ahead);
+        self.each_ahead(served, asking, by, bounds, |ahead, _| count += ahead);
         count
     }
 
@@ -148,18 +158,20 @@ impl View<'_> {
         served: &DispatchQueue,
         asking: &Asking<'_>,
         by: By,
-        counted_max: usize,
+        (lanes_max, counted_max): (usize, usize),
         mut add: impl FnMut(u64, &Prediction),
     ) {
         let expected = self.dispatch.learned.expected(asking.class).0;
-        for lane in served.rings.iter().flatten().take(LANES_MAX) {
+        let rank = |class: u32| self.dispatch.learned.rank_at_present(class, served.order.gives_up());
+        let own_rank = if by == By::Rank { rank(asking.class) } else { 0.0 };
+        for lane in served.rings.iter().flatten().take(lanes_max) {
             let Some(partition) = self.partitions[usize::from(lane.partition)].as_deref() else { continue };
             let ready = &partition.lanes[lane.lane as usize];
             for of in ready.lists.iter().filter(|of| of.list.len > 0) {
                 let other = self.dispatch.learned.expected(of.class).0;
                 let list = (*lane, partition, ready, of);
-                let gives_up = served.order.gives_up();
-                add(self.ahead((by, gives_up), asking, &expected, list, &other, counted_max), &other);
+                let is_first = by == By::Rank && of.class != asking.class && rank(of.class) < own_rank;
+                add(self.ahead((by, is_first), asking, &expected, list, &other, counted_max), &other);
             }
         }
     }
@@ -181,10 +193,9 @@ impl View<'_> {
     fn places(&self, served: &DispatchQueue, resources: &Resources) -> u64 {
         let room = |&index: &u32| {
             let worker = &self.dispatch.workers[index as usize];
-            let fits = |capacity, used| resources.fits(capacity, used, worker.credit);
-            let could = worker.capacity.as_ref().is_none_or(|of| resources.fits(of, &Resources::default(), 1) > 0);
-            let credit = worker.capacity.as_ref().map_or(worker.credit, |capacity| fits(capacity, &worker.used));
-            (could, credit)
+            let capacity = worker.capacity.as_ref();
+            let could = resources.fits_on(capacity, &Resources::default(), 1) > 0;
+            (could, resources.fits_on(capacity, &worker.used, worker.credit))
         };
         let rooms: Vec<(bool, u32)> = served.workers.iter().map(room).collect();
         if !rooms.iter().any(|(could, _)| *could) {
@@ -199,17 +210,16 @@ impl View<'_> {
         (served.leased + free).min(limit).max(1)
     }
 
-    /// How many tasks of a list go before the one that asks.
+    /// How many tasks of a list go before the one that asks; `is_first`: the list has the lower rank.
     fn ahead(
         &self,
-        (by, gives_up): (By, bool),
+        (by, is_first): (By, bool),
         asking: &Asking<'_>,
         expected: &Prediction,
         (lane, partition, ready, of): (LaneRef, &Partition, &Lane, &ClassList),
         other: &Prediction,
         counted_max: usize,
     ) -> u64 {
-        let rank = |class: u32| self.dispatch.learned.rank_at_present(class, gives_up);
         let own = asking.own.filter(|(number, _)| *number == lane.partition).map(|(_, slot)| slot);
         let all = u64::from(of.list.len);
         match ready.priority.cmp(&asking.priority) {
@@ -219,15 +229,11 @@ impl View<'_> {
         }
         let tasks = &partition.tasks;
         let sooner = |slot: Slot| (tasks[slot].at_us, tasks[slot].token) < asking.ready && Some(slot) != own;
-        let by_readiness = || {
-            let before = |&slot: &Slot| Some(tasks[slot].prev).filter(|&before| before != NONE);
-            let youngest = core::iter::successors(Some(of.list.tail), before).take(counted_max);
-            all - youngest.take_while(|&slot| !sooner(slot)).count() as u64
-        };
+        let by_readiness = || sooner_in(of, tasks, counted_max, sooner);
         match by {
             By::Turns => by_readiness(),
             By::Rank if of.class == asking.class => by_readiness(),
-            By::Rank if rank(of.class) < rank(asking.class) => all,
+            By::Rank if is_first => all,
             By::Rank => 0,
             By::Deadline => {
                 let [mine, theirs] = [expected, other].map(|prediction| Ends::of(prediction, self.now_us));
@@ -244,6 +250,24 @@ impl View<'_> {
             }
         }
     }
+}
+
+/// How many tasks of a list became ready sooner, by walks from both of its ends. Where neither comes to the place that is looked for, it is
+/// taken to be in the middle of what is left.
+fn sooner_in(of: &ClassList, tasks: &Tasks, counted_max: usize, sooner: impl Fn(Slot) -> bool) -> u64 {
+    let all = u64::from(of.list.len);
+    let before = |&slot: &Slot| Some(tasks[slot].prev).filter(|&before| before != NONE);
+    let mut oldest = of.list.iter(tasks);
+    let mut youngest = core::iter::successors(Some(of.list.tail), before);
+    for count in 0..counted_max as u64 {
+        match (oldest.next(), youngest.next()) {
+            (Some(slot), _) if !sooner(slot) => return count,
+            (_, Some(slot)) if sooner(slot) => return all - count,
+            (None, _) | (_, None) => return all,
+            _ => {}
+        }
+    }
+    all / 2
 }
 
 fn millis(us: u64) -> f64 {

@@ -16,9 +16,6 @@ use crate::queue::QueueSettings;
 use crate::state::State;
 use crate::task::{NONE, Slot, flag};
 
-/// Most tasks of a list that are counted.
-const COUNTED_MAX: usize = 10_000;
-
 /// Explains a task's present state.
 pub(crate) fn explain(partition: &Partition, slot: Slot, arena: &Arena, view: &View<'_>) -> Explanation {
     let (dispatch, now_us) = (view.dispatch, view.now_us);
@@ -143,7 +140,7 @@ fn ready(partition: &Partition, slot: Slot, view: &View<'_>, facts: &mut Vec<(&s
     let served = &dispatch.queues[queue.dispatch as usize];
     let fitting = |index: &&u32| {
         let worker = &dispatch.workers[**index as usize];
-        worker.capacity.as_ref().is_none_or(|capacity| contract.resources.fits(capacity, &Default::default(), 1) > 0)
+        contract.resources.fits_on(worker.capacity.as_ref(), &Default::default(), 1) > 0
     };
     let reason = if task.has(flag::BLOCKED) {
         let key = extra.map(|extra| &partition.keys[extra.key as usize]);
@@ -184,7 +181,7 @@ fn ready(partition: &Partition, slot: Slot, view: &View<'_>, facts: &mut Vec<(&s
 fn in_line(partition: &Partition, slot: Slot, queue: u32, view: &View<'_>) -> Vec<(&'static str, String)> {
     let order = &view.dispatch.queues[queue as usize].order;
     let asking = chance::asking(partition, slot);
-    let [ahead, earlier] = [order.by(), By::Turns].map(|by| view.before(queue, &asking, by, COUNTED_MAX));
+    let [ahead, earlier] = [order.by(), By::Turns].map(|by| view.before(queue, &asking, by));
     let moved = match ahead.cmp(&earlier) {
         core::cmp::Ordering::Less => "promoted",
         core::cmp::Ordering::Equal => "neither promoted nor demoted",

@@ -242,6 +242,14 @@ fn why_counts_the_tasks_ahead_in_line() {
     world.submit(&jobs("mail", 0, 30));
     let ahead = world.why(id(0, 20)).into_iter().find(|(name, _)| name == "ahead").unwrap().1;
     assert!(ahead.starts_with("20 "), "{ahead}");
+    // However long the line is: what is near one of its ends is found from there.
+    for first in (30..60_000).step_by(1_000) {
+        world.submit(&jobs("mail", first, 1_000.min(60_000 - first)));
+    }
+    for (number, wanted) in [(0, "0 tasks"), (7_000, "7000 tasks"), (59_999, "59999 tasks"), (55_000, "55000 tasks")] {
+        let ahead = world.why(id(0, number)).into_iter().find(|(name, _)| name == "ahead").unwrap().1;
+        assert!(ahead.starts_with(wanted), "{number}: {ahead}");
+    }
 }
 
 #[test]

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use taskmaster_client::{Client, Task};
+use taskmaster_client::{Client, Priority, Retries, Task};
 
-use super::section;
+use super::history::worker;
+use super::{Stage, section};
 use crate::process::{Running, Setup, binary, directory};
 use crate::services::postgres::{PASSWORD, Postgres};
 
@@ -51,6 +52,37 @@ async fn a_schema_that_is_older_or_newer_keeps_a_node_from_starting_and_says_wha
     client.execute("DELETE FROM taskmaster.migration", &[]).await.unwrap();
     let (_, said) = setup.refusal();
     assert!(said.contains("taskmaster state migrate"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_migration_tells_from_what_is_stored_which_contracts_are_restartable() {
+    let stage = Stage::new("").await;
+    let working = worker(&stage.client).await;
+    let task = || Task::new("echo").queue("mixed").retries(Retries::attempts(2).non_retryable("exit:7"));
+    for task in [task().restartable(true), task(), task().priority(Priority::High).restartable(true)] {
+        let id = stage.client.submit(task).await.unwrap().id;
+        stage.client.result(id).await.unwrap();
+    }
+    stage.stored(3).await;
+    working.shutdown().await.unwrap();
+    let told = "SELECT string_agg(priority || ' ' || restartable, ', ' ORDER BY priority, restartable) FROM taskmaster.contract";
+    let client = stage.postgres.client().await;
+    let before: String = client.query_one(told, &[]).await.unwrap().get(0);
+    assert_eq!(before, "1 true, 2 false, 2 true");
+    drop(stage.node);
+    // As version 7 left it.
+    client
+        .batch_execute(
+            "ALTER TABLE taskmaster.final_task DROP COLUMN particulars CASCADE;
+             ALTER TABLE taskmaster.contract DROP COLUMN restartable;
+             DELETE FROM taskmaster.migration WHERE version > 7",
+        )
+        .await
+        .unwrap();
+    let (migrated, said) = migrate(&stage.postgres);
+    assert!(migrated, "{said}");
+    let after: String = client.query_one(told, &[]).await.unwrap().get(0);
+    assert_eq!(after, before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -19,8 +19,8 @@ BEGIN
             EXIT WHEN place + 2 > octet_length(found.canonical);
             place := place + 2 + get_byte(found.canonical, place) + 256 * get_byte(found.canonical, place + 1);
         END LOOP;
-        IF place + 1 = octet_length(found.canonical) AND get_byte(found.canonical, place) = 1 THEN
-            UPDATE taskmaster.contract SET restartable = true WHERE contract = found.contract;
+        IF place + 1 = octet_length(found.canonical) THEN
+            UPDATE taskmaster.contract SET restartable = get_byte(found.canonical, place) = 1 WHERE contract = found.contract;
         END IF;
     END LOOP;
 END $$;
