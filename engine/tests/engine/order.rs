@@ -139,7 +139,8 @@ fn why_counts_those_ahead_as_they_start_then_and_had_it_been_by_readiness() {
             world.advance_ms(1);
         }
         let by_readiness = |number: u32| {
-            let before = |other: &u32| (u32::from(other % 7 > 0), *other) < (u32::from(number % 7 > 0), number);
+            let urgent_first = |number: u32| (!number.is_multiple_of(7), number);
+            let before = |other: &u32| urgent_first(*other) < urgent_first(number);
             (0..40).filter(before).count()
         };
         let said: Vec<(String, String)> = (0..40)
