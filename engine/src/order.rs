@@ -271,6 +271,13 @@ impl Learned {
         Ends::after(self.current(class, now_us).quantiles_us, now_us)
     }
 
+    /// How long a task of a class runs in nine of ten cases, in microseconds, if enough is known of its own kind.
+    pub(crate) fn most_us(&self, class: u32) -> Option<u64> {
+        let known = &self.classes[class as usize];
+        let is_known = self.predictor.weight(&known.keys) >= LATE_WEIGHT_MIN;
+        is_known.then(|| deadline::quantiles_us(&self.predict(known))[1])
+    }
+
     /// When attempts of a class are late, if enough is known.
     pub(crate) fn late(&mut self, class: u32, now_us: u64) -> Option<Late> {
         self.current(class, now_us).late

@@ -47,6 +47,12 @@ mod park;
 #[path = "engine/neighbours.rs"]
 mod neighbours;
 
+#[path = "engine/site.rs"]
+mod site;
+
+#[path = "engine/wide.rs"]
+mod wide;
+
 #[path = "engine/deadlines.rs"]
 mod deadlines;
 

@@ -6,12 +6,13 @@ use taskmaster_scheduler::predictor::Prediction;
 
 use super::chance;
 use crate::arena::Arena;
-use crate::dispatch::Dispatch;
+use crate::dispatch::{Dispatch, LaneRef};
 use crate::extra::{Extra, unpack_error};
 use crate::order::deadline::{Ends, Turn, deadline_us};
 use crate::outlook::View;
 use crate::partition::{DETACHED, Partition};
 use crate::queue::{Policy, QueueSettings};
+use crate::reservations::Asks;
 use crate::state::State;
 use crate::task::{NONE, Slot, Task, flag};
 
@@ -141,9 +142,17 @@ fn ready(
         "it is next in line, or the workers with room lack the resources it asks for".to_owned()
     };
     facts.push(("reason", reason));
-    let class = partition.lanes[contract.lane as usize].lists[partition.list(slot) as usize].class;
+    let ready = &partition.lanes[contract.lane as usize];
+    let class = ready.lists[partition.list(slot) as usize].class;
     if !task.has(flag::BLOCKED) && !queue.settings.paused {
-        let held = dispatch.held_in_words(queue.dispatch, class, &contract.resources, now_us);
+        let lane = LaneRef { partition: partition.id.0, lane: contract.lane };
+        let asks = Asks { queue: queue.dispatch, priority: contract.priority, lane };
+        let heads = ready.lists.iter().filter_map(|of| of.list.first());
+        let is_first = heads.min_by_key(|&head| partition.tasks[head].token) == Some(slot);
+        let kept = dispatch.kept_for_in_words(&asks, is_first, now_us);
+        facts.extend(kept.map(|words| ("reserved", words)));
+        let held = dispatch.held_in_words(&asks, class, &contract.resources, now_us);
+        let held = held.or_else(|| dispatch.kept_from_in_words(&asks, &contract.resources, now_us));
         facts.extend(held.map(|words| ("waits", words)));
     }
     facts.push(("waited", format!("{} ms", now_us.saturating_sub(task.at_us) / 1_000)));

@@ -173,7 +173,10 @@ impl Shard {
         let has_room = |index: u32| {
             let worker = &dispatch.workers[index as usize];
             let fits = |capacity| contract.resources.fits(capacity, &worker.used, 1) > 0;
-            index != task.worker && worker.credit > 0 && worker.capacity.as_ref().is_none_or(fits)
+            index != task.worker
+                && worker.credit > 0
+                && worker.reserved.is_none()
+                && worker.capacity.as_ref().is_none_or(fits)
         };
         let is_waited_for = |index: u32| {
             let worker = &dispatch.workers[index as usize];
