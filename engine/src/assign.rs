@@ -44,6 +44,8 @@ pub(crate) struct Scratch {
     overdue: Vec<(u64, usize, u32)>,
     /// Tasks that are held in this frame.
     held: Vec<Held>,
+    /// What begins goes by age.
+    by_age: bool,
     /// Attempts of restartable tasks that the present frame begins.
     restartable: u64,
     /// Some began since this was last looked at.
@@ -226,9 +228,11 @@ impl Assigner<'_> {
     /// that fit, or the one with the oldest task when that has waited for too long.
     fn assign_in_order(&mut self, queue: u32, priority: usize, permits: u32, by: By) -> bool {
         let now_us = self.now_us;
-        let looks_for_oldest = self.dispatch.queues[queue as usize].order.looks_for_oldest(priority, now_us);
+        let entry = &mut self.dispatch.queues[queue as usize];
+        let may_age = entry.order.may_age(entry.leased);
+        let looks_for_oldest = may_age > 0 && entry.order.looks_for_oldest(priority, now_us);
         self.take_turns(queue, priority, by, looks_for_oldest);
-        if looks_for_oldest && self.assign_overdue(queue, priority, permits, by) {
+        if looks_for_oldest && self.assign_overdue(queue, priority, permits.min(may_age), by) {
             return true;
         }
         loop {
@@ -254,6 +258,7 @@ impl Assigner<'_> {
     fn assign_overdue(&mut self, queue: u32, priority: usize, permits: u32, by: By) -> bool {
         let mut overdue = core::mem::take(&mut self.scratch.overdue);
         overdue.sort_unstable();
+        self.scratch.by_age = true;
         let until_us = if by == By::Deadline { self.now_us.saturating_sub(AGED_US) } else { u64::MAX };
         let went = overdue.iter().find(|&&(_, at, list)| {
             let lane = self.dispatch.queues[queue as usize].rings[priority][at];
@@ -263,6 +268,7 @@ impl Assigner<'_> {
             self.send_back(queue, priority, at);
         }
         let went = went.is_some();
+        self.scratch.by_age = false;
         self.dispatch.queues[queue as usize].order.oldest_went(priority, !overdue.is_empty(), went);
         self.scratch.overdue = overdue;
         went
@@ -373,6 +379,9 @@ impl Assigner<'_> {
         }
         let entry = &mut self.dispatch.queues[queue as usize];
         entry.leases_begin(taken);
+        if self.scratch.by_age {
+            entry.order.aged_begin(taken);
+        }
         self.assigned += u64::from(taken);
         if self.scratch.restartable > 0 {
             self.scratch.has_restartable = true;
@@ -483,6 +492,9 @@ fn fill(
         let Some((slot, class)) = next else { break };
         let ready_us = partition.tasks[slot].at_us;
         partition.set_state(slot, State::Leased);
+        if scratch.by_age {
+            partition.went_by_age(slot);
+        }
         let token = partition.next_token();
         let task = &mut partition.tasks[slot];
         let ready_number = core::mem::replace(&mut task.token, token);

@@ -238,9 +238,19 @@ impl Dispatch {
     ) {
         let (used, leases) = (Resources::default(), 0);
         let (owed, owed_until_us, connected, beside) = (0, 0, true, Beside::default());
-        #[rustfmt::skip]
         let worker = Worker {
-            conn, name, queues, credit: 0, capacity, used, leases, connected, owed, owed_until_us, beside, reserved: None,
+            conn,
+            name,
+            queues,
+            credit: 0,
+            capacity,
+            used,
+            leases,
+            connected,
+            owed,
+            owed_until_us,
+            beside,
+            reserved: None,
         };
         let index = if let Some(&index) = self.by_conn.get(&conn) {
             self.leave_queues(index);

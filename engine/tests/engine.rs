@@ -53,6 +53,9 @@ mod site;
 #[path = "engine/wide.rs"]
 mod wide;
 
+#[path = "engine/aged.rs"]
+mod aged;
+
 #[path = "engine/deadlines.rs"]
 mod deadlines;
 

@@ -28,7 +28,10 @@ impl Assigner<'_> {
             }
             let pick = self.pick_for(queue, asks.lane, by, is_aged);
             let chosen = Chosen { worker: index, count: 1, place: None, spare: false };
-            if self.start(queue, asks.lane, pick, &chosen, permits) {
+            self.scratch.by_age = is_aged && by != By::Turns;
+            let began = self.start(queue, asks.lane, pick, &chosen, permits);
+            self.scratch.by_age = false;
+            if began {
                 let ring = &self.dispatch.queues[queue as usize].rings[priority];
                 if let Some(at) = ring.iter().position(|lane| *lane == asks.lane) {
                     self.send_back(queue, priority, at);

@@ -142,18 +142,9 @@ fn ready(
         "it is next in line, or the workers with room lack the resources it asks for".to_owned()
     };
     facts.push(("reason", reason));
-    let ready = &partition.lanes[contract.lane as usize];
-    let class = ready.lists[partition.list(slot) as usize].class;
+    let class = partition.lanes[contract.lane as usize].lists[partition.list(slot) as usize].class;
     if !task.has(flag::BLOCKED) && !queue.settings.paused {
-        let lane = LaneRef { partition: partition.id.0, lane: contract.lane };
-        let asks = Asks { queue: queue.dispatch, priority: contract.priority, lane };
-        let heads = ready.lists.iter().filter_map(|of| of.list.first());
-        let is_first = heads.min_by_key(|&head| partition.tasks[head].token) == Some(slot);
-        let kept = dispatch.kept_for_in_words(&asks, is_first, now_us);
-        facts.extend(kept.map(|words| ("reserved", words)));
-        let held = dispatch.held_in_words(&asks, class, &contract.resources, now_us);
-        let held = held.or_else(|| dispatch.kept_from_in_words(&asks, &contract.resources, now_us));
-        facts.extend(held.map(|words| ("waits", words)));
+        kept_or_held(partition, slot, class, dispatch, now_us).for_each(|(name, words)| facts.push((name, words)));
     }
     facts.push(("waited", format!("{} ms", now_us.saturating_sub(task.at_us) / 1_000)));
     let (expected, samples) = dispatch.learned.expected(class);
@@ -166,6 +157,26 @@ fn ready(
     let before = |slot: &Slot| Some(partition.tasks[*slot].prev).filter(|&before| before != NONE);
     let ahead = core::iter::successors(before(&slot), before).take(COUNTED_MAX).count();
     facts.push(("ahead", format!("{} of its lane in this partition", counted(ahead))));
+}
+
+/// Which worker is kept for a ready task of a class, and why it does not start where there is room.
+fn kept_or_held(
+    partition: &Partition,
+    slot: Slot,
+    class: u32,
+    dispatch: &Dispatch,
+    now_us: u64,
+) -> impl Iterator<Item = (&'static str, String)> {
+    let contract = &partition.contracts[partition.tasks[slot].contract];
+    let (queue, need) = (partition.queues[contract.queue as usize].dispatch, &contract.resources);
+    let lane = LaneRef { partition: partition.id.0, lane: contract.lane };
+    let asks = Asks { queue, priority: contract.priority, lane };
+    let heads = partition.lanes[contract.lane as usize].lists.iter().filter_map(|of| of.list.first());
+    let is_first = heads.min_by_key(|&head| partition.tasks[head].token) == Some(slot);
+    let kept = dispatch.kept_for_in_words(&asks, is_first, now_us).map(|words| ("reserved", words));
+    let held = dispatch.held_in_words(&asks, class, need, now_us);
+    let held = held.or_else(|| dispatch.kept_from_in_words(&asks, need, now_us)).map(|words| ("waits", words));
+    kept.into_iter().chain(held)
 }
 
 /// Where a ready task stands in a queue that goes by deadlines, and where it would stand had it been in the order of readiness.

@@ -4,6 +4,8 @@
 //! could go to that need less than it does: their like would go on taking its room. That worker is taken where it is expected to fit
 //! first. Of those that it could go to at most half are kept at a time, or one.
 
+mod fits;
+
 use std::collections::BTreeMap;
 
 use taskmaster_protocol::PartitionId;
@@ -13,19 +15,18 @@ use crate::assign::turn_of;
 use crate::dispatch::{LaneRef, PRIORITIES, Worker};
 use crate::order::deadline::Turn;
 use crate::order::{AGED_US, By};
-use crate::partition::DETACHED;
 use crate::reservations::{Asks, Reservation, WAIT_US};
 use crate::resources::Resources;
 use crate::timer::{Timer, TimerKind};
+use fits::{Fit, Running};
 
 /// Between two looks, in microseconds: while a worker is kept or to be kept, and otherwise; at least so many for each record looked at.
 const LOOK_US: u64 = 50_000;
 const LOOK_LATER_US: u64 = 500_000;
 const LOOK_EACH_US: u64 = 2;
-/// Most lanes of a queue that a look takes in, most tasks for which it keeps workers, and most leases.
+/// Most lanes of a queue that a look takes in, and most tasks for which it keeps workers.
 const LANES_MAX: usize = 64;
 const WIDE_MAX: usize = 64;
-const LEASES_MAX: usize = 1 << 16;
 /// A worker that the task does not start on, though it fits or though nothing runs there any more, is kept for no longer, in microseconds.
 const IDLE_US: u64 = 10_000_000;
 const NO_CREDIT_US: u64 = 1_000_000;
@@ -41,22 +42,6 @@ struct Waiting {
     /// More of them have waited for long enough than workers are kept for; and the first of them for too long.
     waited: bool,
     is_aged: bool,
-}
-
-/// What runs on workers, by their number.
-struct Running {
-    leases: Vec<Vec<Lease>>,
-    /// Records that were looked at; there may be more leases if they are too many.
-    seen: usize,
-}
-
-/// When it ends in nine of ten cases, `u64::MAX` if that is not known, and where to find its contract.
-type Lease = (u64, u16, u32);
-
-/// When a task fits on a worker, `u64::MAX` if that is not known, and what is left beside it then of what it needs.
-struct Fit {
-    at_us: u64,
-    spare: Resources,
 }
 
 impl Shard {
@@ -78,6 +63,9 @@ impl Shard {
     pub(super) fn look_at_reservations(&mut self) {
         self.dispatch.reservations.is_armed = false;
         self.end_reservations();
+        if self.draining {
+            return;
+        }
         let (waiting, may_come) = self.waiting_for_room();
         let mut running = None;
         let wide = self.wide(waiting, &mut running);
@@ -162,6 +150,7 @@ impl Shard {
         let now_us = self.last_time_us;
         let entry = &self.dispatch.queues[queue as usize];
         let (by, gives_up, mut lanes) = (entry.order.by(), entry.order.gives_up(), Vec::new());
+        let may_age = entry.order.may_age(entry.leased) > 0;
         for lane in (0..PRIORITIES).flat_map(|priority| &entry.rings[priority]).take(LANES_MAX) {
             let Some(partition) = self.partitions[usize::from(lane.partition)].as_deref() else { continue };
             let ready = &partition.lanes[lane.lane as usize];
@@ -179,7 +168,7 @@ impl Shard {
                     .unwrap_or(Turn::LAST),
             };
             let asks = Asks { queue, priority: ready.priority, lane: *lane };
-            let is_aged = now_us.saturating_sub(since_us) >= AGED_US;
+            let is_aged = may_age && now_us.saturating_sub(since_us) >= AGED_US;
             lanes.push(Waiting { asks, need: ready.resources.clone(), since_us, turn, waited: false, is_aged });
         }
         for waiting in &mut lanes {
@@ -255,77 +244,6 @@ impl Shard {
             let mut needs = leases.filter_map(|&(_, partition, contract)| self.need_of(partition, contract));
             needs.any(|other| need.fits(other, &Resources::default(), 1) == 0)
         })
-    }
-
-    fn need_of(&self, partition: u16, contract: u32) -> Option<&Resources> {
-        let partition = self.partitions[usize::from(partition)].as_deref()?;
-        Some(&partition.contracts[contract].resources)
-    }
-
-    /// What runs on workers whose resources are counted.
-    fn running(&self) -> Running {
-        let mut running = Running { leases: Vec::new(), seen: 0 };
-        running.leases.resize_with(self.dispatch.workers.len(), Vec::new);
-        let mut most_us = BTreeMap::new();
-        for partition in self.partitions.iter().flatten().filter(|partition| partition.is_leading()) {
-            let first = partition.lease_lists.iter().flat_map(|list| list.list.iter(&partition.tasks));
-            let first = first.map(|slot| (partition.tasks[slot].worker, slot, partition.started_us(slot)));
-            let second = partition.attempts.with_second().filter_map(|slot| {
-                let second = partition.second(slot)?;
-                Some((second.worker, slot, Some(second.started_us)))
-            });
-            for (worker, slot, started_us) in first.chain(second) {
-                if running.seen == LEASES_MAX {
-                    return running;
-                }
-                running.seen += 1;
-                if worker & DETACHED != 0 || self.dispatch.workers[worker as usize].capacity.is_none() {
-                    continue;
-                }
-                let class = partition.class(slot);
-                let most_us = most_us.entry(class).or_insert_with(|| self.dispatch.learned.most_us(class));
-                let ends_us = self.ends_us(started_us, *most_us);
-                running.leases[worker as usize].push((ends_us, partition.id.0, partition.tasks[slot].contract));
-            }
-        }
-        running
-    }
-
-    /// When an attempt ends that began then, of which nine of ten take so long: one that took longer is taken to be half done.
-    fn ends_us(&self, started_us: Option<u64>, most_us: Option<u64>) -> u64 {
-        let Some((started_us, most_us)) = started_us.zip(most_us) else { return u64::MAX };
-        let (now_us, ends_us) = (self.last_time_us, started_us.saturating_add(most_us));
-        if ends_us > now_us { ends_us } else { now_us + now_us.saturating_sub(started_us) }
-    }
-
-    /// When a task will fit on a worker that would hold it.
-    fn fit(&self, index: u32, need: &Resources, running: &Running) -> Fit {
-        let worker = &self.dispatch.workers[index as usize];
-        let unknown = || Fit { at_us: u64::MAX, spare: Resources::default() };
-        let (Some(capacity), Some(leases)) = (&worker.capacity, running.leases.get(index as usize)) else {
-            return unknown();
-        };
-        // Some may not have been seen.
-        if leases.len() != worker.leases as usize {
-            return unknown();
-        }
-        let mut leases = leases.clone();
-        leases.sort_unstable();
-        let (mut at_us, mut used) = (self.last_time_us, worker.used.clone());
-        for (ends_us, partition, contract) in leases {
-            // What ends at the same time is not there any more either.
-            if ends_us > at_us && need.fits(capacity, &used, 1) > 0 {
-                break;
-            }
-            let Some(other) = self.need_of(partition, contract) else { return unknown() };
-            at_us = ends_us;
-            used.subtract(other);
-        }
-        let mut spare = capacity.within(need);
-        spare.subtract(&used);
-        spare.subtract(need);
-        let is_known = at_us != u64::MAX && need.fits(capacity, &used, 1) > 0;
-        if is_known { Fit { at_us, spare } } else { unknown() }
     }
 
     /// What is expected of workers that are kept, and whether others would do better.

@@ -139,12 +139,11 @@ fn devices_and_named_resources_are_kept_as_well() {
             world.advance_ms(10);
             running.extend(world.leases());
             started = started.or(running.iter().any(|lease| lease.id == crate::job::id(0, 5_000)).then_some(number));
-            if running.len() > 3 || started.is_some() || number > 100 {
-                if !running.is_empty() {
-                    let lease = running.remove(0);
-                    world.complete(&lease, b"");
-                    world.credit(FIRST, 1);
-                }
+            let is_over = running.len() > 3 || started.is_some() || number > 100;
+            if is_over && !running.is_empty() {
+                let lease = running.remove(0);
+                world.complete(&lease, b"");
+                world.credit(FIRST, 1);
             }
         }
         assert!(started.is_some_and(|number| number < 250), "{narrow:?} {wide:?}: {started:?}");
@@ -303,7 +302,7 @@ fn at_most_half_of_the_workers_are_kept_and_the_others_go_on() {
     for step in 1..=4_000 / STEP_MS {
         stream.step_beside(&mut site, &wide);
         most = most.max(site.reserved());
-        if step * STEP_MS % 500 > 0 {
+        if !(step * STEP_MS).is_multiple_of(500) {
             continue;
         }
         let used = core::mem::replace(&mut used_us, site.used_us);
