@@ -16,6 +16,7 @@ use crate::order::{Learned, Order};
 use crate::peer::PeerAddr;
 use crate::permits::{Note, NoteAbout, Permits};
 use crate::queue::QueueSettings;
+use crate::reservations::{Reservation, Reservations};
 use crate::resources::Resources;
 use crate::restarts::Restarts;
 
@@ -105,6 +106,9 @@ pub(crate) struct DispatchQueue {
     pub(crate) mixes: bool,
     /// When it is looked at again for tasks that are held, in microseconds since 1970; 0: no timer is set.
     pub(crate) held_until_us: u64,
+    /// Workers that are kept for tasks of it, and until when no more are.
+    pub(crate) reserved: u32,
+    pub(crate) unreserved_until_us: u64,
     dirty: bool,
 }
 
@@ -153,6 +157,8 @@ pub(crate) struct Worker {
     pub(crate) owed_until_us: u64,
     /// What runs there.
     pub(crate) beside: Beside,
+    /// It is kept for a task.
+    pub(crate) reserved: Option<Box<Reservation>>,
 }
 
 /// The dispatcher of a shard.
@@ -166,6 +172,7 @@ pub(crate) struct Dispatch {
     pub(crate) learned: Learned,
     pub(crate) restarts: Restarts,
     pub(crate) neighbours: Neighbours,
+    pub(crate) reservations: Reservations,
     /// Queues go by what was learned without being shown that it is better: for tests.
     pub(crate) trusts_learned: bool,
     /// Queues to look at, in the order in which something changed.
@@ -231,8 +238,20 @@ impl Dispatch {
     ) {
         let (used, leases) = (Resources::default(), 0);
         let (owed, owed_until_us, connected, beside) = (0, 0, true, Beside::default());
-        let worker =
-            Worker { conn, name, queues, credit: 0, capacity, used, leases, connected, owed, owed_until_us, beside };
+        let worker = Worker {
+            conn,
+            name,
+            queues,
+            credit: 0,
+            capacity,
+            used,
+            leases,
+            connected,
+            owed,
+            owed_until_us,
+            beside,
+            reserved: None,
+        };
         let index = if let Some(&index) = self.by_conn.get(&conn) {
             self.leave_queues(index);
             let before = core::mem::replace(&mut self.workers[index as usize], worker);
@@ -377,6 +396,7 @@ impl Dispatch {
 
     /// Takes a worker and its credit out of its queues.
     fn leave_queues(&mut self, index: u32) {
+        self.unreserve(index);
         let queues = core::mem::take(&mut self.workers[index as usize].queues);
         let had_credit = core::mem::take(&mut self.workers[index as usize].credit) > 0;
         for queue in queues {

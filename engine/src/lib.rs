@@ -32,6 +32,7 @@ mod query;
 mod queue;
 mod refused;
 mod replica;
+mod reservations;
 mod resources;
 mod restarts;
 mod shard;

@@ -8,7 +8,7 @@
 
 use core::hash::BuildHasher;
 
-use hashbrown::{HashMap, HashTable};
+use hashbrown::{HashMap, HashSet, HashTable};
 use taskmaster_protocol::{PartitionId, TaskId};
 
 use crate::arena::{Arena, Handle};
@@ -97,6 +97,8 @@ pub(crate) struct Partition {
     last_ready: u64,
     /// When attempts began whose leases were extended. Volatile.
     started: HashMap<Slot, u64, FixedState>,
+    /// Leased tasks that went by age.
+    aged: HashSet<Slot, FixedState>,
     /// Attempts of restartable tasks. Volatile.
     pub(crate) attempts: Attempts,
     pub(crate) lease_lists: Vec<LeaseList>,
@@ -165,6 +167,7 @@ impl Partition {
             lane_by_needs: HashMap::default(),
             last_ready: FIRST_READY,
             started: HashMap::default(),
+            aged: HashSet::default(),
             attempts: Attempts::default(),
             lease_lists: Vec::new(),
             retention: Vec::new(),
@@ -366,6 +369,14 @@ impl Partition {
         if !self.started.is_empty() {
             self.started.remove(&slot);
         }
+        if !self.aged.is_empty() && self.aged.remove(&slot) {
+            dispatch.queues[queue as usize].order.aged_ends();
+        }
+    }
+
+    /// A task that is leased went by age.
+    pub(crate) fn went_by_age(&mut self, slot: Slot) {
+        self.aged.insert(slot);
     }
 
     /// When the attempt of a leased task began, if that is known.

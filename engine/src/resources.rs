@@ -45,6 +45,18 @@ impl Resources {
         pairs.join(",")
     }
 
+    /// Its part of those resources that `other` has some of.
+    pub(crate) fn within(&self, other: &Self) -> Self {
+        let of = |amount: u64, other: u64| if other > 0 { amount } else { 0 };
+        let custom = self.custom.iter().filter(|(name, _)| other.amount(name) > 0).cloned();
+        Self {
+            cpu_milli: of(self.cpu_milli, other.cpu_milli),
+            memory_bytes: of(self.memory_bytes, other.memory_bytes),
+            gpu_milli: of(self.gpu_milli, other.gpu_milli),
+            custom: custom.collect(),
+        }
+    }
+
     /// Whether nothing is asked for.
     pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()

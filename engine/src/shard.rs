@@ -33,6 +33,7 @@ mod reads;
 mod reconcile;
 mod recovery;
 mod requests;
+mod reservations;
 mod rest;
 pub(crate) mod snapshots;
 mod timers;
@@ -259,6 +260,10 @@ pub struct Stats {
     pub held: u64,
     /// Tasks that started there all the same.
     pub contended: u64,
+    /// Reservations of workers for tasks that need more than is free at one time.
+    pub reservations: u64,
+    /// Workers that are reserved now.
+    pub reserved: u64,
     /// Requests refused as overloaded.
     pub overloaded: u64,
     /// Entries appended to the log.
@@ -495,6 +500,7 @@ impl Shard {
         stats.wasted_us = restarts.wasted_us;
         let neighbours = self.dispatch.neighbours.counters;
         (stats.measured, stats.held, stats.contended) = (neighbours.measured, neighbours.held, neighbours.contended);
+        (stats.reservations, stats.reserved) = (self.dispatch.reservations.made, self.dispatch.reservations.now);
         for partition in self.partitions.iter().flatten() {
             stats.tasks += partition.tasks.len() as u64;
             stats.unfinished += partition.tasks.len() as u64 - u64::from(partition.kept);
@@ -591,6 +597,9 @@ impl Shard {
         self.stats.assigned += assigner.assigned;
         if core::mem::take(&mut self.scratch.has_restartable) {
             self.arm_attempts();
+        }
+        if self.dispatch.reservations.is_asked_for {
+            self.arm_reservations();
         }
         self.log_starts();
     }

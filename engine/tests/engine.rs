@@ -47,6 +47,15 @@ mod park;
 #[path = "engine/neighbours.rs"]
 mod neighbours;
 
+#[path = "engine/site.rs"]
+mod site;
+
+#[path = "engine/wide.rs"]
+mod wide;
+
+#[path = "engine/aged.rs"]
+mod aged;
+
 #[path = "engine/deadlines.rs"]
 mod deadlines;
 

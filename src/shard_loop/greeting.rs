@@ -138,8 +138,8 @@ impl ShardLoop {
     }
 }
 
-/// What became of attempts of restartable tasks, and of measured ones.
-const fn restarts(stats: &Stats) -> [(&'static str, u64); 8] {
+/// What became of attempts of restartable tasks, of measured ones, and of tasks that need much of a worker.
+const fn restarts(stats: &Stats) -> [(&'static str, u64); 10] {
     [
         ("second_attempts", stats.second_attempts),
         ("second_attempts_won", stats.second_attempts_won),
@@ -149,6 +149,8 @@ const fn restarts(stats: &Stats) -> [(&'static str, u64); 8] {
         ("measured_attempts", stats.measured),
         ("held_tasks", stats.held),
         ("contended_tasks", stats.contended),
+        ("reservations", stats.reservations),
+        ("reserved_workers", stats.reserved),
     ]
 }
 

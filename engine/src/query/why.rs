@@ -6,13 +6,14 @@ use taskmaster_scheduler::predictor::Prediction;
 
 use super::chance;
 use crate::arena::Arena;
-use crate::dispatch::Worker;
+use crate::dispatch::{Dispatch, LaneRef, Worker};
 use crate::extra::{Extra, unpack_error};
 use crate::order::deadline::Ends;
 use crate::order::{AGED_US, By};
 use crate::outlook::View;
 use crate::partition::{DETACHED, Partition};
 use crate::queue::QueueSettings;
+use crate::reservations::Asks;
 use crate::state::State;
 use crate::task::{NONE, Slot, flag};
 
@@ -165,8 +166,7 @@ fn ready(partition: &Partition, slot: Slot, view: &View<'_>, facts: &mut Vec<(&s
     facts.push(("reason", reason));
     let class = chance::asking(partition, slot).class;
     if !task.has(flag::BLOCKED) && !queue.settings.paused {
-        let held = dispatch.held_in_words(queue.dispatch, class, &contract.resources, now_us);
-        facts.extend(held.map(|words| ("waits", words)));
+        kept_or_held(partition, slot, class, dispatch, now_us).for_each(|(name, words)| facts.push((name, words)));
     }
     facts.push(("waited", format!("{} ms", now_us.saturating_sub(task.at_us) / 1_000)));
     let (expected, samples) = dispatch.learned.expected(class);
@@ -175,6 +175,26 @@ fn ready(partition: &Partition, slot: Slot, view: &View<'_>, facts: &mut Vec<(&s
     if !task.has(flag::BLOCKED) {
         facts.extend(in_line(partition, slot, queue.dispatch, view));
     }
+}
+
+/// Which worker is kept for a ready task of a class, and why it does not start where there is room.
+fn kept_or_held(
+    partition: &Partition,
+    slot: Slot,
+    class: u32,
+    dispatch: &Dispatch,
+    now_us: u64,
+) -> impl Iterator<Item = (&'static str, String)> {
+    let contract = &partition.contracts[partition.tasks[slot].contract];
+    let (queue, need) = (partition.queues[contract.queue as usize].dispatch, &contract.resources);
+    let lane = LaneRef { partition: partition.id.0, lane: contract.lane };
+    let asks = Asks { queue, priority: contract.priority, lane };
+    let heads = partition.lanes[contract.lane as usize].lists.iter().filter_map(|of| of.list.first());
+    let is_first = heads.min_by_key(|&head| partition.tasks[head].token) == Some(slot);
+    let kept = dispatch.kept_for_in_words(&asks, is_first, now_us).map(|words| ("reserved", words));
+    let held = dispatch.held_in_words(&asks, class, need, now_us);
+    let held = held.or_else(|| dispatch.kept_from_in_words(&asks, need, now_us)).map(|words| ("waits", words));
+    kept.into_iter().chain(held)
 }
 
 /// Where a ready task stands in its queue, and where it would stand were that in the order of readiness.

@@ -173,7 +173,7 @@ impl Shard {
         let has_room = |index: u32| {
             let worker = &dispatch.workers[index as usize];
             let fits = contract.resources.fits_on(worker.capacity.as_ref(), &worker.used, 1) > 0;
-            index != task.worker && worker.credit > 0 && fits
+            index != task.worker && worker.credit > 0 && worker.reserved.is_none() && fits
         };
         let is_waited_for = |index: u32| {
             let worker = &dispatch.workers[index as usize];

@@ -72,6 +72,8 @@ impl Producer {
 
     fn spec(&self, area: &mut Vec<u8>, queue: u32, cx: &mut Cx<'_>) -> Spec {
         let leases_ms = [100, 150, 300, 1_000, 5_000];
+        // Without chance: some need nothing, some a quarter of a worker that counts its processors, some all of it.
+        let cpus_milli = [0, 1_000, 1_000, 0, 4_000];
         Spec {
             queue: body::put(area, format!("q{queue}").as_bytes()),
             kind: body::put(area, b"work"),
@@ -83,6 +85,7 @@ impl Producer {
             priority: u8::try_from(cx.dice.below(4)).expect("four"),
             retention_ms: if cx.dice.chance(15) { cx.dice.small(50, 3_000) } else { LONG_MS },
             restartable: (self.is_restarting && cx.dice.chance(70)).into(),
+            cpu_milli: cpus_milli[self.sequence as usize % cpus_milli.len()],
             ..Spec::default()
         }
     }
