@@ -35,6 +35,7 @@ mod replica;
 mod resources;
 mod restarts;
 mod shard;
+mod shares;
 mod snapshot;
 mod state;
 mod streams;

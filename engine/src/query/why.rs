@@ -141,6 +141,9 @@ fn ready(
         "it is next in line, or the workers with room lack the resources it asks for".to_owned()
     };
     facts.push(("reason", reason));
+    if !task.has(flag::BLOCKED) && !queue.settings.paused {
+        facts.extend(dispatch.shares.due(queue.dispatch).and_then(|due| due.in_words()).map(|words| ("share", words)));
+    }
     let class = partition.lanes[contract.lane as usize].lists[partition.list(slot) as usize].class;
     if !task.has(flag::BLOCKED) && !queue.settings.paused {
         let held = dispatch.held_in_words(queue.dispatch, class, &contract.resources, now_us);
