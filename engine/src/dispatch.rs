@@ -239,8 +239,20 @@ impl Dispatch {
         let (used, leases) = (Resources::default(), 0);
         let (owed, owed_until_us, connected, beside) = (0, 0, true, Beside::default());
         let pool = NO_POOL;
-        let worker =
-            Worker { conn, name, queues, credit: 0, capacity, used, leases, connected, owed, owed_until_us, beside, pool };
+        let worker = Worker {
+            conn,
+            name,
+            queues,
+            credit: 0,
+            capacity,
+            used,
+            leases,
+            connected,
+            owed,
+            owed_until_us,
+            beside,
+            pool,
+        };
         let index = if let Some(&index) = self.by_conn.get(&conn) {
             self.leave_queues(index);
             let before = core::mem::replace(&mut self.workers[index as usize], worker);

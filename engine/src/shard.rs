@@ -568,6 +568,15 @@ impl Shard {
         self.dispatch.queues.iter().map(|queue| queue.leased).sum()
     }
 
+    /// Queues that share workers, with namespaces: the place-time that they had since they do, in microseconds, and the places that they
+    /// hold now.
+    pub fn shares(&self) -> impl Iterator<Item = (&str, &str, u64, u64)> {
+        self.dispatch.shares.had().map(|(number, had_us, holds)| {
+            let queue = &self.dispatch.queues[number as usize];
+            (queue.namespace.as_str(), queue.name.as_str(), had_us, holds)
+        })
+    }
+
     fn memory_bytes(&self) -> u64 {
         let records: usize = self.partitions.iter().flatten().map(|partition| partition.reserved_bytes()).sum();
         self.arena.stats().reserved_bytes + (records + self.timers.reserved_bytes()) as u64 + self.backlog.bytes

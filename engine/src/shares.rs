@@ -105,7 +105,10 @@ pub(crate) struct Shares {
     pub(crate) contest: Vec<Candidate>,
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a time or a number of places, of which the sixteenth digit does not matter")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a time or a number of places, of which the sixteenth digit does not matter"
+)]
 pub(crate) const fn float(number: u64) -> f64 {
     number as f64
 }

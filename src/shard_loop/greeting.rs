@@ -21,6 +21,9 @@ pub(crate) struct NodeMap {
     pub(crate) partition_shards: Vec<u16>,
 }
 
+/// Most queues whose shares are told.
+const SHARES_MAX: usize = 1_000;
+
 impl ShardLoop {
     pub(super) fn hello(
         &self,
@@ -129,6 +132,13 @@ impl ShardLoop {
         for (name, value) in pairs {
             stats.names.push(body::put(&mut stats.bytes, name.as_bytes()));
             stats.values.push(value);
+        }
+        for (namespace, queue, had_us, holds) in self.shard.borrow().shares().take(SHARES_MAX) {
+            for (what, value) in [("place_us", had_us), ("places", holds)] {
+                let name = format!("{what}/{namespace}/{queue}");
+                stats.names.push(body::put(&mut stats.bytes, name.as_bytes()));
+                stats.values.push(value);
+            }
         }
         for (name, value) in self.streams.iter().flat_map(|streams| streams.counters()) {
             stats.names.push(body::put(&mut stats.bytes, name.as_bytes()));

@@ -18,6 +18,7 @@ mod refusals;
 mod replay;
 mod restarts;
 mod services;
+mod shares;
 mod simulator;
 mod states;
 mod streams;

@@ -202,7 +202,8 @@ impl Shard {
         }
         let names: Vec<(&str, &str)> =
             namespaces.iter().flat_map(|namespace| names.iter().map(move |name| (*namespace, *name))).collect();
-        let known = names.iter().filter(|(namespace, name)| self.dispatch.find_queue(namespace, name).is_some()).count();
+        let known =
+            names.iter().filter(|(namespace, name)| self.dispatch.find_queue(namespace, name).is_some()).count();
         if self.dispatch.queues.len() + names.len() - known > QUEUES_MAX {
             let message = format!("this shard knows {} queues, as many as it can", self.dispatch.queues.len());
             return Err(Refused::new(Code::TooLarge, message));

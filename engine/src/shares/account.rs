@@ -1,10 +1,15 @@
 //! What a queue, or a tenant, has had and holds.
 
-use super::{Shares, float};
+use super::{Queue, Shares, float};
 use crate::resources::Resources;
 
 /// Leases, in places, of which the mean is known; twice as many as are held at least.
 const REMEMBERED: f64 = 32.0;
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a sum of times or of places")]
+fn whole(number: f64) -> u64 {
+    number.round() as u64
+}
 
 /// Place-time of a queue or a tenant.
 #[derive(Clone, Debug)]
@@ -19,6 +24,8 @@ pub(super) struct Account {
     pub(super) resources: Resources,
     /// Places that they count for.
     pub(super) places: f64,
+    /// Place-time since it shares, in microseconds.
+    total_us: f64,
     /// Place-time, in microseconds, and places of leases that began, both of late.
     had_us: f64,
     begun: f64,
@@ -26,8 +33,9 @@ pub(super) struct Account {
 
 impl Default for Account {
     fn default() -> Self {
-        let (leases, resources) = (0, Resources::default());
-        Self { weight: 1.0, virtual_us: 0.0, settled_us: 0, leases, resources, places: 0.0, had_us: 0.0, begun: 0.0 }
+        let (leases, resources, none) = (0, Resources::default(), 0.0);
+        let (virtual_us, places, total_us, had_us, begun) = (none, none, none, none, none);
+        Self { weight: 1.0, virtual_us, settled_us: 0, leases, resources, places, total_us, had_us, begun }
     }
 }
 
@@ -38,6 +46,7 @@ impl Account {
         self.settled_us = self.settled_us.max(now_us);
         self.virtual_us += place_us / self.weight;
         self.had_us += place_us;
+        self.total_us += place_us;
     }
 
     /// What was held until now does not count.
@@ -130,6 +139,15 @@ impl Due {
 }
 
 impl Shares {
+    /// Queues that share workers: their numbers, the place-time that they had since they do, in microseconds, and the places that they hold.
+    pub(crate) fn had(&self) -> impl Iterator<Item = (u32, u64, u64)> {
+        let shared = (0u32..).zip(&self.queues).filter(|(_, queue)| !queue.pools.is_empty());
+        shared.map(|(number, Queue { account, .. })| {
+            let now_us = float(self.now_us.saturating_sub(account.settled_us)) * account.places;
+            (number, whole(account.total_us + now_us), whole(account.places))
+        })
+    }
+
     /// How a queue stands; `None` if it shares no worker.
     pub(crate) fn due(&self, queue: u32) -> Option<Due> {
         let own = &self.queues[queue as usize];
@@ -150,12 +168,12 @@ impl Shares {
         let siblings = sharing.iter().map(of).filter(|other| other.tenant == own.tenant);
         let weights: f64 = siblings.map(|other| other.account.weight).sum();
         let held: f64 = sharing.iter().map(|number| of(number).account.places).sum();
-        let key = |of: &super::Queue| {
+        let key = |of: &Queue| {
             let tenant = &self.tenants[of.tenant as usize].account;
             [tenant, &of.account].map(|account| account.key_at(self.now_us, self.horizon_us))
         };
         let [own_tenant_us, own_us] = key(own);
-        let goes_before = |other: &super::Queue| match key(other) {
+        let goes_before = |other: &Queue| match key(other) {
             [_, other_us] if other.tenant == own.tenant => other_us < own_us,
             [other_tenant_us, _] => other_tenant_us < own_tenant_us,
         };

@@ -31,9 +31,9 @@ fn gaps(mut times_us: Vec<f64>, most_us: f64) -> Vec<Gap> {
 /// Where a time is once gaps are closed. Of the idle, some are within a gap, and stay between its ends.
 fn closed(time_us: f64, gaps: &[Gap], most_us: f64) -> f64 {
     let below = &gaps[..gaps.partition_point(|gap| gap.above_us < time_us)];
-    below.last().map_or(time_us, |gap| {
-        (time_us - gap.above_by_us).max(time_us.min(gap.above_us + most_us) - gap.below_by_us)
-    })
+    below
+        .last()
+        .map_or(time_us, |gap| (time_us - gap.above_by_us).max(time_us.min(gap.above_us + most_us) - gap.below_by_us))
 }
 
 impl Shares {

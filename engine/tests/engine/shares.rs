@@ -198,8 +198,7 @@ fn weights_divide_the_time_of_places_however_long_tasks_are() {
 #[test]
 fn many_queues_of_a_namespace_have_together_what_one_of_another_has() {
     let names: Vec<String> = (0..20).map(|number| format!("q{number}")).collect();
-    let mut loads: Vec<Load> =
-        names.iter().map(|name| Load { namespace: "many", ..load(name, 300) }).collect();
+    let mut loads: Vec<Load> = names.iter().map(|name| Load { namespace: "many", ..load(name, 300) }).collect();
     loads.push(Load { namespace: "one", ..load("alone", 100) });
     let mut yard = Yard::new(loads);
     let mut served: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -254,8 +253,7 @@ fn what_its_own_limit_keeps_from_a_queue_is_not_owed_to_it() {
 
 #[test]
 fn workers_that_serve_some_of_the_queues_are_given_to_those_that_have_no_others() {
-    let mut yard =
-        Yard::new(vec![load("a", 100), load("b", 100), Load { from_ms: 300_000, ..load("c", 100) }]);
+    let mut yard = Yard::new(vec![load("a", 100), load("b", 100), Load { from_ms: 300_000, ..load("c", 100) }]);
     yard.worker(&["a", "b"], 2);
     yard.worker(&["b", "d"], 8);
     // `b` has more than its part elsewhere, so these two are all for `a`.
@@ -291,6 +289,8 @@ fn why_says_whose_turn_it_is() {
     let why = |yard: &mut Yard, task| yard.world.why(task).into_iter().find(|(name, _)| name == "share").unwrap().1;
     let words = why(&mut yard, id(1, 2 * WAITING));
     assert!(words.contains("holds 25 % of the places") && words.contains("25 % are its part (weight 1"), "{words}");
+    let told: Vec<_> = yard.world.shard.shares().map(|(_, queue, had_us, holds)| (queue, had_us, holds)).collect();
+    assert_eq!(told, [("light", 10_000_000, 1), ("heavy", 30_000_000, 3)]);
     let words = why(&mut yard, id(0, 4 * WAITING));
     assert!(words.contains("75 % are its part (weight 3"), "{words}");
 }
