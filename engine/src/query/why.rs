@@ -142,7 +142,8 @@ fn ready(
     };
     facts.push(("reason", reason));
     if !task.has(flag::BLOCKED) && !queue.settings.paused {
-        facts.extend(dispatch.shares.due(queue.dispatch).and_then(|due| due.in_words()).map(|words| ("share", words)));
+        let due = dispatch.shares.due(queue.dispatch, |other| dispatch.queues[other as usize].waits());
+        facts.extend(due.and_then(|due| due.in_words()).map(|words| ("share", words)));
     }
     let class = partition.lanes[contract.lane as usize].lists[partition.list(slot) as usize].class;
     if !task.has(flag::BLOCKED) && !queue.settings.paused {

@@ -148,8 +148,8 @@ impl Shares {
         })
     }
 
-    /// How a queue stands; `None` if it shares no worker.
-    pub(crate) fn due(&self, queue: u32) -> Option<Due> {
+    /// How a queue stands; `None` if it shares no worker. `waits` says whether a queue has tasks that wait.
+    pub(crate) fn due(&self, queue: u32, waits: impl Fn(u32) -> bool) -> Option<Due> {
         let own = &self.queues[queue as usize];
         if own.pools.is_empty() {
             return None;
@@ -159,7 +159,7 @@ impl Shares {
         sharing.sort_unstable();
         sharing.dedup();
         let of = |&number: &u32| &self.queues[number as usize];
-        sharing.retain(|number| *number == queue || !of(number).is_idle || of(number).account.leases > 0);
+        sharing.retain(|&number| number == queue || waits(number) || of(&number).account.leases > 0);
         let mut tenants: Vec<u32> = sharing.iter().map(|number| of(number).tenant).collect();
         tenants.sort_unstable();
         tenants.dedup();
@@ -184,7 +184,7 @@ impl Shares {
             holds: if held > 0.0 { own.account.places / held } else { 0.0 },
             due: tenant_weight / all * weight / weights,
             others: sharing.len() - 1,
-            is_next: !sharing.iter().map(of).any(|other| !other.is_idle && goes_before(other)),
+            is_next: !sharing.iter().any(|number| waits(*number) && goes_before(of(number))),
         })
     }
 }

@@ -283,6 +283,7 @@ fn tasks_that_hold_more_of_a_resource_count_for_more_places() {
 fn why_says_whose_turn_it_is() {
     let mut yard = Yard::new(vec![load("light", 60_000), load("heavy", 60_000)]);
     yard.weight("heavy", 3);
+    yard.submit();
     yard.worker(&["light", "heavy"], 4);
     yard.run(10_000);
     // The last of each queue.
