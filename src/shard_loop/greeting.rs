@@ -133,22 +133,22 @@ impl ShardLoop {
             stats.names.push(body::put(&mut stats.bytes, name.as_bytes()));
             stats.values.push(value);
         }
-        self.put_shares(&mut stats);
-        for (name, value) in self.streams.iter().flat_map(|streams| streams.counters()) {
-            stats.names.push(body::put(&mut stats.bytes, name.as_bytes()));
-            stats.values.push(value);
-        }
+        self.put_named(&mut stats);
         stats
     }
 
-    /// What queues that share workers had of them, and hold.
-    fn put_shares(&self, stats: &mut NodeStats) {
+    /// What queues that share workers had of them, and hold; and the counters of streams.
+    fn put_named(&self, stats: &mut NodeStats) {
         for (namespace, queue, had_us, holds) in self.shard.borrow().shares().take(SHARES_MAX) {
             for (what, value) in [("place_us", had_us), ("places", holds)] {
                 let name = format!("{what}/{namespace}/{queue}");
                 stats.names.push(body::put(&mut stats.bytes, name.as_bytes()));
                 stats.values.push(value);
             }
+        }
+        for (name, value) in self.streams.iter().flat_map(|streams| streams.counters()) {
+            stats.names.push(body::put(&mut stats.bytes, name.as_bytes()));
+            stats.values.push(value);
         }
     }
 }
