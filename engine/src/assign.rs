@@ -4,6 +4,7 @@
 //! learned ([`crate::order`]), and workers take turns. Queue limits (rate, concurrency) bound every step.
 
 mod apart;
+mod contest;
 mod reserved;
 
 use taskmaster_protocol::body::{self, Assign, AssignRow, AssignSpec};
@@ -19,6 +20,7 @@ use crate::order::{AGED_US, By, Learned, Order};
 use crate::partition::{ClassList, Partition, Pick};
 use crate::permits;
 use crate::reservations::Asks;
+use crate::shares::Candidate;
 use crate::state::State;
 use crate::task::Slot;
 use crate::timer::{Timer, TimerKind, Timers};
@@ -72,10 +74,14 @@ pub(crate) struct Assigner<'a> {
 impl Assigner<'_> {
     /// Serves every queue where something changed.
     pub(crate) fn run(&mut self) {
-        while let Some(queue) = self.dispatch.next_dirty() {
+        while let Some(queue) = self.dispatch.next_dirty().or_else(|| self.run_contest()) {
             let own_first = self.dispatch.queues[queue as usize].permits.own_first;
             if !own_first {
                 self.grant(queue);
+            }
+            if self.dispatch.shares.is_shared(queue) {
+                self.dispatch.shares.contest.push(Candidate::new(queue, own_first));
+                continue;
             }
             while self.dispatch.queues[queue as usize].with_credit > 0 {
                 let permits = self.permits(queue);
@@ -83,11 +89,16 @@ impl Assigner<'_> {
                     break;
                 }
             }
-            if own_first {
-                self.grant(queue);
-            }
-            self.tell_owner(queue);
+            self.was_served(queue, own_first);
         }
+    }
+
+    /// A queue has started what it could.
+    fn was_served(&mut self, queue: u32, own_first: bool) {
+        if own_first {
+            self.grant(queue);
+        }
+        self.tell_owner(queue);
     }
 
     /// As owner of a queue's limits: answers shards that ask for permits, a fair share at a time.
@@ -373,6 +384,7 @@ impl Assigner<'_> {
             let asks = Asks { queue, priority, lane };
             self.dispatch.begins_on_reserved(worker, &asks, (&need, taken), chosen.spare, self.now_us);
         }
+        self.dispatch.shares.begin(queue, &need, taken);
         if let Some((kind, place)) = chosen.place {
             self.dispatch.begins_at(queue, kind, place, self.now_us);
         }

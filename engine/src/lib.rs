@@ -36,6 +36,7 @@ mod reservations;
 mod resources;
 mod restarts;
 mod shard;
+mod shares;
 mod snapshot;
 mod state;
 mod streams;

@@ -91,6 +91,19 @@ impl Resources {
         self.custom.iter().find(|(other, _)| other == name).map_or(0, |(_, amount)| *amount)
     }
 
+    /// The largest part of a resource of `offer` that `self` is; what `offer` has none of is left out.
+    pub(crate) fn part_of(&self, offer: &Self) -> f64 {
+        use crate::shares::float;
+        let part = |amount: u64, offered: u64| if offered == 0 { 0.0 } else { float(amount) / float(offered) };
+        let named = self.custom.iter().map(|(name, amount)| part(*amount, offer.amount(name)));
+        let others = [
+            part(self.cpu_milli, offer.cpu_milli),
+            part(self.memory_bytes, offer.memory_bytes),
+            part(self.gpu_milli, offer.gpu_milli),
+        ];
+        named.chain(others).fold(0.0, f64::max)
+    }
+
     /// Adds `other` `times` times.
     pub(crate) fn add(&mut self, other: &Self, times: u64) {
         self.change(other, |have, amount| have.saturating_add(amount.saturating_mul(times)));

@@ -426,6 +426,7 @@ impl Shard {
     /// Takes one input. When all inputs of a turn are taken, [`Self::end_turn`] carries them out.
     pub fn handle(&mut self, input: Input<'_>, now_us: u64, effects: &mut Effects) {
         self.last_time_us = self.clock.now_us(now_us);
+        self.dispatch.shares.at(self.last_time_us);
         match input {
             Input::Frame { conn, header, body } => {
                 if let Err(refused) = self.request(conn, header, body, effects) {
@@ -465,6 +466,7 @@ impl Shard {
     /// that must be logged: its sequence, its kind and its bytes in parts. The caller logs them, then performs the effects.
     pub fn end_turn(&mut self, now_us: u64, effects: &mut Effects, log: impl FnMut(u64, u32, &[&[u8]])) {
         self.last_time_us = self.clock.now_us(now_us);
+        self.dispatch.shares.at(self.last_time_us);
         self.drive(effects);
         if !self.dispatch.dirty.is_empty() {
             self.assign(effects);
@@ -581,6 +583,15 @@ impl Shard {
     #[must_use]
     pub fn leased(&self) -> u64 {
         self.dispatch.queues.iter().map(|queue| queue.leased).sum()
+    }
+
+    /// Queues that share workers, with namespaces: the place-time that they had since they do, in microseconds, and the places that they
+    /// hold now.
+    pub fn shares(&self) -> impl Iterator<Item = (&str, &str, u64, u64)> {
+        self.dispatch.shares.had().map(|(number, had_us, holds)| {
+            let queue = &self.dispatch.queues[number as usize];
+            (queue.namespace.as_str(), queue.name.as_str(), had_us, holds)
+        })
     }
 
     fn memory_bytes(&self) -> u64 {

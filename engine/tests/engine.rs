@@ -41,6 +41,9 @@ mod giving_up;
 #[path = "engine/restarts.rs"]
 mod restarts;
 
+#[path = "engine/shares.rs"]
+mod shares;
+
 #[path = "engine/park.rs"]
 mod park;
 

@@ -21,6 +21,9 @@ pub(crate) struct NodeMap {
     pub(crate) partition_shards: Vec<u16>,
 }
 
+/// Most queues whose shares are told.
+const SHARES_MAX: usize = 1_000;
+
 impl ShardLoop {
     pub(super) fn hello(
         &self,
@@ -130,11 +133,23 @@ impl ShardLoop {
             stats.names.push(body::put(&mut stats.bytes, name.as_bytes()));
             stats.values.push(value);
         }
+        self.put_named(&mut stats);
+        stats
+    }
+
+    /// What queues that share workers had of them, and hold; and the counters of streams.
+    fn put_named(&self, stats: &mut NodeStats) {
+        for (namespace, queue, had_us, holds) in self.shard.borrow().shares().take(SHARES_MAX) {
+            for (what, value) in [("place_us", had_us), ("places", holds)] {
+                let name = format!("{what}/{namespace}/{queue}");
+                stats.names.push(body::put(&mut stats.bytes, name.as_bytes()));
+                stats.values.push(value);
+            }
+        }
         for (name, value) in self.streams.iter().flat_map(|streams| streams.counters()) {
             stats.names.push(body::put(&mut stats.bytes, name.as_bytes()));
             stats.values.push(value);
         }
-        stats
     }
 }
 

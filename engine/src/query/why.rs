@@ -164,6 +164,10 @@ fn ready(partition: &Partition, slot: Slot, view: &View<'_>, facts: &mut Vec<(&s
         "it is next in line, or the workers with room lack the resources it asks for".to_owned()
     };
     facts.push(("reason", reason));
+    if !task.has(flag::BLOCKED) && !queue.settings.paused {
+        let due = dispatch.shares.due(queue.dispatch, |other| dispatch.queues[other as usize].waits());
+        facts.extend(due.and_then(|due| due.in_words()).map(|words| ("share", words)));
+    }
     let class = chance::asking(partition, slot).class;
     if !task.has(flag::BLOCKED) && !queue.settings.paused {
         kept_or_held(partition, slot, class, dispatch, now_us).for_each(|(name, words)| facts.push((name, words)));

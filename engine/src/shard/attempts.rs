@@ -197,6 +197,7 @@ impl Shard {
         let lease_us = u64::from(partition.lease_lists[contract.lease_list as usize].lease_ms) * 1_000;
         let queue = partition.queues[contract.queue as usize].dispatch;
         self.dispatch.take_credit(worker, 1, &contract.resources);
+        self.dispatch.shares.begin(queue, &contract.resources, 1);
         self.dispatch.queues[queue as usize].leases_begin(1);
         self.dispatch.restarts.seconds += 1;
         self.dispatch.restarts.counters.second += 1;

@@ -7,7 +7,7 @@ use taskmaster_protocol::body::queue_field;
 use crate::random::Random;
 use crate::site::{FIRST, STEP_MS, Site};
 
-const SHORTEST: u32 = 2;
+const SHORTEST: u16 = 2;
 const AGED_MS: u64 = 600_000;
 const SHORT_MS: u64 = 20;
 const LONG_MS: u64 = 1_000;

@@ -10,9 +10,9 @@ use crate::random::Random;
 use crate::site::{FIRST, STEP_MS, Site};
 use crate::world::World;
 
-const FIFO: u32 = 1;
-const SHORTEST: u32 = 2;
-const DEADLINE: u32 = 3;
+const FIFO: u16 = 1;
+const SHORTEST: u16 = 2;
+const DEADLINE: u16 = 3;
 /// A worker is kept for a task that has waited for a second, at the next look, half a second later at most.
 const KEPT_MS: u64 = 1_500 + 50;
 /// The longest of the tasks in the way.
@@ -340,7 +340,7 @@ fn tasks_that_are_all_as_wide_need_no_worker_to_be_kept() {
 }
 
 /// What waits for the longest after it should have started by the policy's own bound.
-fn longest_wait_ms(seed: u64, policy: u32, bound_ms: u64) -> Result<(), TestCaseError> {
+fn longest_wait_ms(seed: u64, policy: u16, bound_ms: u64) -> Result<(), TestCaseError> {
     let mut random = Random::new(seed);
     let workers: Vec<u32> = (0..1 + random.below(3)).map(|_| 6 + 2 * random.below(2)).collect();
     let mut site = Site::new(&workers, &["mail", "other"]);
@@ -374,7 +374,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn nobody_starves_by_width(seed in any::<u64>(), policy in prop_oneof![Just(0u32), Just(FIFO)]) {
+    fn nobody_starves_by_width(seed in any::<u64>(), policy in prop_oneof![Just(0u16), Just(FIFO)]) {
         longest_wait_ms(seed, policy, 12_000)?;
     }
 }

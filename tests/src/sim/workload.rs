@@ -18,8 +18,8 @@ pub(crate) const QUEUES: u32 = 3;
 /// The limited queue and its limit.
 pub(crate) const LIMITED: (u32, u32) = (1, 3);
 /// Policies of queues, and that of those without a limit until another one is set.
-const POLICIES: u32 = 4;
-const DEADLINE: u32 = 3;
+const POLICIES: u16 = 4;
+const DEADLINE: u16 = 3;
 /// Retention that no run outlasts.
 const LONG_MS: u32 = 86_400_000;
 /// Time between checks whether all is done, once faults are over.
@@ -41,7 +41,7 @@ pub(crate) struct Producer {
     sequence: u32,
     resumed_us: u64,
     /// The policy that queues were given last.
-    policy: u32,
+    policy: u16,
 }
 
 impl Producer {
@@ -240,7 +240,7 @@ impl Producer {
             let mut configure = ConfigureQueue { set, paused: paused.into(), ..ConfigureQueue::default() };
             configure.queue = body::put(&mut configure.bytes, format!("q{queue}").as_bytes());
             configure.concurrency = if queue == LIMITED.0 { LIMITED.1 } else { 0 };
-            configure.policy = self.policy;
+            (configure.policy, configure.weight) = (self.policy, self.policy + 1);
             self.client.push(Operation::ConfigureQueue, partition, &configure);
         }
     }
@@ -265,7 +265,7 @@ impl Producer {
             6 if self.number == 0 => {
                 let queue = cx.dice.small(0, QUEUES - 1);
                 self.policy = (self.policy + 1) % POLICIES;
-                self.configure(queue, queue_field::PAUSED | queue_field::POLICY, true);
+                self.configure(queue, queue_field::PAUSED | queue_field::POLICY | queue_field::WEIGHT, true);
             }
             7 if self.number == 0 => {
                 let queue = cx.dice.small(0, QUEUES - 1);
