@@ -40,7 +40,7 @@ async fn a_worker_of_two_namespaces_is_shared_by_weight() {
     let (light, heavy) = (connect("light").await.unwrap(), connect("heavy").await.unwrap());
     heavy.configure_queue("q", QueueSettings::new().weight(3)).await.unwrap();
     for client in [&light, &heavy] {
-        client.submit_many((0..200).map(|_| Task::new("nap").queue("q"))).await.unwrap();
+        client.submit_many((0..1_000).map(|_| Task::new("nap").queue("q"))).await.unwrap();
     }
     let worker = Worker::builder(&connect("light,heavy").await.unwrap()).queue("q").concurrency(4).prefetch(0);
     let worker = worker.handler("nap", |_| async {
@@ -54,7 +54,7 @@ async fn a_worker_of_two_namespaces_is_shared_by_weight() {
             light.stats().await.unwrap().into_iter().flat_map(|of| of.counters).collect();
         counters.iter().filter(|(of, _)| *of == name).map(|(_, value)| *value).sum::<u64>()
     };
-    // While both have tasks that wait: 4 of 200 that take 20 ms end at a time, so for a second at least.
+    // While both have tasks that wait: 4 of 1,000 that take 20 ms end at a time, so for five seconds at least.
     let mut both = (0, 0);
     while both.0 + both.1 < 2_000_000 {
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use taskmaster_protocol::body::{queue_field, restart};
 use taskmaster_protocol::{Code, body};
 
-use crate::job::job;
+use crate::job::{id, job};
 use crate::random::Random;
 use crate::world::{Lease, START_US, World, config};
 
@@ -277,6 +277,23 @@ fn tasks_that_hold_more_of_a_resource_count_for_more_places() {
     yard.worker(&["wide", "narrow"], 8);
     let parts = yard.parts(100_000);
     assert_near(&parts, &[0.5, 0.5], 0.02, "of the processors");
+}
+
+#[test]
+fn why_says_whose_turn_it_is() {
+    let mut yard = Yard::new(vec![load("light", 60_000), load("heavy", 60_000)]);
+    yard.weight("heavy", 3);
+    yard.submit();
+    yard.worker(&["light", "heavy"], 4);
+    yard.run(10_000);
+    // The last of each queue.
+    let why = |yard: &mut Yard, task| yard.world.why(task).into_iter().find(|(name, _)| name == "share").unwrap().1;
+    let words = why(&mut yard, id(1, 2 * WAITING));
+    assert!(words.contains("holds 25 % of the places") && words.contains("25 % are its part (weight 1"), "{words}");
+    let told: Vec<_> = yard.world.shard.shares().map(|(_, queue, had_us, holds)| (queue, had_us, holds)).collect();
+    assert_eq!(told, [("light", 10_000_000, 1), ("heavy", 30_000_000, 3)]);
+    let words = why(&mut yard, id(0, 4 * WAITING));
+    assert!(words.contains("75 % are its part (weight 3"), "{words}");
 }
 
 #[test]
