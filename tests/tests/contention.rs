@@ -1,34 +1,22 @@
 //! Processes that compete for a processor, on real workers of one processor each: what is measured keeps them apart.
 
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use taskmaster_client::{Client, QueueSettings, State, Task, TaskId};
 use tempfile::TempDir;
 
-use crate::process::{Running, Setup, binary, counter, directory};
+use crate::process::{Running, Setup, Silent, binary, counter, directory};
 
 const LONG: Duration = Duration::from_secs(60);
 /// Rounds in which four tasks are submitted at once, two of each kind.
 const ROUNDS: usize = 8;
 
 /// A worker on one processor, with two places; what tasks print is where they ran.
-struct OnOne(Child);
-
-impl OnOne {
-    fn start(node: &Running, processor: &str, queue: &str) -> Self {
-        let mut command = Command::new("taskset");
-        command.args(["-c", processor]).arg(binary()).args(["--addr", &node.address.to_string(), "worker"]);
-        command.args(["--queue", queue, "--concurrency", "2", "--name", processor, "--exec", "sh -s"]);
-        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
-    }
-}
-
-impl Drop for OnOne {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
+fn on_one(node: &Running, processor: &str, queue: &str) -> Silent {
+    let mut command = Command::new("taskset");
+    command.args(["-c", processor]).arg(binary()).args(["--addr", &node.address.to_string(), "worker"]);
+    Silent::spawn(command.args(["--queue", queue, "--concurrency", "2", "--name", processor, "--exec", "sh -s"]))
 }
 
 struct Stage {
@@ -90,7 +78,7 @@ async fn processes_that_compete_for_a_processor_are_kept_apart() {
     let node = Setup::new(&directory).shards(2).start();
     let client = Client::connect(node.address.to_string()).await.unwrap();
     let stage = Stage { _directory: directory, node, client };
-    let _workers = ["0", "1"].map(|processor| OnOne::start(&stage.node, processor, "q"));
+    let _workers = ["0", "1"].map(|processor| on_one(&stage.node, processor, "q"));
     // Some of each kind alone, then together.
     for kind in ["hog", "light"].repeat(4) {
         let id = stage.submit("q", kind).await;
