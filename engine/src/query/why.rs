@@ -10,7 +10,7 @@ use crate::dispatch::Worker;
 use crate::extra::{Extra, unpack_error};
 use crate::order::deadline::Ends;
 use crate::order::{AGED_US, By};
-use crate::outlook::View;
+use crate::outlook::{Asking, View};
 use crate::partition::{DETACHED, Partition};
 use crate::queue::QueueSettings;
 use crate::state::State;
@@ -163,7 +163,8 @@ fn ready(partition: &Partition, slot: Slot, view: &View<'_>, facts: &mut Vec<(&s
         "it is next in line, or the workers with room lack the resources it asks for".to_owned()
     };
     facts.push(("reason", reason));
-    let class = chance::asking(partition, slot).class;
+    let asking = chance::asking(partition, slot);
+    let class = asking.class;
     if !task.has(flag::BLOCKED) && !queue.settings.paused {
         let held = dispatch.held_in_words(queue.dispatch, class, &contract.resources, now_us);
         facts.extend(held.map(|words| ("waits", words)));
@@ -173,15 +174,14 @@ fn ready(partition: &Partition, slot: Slot, view: &View<'_>, facts: &mut Vec<(&s
     facts.push(("order", served.order.in_words()));
     facts.push(("expected", expected_in_words(&expected, samples)));
     if !task.has(flag::BLOCKED) {
-        facts.extend(in_line(partition, slot, queue.dispatch, view));
+        facts.extend(in_line(&asking, queue.dispatch, view));
     }
 }
 
 /// Where a ready task stands in its queue, and where it would stand were that in the order of readiness.
-fn in_line(partition: &Partition, slot: Slot, queue: u32, view: &View<'_>) -> Vec<(&'static str, String)> {
+fn in_line(asking: &Asking<'_>, queue: u32, view: &View<'_>) -> Vec<(&'static str, String)> {
     let order = &view.dispatch.queues[queue as usize].order;
-    let asking = chance::asking(partition, slot);
-    let [ahead, earlier] = [order.by(), By::Turns].map(|by| view.before(queue, &asking, by));
+    let [ahead, earlier] = [order.by(), By::Turns].map(|by| view.before(queue, asking, by));
     let moved = match ahead.cmp(&earlier) {
         core::cmp::Ordering::Less => "promoted",
         core::cmp::Ordering::Equal => "neither promoted nor demoted",
