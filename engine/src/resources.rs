@@ -2,8 +2,7 @@
 
 use core::fmt;
 
-/// What names of labels begin with: resources of which a worker has as much as anybody wants, or none.
-const LABEL: &str = "label/";
+use taskmaster_protocol::body::LABEL;
 
 /// Amounts asked for or offered.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]

@@ -1,7 +1,7 @@
 //! The scheduler's model of a shard, a file that is replaced as a whole. Losing it costs quality only.
 //!
 //! ```text
-//! "TMMODEL\0"  version u32  checksum of what follows u32  the model
+//! "TMMODEL\0"  version u32  checksum of version and model u32  the model
 //! ```
 
 use std::io;
@@ -27,7 +27,7 @@ pub fn write(dir: &Path, model: &[u8]) -> Result<(), Error> {
     let mut bytes = Vec::with_capacity(HEADER_BYTES + model.len());
     bytes.extend_from_slice(&MAGIC);
     bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-    bytes.extend_from_slice(&crc32c::crc32c(model).to_le_bytes());
+    bytes.extend_from_slice(&checksum(FORMAT_VERSION, model).to_le_bytes());
     bytes.extend_from_slice(model);
     write_whole(dir, "model.unfinished", NAME, &bytes)
 }
@@ -58,10 +58,16 @@ pub fn read(dir: &Path) -> Result<Option<(u32, Vec<u8>)>, Error> {
             return Err(damaged(&format!("its version is {version:?}, this build reads {reads}")));
         }
     };
-    if bytes.len() < HEADER_BYTES || field(12) != Some(crc32c::crc32c(&bytes[HEADER_BYTES..])) {
+    if bytes.len() < HEADER_BYTES || field(12) != Some(checksum(version, &bytes[HEADER_BYTES..])) {
         return Err(damaged("its checksum does not fit"));
     }
     Ok(Some((version, bytes.split_off(HEADER_BYTES))))
+}
+
+fn checksum(version: u32, model: &[u8]) -> u32 {
+    // Before version 3 it was the model's alone.
+    let of_version = if version < 3 { 0 } else { crc32c::crc32c(&version.to_le_bytes()) };
+    crc32c::crc32c_append(of_version, model)
 }
 
 #[cfg(test)]

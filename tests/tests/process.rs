@@ -256,6 +256,23 @@ impl Running {
     }
 }
 
+/// A process beside a node of which nothing is heard, ended with the test.
+pub(crate) struct Silent(pub(crate) Child);
+
+impl Silent {
+    pub(crate) fn spawn(command: &mut Command) -> Self {
+        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         // It may have ended already.

@@ -172,9 +172,9 @@ async fn what_a_node_did_is_replayed_from_its_data_directory() {
     assert!((2..27).contains(&told["slots"].as_u64().unwrap()), "{told}");
     let (_, told, _) = replayed(&setup, &["--policy", "fifo", "--slots", "2"]);
     let told: Value = serde_json::from_str(&told).unwrap();
-    // Twenty-seven naps of 30 ms and more on two places.
+    // Twenty tasks at once on two places: nine naps of 30 ms and more go before the last, less the time that it came later.
     let longest = told["policies"][0]["wait_s"]["max"].as_f64().unwrap();
-    assert!(longest >= 0.3, "{told}");
+    assert!(longest >= 0.1, "{told}");
     let (code, told, said) = replayed(&setup, &["--policy", "fifo", "--slots", "27"]);
     let told: Value = serde_json::from_str(&told).unwrap_or_else(|_| panic!("{code:?} {said}"));
     assert_eq!(told["policies"][0]["wait_s"]["max"], 0.0);

@@ -1,7 +1,7 @@
 //! Workers of nodes with several shards: what runs on one is within what it offers, whoever gave the tasks.
 
 use std::collections::HashSet;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use taskmaster_client::{Client, Resources, State, Task, TaskId, Worker};
 use tempfile::TempDir;
 use tokio::sync::Semaphore;
 
-use crate::process::{Running, Setup, binary, directory};
+use crate::process::{Running, Setup, Silent, binary, directory};
 
 const LONG: Duration = Duration::from_secs(60);
 const SHARDS: u16 = 2;
@@ -129,37 +129,23 @@ async fn a_task_that_finds_no_room_goes_to_a_worker_that_has_some() {
     other.shutdown().await.unwrap();
 }
 
-struct Started(Child);
-
-impl Started {
-    fn new(node: &Running, arguments: &[&str]) -> Self {
-        let mut command = Command::new(binary());
-        command.args(["--addr", &node.address.to_string(), "worker", "--queue", "q", "--concurrency", "4"]);
-        command.args(arguments).env("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b");
-        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
-    }
+fn start(node: &Running, arguments: &[&str]) -> Silent {
+    let mut command = Command::new(binary());
+    command.args(["--addr", &node.address.to_string(), "worker", "--queue", "q", "--concurrency", "4"]);
+    Silent::spawn(command.args(arguments).env("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b"))
 }
 
-impl Drop for Started {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
-
-impl Started {
-    /// Processor time used until now, in hundredths of a second.
-    fn processor_ticks(&self) -> u64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
-        let behind_name = stat.rsplit_once(')').unwrap().1;
-        behind_name.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
-    }
+/// Processor time that a process used until now, in hundredths of a second.
+fn processor_ticks(process: &Silent) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.0.id())).unwrap();
+    let behind_name = stat.rsplit_once(')').unwrap().1;
+    behind_name.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_without_room_for_what_waits_is_at_rest() {
     let stage = Stage::new().await;
-    let worker = Started::new(&stage.node, &["--cpu", "1", "--exec", "sleep 4"]);
+    let worker = start(&stage.node, &["--cpu", "1", "--exec", "sleep 4"]);
     for _ in 0..2 * SHARDS {
         stage.submit(Task::new("k").resources(Resources::new().cpu_milli(1_000))).await;
     }
@@ -168,9 +154,9 @@ async fn a_worker_without_room_for_what_waits_is_at_rest() {
     while leased().await == 0 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let before = worker.processor_ticks();
+    let before = processor_ticks(&worker);
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let used = worker.processor_ticks() - before;
+    let used = processor_ticks(&worker) - before;
     assert!(used < 50, "{used} hundredths of a second in two seconds");
 }
 
@@ -178,10 +164,10 @@ async fn a_worker_without_room_for_what_waits_is_at_rest() {
 async fn labels_choose_the_worker_and_processes_learn_their_devices() {
     let stage = Stage::new().await;
     let tell = |name: &str| format!("printf '{name} %s %s' \"$TASKMASTER_DEVICES\" \"$CUDA_VISIBLE_DEVICES\"");
-    let _plain = Started::new(&stage.node, &["--exec", &tell("plain")]);
-    let _south = Started::new(&stage.node, &["--label", "zone=south", "--exec", &tell("south")]);
+    let _plain = start(&stage.node, &["--exec", &tell("plain")]);
+    let _south = start(&stage.node, &["--label", "zone=south", "--exec", &tell("south")]);
     let north = ["--gpu", "2", "--cpu", "4", "--label", "zone=north", "--label", "disk=fast", "--exec", &tell("north")];
-    let _north = Started::new(&stage.node, &north);
+    let _north = start(&stage.node, &north);
     let submit = async |more: &[&str]| {
         let mut arguments = vec!["submit", "--kind", "k", "--queue", "q", "--wait"];
         arguments.extend(more);

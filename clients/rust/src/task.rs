@@ -8,6 +8,7 @@ use std::fmt::{self, Write as _};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use taskmaster_protocol::body::LABEL;
 use taskmaster_protocol::{Code, TaskId, limits};
 
 use crate::error::Refusal;
@@ -257,8 +258,6 @@ impl Resources {
     }
 }
 
-/// What names of labels begin with.
-pub(crate) const LABEL: &str = "label/";
 /// Tasks that a label may be given to at once: no worker has as many.
 const LABELLED_MAX: u64 = 1 << 32;
 

@@ -21,6 +21,8 @@ pub mod replay;
 pub mod restart;
 pub mod shadow;
 pub mod straggler;
+#[cfg(test)]
+mod testing;
 pub mod wide;
 
 /// A time or a duration in milliseconds.

@@ -10,7 +10,7 @@ use crate::dispatch::{Dispatch, LaneRef, Worker};
 use crate::extra::{Extra, unpack_error};
 use crate::order::deadline::Ends;
 use crate::order::{AGED_US, By};
-use crate::outlook::View;
+use crate::outlook::{Asking, View};
 use crate::partition::{DETACHED, Partition};
 use crate::queue::QueueSettings;
 use crate::reservations::Asks;
@@ -168,7 +168,8 @@ fn ready(partition: &Partition, slot: Slot, view: &View<'_>, facts: &mut Vec<(&s
         let due = dispatch.shares.due(queue.dispatch, |other| dispatch.queues[other as usize].waits());
         facts.extend(due.and_then(|due| due.in_words()).map(|words| ("share", words)));
     }
-    let class = chance::asking(partition, slot).class;
+    let asking = chance::asking(partition, slot);
+    let class = asking.class;
     if !task.has(flag::BLOCKED) && !queue.settings.paused {
         kept_or_held(partition, slot, class, dispatch, now_us).for_each(|(name, words)| facts.push((name, words)));
     }
@@ -177,7 +178,7 @@ fn ready(partition: &Partition, slot: Slot, view: &View<'_>, facts: &mut Vec<(&s
     facts.push(("order", served.order.in_words()));
     facts.push(("expected", expected_in_words(&expected, samples)));
     if !task.has(flag::BLOCKED) {
-        facts.extend(in_line(partition, slot, queue.dispatch, view));
+        facts.extend(in_line(&asking, queue.dispatch, view));
     }
 }
 
@@ -202,10 +203,9 @@ fn kept_or_held(
 }
 
 /// Where a ready task stands in its queue, and where it would stand were that in the order of readiness.
-fn in_line(partition: &Partition, slot: Slot, queue: u32, view: &View<'_>) -> Vec<(&'static str, String)> {
+fn in_line(asking: &Asking<'_>, queue: u32, view: &View<'_>) -> Vec<(&'static str, String)> {
     let order = &view.dispatch.queues[queue as usize].order;
-    let asking = chance::asking(partition, slot);
-    let [ahead, earlier] = [order.by(), By::Turns].map(|by| view.before(queue, &asking, by));
+    let [ahead, earlier] = [order.by(), By::Turns].map(|by| view.before(queue, asking, by));
     let moved = match ahead.cmp(&earlier) {
         core::cmp::Ordering::Less => "promoted",
         core::cmp::Ordering::Equal => "neither promoted nor demoted",

@@ -162,9 +162,12 @@ impl Shard {
         let serves = worker.connected && worker.queues.contains(&victim.queue);
         // One that did not give the place for which an attempt was ended would not give another.
         let is_overdue = worker.owed > 0 && worker.owed_until_us <= self.last_time_us;
-        let mut used = worker.used.clone();
-        used.subtract(&partition.contracts[task.contract].resources);
-        serves && !is_overdue && need.fits_on(worker.capacity.as_ref(), &used, 1) > 0
+        let fits = || {
+            let mut used = worker.used.clone();
+            used.subtract(&partition.contracts[task.contract].resources);
+            need.fits_on(worker.capacity.as_ref(), &used, 1) > 0
+        };
+        serves && !is_overdue && fits()
     }
 
     /// The place of an attempt that is about to be ended is on its way; the name of its worker.

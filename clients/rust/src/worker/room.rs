@@ -3,7 +3,9 @@
 //! A shard counts the tasks that it gave itself; the worker has those of all shards and nodes. So it is the worker that keeps what runs
 //! within what is there. Devices are told apart here as well: a task has whole ones to itself, and a part of one beside others.
 
-use crate::task::{LABEL, Resources};
+use taskmaster_protocol::body::LABEL;
+
+use crate::task::Resources;
 
 /// Thousandths of a device.
 const DEVICE: u32 = 1_000;

@@ -366,6 +366,9 @@ impl Load {
 
     /// The first of the queued tasks that fits, with the room that it needs.
     fn take_fitting(&mut self) -> Option<Job> {
+        if self.room.is_none() {
+            return self.queue.pop_front();
+        }
         let looked_at = if self.is_head_old() { 1 } else { LOOK_MAX };
         for at in 0..self.queue.len().min(looked_at) {
             let lease = Arc::clone(&self.queue[at].lease);

@@ -74,11 +74,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::predictor::{Facts, Keys};
-
-    fn keys(kind: u32) -> Keys {
-        Keys::new(&Facts { tenant: 1, kind, width: 1, ..Facts::default() })
-    }
+    use crate::testing::{damaged, keys};
 
     fn taught() -> Lengths {
         let mut lengths = Lengths::new(1 << 8, 10);
@@ -107,16 +103,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn broken_bytes_poison_nothing(
-            flips in proptest::collection::vec((any::<usize>(), any::<u8>()), 0..200),
-            cut in any::<usize>(),
-        ) {
-            let mut bytes = taught().to_bytes();
-            for (at, value) in flips {
-                let at = at % bytes.len();
-                bytes[at] = value;
-            }
-            bytes.truncate(cut % (bytes.len() + 1));
+        fn broken_bytes_poison_nothing(bytes in damaged(taught().to_bytes())) {
             let mut lengths = Lengths::new(1 << 8, 10);
             lengths.restore(&bytes);
             for kind in 1..8 {

@@ -37,6 +37,9 @@ pub struct TaskRow {
     pub payload: Span,
 }
 
+/// What names of labels begin with among the custom resources: of such a one a worker has as much as anybody wants, or none.
+pub const LABEL: &str = "label/";
+
 /// The contract shared by tasks: handler, order, lease, retries and resources.
 #[derive(Clone, Copy, Debug, Default, Archive, Serialize, Deserialize)]
 pub struct Spec {
