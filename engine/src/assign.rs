@@ -504,7 +504,7 @@ fn fill(
         let ready_us = partition.tasks[slot].at_us;
         partition.set_state(slot, State::Leased);
         if scratch.by_age {
-            partition.went_by_age(slot);
+            partition.went_by_age(slot, ready_us);
         }
         let token = partition.next_token();
         let task = &mut partition.tasks[slot];
