@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 
 use hashbrown::HashMap;
-use taskmaster_scheduler::place::live::{Ended, Live};
+use taskmaster_scheduler::place::live::{Ended, Live, Memory};
 
 use crate::dispatch::Dispatch;
 use crate::hash::FixedState;
@@ -148,6 +148,11 @@ impl Neighbours {
         name.clone_into(&mut self.known[number].name);
         self.by_name.insert((queue, name.to_owned()), kind);
         Some(kind)
+    }
+
+    /// How much memory tasks of a class have at most, by what was measured of their kind.
+    pub(crate) fn memory(&self, class: u32) -> Option<Memory> {
+        self.live.memory(usize::from(self.kind(class)?))
     }
 
     /// What was learned, as bytes.

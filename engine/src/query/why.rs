@@ -2,6 +2,7 @@
 
 use taskmaster_protocol::body::{self, Explanation, restart};
 use taskmaster_scheduler::order::Standing;
+use taskmaster_scheduler::place::live::Memory;
 use taskmaster_scheduler::predictor::Prediction;
 
 use super::chance;
@@ -125,6 +126,7 @@ fn running(partition: &Partition, slot: Slot, view: &View<'_>) -> Vec<(&'static 
         ("order", dispatch.queues[queue as usize].order.in_words()),
         ("expected", expected_in_words(&expected, samples)),
     ];
+    facts.extend(memory_in_words(dispatch, contract.class, contract.resources.memory_bytes));
     if let Some(started_us) = partition.started_us(slot) {
         let runs_ms = view.now_us.saturating_sub(started_us) / 1_000;
         facts.push(("runs", format!("for {runs_ms} ms by now")));
@@ -177,6 +179,7 @@ fn ready(partition: &Partition, slot: Slot, view: &View<'_>, facts: &mut Vec<(&s
     let (expected, samples) = dispatch.learned.expected(class);
     facts.push(("order", served.order.in_words()));
     facts.push(("expected", expected_in_words(&expected, samples)));
+    facts.extend(memory_in_words(dispatch, class, contract.resources.memory_bytes));
     if !task.has(flag::BLOCKED) {
         facts.extend(in_line(&asking, queue.dispatch, view));
     }
@@ -244,6 +247,21 @@ const fn standing_in_words(standing: Standing) -> &'static str {
         Standing::Open => "it has no deadline, so those that can meet theirs go first",
         Standing::Hopeless => "hopeless: started now it rather misses its deadline, so it goes last",
     }
+}
+
+/// How much memory a task will have at most, where its kind was measured.
+fn memory_in_words(dispatch: &Dispatch, class: u32, asked_bytes: u64) -> Option<(&'static str, String)> {
+    let Memory { median_bytes, most_bytes, attempts } = dispatch.neighbours.memory(class)?;
+    let [median, most] = [median_bytes, most_bytes].map(|bytes| bytes / 1_048_576.0);
+    let asked = match asked_bytes {
+        0 => "it asks for none".to_owned(),
+        bytes => format!("it asks for {} MiB", bytes.div_ceil(1_048_576)),
+    };
+    let words = format!(
+        "to have no more than {median:.1} MiB in half of the cases, and no more than {most:.1} MiB in nine of ten, by the last {attempts} \
+         attempts of its kind that were measured; {asked}"
+    );
+    Some(("memory", words))
 }
 
 fn expected_in_words(expected: &Prediction, samples: u32) -> String {
