@@ -88,7 +88,7 @@ impl Control {
     }
 
     /// Sets the policy of a queue in one partition.
-    pub(crate) fn set_policy(&mut self, queue: &str, policy: u32, partition: u16) -> Result<()> {
+    pub(crate) fn set_policy(&mut self, queue: &str, policy: u16, partition: u16) -> Result<()> {
         let mut body = ConfigureQueue { set: queue_field::POLICY, policy, ..ConfigureQueue::default() };
         body.queue = body::put(&mut body.bytes, queue.as_bytes());
         self.request_of(Operation::ConfigureQueue, Some(PartitionId(partition)), &body, |_| Ok(()))

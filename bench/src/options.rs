@@ -53,7 +53,7 @@ pub struct Options {
     /// How long finished tasks are kept by the node, in milliseconds; 0 means the queue's setting.
     pub retention_ms: u32,
     /// Policy of the queue, as in `ConfigureQueue`; the default unless told.
-    pub policy: Option<u32>,
+    pub policy: Option<u16>,
     /// Give up when the node answers nothing for this long, in seconds.
     pub stall_s: f64,
     /// Print a progress line to standard error each second when it is a terminal.

@@ -225,7 +225,7 @@ impl Crew {
 }
 
 /// Sets the policy of a queue in every partition of a single node.
-fn set_policy(sites: &[Site<'_>], queue: &str, policy: u32) -> Result<()> {
+fn set_policy(sites: &[Site<'_>], queue: &str, policy: u16) -> Result<()> {
     anyhow::ensure!(sites.len() == 1, "a policy can be chosen for a single node");
     for shard in 0..sites[0].shards() {
         let (mut control, greeting) = Control::connect(&sites[0].shard_addr(shard)?)?;

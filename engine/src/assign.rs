@@ -4,6 +4,8 @@
 //! learned ([`crate::order`]), and workers take turns. Queue limits (rate, concurrency) bound every step.
 
 mod apart;
+mod contest;
+mod reserved;
 
 use taskmaster_protocol::body::{self, Assign, AssignRow, AssignSpec};
 use taskmaster_protocol::frame::{self, Header};
@@ -14,9 +16,11 @@ use crate::dispatch::{Dispatch, LaneRef, PRIORITIES};
 use crate::effects::Effects;
 use crate::entry::Start;
 use crate::order::deadline::{Ends, Turn};
-use crate::order::{AGED_US, By, Order};
-use crate::partition::{Partition, Pick};
+use crate::order::{AGED_US, By, Learned, Order};
+use crate::partition::{ClassList, Partition, Pick};
 use crate::permits;
+use crate::reservations::Asks;
+use crate::shares::Candidate;
 use crate::state::State;
 use crate::task::Slot;
 use crate::timer::{Timer, TimerKind, Timers};
@@ -42,6 +46,8 @@ pub(crate) struct Scratch {
     overdue: Vec<(u64, usize, u32)>,
     /// Tasks that are held in this frame.
     held: Vec<Held>,
+    /// What begins goes by age.
+    by_age: bool,
     /// Attempts of restartable tasks that the present frame begins.
     restartable: u64,
     /// Some began since this was last looked at.
@@ -68,10 +74,14 @@ pub(crate) struct Assigner<'a> {
 impl Assigner<'_> {
     /// Serves every queue where something changed.
     pub(crate) fn run(&mut self) {
-        while let Some(queue) = self.dispatch.next_dirty() {
+        while let Some(queue) = self.dispatch.next_dirty().or_else(|| self.run_contest()) {
             let own_first = self.dispatch.queues[queue as usize].permits.own_first;
             if !own_first {
                 self.grant(queue);
+            }
+            if self.dispatch.shares.is_shared(queue) {
+                self.dispatch.shares.contest.push(Candidate::new(queue, own_first));
+                continue;
             }
             while self.dispatch.queues[queue as usize].with_credit > 0 {
                 let permits = self.permits(queue);
@@ -79,11 +89,16 @@ impl Assigner<'_> {
                     break;
                 }
             }
-            if own_first {
-                self.grant(queue);
-            }
-            self.tell_owner(queue);
+            self.was_served(queue, own_first);
         }
+    }
+
+    /// A queue has started what it could.
+    fn was_served(&mut self, queue: u32, own_first: bool) {
+        if own_first {
+            self.grant(queue);
+        }
+        self.tell_owner(queue);
     }
 
     /// As owner of a queue's limits: answers shards that ask for permits, a fair share at a time.
@@ -140,9 +155,11 @@ impl Assigner<'_> {
         for lane in entry.rings.iter().flatten() {
             let Some(partition) = self.partitions[usize::from(lane.partition)].as_deref() else { continue };
             let ready = &partition.lanes[lane.lane as usize];
+            let asks = Asks { queue, priority: ready.priority, lane: *lane };
             let has_room = |&index: &u32| {
                 let worker = &self.dispatch.workers[index as usize];
-                worker.credit > 0 && ready.resources.fits_on(worker.capacity.as_ref(), &worker.used, 1) > 0
+                let fits = ready.resources.fits_on(worker.capacity.as_ref(), &worker.used, 1) > 0;
+                worker.credit > 0 && fits && !self.dispatch.keeps_from(index, &asks)
             };
             let is_paused = partition.queues[ready.queue as usize].settings.paused;
             if !is_paused && ready.len > 0 && entry.workers.iter().any(has_room) {
@@ -192,6 +209,9 @@ impl Assigner<'_> {
         self.scratch.held.clear();
         let by = self.dispatch.queues[queue as usize].order.by();
         for priority in 0..PRIORITIES {
+            if self.dispatch.queues[queue as usize].reserved > 0 && self.assign_reserved(queue, priority, permits, by) {
+                return true;
+            }
             if by != By::Turns && !self.dispatch.queues[queue as usize].rings[priority].is_empty() {
                 if self.assign_in_order(queue, priority, permits, by) {
                     return true;
@@ -218,9 +238,11 @@ impl Assigner<'_> {
     /// that fit, or the one with the oldest task when that has waited for too long.
     fn assign_in_order(&mut self, queue: u32, priority: usize, permits: u32, by: By) -> bool {
         let now_us = self.now_us;
-        let looks_for_oldest = self.dispatch.queues[queue as usize].order.looks_for_oldest(priority, now_us);
+        let entry = &mut self.dispatch.queues[queue as usize];
+        let may_age = entry.order.may_age(entry.leased);
+        let looks_for_oldest = may_age > 0 && entry.order.looks_for_oldest(priority, now_us);
         self.take_turns(queue, priority, by, looks_for_oldest);
-        if looks_for_oldest && self.assign_overdue(queue, priority, permits, by) {
+        if looks_for_oldest && self.assign_overdue(queue, priority, permits.min(may_age), by) {
             return true;
         }
         loop {
@@ -246,6 +268,7 @@ impl Assigner<'_> {
     fn assign_overdue(&mut self, queue: u32, priority: usize, permits: u32, by: By) -> bool {
         let mut overdue = core::mem::take(&mut self.scratch.overdue);
         overdue.sort_unstable();
+        self.scratch.by_age = true;
         let until_us = if by == By::Deadline { self.now_us.saturating_sub(AGED_US) } else { u64::MAX };
         let went = overdue.iter().find(|&&(_, at, list)| {
             let lane = self.dispatch.queues[queue as usize].rings[priority][at];
@@ -255,6 +278,7 @@ impl Assigner<'_> {
             self.send_back(queue, priority, at);
         }
         let went = went.is_some();
+        self.scratch.by_age = false;
         self.dispatch.queues[queue as usize].order.oldest_went(priority, !overdue.is_empty(), went);
         self.scratch.overdue = overdue;
         went
@@ -289,13 +313,7 @@ impl Assigner<'_> {
             let partition = self.partitions[usize::from(lane.partition)].as_deref().expect("it is in line");
             let lists = &partition.lanes[lane.lane as usize].lists;
             for (list, of) in (0u32..).zip(lists).filter(|(_, of)| of.list.len > 0) {
-                let turn = match by {
-                    By::Deadline => {
-                        let ends = self.dispatch.learned.ends(of.class, now_us);
-                        of.next_by_deadline(ends, &partition.tasks).map_or(Turn::LAST, |(turn, _)| turn)
-                    }
-                    By::Rank | By::Turns => Turn::by_rank(self.dispatch.learned.rank(of.class, now_us, gives_up)),
-                };
+                let turn = turn_of(&mut self.dispatch.learned, partition, of, (by, gives_up), now_us);
                 self.scratch.turns.push((turn, at, list));
                 if looks {
                     let ready_us = partition.tasks[of.list.head].at_us;
@@ -350,6 +368,7 @@ impl Assigner<'_> {
         let ready = &partition.lanes[lane.lane as usize];
         let (worker, count) = (chosen.worker, chosen.count.min(permits));
         let (conn, need) = (self.dispatch.workers[worker as usize].conn, ready.resources.clone());
+        let priority = ready.priority;
         let entry = &mut self.dispatch.queues[queue as usize];
         let (leased, order) = (entry.leased, &mut entry.order);
         let is_watching = order.is_watching(&mut self.dispatch.learned, self.now_us);
@@ -361,11 +380,19 @@ impl Assigner<'_> {
             return false;
         }
         self.dispatch.take_credit(worker, taken, &need);
+        if self.dispatch.workers[worker as usize].reserved.is_some() {
+            let asks = Asks { queue, priority, lane };
+            self.dispatch.begins_on_reserved(worker, &asks, (&need, taken), chosen.spare, self.now_us);
+        }
+        self.dispatch.shares.begin(queue, &need, taken);
         if let Some((kind, place)) = chosen.place {
             self.dispatch.begins_at(queue, kind, place, self.now_us);
         }
         let entry = &mut self.dispatch.queues[queue as usize];
         entry.leases_begin(taken);
+        if self.scratch.by_age {
+            entry.order.aged_begin(taken);
+        }
         self.assigned += u64::from(taken);
         if self.scratch.restartable > 0 {
             self.scratch.has_restartable = true;
@@ -395,10 +422,42 @@ fn stays_in_line(partitions: &mut [Option<Box<Partition>>], lane: LaneRef) -> bo
     stays
 }
 
-/// The worker whose turn it is among those with credit and room, and how many tasks it may take.
-fn choose(dispatch: &mut Dispatch, queue: u32, ready: u32, need: &crate::resources::Resources) -> Option<(u32, u32)> {
+/// Whose turn it is in a list that is not empty; `by` with whether tasks are given up.
+pub(crate) fn turn_of(
+    learned: &mut Learned,
+    partition: &Partition,
+    of: &ClassList,
+    (by, gives_up): (By, bool),
+    now_us: u64,
+) -> Turn {
+    match by {
+        By::Deadline => {
+            let ends = learned.ends(of.class, now_us);
+            of.next_by_deadline(ends, &partition.tasks).map_or(Turn::LAST, |(turn, _)| turn)
+        }
+        By::Rank | By::Turns => Turn::by_rank(learned.rank(of.class, now_us, gives_up)),
+    }
+}
+
+/// A worker with credit and room.
+enum Found {
+    /// And how many tasks it may take.
+    Worker(u32, u32),
+    /// All that there are, are kept for somebody.
+    Reserved,
+    None,
+}
+
+/// How many tasks a worker may take with this credit, of so many that wait, while so many workers have credit.
+fn share_of(credit: u32, ready: u32, with_credit: u32) -> u32 {
+    if credit >= BULK_CREDIT { credit } else { credit.min(ready.div_ceil(with_credit.max(1))) }
+}
+
+/// The worker whose turn it is among those with credit and room that are not kept for others.
+fn choose(dispatch: &mut Dispatch, queue: u32, ready: u32, need: &crate::resources::Resources) -> Found {
     let entry = &dispatch.queues[queue as usize];
     let count = entry.workers.len();
+    let mut found = Found::None;
     for step in 0..count {
         let position = (entry.cursor + step) % count;
         let index = entry.workers[position];
@@ -406,15 +465,16 @@ fn choose(dispatch: &mut Dispatch, queue: u32, ready: u32, need: &crate::resourc
         if worker.credit == 0 {
             continue;
         }
-        let share = ready.div_ceil(entry.with_credit);
-        let take = if worker.credit >= BULK_CREDIT { worker.credit } else { worker.credit.min(share) };
+        let take = share_of(worker.credit, ready, entry.with_credit);
         let fits = need.fits_on(worker.capacity.as_ref(), &worker.used, take);
-        if fits > 0 {
+        if fits > 0 && worker.reserved.is_some() {
+            found = Found::Reserved;
+        } else if fits > 0 {
             dispatch.queues[queue as usize].cursor = (position + 1) % count;
-            return Some((index, fits));
+            return Found::Worker(index, fits);
         }
     }
-    None
+    found
 }
 
 /// Leases up to `count` tasks of a lane and describes them in the scratch body. Returns how many.
@@ -443,6 +503,9 @@ fn fill(
         let Some((slot, class)) = next else { break };
         let ready_us = partition.tasks[slot].at_us;
         partition.set_state(slot, State::Leased);
+        if scratch.by_age {
+            partition.went_by_age(slot, ready_us);
+        }
         let token = partition.next_token();
         let task = &mut partition.tasks[slot];
         let ready_number = core::mem::replace(&mut task.token, token);

@@ -16,8 +16,10 @@ use crate::order::{Learned, Order};
 use crate::peer::PeerAddr;
 use crate::permits::{Note, NoteAbout, Permits};
 use crate::queue::QueueSettings;
+use crate::reservations::{Reservation, Reservations};
 use crate::resources::Resources;
 use crate::restarts::Restarts;
+use crate::shares::{NO_POOL, Shares};
 
 /// A lane of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +28,8 @@ pub(crate) struct LaneRef {
     pub(crate) lane: u32,
 }
 
+/// Most workers whose free places are counted.
+const FREE_LOOK_MAX: usize = 64;
 /// Number of priority classes.
 pub(crate) const PRIORITIES: usize = 4;
 
@@ -105,6 +109,9 @@ pub(crate) struct DispatchQueue {
     pub(crate) mixes: bool,
     /// When it is looked at again for tasks that are held, in microseconds since 1970; 0: no timer is set.
     pub(crate) held_until_us: u64,
+    /// Workers that are kept for tasks of it, and until when no more are.
+    pub(crate) reserved: u32,
+    pub(crate) unreserved_until_us: u64,
     dirty: bool,
 }
 
@@ -153,6 +160,10 @@ pub(crate) struct Worker {
     pub(crate) owed_until_us: u64,
     /// What runs there.
     pub(crate) beside: Beside,
+    /// It is kept for a task.
+    pub(crate) reserved: Option<Box<Reservation>>,
+    /// Workers that serve the same queues.
+    pub(crate) pool: u32,
 }
 
 /// The dispatcher of a shard.
@@ -166,6 +177,8 @@ pub(crate) struct Dispatch {
     pub(crate) learned: Learned,
     pub(crate) restarts: Restarts,
     pub(crate) neighbours: Neighbours,
+    pub(crate) reservations: Reservations,
+    pub(crate) shares: Shares,
     /// Queues go by what was learned without being shown that it is better: for tests.
     pub(crate) trusts_learned: bool,
     /// Queues to look at, in the order in which something changed.
@@ -182,6 +195,7 @@ impl Dispatch {
         let mut queue = DispatchQueue { namespace: namespace.to_owned(), name: name.to_owned(), ..Default::default() };
         queue.order.is_trusted = self.trusts_learned;
         self.queues.push(queue);
+        self.shares.add_queue(namespace);
         self.by_name.insert((namespace.to_owned(), name.to_owned()), index);
         index
     }
@@ -231,8 +245,22 @@ impl Dispatch {
     ) {
         let (used, leases) = (Resources::default(), 0);
         let (owed, owed_until_us, connected, beside) = (0, 0, true, Beside::default());
-        let worker =
-            Worker { conn, name, queues, credit: 0, capacity, used, leases, connected, owed, owed_until_us, beside };
+        let pool = NO_POOL;
+        let worker = Worker {
+            conn,
+            name,
+            queues,
+            credit: 0,
+            capacity,
+            used,
+            leases,
+            connected,
+            owed,
+            owed_until_us,
+            beside,
+            reserved: None,
+            pool,
+        };
         let index = if let Some(&index) = self.by_conn.get(&conn) {
             self.leave_queues(index);
             let before = core::mem::replace(&mut self.workers[index as usize], worker);
@@ -251,6 +279,7 @@ impl Dispatch {
             let queue = self.workers[index as usize].queues[position];
             self.queues[queue as usize].workers.push(index);
         }
+        self.workers[index as usize].pool = self.shares.join(&self.workers[index as usize].queues);
         self.add_credit(index, credit);
     }
 
@@ -266,10 +295,6 @@ impl Dispatch {
         worker.credit = had.saturating_add(credit).min(taskmaster_protocol::limits::CREDIT_MAX);
         let has = worker.credit;
         worker.owed = worker.owed.saturating_sub(credit);
-        // Who is marked first is served first: the worker's queues take turns.
-        if !worker.queues.is_empty() {
-            worker.queues.rotate_left(1);
-        }
         for position in 0..self.workers[index as usize].queues.len() {
             let queue = self.workers[index as usize].queues[position];
             if had == 0 && has > 0 {
@@ -277,6 +302,26 @@ impl Dispatch {
             }
             self.mark(queue);
         }
+    }
+
+    /// Adds up what workers that declare resources offer, if some came or went.
+    pub(crate) fn renew_offer(&mut self) {
+        if !self.shares.is_offer_old {
+            return;
+        }
+        let (mut offer, mut places) = (Resources::default(), 0);
+        for worker in self.workers.iter().filter(|worker| worker.connected) {
+            let Some(capacity) = &worker.capacity else { continue };
+            offer.add(capacity, 1);
+            places += u64::from(worker.leases) + u64::from(worker.credit);
+        }
+        self.shares.set_offer(offer, places);
+    }
+
+    /// Places that are free of a queue's workers, as far as the first few have any.
+    pub(crate) fn free_places(&self, queue: u32) -> u64 {
+        let workers = self.queues[queue as usize].workers.iter().take(FREE_LOOK_MAX);
+        workers.map(|&index| u64::from(self.workers[index as usize].credit)).sum()
     }
 
     /// Uses up credit for `count` leases of tasks that need `need` each.
@@ -296,6 +341,7 @@ impl Dispatch {
 
     /// Notes the end of one lease.
     pub(crate) fn lease_ended(&mut self, queue: u32, index: u32, need: &Resources) {
+        self.shares.end(queue, need);
         let entry = &mut self.queues[queue as usize];
         entry.leased -= 1;
         let limited = entry.concurrency.is_some();
@@ -323,6 +369,7 @@ impl Dispatch {
         let leased = self.queues[queue as usize].leased;
         self.lease_ended(queue, gone, need);
         self.queues[queue as usize].leased = leased;
+        self.shares.begin(queue, need, 1);
         let worker = &mut self.workers[worker as usize];
         worker.leases += 1;
         worker.used.add(need, 1);
@@ -332,6 +379,7 @@ impl Dispatch {
     pub(crate) fn set_limits(&mut self, queue: u32, settings: &QueueSettings, now_us: u64) {
         let entry = &mut self.queues[queue as usize];
         (entry.order.policy, entry.order.keeps_all) = (settings.policy, !settings.restarts(restart::GIVING_UP));
+        self.shares.set_weight(queue, settings.weight);
         entry.mixes = !settings.restarts(restart::CONTENTION);
         entry.concurrency = (settings.concurrency > 0).then_some(u64::from(settings.concurrency));
         let (rate, burst) = (settings.rate_milli_per_s, settings.rate_burst);
@@ -377,8 +425,10 @@ impl Dispatch {
 
     /// Takes a worker and its credit out of its queues.
     fn leave_queues(&mut self, index: u32) {
+        self.unreserve(index);
         let queues = core::mem::take(&mut self.workers[index as usize].queues);
         let had_credit = core::mem::take(&mut self.workers[index as usize].credit) > 0;
+        self.shares.leave(core::mem::replace(&mut self.workers[index as usize].pool, NO_POOL));
         for queue in queues {
             let entry = &mut self.queues[queue as usize];
             entry.workers.retain(|&other| other != index);

@@ -10,11 +10,12 @@
 use std::collections::VecDeque;
 
 use hashbrown::HashMap;
-use taskmaster_scheduler::place::live::{Ended, Live};
+use taskmaster_scheduler::place::live::{Ended, Live, Memory};
 
 use crate::dispatch::Dispatch;
 use crate::hash::FixedState;
 use crate::order::AGED_US;
+use crate::reservations::Asks;
 use crate::resources::Resources;
 
 /// For so long an assigned task is taken to run of which its worker has not said that it came, in microseconds; and so many are noted.
@@ -149,6 +150,11 @@ impl Neighbours {
         Some(kind)
     }
 
+    /// How much memory tasks of a class have at most, by what was measured of their kind.
+    pub(crate) fn memory(&self, class: u32) -> Option<Memory> {
+        self.live.memory(usize::from(self.kind(class)?))
+    }
+
     /// What was learned, as bytes.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         self.live.to_bytes()
@@ -225,14 +231,15 @@ impl Dispatch {
 
     /// The worker with credit and room where a task and those beside it are slowed down least; one where they are not better kept apart,
     /// if there is one. Between equals, whose turn it is.
-    pub(crate) fn place(&self, queue: u32, kind: Kind, need: &Resources, now_us: u64) -> Option<Place> {
-        let entry = &self.queues[queue as usize];
+    pub(crate) fn place(&self, asks: &Asks, kind: Kind, need: &Resources, now_us: u64) -> Option<Place> {
+        let entry = &self.queues[asks.queue as usize];
         let count = entry.workers.len();
         let mut best: Option<((bool, f32), Place)> = None;
         for position in (0..count).map(|step| (entry.cursor + step) % count) {
             let index = entry.workers[position];
             let worker = &self.workers[index as usize];
-            if worker.credit == 0 || need.fits_on(worker.capacity.as_ref(), &worker.used, 1) == 0 {
+            let fits = need.fits_on(worker.capacity.as_ref(), &worker.used, 1) > 0;
+            if worker.credit == 0 || !fits || self.keeps_from(index, asks) {
                 continue;
             }
             let (loss, contends) = self.neighbours.weigh(kind, &worker.beside, now_us);
@@ -275,9 +282,9 @@ impl Dispatch {
     }
 
     /// Why a task of a class does not start where there is room, if it is for what runs there.
-    pub(crate) fn held_in_words(&self, queue: u32, class: u32, need: &Resources, now_us: u64) -> Option<String> {
-        let kind = self.kept_apart(queue, class)?;
-        let place = self.place(queue, kind, need, now_us)?;
+    pub(crate) fn held_in_words(&self, asks: &Asks, class: u32, need: &Resources, now_us: u64) -> Option<String> {
+        let kind = self.kept_apart(asks.queue, class)?;
+        let place = self.place(asks, kind, need, now_us)?;
         let other = place.contends?;
         let (worker, name) = (&self.workers[place.worker as usize].name, self.neighbours.name(other));
         let [own, others] = [self.neighbours.speed(kind, other), self.neighbours.speed(other, kind)];

@@ -97,6 +97,8 @@ pub(crate) struct Partition {
     last_ready: u64,
     /// When attempts began whose leases were extended. Volatile.
     started: HashMap<Slot, u64, FixedState>,
+    /// Leased tasks that went by age, and since when they were ready. Volatile.
+    aged: HashMap<Slot, u64, FixedState>,
     /// Attempts of restartable tasks. Volatile.
     pub(crate) attempts: Attempts,
     pub(crate) lease_lists: Vec<LeaseList>,
@@ -165,6 +167,7 @@ impl Partition {
             lane_by_needs: HashMap::default(),
             last_ready: FIRST_READY,
             started: HashMap::default(),
+            aged: HashMap::default(),
             attempts: Attempts::default(),
             lease_lists: Vec::new(),
             retention: Vec::new(),
@@ -366,6 +369,14 @@ impl Partition {
         if !self.started.is_empty() {
             self.started.remove(&slot);
         }
+        if !self.aged.is_empty() && self.aged.remove(&slot).is_some() {
+            dispatch.queues[queue as usize].order.aged_ends();
+        }
+    }
+
+    /// A task that is leased went by age.
+    pub(crate) fn went_by_age(&mut self, slot: Slot, ready_us: u64) {
+        self.aged.insert(slot, ready_us);
     }
 
     /// When the attempt of a leased task began, if that is known.
@@ -457,16 +468,20 @@ impl Partition {
         let task = &self.tasks[slot];
         let known_us = self.attempts.get(slot).map(|attempt| attempt.ready_us);
         let known_us = known_us.or_else(|| self.extras.get(task.extra).map(|extra| extra.ready_us));
-        let known_us = known_us.filter(|&ready_us| ready_us > 0).or_else(|| self.started_us(slot));
+        let known_us = known_us.filter(|&ready_us| ready_us > 0).or_else(|| self.aged.get(&slot).copied());
+        let known_us = known_us.or_else(|| self.started_us(slot));
         self.detach(slot, cx);
         self.enter_ready_first(slot, known_us.unwrap_or(cx.time_us), cx);
     }
 
     /// Makes a task that ran ready again, before all others of its line; it has been ready since `ready_us`, and keeps its place of a
-    /// concurrency key.
+    /// concurrency key. Where that is not known, it is the start: those behind it, which are looked at through it, say better.
     fn enter_ready_first(&mut self, slot: Slot, ready_us: u64, cx: &mut Cx<'_>) {
         self.set_state(slot, State::Ready);
-        self.ready_since(slot, ready_us);
+        let contract = &self.contracts[self.tasks[slot].contract];
+        let next = self.lanes[contract.lane as usize].lists[contract.list as usize].list.first();
+        let next_us = next.map_or(u64::MAX, |next| self.tasks[next].at_us);
+        self.ready_since(slot, ready_us.min(next_us));
         self.push_lane_first(slot, cx.dispatch);
     }
 

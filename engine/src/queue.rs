@@ -1,6 +1,8 @@
 //! Queues: settings and exact counts within one partition.
 
 use taskmaster_protocol::body::restart;
+#[cfg(doc)]
+use taskmaster_protocol::limits::WEIGHT_MAX;
 pub(crate) use taskmaster_scheduler::order::Policy;
 
 use crate::state::STATES;
@@ -25,6 +27,8 @@ pub(crate) struct QueueSettings {
     pub(crate) refuse_permille: u16,
     /// What is not done to attempts of restartable tasks: bits of [`restart`].
     pub(crate) restarts_off: u8,
+    /// Its part of the workers that it shares with other queues, against theirs: 1 to [`WEIGHT_MAX`].
+    pub(crate) weight: u16,
 }
 
 impl QueueSettings {
@@ -38,6 +42,16 @@ impl QueueSettings {
         let which = asked >> 4;
         self.restarts_off = (self.restarts_off & !which) | (asked & which & restart::ALL);
     }
+}
+
+/// The weight of a number in the protocol and in snapshots, where a queue that was never given one has 0.
+pub(crate) const fn weight_of(number: u16) -> u16 {
+    if number == 0 { 1 } else { number }
+}
+
+/// Its number there.
+pub(crate) const fn weight_number(weight: u16) -> u16 {
+    if weight == 1 { 0 } else { weight }
 }
 
 /// How long final tasks are kept unless told otherwise, in milliseconds (one hour).
@@ -57,6 +71,7 @@ impl Default for QueueSettings {
             policy: Policy::default(),
             refuse_permille: 0,
             restarts_off: 0,
+            weight: 1,
         }
     }
 }
@@ -88,7 +103,7 @@ pub(crate) fn policy_named(name: &str) -> Option<Policy> {
 }
 
 /// Its number there.
-pub(crate) const fn policy_number(policy: Policy) -> u32 {
+pub(crate) const fn policy_number(policy: Policy) -> u16 {
     match policy {
         Policy::Auto => 0,
         Policy::Fifo => 1,

@@ -44,6 +44,18 @@ impl Resources {
         pairs.join(",")
     }
 
+    /// Its part of those resources that `other` has some of.
+    pub(crate) fn within(&self, other: &Self) -> Self {
+        let of = |amount: u64, other: u64| if other > 0 { amount } else { 0 };
+        let custom = self.custom.iter().filter(|(name, _)| other.amount(name) > 0).cloned();
+        Self {
+            cpu_milli: of(self.cpu_milli, other.cpu_milli),
+            memory_bytes: of(self.memory_bytes, other.memory_bytes),
+            gpu_milli: of(self.gpu_milli, other.gpu_milli),
+            custom: custom.collect(),
+        }
+    }
+
     /// Whether nothing is asked for.
     pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -76,6 +88,19 @@ impl Resources {
 
     fn amount(&self, name: &str) -> u64 {
         self.custom.iter().find(|(other, _)| other == name).map_or(0, |(_, amount)| *amount)
+    }
+
+    /// The largest part of a resource of `offer` that `self` is; what `offer` has none of is left out.
+    pub(crate) fn part_of(&self, offer: &Self) -> f64 {
+        use crate::shares::float;
+        let part = |amount: u64, offered: u64| if offered == 0 { 0.0 } else { float(amount) / float(offered) };
+        let named = self.custom.iter().map(|(name, amount)| part(*amount, offer.amount(name)));
+        let others = [
+            part(self.cpu_milli, offer.cpu_milli),
+            part(self.memory_bytes, offer.memory_bytes),
+            part(self.gpu_milli, offer.gpu_milli),
+        ];
+        named.chain(others).fold(0.0, f64::max)
     }
 
     /// Adds `other` `times` times.

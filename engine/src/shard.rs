@@ -33,6 +33,7 @@ mod reads;
 mod reconcile;
 mod recovery;
 mod requests;
+mod reservations;
 mod rest;
 pub(crate) mod snapshots;
 mod timers;
@@ -259,6 +260,10 @@ pub struct Stats {
     pub held: u64,
     /// Tasks that started there all the same.
     pub contended: u64,
+    /// Reservations of workers for tasks that need more than is free at one time.
+    pub reservations: u64,
+    /// Workers that are reserved now.
+    pub reserved: u64,
     /// Requests refused as overloaded.
     pub overloaded: u64,
     /// Entries appended to the log.
@@ -421,6 +426,7 @@ impl Shard {
     /// Takes one input. When all inputs of a turn are taken, [`Self::end_turn`] carries them out.
     pub fn handle(&mut self, input: Input<'_>, now_us: u64, effects: &mut Effects) {
         self.last_time_us = self.clock.now_us(now_us);
+        self.dispatch.shares.at(self.last_time_us);
         match input {
             Input::Frame { conn, header, body } => {
                 if let Err(refused) = self.request(conn, header, body, effects) {
@@ -460,6 +466,7 @@ impl Shard {
     /// that must be logged: its sequence, its kind and its bytes in parts. The caller logs them, then performs the effects.
     pub fn end_turn(&mut self, now_us: u64, effects: &mut Effects, log: impl FnMut(u64, u32, &[&[u8]])) {
         self.last_time_us = self.clock.now_us(now_us);
+        self.dispatch.shares.at(self.last_time_us);
         self.drive(effects);
         if !self.dispatch.dirty.is_empty() {
             self.assign(effects);
@@ -495,6 +502,7 @@ impl Shard {
         stats.wasted_us = restarts.wasted_us;
         let neighbours = self.dispatch.neighbours.counters;
         (stats.measured, stats.held, stats.contended) = (neighbours.measured, neighbours.held, neighbours.contended);
+        (stats.reservations, stats.reserved) = (self.dispatch.reservations.made, self.dispatch.reservations.now);
         for partition in self.partitions.iter().flatten() {
             stats.tasks += partition.tasks.len() as u64;
             stats.unfinished += partition.tasks.len() as u64 - u64::from(partition.kept);
@@ -577,6 +585,15 @@ impl Shard {
         self.dispatch.queues.iter().map(|queue| queue.leased).sum()
     }
 
+    /// Queues that share workers, with namespaces: the place-time that they had since they do, in microseconds, and the places that they
+    /// hold now.
+    pub fn shares(&self) -> impl Iterator<Item = (&str, &str, u64, u64)> {
+        self.dispatch.shares.had().map(|(number, had_us, holds)| {
+            let queue = &self.dispatch.queues[number as usize];
+            (queue.namespace.as_str(), queue.name.as_str(), had_us, holds)
+        })
+    }
+
     fn memory_bytes(&self) -> u64 {
         let records: usize = self.partitions.iter().flatten().map(|partition| partition.reserved_bytes()).sum();
         self.arena.stats().reserved_bytes + (records + self.timers.reserved_bytes()) as u64 + self.backlog.bytes
@@ -591,6 +608,9 @@ impl Shard {
         self.stats.assigned += assigner.assigned;
         if core::mem::take(&mut self.scratch.has_restartable) {
             self.arm_attempts();
+        }
+        if self.dispatch.reservations.is_asked_for {
+            self.arm_reservations();
         }
         self.log_starts();
     }

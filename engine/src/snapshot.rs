@@ -28,7 +28,7 @@ use crate::events::Change;
 use crate::extra::Extra;
 use crate::hash::FixedState;
 use crate::partition::{Cx, Happened, Partition};
-use crate::queue::{policy_number, policy_of};
+use crate::queue::{policy_number, policy_of, weight_number, weight_of};
 use crate::state::State;
 use crate::streams::Source;
 use crate::task::{NONE, Slot, Task, flag};
@@ -76,7 +76,8 @@ struct QueueRecord {
     paused: u32,
     draining: u32,
     flag_late: u32,
-    policy: u32,
+    policy: u16,
+    weight: u16,
     refuse_permille: u16,
     restarts_off: u16,
 }
@@ -308,6 +309,7 @@ pub(crate) fn begin(partition: &mut Partition, arena: &Arena) {
             draining: settings.draining.into(),
             flag_late: settings.flag_late.into(),
             policy: policy_number(settings.policy),
+            weight: weight_number(settings.weight),
             refuse_permille: settings.refuse_permille,
             restarts_off: settings.restarts_off.into(),
         });
@@ -453,7 +455,8 @@ impl Restore {
             settings.draining = record.draining.to_native() != 0;
             settings.flag_late = record.flag_late.to_native() != 0;
             settings.policy =
-                policy_of(record.policy.to_native()).ok_or_else(|| Malformed("a queue's policy".to_owned()))?;
+                policy_of(record.policy.to_native().into()).ok_or_else(|| Malformed("a queue's policy".to_owned()))?;
+            settings.weight = weight_of(record.weight.to_native());
             settings.refuse_permille = record.refuse_permille.to_native();
             settings.restarts_off = u8::try_from(record.restarts_off.to_native())
                 .map_err(|_| Malformed("what a queue does not do".to_owned()))?;

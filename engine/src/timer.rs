@@ -24,6 +24,8 @@ pub(crate) enum TimerKind {
     Attempts,
     /// A task of a queue is not held any longer; `index` is the dispatcher's queue.
     Held,
+    /// Workers are to be kept for tasks that need much of them, or no longer.
+    Reservations,
 }
 
 /// One timer.

@@ -41,11 +41,23 @@ mod giving_up;
 #[path = "engine/restarts.rs"]
 mod restarts;
 
+#[path = "engine/shares.rs"]
+mod shares;
+
 #[path = "engine/park.rs"]
 mod park;
 
 #[path = "engine/neighbours.rs"]
 mod neighbours;
+
+#[path = "engine/site.rs"]
+mod site;
+
+#[path = "engine/wide.rs"]
+mod wide;
+
+#[path = "engine/aged.rs"]
+mod aged;
 
 #[path = "engine/deadlines.rs"]
 mod deadlines;

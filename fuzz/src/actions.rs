@@ -305,7 +305,7 @@ fn cancel_or_retry(tape: &mut Tape<'_>, world: &mut World) {
 
 fn configure(tape: &mut Tape<'_>, world: &mut World) {
     let mut body = ConfigureQueue {
-        set: tape.byte().into(),
+        set: u32::from(tape.byte()) | u32::from(tape.one_in(4)) * body::queue_field::WEIGHT,
         rate_milli_per_s: u64::from(tape.byte()) * 500,
         rate_burst: tape.below(4).into(),
         concurrency: tape.below(4).into(),
@@ -315,6 +315,7 @@ fn configure(tape: &mut Tape<'_>, world: &mut World) {
         draining: tape.one_in(8).into(),
         deadline_action: tape.below(2).into(),
         policy: tape.below(4).into(),
+        weight: tape.below(8).into(),
         ..ConfigureQueue::default()
     };
     body.queue = body::put(&mut body.bytes, QUEUES[usize::from(tape.below(4))]);

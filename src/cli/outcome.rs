@@ -153,6 +153,7 @@ pub(crate) fn queue_json(queue: &QueueView) -> Value {
         "retention_ms": queue.retention_ms,
         "deadline_action": if queue.flags_deadlines { "flag" } else { "expire" },
         "policy": queue.policy.name(),
+        "weight": queue.weight,
         "refuse_hopeless_permille": queue.refuse_permille,
         "speculation": !queue.is_without_speculation,
         "preemption": !queue.is_without_preemption,

@@ -75,6 +75,10 @@ pub(crate) struct SetArguments {
     /// In which order tasks of one priority start
     #[arg(long, value_enum, value_name = "POLICY")]
     policy: Option<PolicyName>,
+    /// Its part of the workers that it shares with other queues, against theirs: with 3 it gets three times as much as a queue with 1. A
+    /// namespace gets as much as its heaviest queue says [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    weight: Option<u16>,
     /// Refuse tasks whose deadline is met with a lower probability than this, in parts per thousand; 0 refuses none
     #[arg(long, value_name = "PERMILLE", value_parser = clap::value_parser!(u16).range(0..=1_000))]
     refuse_hopeless: Option<u16>,
@@ -157,6 +161,9 @@ impl SetArguments {
         }
         if let Some(policy) = self.policy {
             settings = settings.policy(policy.policy());
+        }
+        if let Some(weight) = self.weight {
+            settings = settings.weight(weight);
         }
         if let Some(permille) = self.refuse_hopeless {
             settings = settings.refuse_hopeless(permille);
@@ -309,6 +316,9 @@ fn limits(queue: &QueueView) -> String {
     }
     if queue.policy != Policy::Auto {
         parts.push(format!("{} order", queue.policy.name()));
+    }
+    if queue.weight > 1 {
+        parts.push(format!("weight {}", queue.weight));
     }
     if queue.refuse_permille > 0 {
         parts.push(format!("refuses deadlines under {}.{} %", queue.refuse_permille / 10, queue.refuse_permille % 10));

@@ -21,6 +21,9 @@ pub(crate) struct NodeMap {
     pub(crate) partition_shards: Vec<u16>,
 }
 
+/// Most queues whose shares are told.
+const SHARES_MAX: usize = 1_000;
+
 impl ShardLoop {
     pub(super) fn hello(
         &self,
@@ -130,16 +133,28 @@ impl ShardLoop {
             stats.names.push(body::put(&mut stats.bytes, name.as_bytes()));
             stats.values.push(value);
         }
+        self.put_named(&mut stats);
+        stats
+    }
+
+    /// What queues that share workers had of them, and hold; and the counters of streams.
+    fn put_named(&self, stats: &mut NodeStats) {
+        for (namespace, queue, had_us, holds) in self.shard.borrow().shares().take(SHARES_MAX) {
+            for (what, value) in [("place_us", had_us), ("places", holds)] {
+                let name = format!("{what}/{namespace}/{queue}");
+                stats.names.push(body::put(&mut stats.bytes, name.as_bytes()));
+                stats.values.push(value);
+            }
+        }
         for (name, value) in self.streams.iter().flat_map(|streams| streams.counters()) {
             stats.names.push(body::put(&mut stats.bytes, name.as_bytes()));
             stats.values.push(value);
         }
-        stats
     }
 }
 
-/// What became of attempts of restartable tasks, and of measured ones.
-const fn restarts(stats: &Stats) -> [(&'static str, u64); 8] {
+/// What became of attempts of restartable tasks, of measured ones, and of tasks that need much of a worker.
+const fn restarts(stats: &Stats) -> [(&'static str, u64); 10] {
     [
         ("second_attempts", stats.second_attempts),
         ("second_attempts_won", stats.second_attempts_won),
@@ -149,6 +164,8 @@ const fn restarts(stats: &Stats) -> [(&'static str, u64); 8] {
         ("measured_attempts", stats.measured),
         ("held_tasks", stats.held),
         ("contended_tasks", stats.contended),
+        ("reservations", stats.reservations),
+        ("reserved_workers", stats.reserved),
     ]
 }
 

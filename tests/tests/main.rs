@@ -19,6 +19,7 @@ mod replay;
 mod restarts;
 mod room;
 mod services;
+mod shares;
 mod simulator;
 mod states;
 mod streams;

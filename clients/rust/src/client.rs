@@ -639,7 +639,7 @@ impl Client {
                 continue;
             }
             asked.push(place);
-            let mut body = ShadowBody { policy: policy.number(), ..ShadowBody::default() };
+            let mut body = ShadowBody { policy: policy.number().into(), ..ShadowBody::default() };
             body.namespace = put(&mut body.bytes, self.namespace().as_bytes());
             body.queue = put(&mut body.bytes, queue.as_bytes());
             // A shard may have nothing of the queue.

@@ -28,7 +28,7 @@ impl Policy {
 
     /// Its number in the protocol.
     #[must_use]
-    pub const fn number(self) -> u32 {
+    pub const fn number(self) -> u16 {
         match self {
             Self::Auto => 0,
             Self::Fifo => 1,
@@ -38,7 +38,7 @@ impl Policy {
     }
 
     pub(crate) fn of_number(number: u32) -> Self {
-        Self::ALL.into_iter().find(|policy| policy.number() == number).unwrap_or_default()
+        Self::ALL.into_iter().find(|policy| u32::from(policy.number()) == number).unwrap_or_default()
     }
 
     /// Its name.
@@ -148,6 +148,13 @@ impl QueueSettings {
             let off = if on { 0 } else { what };
             body.restarts_off = (body.restarts_off & !what) | what << 4 | off;
         })
+    }
+
+    /// Its part of the workers that it shares with other queues, against theirs: 1 (unless told otherwise) to 1000. The part of a
+    /// namespace goes by the highest weight of its queues.
+    #[must_use]
+    pub fn weight(self, weight: u16) -> Self {
+        self.set(queue_field::WEIGHT, |body| body.weight = weight)
     }
 
     /// How long finished tasks are kept unless they say otherwise.

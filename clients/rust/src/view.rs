@@ -246,6 +246,8 @@ pub struct QueueView {
     pub flags_deadlines: bool,
     /// In which order tasks of one priority start.
     pub policy: Policy,
+    /// Its part of the workers that it shares with other queues, against theirs.
+    pub weight: u16,
     /// Tasks whose deadline is less likely to be met are refused, in parts per thousand; 0 refuses none.
     pub refuse_permille: u16,
     /// No second attempts of restartable tasks begin.
@@ -272,7 +274,8 @@ impl QueueView {
         self.is_paused |= row.paused.to_native() != 0;
         self.is_draining |= row.draining.to_native() != 0;
         self.flags_deadlines |= row.deadline_action.to_native() != 0;
-        self.policy = Policy::of_number(row.policy.to_native());
+        self.policy = Policy::of_number(row.policy.to_native().into());
+        self.weight = self.weight.max(row.weight.to_native()).max(1);
         self.refuse_permille = self.refuse_permille.max(row.refuse_permille.to_native());
         self.is_without_speculation |= row.restarts_off.to_native() & u16::from(restart::SPECULATION) != 0;
         self.is_without_preemption |= row.restarts_off.to_native() & u16::from(restart::PREEMPTION) != 0;

@@ -1,9 +1,10 @@
 //! Tasks of measured kinds: placed where they are slowed down least, and held where they are better kept apart from what runs there.
 
-use super::{Assigner, choose};
+use super::{Assigner, Found, choose};
 use crate::dispatch::LaneRef;
 use crate::neighbours::{Kind, Place};
 use crate::partition::Pick;
+use crate::reservations::Asks;
 use crate::timer::{Timer, TimerKind};
 use taskmaster_protocol::PartitionId;
 
@@ -27,6 +28,8 @@ pub(super) struct Chosen {
     pub(super) count: u32,
     /// Of a measured kind, by its neighbours.
     pub(super) place: Option<(Kind, Place)>,
+    /// They take what is spare of a worker that is kept for others.
+    pub(super) spare: bool,
 }
 
 impl Assigner<'_> {
@@ -55,17 +58,21 @@ impl Assigner<'_> {
         waiting: u32,
     ) -> Option<Chosen> {
         let partition = self.partitions[usize::from(lane.partition)].as_deref()?;
-        let need = &partition.lanes[lane.lane as usize].resources;
+        let ready = &partition.lanes[lane.lane as usize];
+        let (need, asks) = (&ready.resources, Asks { queue, priority: ready.priority, lane });
         let Some(kind) = class.and_then(|class| self.dispatch.kept_apart(queue, class)) else {
-            let (worker, count) = choose(self.dispatch, queue, waiting, need)?;
-            return Some(Chosen { worker, count, place: None });
+            return match choose(self.dispatch, queue, waiting, need) {
+                Found::Worker(worker, count) => Some(Chosen { worker, count, place: None, spare: false }),
+                Found::Reserved => self.choose_reserved(queue, lane, pick, waiting),
+                Found::None => None,
+            };
         };
         // The same holds for its like in other lanes.
         if let Some(held) = self.scratch.held.iter_mut().find(|held| held.kind == kind) {
             held.waiting = held.waiting.saturating_add(waiting);
             return None;
         }
-        let place = self.dispatch.place(queue, kind, need, self.now_us)?;
+        let place = self.dispatch.place(&asks, kind, need, self.now_us)?;
         if let Some(other) = place.contends {
             let cost_us = self.dispatch.neighbours.cost_us(kind, other);
             if self.dispatch.neighbours.hold(kind, cost_us, self.now_us) {
@@ -73,7 +80,7 @@ impl Assigner<'_> {
                 return None;
             }
         }
-        Some(Chosen { worker: place.worker, count: 1, place: Some((kind, place)) })
+        Some(Chosen { worker: place.worker, count: 1, place: Some((kind, place)), spare: false })
     }
 
     /// Nothing else of the queue can start: lets the first held task start for which no better place is expected sooner than what it
@@ -83,7 +90,8 @@ impl Assigner<'_> {
         let starts = held.iter().position(|held| !self.pays_to_wait(queue, held));
         let started = starts.map(|first| held[first]).is_some_and(|held| {
             let place = Some((held.kind, held.place));
-            self.start(queue, held.lane, held.pick, &Chosen { worker: held.place.worker, count: 1, place }, permits)
+            let chosen = Chosen { worker: held.place.worker, count: 1, place, spare: false };
+            self.start(queue, held.lane, held.pick, &chosen, permits)
         });
         let until = |held: &Held| self.dispatch.neighbours.held_until_us(held.kind, held.cost_us);
         if !started && let Some(until_us) = held.iter().map(until).min() {

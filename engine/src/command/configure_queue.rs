@@ -2,6 +2,7 @@
 
 use taskmaster_protocol::Code;
 use taskmaster_protocol::body::{self, ArchivedConfigureQueue, queue_field};
+use taskmaster_protocol::limits::WEIGHT_MAX;
 
 use super::submit::{QUEUES_MAX, check_name};
 use crate::contract::DEFAULT_NAMESPACE;
@@ -23,11 +24,11 @@ pub(crate) fn admit(partition: &Partition, body: &ArchivedConfigureQueue) -> Res
     {
         return Err(Refused::new(Code::TooLarge, format!("the partition has {QUEUES_MAX} queues, as many as it can")));
     }
-    let known = queue_field::RESTARTS * 2 - 1;
+    let known = queue_field::WEIGHT * 2 - 1;
     if body.set.to_native() & !known != 0 {
         return Err(Refused::new(Code::Invalid, "the request sets fields that this version does not know"));
     }
-    if body.set.to_native() & queue_field::POLICY != 0 && policy_of(body.policy.to_native()).is_none() {
+    if body.set.to_native() & queue_field::POLICY != 0 && policy_of(body.policy.to_native().into()).is_none() {
         return Err(Refused::new(Code::Invalid, "the policy must be auto (0), fifo (1), shortest (2) or deadline (3)"));
     }
     if body.set.to_native() & queue_field::REFUSAL != 0 && body.refuse_permille.to_native() > 1_000 {
@@ -35,6 +36,10 @@ pub(crate) fn admit(partition: &Partition, body: &ArchivedConfigureQueue) -> Res
             Code::Invalid,
             "the chance under which the queue refuses has at most 1000 parts per thousand",
         ));
+    }
+    let has_weight = body.set.to_native() & queue_field::WEIGHT != 0;
+    if has_weight && !(1..=WEIGHT_MAX).contains(&body.weight.to_native()) {
+        return Err(Refused::new(Code::Invalid, format!("the weight of a queue must be 1 to {WEIGHT_MAX}")));
     }
     if body.rate_milli_per_s.to_native() > 1_000_000_000_000 {
         return Err(Refused::new(
@@ -77,7 +82,7 @@ pub(crate) fn apply(partition: &mut Partition, body: &ArchivedConfigureQueue, cx
         settings.depth_max = body.depth_max.to_native();
     }
     if set & queue_field::POLICY != 0 {
-        settings.policy = policy_of(body.policy.to_native()).unwrap_or_default();
+        settings.policy = policy_of(body.policy.to_native().into()).unwrap_or_default();
         partition.order_lanes(queue);
     }
     if set & queue_field::REFUSAL != 0 {
@@ -85,6 +90,9 @@ pub(crate) fn apply(partition: &mut Partition, body: &ArchivedConfigureQueue, cx
     }
     if set & queue_field::RESTARTS != 0 {
         partition.queues[queue as usize].settings.change_restarts(body.restarts_off);
+    }
+    if set & queue_field::WEIGHT != 0 {
+        partition.queues[queue as usize].settings.weight = body.weight.to_native();
     }
     partition.tell_settings(queue);
     let settings = &partition.queues[queue as usize].settings;

@@ -129,6 +129,10 @@ impl Attempts {
     }
 
     /// Tasks with second attempts.
+    pub(crate) fn with_second(&self) -> impl Iterator<Item = Slot> + '_ {
+        self.doubled.iter().copied()
+    }
+
     fn doubled(&self) -> Vec<Slot> {
         self.doubled.iter().copied().collect()
     }

@@ -258,6 +258,7 @@ impl Partition {
         }
         if !lane.ringed && !queue.settings.paused {
             lane.ringed = true;
+            dispatch.reservations.is_asked_for |= !lane.resources.is_empty();
             dispatch.ring(queue.dispatch, lane.priority, LaneRef { partition: self.id.0, lane: index });
         } else {
             dispatch.mark(queue.dispatch);
@@ -272,6 +273,7 @@ impl Partition {
         for (index, lane) in (0u32..).zip(&mut self.lanes) {
             if lane.queue == queue && lane.len > 0 && !lane.ringed {
                 lane.ringed = true;
+                dispatch.reservations.is_asked_for |= !lane.resources.is_empty();
                 let target = self.queues[queue as usize].dispatch;
                 dispatch.ring(target, lane.priority, LaneRef { partition: self.id.0, lane: index });
             }

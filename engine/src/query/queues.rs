@@ -3,7 +3,7 @@
 use taskmaster_protocol::body::{self, QueueInfo, QueuePage};
 
 use crate::partition::Partition;
-use crate::queue::policy_number;
+use crate::queue::{policy_number, weight_number};
 
 /// Describes every queue.
 pub(crate) fn list(partition: &Partition) -> QueuePage {
@@ -23,6 +23,7 @@ pub(crate) fn list(partition: &Partition) -> QueuePage {
             draining: settings.draining.into(),
             deadline_action: settings.flag_late.into(),
             policy: policy_number(settings.policy),
+            weight: weight_number(settings.weight),
             refuse_permille: settings.refuse_permille,
             restarts_off: settings.restarts_off.into(),
         });

@@ -22,7 +22,7 @@ pub(crate) fn of(view: &View<'_>, body: &ArchivedShadow) -> Result<ShadowReport,
     let (compared, count) = order.compare(&view.dispatch.learned, policy, view.now_us);
     let mut report =
         ShadowReport { samples: number(count), samples_min: number(SAMPLES_MIN), ..ShadowReport::default() };
-    (report.present.policy, report.shadow.policy) = (policy_number(order.policy), policy_number(policy));
+    (report.present.policy, report.shadow.policy) = (policy_number(order.policy).into(), policy_number(policy).into());
     if let Some(compared) = compared {
         report.present = waits(&compared.present, order.policy);
         report.shadow = waits(&compared.shadow, policy);
@@ -40,7 +40,7 @@ fn waits(waits: &Waits, policy: Policy) -> PolicyWaits {
         wait_most_us: thousandths(waits.most),
         slowdown_milli: thousandths(waits.slowdown),
         late: number(waits.late),
-        policy: policy_number(policy),
+        policy: policy_number(policy).into(),
     }
 }
 

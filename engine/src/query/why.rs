@@ -2,17 +2,19 @@
 
 use taskmaster_protocol::body::{self, Explanation, restart};
 use taskmaster_scheduler::order::Standing;
+use taskmaster_scheduler::place::live::Memory;
 use taskmaster_scheduler::predictor::Prediction;
 
 use super::chance;
 use crate::arena::Arena;
-use crate::dispatch::Worker;
+use crate::dispatch::{Dispatch, LaneRef, Worker};
 use crate::extra::{Extra, unpack_error};
 use crate::order::deadline::Ends;
 use crate::order::{AGED_US, By};
 use crate::outlook::{Asking, View};
 use crate::partition::{DETACHED, Partition};
 use crate::queue::QueueSettings;
+use crate::reservations::Asks;
 use crate::state::State;
 use crate::task::{NONE, Slot, flag};
 
@@ -124,6 +126,7 @@ fn running(partition: &Partition, slot: Slot, view: &View<'_>) -> Vec<(&'static 
         ("order", dispatch.queues[queue as usize].order.in_words()),
         ("expected", expected_in_words(&expected, samples)),
     ];
+    facts.extend(memory_in_words(dispatch, contract.class, contract.resources.memory_bytes));
     if let Some(started_us) = partition.started_us(slot) {
         let runs_ms = view.now_us.saturating_sub(started_us) / 1_000;
         facts.push(("runs", format!("for {runs_ms} ms by now")));
@@ -163,19 +166,43 @@ fn ready(partition: &Partition, slot: Slot, view: &View<'_>, facts: &mut Vec<(&s
         "it is next in line, or the workers with room lack the resources it asks for".to_owned()
     };
     facts.push(("reason", reason));
+    if !task.has(flag::BLOCKED) && !queue.settings.paused {
+        let due = dispatch.shares.due(queue.dispatch, |other| dispatch.queues[other as usize].waits());
+        facts.extend(due.and_then(|due| due.in_words()).map(|words| ("share", words)));
+    }
     let asking = chance::asking(partition, slot);
     let class = asking.class;
     if !task.has(flag::BLOCKED) && !queue.settings.paused {
-        let held = dispatch.held_in_words(queue.dispatch, class, &contract.resources, now_us);
-        facts.extend(held.map(|words| ("waits", words)));
+        kept_or_held(partition, slot, class, dispatch, now_us).for_each(|(name, words)| facts.push((name, words)));
     }
     facts.push(("waited", format!("{} ms", now_us.saturating_sub(task.at_us) / 1_000)));
     let (expected, samples) = dispatch.learned.expected(class);
     facts.push(("order", served.order.in_words()));
     facts.push(("expected", expected_in_words(&expected, samples)));
+    facts.extend(memory_in_words(dispatch, class, contract.resources.memory_bytes));
     if !task.has(flag::BLOCKED) {
         facts.extend(in_line(&asking, queue.dispatch, view));
     }
+}
+
+/// Which worker is kept for a ready task of a class, and why it does not start where there is room.
+fn kept_or_held(
+    partition: &Partition,
+    slot: Slot,
+    class: u32,
+    dispatch: &Dispatch,
+    now_us: u64,
+) -> impl Iterator<Item = (&'static str, String)> {
+    let contract = &partition.contracts[partition.tasks[slot].contract];
+    let (queue, need) = (partition.queues[contract.queue as usize].dispatch, &contract.resources);
+    let lane = LaneRef { partition: partition.id.0, lane: contract.lane };
+    let asks = Asks { queue, priority: contract.priority, lane };
+    let heads = partition.lanes[contract.lane as usize].lists.iter().filter_map(|of| of.list.first());
+    let is_first = heads.min_by_key(|&head| partition.tasks[head].token) == Some(slot);
+    let kept = dispatch.kept_for_in_words(&asks, is_first, now_us).map(|words| ("reserved", words));
+    let held = dispatch.held_in_words(&asks, class, need, now_us);
+    let held = held.or_else(|| dispatch.kept_from_in_words(&asks, need, now_us)).map(|words| ("waits", words));
+    kept.into_iter().chain(held)
 }
 
 /// Where a ready task stands in its queue, and where it would stand were that in the order of readiness.
@@ -220,6 +247,21 @@ const fn standing_in_words(standing: Standing) -> &'static str {
         Standing::Open => "it has no deadline, so those that can meet theirs go first",
         Standing::Hopeless => "hopeless: started now it rather misses its deadline, so it goes last",
     }
+}
+
+/// How much memory a task will have at most, where its kind was measured.
+fn memory_in_words(dispatch: &Dispatch, class: u32, asked_bytes: u64) -> Option<(&'static str, String)> {
+    let Memory { median_bytes, most_bytes, attempts } = dispatch.neighbours.memory(class)?;
+    let [median, most] = [median_bytes, most_bytes].map(|bytes| bytes / 1_048_576.0);
+    let asked = match asked_bytes {
+        0 => "it asks for none".to_owned(),
+        bytes => format!("it asks for {} MiB", bytes.div_ceil(1_048_576)),
+    };
+    let words = format!(
+        "to have no more than {median:.1} MiB in half of the cases, and no more than {most:.1} MiB in nine of ten, by the last {attempts} \
+         attempts of its kind that were measured; {asked}"
+    );
+    Some(("memory", words))
 }
 
 fn expected_in_words(expected: &Prediction, samples: u32) -> String {

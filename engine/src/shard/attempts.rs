@@ -173,7 +173,7 @@ impl Shard {
         let has_room = |index: u32| {
             let worker = &dispatch.workers[index as usize];
             let fits = contract.resources.fits_on(worker.capacity.as_ref(), &worker.used, 1) > 0;
-            index != task.worker && worker.credit > 0 && fits
+            index != task.worker && worker.credit > 0 && worker.reserved.is_none() && fits
         };
         let is_waited_for = |index: u32| {
             let worker = &dispatch.workers[index as usize];
@@ -197,6 +197,7 @@ impl Shard {
         let lease_us = u64::from(partition.lease_lists[contract.lease_list as usize].lease_ms) * 1_000;
         let queue = partition.queues[contract.queue as usize].dispatch;
         self.dispatch.take_credit(worker, 1, &contract.resources);
+        self.dispatch.shares.begin(queue, &contract.resources, 1);
         self.dispatch.queues[queue as usize].leases_begin(1);
         self.dispatch.restarts.seconds += 1;
         self.dispatch.restarts.counters.second += 1;

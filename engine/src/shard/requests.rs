@@ -167,10 +167,16 @@ impl Shard {
             let message = format!("{} queues: subscribe to 1 to {}", body.queues.len(), limits::SUBSCRIPTIONS_MAX);
             return Err(Refused::new(Code::Invalid, message));
         }
-        let namespace = body::text(&body.bytes, body.namespace)?;
-        let namespace = if namespace.is_empty() { DEFAULT_NAMESPACE } else { namespace };
+        let all = body::text(&body.bytes, body.namespace)?;
         let invalid = |sentence| Refused::new(Code::Invalid, sentence);
-        command::submit::check_name("namespace", namespace).map_err(invalid)?;
+        let mut namespaces = Vec::new();
+        for namespace in all.split(',') {
+            let namespace = if namespace.is_empty() { DEFAULT_NAMESPACE } else { namespace };
+            command::submit::check_name("namespace", namespace).map_err(invalid)?;
+            if !namespaces.contains(&namespace) {
+                namespaces.push(namespace);
+            }
+        }
         let mut names = Vec::with_capacity(body.queues.len());
         for queue in body.queues.iter() {
             let name = body::text(&body.bytes, *queue)?;
@@ -189,12 +195,20 @@ impl Shard {
         )
         .map_err(invalid)?;
         let worker = body::text(&body.bytes, body.worker)?.chars().take(limits::NAME_BYTES_MAX).collect();
-        let known = names.iter().filter(|name| self.dispatch.find_queue(namespace, name).is_some()).count();
+        if names.len() * namespaces.len() > limits::SUBSCRIPTIONS_MAX {
+            let count = names.len() * namespaces.len();
+            let message = format!("{count} queues of all namespaces: subscribe to 1 to {}", limits::SUBSCRIPTIONS_MAX);
+            return Err(Refused::new(Code::Invalid, message));
+        }
+        let names: Vec<(&str, &str)> =
+            namespaces.iter().flat_map(|namespace| names.iter().map(move |name| (*namespace, *name))).collect();
+        let known =
+            names.iter().filter(|(namespace, name)| self.dispatch.find_queue(namespace, name).is_some()).count();
         if self.dispatch.queues.len() + names.len() - known > QUEUES_MAX {
             let message = format!("this shard knows {} queues, as many as it can", self.dispatch.queues.len());
             return Err(Refused::new(Code::TooLarge, message));
         }
-        let queues = names.into_iter().map(|name| self.dispatch.queue(namespace, name)).collect();
+        let queues = names.into_iter().map(|(namespace, name)| self.dispatch.queue(namespace, name)).collect();
         let capacity = (!capacity.is_empty()).then_some(capacity);
         effects.reply(conn, &header, &Empty::default());
         self.dispatch.subscribe(conn, worker, queues, capacity, body.credit.to_native());

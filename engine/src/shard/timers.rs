@@ -39,6 +39,7 @@ impl Shard {
                 }
                 TimerKind::Await => self.await_timed_out(timer.index, effects),
                 TimerKind::Attempts => self.look_at_attempts(effects),
+                TimerKind::Reservations => self.look_at_reservations(),
             }
         }
         self.fired = fired;

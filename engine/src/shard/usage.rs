@@ -139,6 +139,8 @@ fn ended(body: &ArchivedUsage, row: &ArchivedUsageRow) -> Ended {
     let cpu = if has(usage_known::CPU) { part(row.cpu_us.to_native(), run_us) / cores } else { 0.0 };
     let (memory_bytes, peak) = (body.memory_bytes.to_native(), row.memory_peak_bytes.to_native());
     let memory = if has(usage_known::MEMORY) && memory_bytes > 0 { part(peak, memory_bytes) } else { 0.0 };
+    #[expect(clippy::cast_precision_loss, reason = "a number of bytes, of which the eighth digit does not matter")]
+    let peak_bytes = has(usage_known::MEMORY).then_some(peak as f32);
     let stalls = [row.cpu_stalled_us, row.memory_stalled_us, row.io_stalled_us].map(|us| part(us.to_native(), run_us));
     let stalled = has(usage_known::STALLS).then(|| stalls.iter().sum::<f32>());
     // What waits for memory and devices uses their bandwidth.
@@ -146,5 +148,5 @@ fn ended(body: &ArchivedUsage, row: &ArchivedUsageRow) -> Ended {
     let profile: Profile = [cpu, bandwidth, memory];
     #[expect(clippy::cast_precision_loss, reason = "a run time")]
     let run_ms = run_us as f64 / 1_000.0;
-    Ended { run_ms, is_whole: row.is_whole == 1, profile, stalled }
+    Ended { run_ms, is_whole: row.is_whole == 1, profile, stalled, peak_bytes }
 }

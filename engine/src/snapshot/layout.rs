@@ -86,6 +86,7 @@ fn tables_of_snapshot_records_are_their_layouts() {
         draining,
         flag_late,
         policy,
+        weight,
         refuse_permille,
         restarts_off,
     });

@@ -7,16 +7,16 @@ use crate::job::{Job, id};
 use crate::order::{WORKER, kind, run, taught};
 use crate::world::{CLIENT, World};
 
-const FIFO: u32 = 1;
-const SHORTEST: u32 = 2;
-const DEADLINE: u32 = 3;
+const FIFO: u16 = 1;
+const SHORTEST: u16 = 2;
+const DEADLINE: u16 = 3;
 
 fn chance(world: &mut World, id: TaskId) -> Chance {
     world.call_as(Operation::Chance, 0, CLIENT, id.partition().0, &GetTask { id }).read()
 }
 
 /// The probability that a task of a kind ends in time that is submitted behind so many of kind `long`, which take 500 ms.
-fn permille(policy: u32, behind: u32, of: &str, deadline_in_ms: u64) -> u32 {
+fn permille(policy: u16, behind: u32, of: &str, deadline_in_ms: u64) -> u32 {
     let mut world = taught(policy);
     let before: Vec<Job> = (100..100 + behind).map(|number| kind(number, "long")).collect();
     if behind > 0 {

@@ -7,13 +7,13 @@ use crate::job::{Job, id};
 use crate::order::{WORKER, ids, kind, order, run, taught};
 use crate::world::{CLIENT, World, config};
 
-const FIFO: u32 = 1;
-const DEADLINE: u32 = 3;
+const FIFO: u16 = 1;
+const DEADLINE: u16 = 3;
 /// A task that became ready so long ago goes ahead of all others, in milliseconds; it is looked for every 50 ms.
 const AGED_MS: u64 = 600_000 + 50;
 
 /// As [`taught`], and deadlines only flag.
-fn flagging(policy: u32) -> World {
+fn flagging(policy: u16) -> World {
     let mut world = taught(policy);
     world.configure("mail", queue_field::DEADLINE_ACTION, |queue| queue.deadline_action = 1);
     world

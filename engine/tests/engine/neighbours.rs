@@ -267,6 +267,29 @@ fn no_task_starves_whatever_workers_say() {
 }
 
 #[test]
+fn why_says_how_much_memory_a_task_will_have() {
+    let mut park = taught(&[2, 2], true);
+    let (submit, mut number) = (|park: &mut Park, job| park.world.submit_one(job), 0);
+    let mut run = |park: &mut Park, kind: &str| {
+        number += 1;
+        submit(park, of(kind, number));
+        park.begin();
+        park.finish();
+    };
+    run(&mut park, "other-100");
+    let other = submit(&mut park, of("other-100", 100).with_spec(|spec| spec.memory_bytes = 64 << 20));
+    let sentence = said(&mut park.world, other, "memory").expect("one was measured");
+    assert!(sentence.contains("100.0 MiB in half") && sentence.contains("the last 1 attempts"), "{sentence}");
+    assert!(sentence.contains("asks for 64 MiB"), "{sentence}");
+    // Of another kind nothing of this holds, and of one that was never measured nothing is said.
+    let hog = submit(&mut park, of("hog", 101));
+    let sentence = said(&mut park.world, hog, "memory").expect("some were measured");
+    assert!(sentence.contains("8.0 MiB in half") && sentence.contains("asks for none"), "{sentence}");
+    let new = submit(&mut park, of("new", 102));
+    assert_eq!(said(&mut park.world, new, "memory"), None);
+}
+
+#[test]
 fn what_cannot_be_true_is_refused_and_teaches_nothing() {
     let mut park = taught(&[2, 2], true);
     let before = park.world.shard.stats().measured;

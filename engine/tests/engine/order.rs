@@ -6,17 +6,17 @@ use crate::job::{Job, id, job};
 use crate::world::{CLIENT, Lease, World};
 
 pub(crate) const WORKER: u64 = 10;
-const AUTO: u32 = 0;
-const FIFO: u32 = 1;
-const SHORTEST: u32 = 2;
-const DEADLINE: u32 = 3;
+const AUTO: u16 = 0;
+const FIFO: u16 = 1;
+const SHORTEST: u16 = 2;
+const DEADLINE: u16 = 3;
 
 pub(crate) fn kind(number: u32, kind: &str) -> Job {
     job("mail", number).kind(kind)
 }
 
 /// A queue of this policy, in which tasks of kind `long` were seen to take 500 ms and those of kind `short` 1 ms.
-pub(crate) fn taught(policy: u32) -> World {
+pub(crate) fn taught(policy: u16) -> World {
     let mut world = World::new();
     world.configure("mail", queue_field::POLICY, |queue| queue.policy = policy);
     world.worker(WORKER, &["mail"], 0);

@@ -14,6 +14,11 @@ pub(crate) const STEP_MS: u64 = 5;
 /// The speed of a task beside another one, and how much it uses of the processors.
 pub(crate) type Truth = fn(&str, &str) -> f64;
 
+/// The most memory that a task has: what its kind says behind a dash, in MiB, or 8 MiB.
+fn peak_bytes(kind: &str) -> u64 {
+    kind.split_once('-').map_or(8, |(_, mib)| mib.parse().unwrap()) << 20
+}
+
 /// A running task.
 pub(crate) struct Running {
     pub(crate) lease: Lease,
@@ -96,7 +101,8 @@ impl Park {
                 run_us,
                 cpu_us: worked_us.min(run_us),
                 cpu_stalled_us: run_us.saturating_sub(worked_us),
-                known: usage_known::CPU | if self.tells_stalls { usage_known::STALLS } else { 0 },
+                memory_peak_bytes: peak_bytes(&ended.lease.kind),
+                known: usage_known::CPU | usage_known::MEMORY | if self.tells_stalls { usage_known::STALLS } else { 0 },
                 is_whole: 1,
                 ..UsageRow::default()
             });

@@ -7,18 +7,18 @@ use crate::job::Job;
 use crate::order::{kind, order, taught};
 use crate::world::{CLIENT, Message, World};
 
-const AUTO: u32 = 0;
-const FIFO: u32 = 1;
-const SHORTEST: u32 = 2;
-const DEADLINE: u32 = 3;
+const AUTO: u16 = 0;
+const FIFO: u16 = 1;
+const SHORTEST: u16 = 2;
+const DEADLINE: u16 = 3;
 
-fn ask(world: &mut World, queue: &str, policy: u32) -> Message {
-    let mut body = Shadow { policy, ..Shadow::default() };
+fn ask(world: &mut World, queue: &str, policy: u16) -> Message {
+    let mut body = Shadow { policy: policy.into(), ..Shadow::default() };
     body.queue = body::put(&mut body.bytes, queue.as_bytes());
     world.call(CLIENT, 0, &body)
 }
 
-fn report(world: &mut World, policy: u32) -> ShadowReport {
+fn report(world: &mut World, policy: u16) -> ShadowReport {
     ask(world, "mail", policy).read()
 }
 
@@ -43,7 +43,7 @@ fn a_shadow_tells_what_another_policy_gains_over_the_tasks_that_ran() {
     bursts(&mut world, 20);
     let shorter = report(&mut world, SHORTEST);
     assert!(shorter.samples > 700 && shorter.with_deadline > 100, "{shorter:?}");
-    assert_eq!((shorter.present.policy, shorter.shadow.policy), (FIFO, SHORTEST));
+    assert_eq!((shorter.present.policy, shorter.shadow.policy), (FIFO.into(), SHORTEST.into()));
     assert!(shorter.gain_milli >= shorter.gain_least_milli && shorter.gain_least_milli > 1_500, "{shorter:?}");
     assert!(shorter.shadow.slowdown_milli * 2 < shorter.present.slowdown_milli, "{shorter:?}");
     assert!(shorter.shadow.wait_us < shorter.present.wait_us && shorter.present.wait_median_us > 0, "{shorter:?}");

@@ -54,6 +54,8 @@ pub const STATE_PAGE_BYTES_MAX: usize = 4 << 20;
 pub const TOPIC_BYTES_MAX: usize = 249;
 /// Most positions of streams in one partition.
 pub const STREAMS_MAX: usize = 4_096;
+/// Largest weight of a queue.
+pub const WEIGHT_MAX: u16 = 1_000;
 /// Delays and deadlines reach at most this far ahead, in milliseconds (ten years).
 pub const HORIZON_MS_MAX: u64 = 10 * 365 * 86_400_000;
 

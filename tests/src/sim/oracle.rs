@@ -205,6 +205,8 @@ pub(crate) struct Oracle {
     is_loud: bool,
     /// Counters for the report.
     pub(crate) submits_acknowledged: u64,
+    /// Leases of which it was told in the present input that they are over.
+    revoked_now: BTreeSet<(TaskId, u64)>,
     pub(crate) completions_acknowledged: u64,
     pub(crate) assigned: u64,
     pub(crate) doubled: u64,

@@ -18,8 +18,8 @@ pub(crate) const QUEUES: u32 = 3;
 /// The limited queue and its limit.
 pub(crate) const LIMITED: (u32, u32) = (1, 3);
 /// Policies of queues, and that of those without a limit until another one is set.
-const POLICIES: u32 = 4;
-const DEADLINE: u32 = 3;
+const POLICIES: u16 = 4;
+const DEADLINE: u16 = 3;
 /// Retention that no run outlasts.
 const LONG_MS: u32 = 86_400_000;
 /// Time between checks whether all is done, once faults are over.
@@ -41,7 +41,7 @@ pub(crate) struct Producer {
     sequence: u32,
     resumed_us: u64,
     /// The policy that queues were given last.
-    policy: u32,
+    policy: u16,
 }
 
 impl Producer {
@@ -72,6 +72,8 @@ impl Producer {
 
     fn spec(&self, area: &mut Vec<u8>, queue: u32, cx: &mut Cx<'_>) -> Spec {
         let leases_ms = [100, 150, 300, 1_000, 5_000];
+        // Without chance: some need nothing, some a quarter of a worker that counts its processors, some all of it.
+        let cpus_milli = [0, 1_000, 1_000, 0, 4_000];
         Spec {
             queue: body::put(area, format!("q{queue}").as_bytes()),
             kind: body::put(area, b"work"),
@@ -83,6 +85,7 @@ impl Producer {
             priority: u8::try_from(cx.dice.below(4)).expect("four"),
             retention_ms: if cx.dice.chance(15) { cx.dice.small(50, 3_000) } else { LONG_MS },
             restartable: (self.is_restarting && cx.dice.chance(70)).into(),
+            cpu_milli: cpus_milli[self.sequence as usize % cpus_milli.len()],
             ..Spec::default()
         }
     }
@@ -237,7 +240,7 @@ impl Producer {
             let mut configure = ConfigureQueue { set, paused: paused.into(), ..ConfigureQueue::default() };
             configure.queue = body::put(&mut configure.bytes, format!("q{queue}").as_bytes());
             configure.concurrency = if queue == LIMITED.0 { LIMITED.1 } else { 0 };
-            configure.policy = self.policy;
+            (configure.policy, configure.weight) = (self.policy, self.policy + 1);
             self.client.push(Operation::ConfigureQueue, partition, &configure);
         }
     }
@@ -262,7 +265,7 @@ impl Producer {
             6 if self.number == 0 => {
                 let queue = cx.dice.small(0, QUEUES - 1);
                 self.policy = (self.policy + 1) % POLICIES;
-                self.configure(queue, queue_field::PAUSED | queue_field::POLICY, true);
+                self.configure(queue, queue_field::PAUSED | queue_field::POLICY | queue_field::WEIGHT, true);
             }
             7 if self.number == 0 => {
                 let queue = cx.dice.small(0, QUEUES - 1);

@@ -31,6 +31,15 @@ async fn a_cluster_whose_disks_are_lost_comes_back_from_the_backups_of_its_nodes
     for n in 0..200u32 {
         ids.push(client.submit(Task::new("echo").queue("later").payload(n.to_string())).await.unwrap().id);
     }
+    // What a node gave away it removes when it has heard nothing of it for a while.
+    let mut looks = 0;
+    until("a node's backup has its own partitions alone", Duration::from_secs(60), || {
+        looks += 1;
+        let told = back_up(&cluster.nodes[0].setup.data_dir, &cluster.directory.path().join(format!("look-{looks}")));
+        let own = told["positions"].as_array().unwrap().len();
+        std::future::ready(own < usize::from(PARTITIONS))
+    })
+    .await;
     let backups: Vec<PathBuf> = cluster
         .nodes
         .iter()

@@ -55,7 +55,7 @@ impl Engine {
             .iter()
             .filter(|(connection, subscription)| {
                 subscription.credit > 0
-                    && subscription.namespace == queue.0
+                    && subscription.namespace.split(',').any(|namespace| namespace == queue.0)
                     && subscription.queues.contains(&queue.1)
                     && need.fits(subscription.room.as_ref())
                     && self.peers.get(connection).is_some_and(|peer| peer.shard == shard)

@@ -7,11 +7,14 @@
 //!
 //! Invariants: it holds at most [`KINDS_MAX`] kinds and the pairs of them; whatever it is told, what it says is a number.
 
+mod peaks;
 mod saved;
 
 use std::collections::BTreeMap;
 
 use super::contention::{Contention, Profile, SPEED_MIN, Sample};
+pub use peaks::Memory;
+use peaks::Peaks;
 
 /// Most kinds; their pairs fit into some hundred kilobytes.
 pub const KINDS_MAX: usize = 64;
@@ -42,10 +45,12 @@ pub struct Ended {
     pub profile: Profile,
     /// The part of its time that it stalled, if that is known.
     pub stalled: Option<f32>,
+    /// The most memory that it had, in bytes, if that is known.
+    pub peak_bytes: Option<f32>,
 }
 
 /// Tasks of one kind.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Kind {
     profile: Profile,
     /// Attempts that taught what it uses, and whether they ran alone.
@@ -59,6 +64,7 @@ struct Kind {
     /// Mean logarithm of all run times, and how many.
     log_any: f32,
     any: f32,
+    peaks: Peaks,
 }
 
 /// What one kind suffers beside another, as a logarithm, and by how many attempts that is known.
@@ -131,6 +137,7 @@ impl Live {
         if kind >= count || !ended.run_ms.is_finite() || ended.run_ms <= 0.0 {
             return;
         }
+        ended.peak_bytes.into_iter().for_each(|bytes| self.kinds[kind].peaks.learn(bytes));
         let beside: Vec<(usize, f32)> =
             beside.iter().filter(is_sound).map(|&(other, share)| (other, share.min(1e3))).collect();
         let is_alone = beside.iter().map(|(_, share)| share).sum::<f32>() < ALONE;
@@ -233,6 +240,12 @@ impl Live {
         let known = self.kinds.get(kind)?;
         if known.alone > 0.0 { Some(known.log_run.exp()) } else { (known.any > 0.0).then(|| known.log_any.exp()) }
     }
+
+    /// How much memory the next task of a kind will have at most, by what the last ones had.
+    #[must_use]
+    pub fn memory(&self, kind: usize) -> Option<Memory> {
+        self.kinds.get(kind)?.peaks.expect()
+    }
 }
 
 #[cfg(test)]
@@ -245,7 +258,7 @@ mod tests {
     fn ended(work_ms: f64, speed: f64, stalls: bool) -> Ended {
         #[expect(clippy::cast_possible_truncation, reason = "a part")]
         let stalled = stalls.then_some(1.0 - speed as f32);
-        Ended { run_ms: work_ms / speed, is_whole: true, profile: [0.5, 0.0, 0.1], stalled }
+        Ended { run_ms: work_ms / speed, is_whole: true, profile: [0.5, 0.0, 0.1], stalled, peak_bytes: None }
     }
 
     fn kinds(live: &mut Live, count: u64) -> Vec<usize> {
@@ -311,8 +324,15 @@ mod tests {
         assert_eq!((live.kind(1_000), live.kind(3)), (None, Some(3)));
         live.learn(3, &ended(80.0, 1.0, true), &[]);
         live.learn(3, &ended(80.0, 0.5, true), &[(4, 1.0)]);
+        for peak in 1..40_u8 {
+            live.learn(5, &Ended { peak_bytes: Some(f32::from(peak)), ..ended(10.0, 1.0, true) }, &[]);
+        }
         let mut again = Live::of_bytes(&live.to_bytes());
         assert_eq!((again.kind(3), again.kind(1_000), again.run_ms(3)), (Some(3), None, live.run_ms(3)));
+        assert_eq!((again.memory(5), again.memory(4)), (live.memory(5), None));
+        again.learn(5, &Ended { peak_bytes: Some(1_000.0), ..ended(10.0, 1.0, true) }, &[]);
+        live.learn(5, &Ended { peak_bytes: Some(1_000.0), ..ended(10.0, 1.0, true) }, &[]);
+        assert!(again.memory(5).is_some() && again.memory(5) == live.memory(5), "what is oldest goes first");
         assert!((again.speed(3, 4) - live.speed(3, 4)).abs() < 0.01 && again.speed(3, 4) < 0.9);
     }
 
@@ -330,7 +350,8 @@ mod tests {
             let mut live = Live::default();
             kinds(&mut live, 4);
             for (kind, run_ms, profile, stalled, is_whole, beside) in told {
-                live.learn(kind, &Ended { run_ms, is_whole, profile, stalled }, &beside);
+                let peak_bytes = profile.first().copied();
+                live.learn(kind, &Ended { run_ms, is_whole, profile, stalled, peak_bytes }, &beside);
             }
             let mut bytes = live.to_bytes();
             for (at, value) in flips {
@@ -341,6 +362,7 @@ mod tests {
             for live in [&live, &Live::of_bytes(&bytes)] {
                 for (task, other) in (0..6).flat_map(|task| (0..6).map(move |other| (task, other))) {
                     prop_assert!((0.05..=1.2).contains(&live.speed(task, other)), "{}", live.speed(task, other));
+                    prop_assert!(live.memory(task).is_none_or(|of| of.median_bytes > 0.0 && of.median_bytes <= of.most_bytes));
                     prop_assert!(live.run_ms(task).is_none_or(|ms| ms.is_finite() && ms > 0.0));
                 }
             }

@@ -43,6 +43,8 @@ pub mod queue_field {
     pub const REFUSAL: u32 = 256;
     /// Those bits of `restarts_off` that its upper half names.
     pub const RESTARTS: u32 = 512;
+    /// `weight`.
+    pub const WEIGHT: u32 = 1_024;
 }
 
 /// Bits of [`ConfigureQueue::restarts_off`]: what the leader does unless it is switched off, the first ones to attempts of
@@ -90,7 +92,9 @@ pub struct ConfigureQueue {
     /// Tasks whose deadline is less likely to be met are refused, in parts per thousand; 0 refuses none.
     pub refuse_permille: u16,
     /// Order of tasks of one priority: 0 auto, 1 fifo, 2 shortest, 3 deadline.
-    pub policy: u32,
+    pub policy: u16,
+    /// Its part of the workers that it shares with other queues, against theirs: 1 to [`WEIGHT_MAX`](crate::limits::WEIGHT_MAX).
+    pub weight: u16,
     /// Byte area.
     pub bytes: Vec<u8>,
 }

@@ -251,7 +251,9 @@ pub struct QueueInfo {
     /// 0 expire, 1 flag.
     pub deadline_action: u32,
     /// 0 auto, 1 fifo, 2 shortest, 3 deadline.
-    pub policy: u32,
+    pub policy: u16,
+    /// As configured; 0 is 1.
+    pub weight: u16,
     /// As configured.
     pub refuse_permille: u16,
     /// As configured.

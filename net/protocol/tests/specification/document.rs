@@ -114,6 +114,7 @@ fn limit_table_is_complete() {
         ("state_tags", wide(limits::STATE_TAGS_MAX)),
         ("state_page_bytes", wide(limits::STATE_PAGE_BYTES_MAX)),
         ("label_bytes", wide(limits::LABEL_BYTES_MAX)),
+        ("weight", limits::WEIGHT_MAX.into()),
         ("topic_bytes", wide(limits::TOPIC_BYTES_MAX)),
         ("streams", wide(limits::STREAMS_MAX)),
         ("horizon_ms", limits::HORIZON_MS_MAX),
@@ -138,6 +139,7 @@ fn queue_field_bits_are_the_ones_in_the_page() {
         queue_field::POLICY,
         queue_field::REFUSAL,
         queue_field::RESTARTS,
+        queue_field::WEIGHT,
     ];
     assert_eq!(bits, known);
 }

@@ -319,7 +319,7 @@ records! {
     ConfigureQueue {
         rate_milli_per_s: u64, depth_max: u64, namespace: Span, queue: Span, set: u32, rate_burst: u32,
         concurrency: u32, retention_ms: u32, paused: u32, draining: u32, deadline_action: u8, restarts_off: u8,
-        refuse_permille: u16, policy: u32, bytes: Vec<u8>
+        refuse_permille: u16, policy: u16, weight: u16, bytes: Vec<u8>
     }
     SaveState { rows: Vec<SaveRow>, segments: Vec<Segment>, bytes: Vec<u8> }
     SaveRow {
@@ -371,7 +371,7 @@ records! {
     QueuePage { rows: Vec<QueueInfo>, bytes: Vec<u8> }
     QueueInfo {
         counts: [u64; 8], rate_milli_per_s: u64, depth_max: u64, namespace: Span, queue: Span, rate_burst: u32,
-        concurrency: u32, retention_ms: u32, paused: u32, draining: u32, deadline_action: u32, policy: u32,
+        concurrency: u32, retention_ms: u32, paused: u32, draining: u32, deadline_action: u32, policy: u16, weight: u16,
         refuse_permille: u16, restarts_off: u16
     }
     GetWorkflow { id: TaskId, from: u32, limit: u32 }

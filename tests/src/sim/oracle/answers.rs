@@ -26,6 +26,7 @@ impl Oracle {
         for sent in frames.iter().filter(|sent| sent.header.operation == Operation::Assign.number()) {
             self.assigned(life, sent, now_us)?;
         }
+        self.revoked_now.clear();
         // Pauses acknowledged in one input hold from the next one.
         self.paused.values_mut().for_each(|pause| pause.holds = true);
         Ok(())

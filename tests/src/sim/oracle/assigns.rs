@@ -11,6 +11,8 @@ struct Given {
     token: u64,
     life: u64,
     now_us: u64,
+    /// It began and ended in one turn: its end may be told before its begin.
+    is_over: bool,
 }
 
 impl Oracle {
@@ -22,7 +24,8 @@ impl Oracle {
             self.assigned += 1;
             self.watch(id, || format!("-> Assign of {life} token {token:#x} attempt {}", row.attempt));
             self.check_needs(id, term_of(token), now_us)?;
-            self.check_assign(id, row.attempt.to_native(), Given { token, life, now_us })?;
+            let is_over = self.revoked_now.contains(&(id, token));
+            self.check_assign(id, row.attempt.to_native(), Given { token, life, now_us, is_over })?;
             self.streams.seen(id)?;
             let task = &self.tasks[&id];
             let pause = self.paused.get(&(id.partition().0, task.contract.queue));
@@ -34,6 +37,9 @@ impl Oracle {
             task.attempts_seen += 1;
             let (is_restartable, attempt) = (task.contract.is_restartable, row.attempt.to_native());
             task.leases.retain(|lease| lease.life != life || (is_restartable && lease.attempt == attempt));
+            if is_over {
+                continue;
+            }
             self.doubled += u64::from(task.leases.iter().any(|lease| lease.life == life && now_us < lease.ends_us));
             let ends_us = now_us + lease_us;
             task.leases.push(Lease { token, attempt, life, conn: sent.link, ends_us, may_be_over: false });
@@ -50,6 +56,7 @@ impl Oracle {
             let (id, token) = (TaskId::from(&row.id), row.token.to_native());
             self.watch(id, || format!("-> Revoke of {life} token {token:#x}"));
             let task = self.tasks.get_mut(&id).ok_or_else(|| format!("{id} was never submitted, yet revoked"))?;
+            self.revoked_now.insert((id, token));
             let had = task.leases.len();
             task.leases.retain(|lease| lease.life != life || lease.token != token);
             let is_other = task.end_received || task.cancel_received || task.contract.has_deadline;
@@ -59,7 +66,7 @@ impl Oracle {
     }
 
     fn check_assign(&self, id: TaskId, attempt: u32, given: Given) -> Verdict {
-        let Given { token, life, now_us } = given;
+        let Given { token, life, now_us, is_over } = given;
         let term = term_of(token);
         let task = self.tasks.get(&id).ok_or_else(|| format!("{id} was never submitted, yet assigned"))?;
         require(task.first_received_us > 0, || format!("{id} was assigned before it was received"))?;
@@ -73,9 +80,9 @@ impl Oracle {
             format!("{id} was assigned under token {token:#x} after {newer:x?}")
         })?;
         let ended = task.completed.as_ref().is_some_and(|(_, completed)| *completed <= term);
-        require(!ended, || format!("{id} was assigned after its completion was acknowledged"))?;
+        require(!ended || is_over, || format!("{id} was assigned after its completion was acknowledged"))?;
         let settled = task.settled.filter(|settled| settled.term <= term);
-        require(settled.is_none(), || format!("{id} was assigned although {settled:?}"))?;
+        require(settled.is_none() || is_over, || format!("{id} was assigned although {settled:?}"))?;
         let is_still = |lease: &&Lease| !lease.may_be_over && term_of(lease.token) == term;
         // A second attempt may begin beside one, and no third.
         if task.contract.is_restartable {

@@ -1,0 +1,341 @@
+//! Which workers are kept for tasks that need much of them ([`crate::reservations`]), looked at while such tasks may wait.
+//!
+//! A task gets a worker when it has waited for a while, fits on none, it is its turn by the queue's order, and tasks run on those it
+//! could go to that need less than it does: their like would go on taking its room. That worker is taken where it is expected to fit
+//! first. Of those that it could go to at most half are kept at a time, or one.
+
+mod fits;
+
+use std::collections::BTreeMap;
+
+use taskmaster_protocol::PartitionId;
+
+use super::Shard;
+use crate::assign::turn_of;
+use crate::dispatch::{LaneRef, PRIORITIES, Worker};
+use crate::order::deadline::Turn;
+use crate::order::{AGED_US, By};
+use crate::reservations::{Asks, Reservation, WAIT_US};
+use crate::resources::Resources;
+use crate::timer::{Timer, TimerKind};
+use fits::{Fit, Running};
+
+/// Between two looks, in microseconds: while a worker is kept or to be kept, and otherwise; at least so many for each record looked at.
+const LOOK_US: u64 = 50_000;
+const LOOK_LATER_US: u64 = 500_000;
+const LOOK_EACH_US: u64 = 2;
+/// Most lanes of a queue that a look takes in, and most tasks for which it keeps workers.
+const LANES_MAX: usize = 64;
+const WIDE_MAX: usize = 64;
+/// A worker that the task does not start on, though it fits or though nothing runs there any more, is kept for no longer, in microseconds.
+const IDLE_US: u64 = 10_000_000;
+const NO_CREDIT_US: u64 = 1_000_000;
+/// How often another worker takes the part of one that is kept, where the task fits in less than half the time.
+const MOVES_MAX: u8 = 4;
+
+/// Tasks of a lane that wait.
+struct Waiting {
+    asks: Asks,
+    need: Resources,
+    since_us: u64,
+    turn: Turn,
+    /// More of them have waited for long enough than workers are kept for; and the first of them for too long.
+    waited: bool,
+    is_aged: bool,
+}
+
+impl Shard {
+    /// Looks soon whether workers are to be kept.
+    pub(super) fn arm_reservations(&mut self) {
+        self.dispatch.reservations.is_asked_for = false;
+        self.look_at_reservations_in(LOOK_LATER_US);
+    }
+
+    fn look_at_reservations_in(&mut self, pause_us: u64) {
+        if !self.dispatch.reservations.is_armed {
+            self.dispatch.reservations.is_armed = true;
+            let timer = Timer::of_index(PartitionId(0), TimerKind::Reservations, 0);
+            self.timers.insert(self.last_time_us + pause_us, timer);
+        }
+    }
+
+    /// Ends reservations that are not wanted any more, and makes those that are.
+    pub(super) fn look_at_reservations(&mut self) {
+        self.dispatch.reservations.is_armed = false;
+        self.end_reservations();
+        if self.draining {
+            return;
+        }
+        let (waiting, may_come) = self.waiting_for_room();
+        let mut running = None;
+        let wide = self.wide(waiting, &mut running);
+        if self.dispatch.reservations.now > 0 || !wide.is_empty() {
+            let running = running.unwrap_or_else(|| self.running());
+            self.expect_anew(&running);
+            for waiting in &wide {
+                self.keep_a_worker(waiting, &running);
+            }
+            let pause_us = LOOK_US.max(running.seen as u64 * LOOK_EACH_US);
+            self.look_at_reservations_in(pause_us);
+        } else if may_come {
+            let seen = running.map_or(0, |running| running.seen as u64);
+            self.look_at_reservations_in(LOOK_LATER_US.max(seen * LOOK_EACH_US));
+        }
+    }
+
+    fn reserved(&self) -> Vec<u32> {
+        if self.dispatch.reservations.now == 0 {
+            return Vec::new();
+        }
+        let workers = (0u32..).zip(&self.dispatch.workers);
+        workers.filter(|(_, worker)| worker.reserved.is_some()).map(|(index, _)| index).collect()
+    }
+
+    fn end_reservations(&mut self) {
+        let now_us = self.last_time_us;
+        let mut of_lane: BTreeMap<(u16, u32), u32> = BTreeMap::new();
+        for index in self.reserved() {
+            let worker = &self.dispatch.workers[index as usize];
+            let Some(reservation) = &worker.reserved else { continue };
+            let lane = reservation.asks.lane;
+            let before = of_lane.entry((lane.partition, lane.lane)).or_default();
+            let is_wanted = reservation.is_wanted(&self.partitions) && self.waits(lane, *before);
+            *before += 1;
+            let offers_nothing = worker.leases == 0 && worker.credit == 0;
+            let is_idle = offers_nothing || (worker.credit > 0 && has_room(worker, &reservation.need));
+            let bound_us = if offers_nothing { NO_CREDIT_US } else { IDLE_US };
+            let idle_us = match (is_idle, reservation.idle_us) {
+                (false, _) => 0,
+                (true, 0) => now_us,
+                (true, since_us) => since_us,
+            };
+            let is_over = idle_us > 0 && now_us - idle_us >= bound_us;
+            if !is_wanted || is_over || self.draining {
+                self.dispatch.unreserve(index);
+            } else if let Some(reservation) = &mut self.dispatch.workers[index as usize].reserved {
+                reservation.idle_us = idle_us;
+            }
+        }
+    }
+
+    /// Whether more than so many tasks of a lane have waited for long enough.
+    fn waits(&self, lane: LaneRef, count: u32) -> bool {
+        let Some(partition) = self.partitions[usize::from(lane.partition)].as_deref() else { return false };
+        let Some(ready) = partition.lanes.get(lane.lane as usize) else { return false };
+        let (count, now_us) = (count as usize, self.last_time_us);
+        let has_waited = |&slot: &u32| now_us.saturating_sub(partition.tasks[slot].at_us) >= WAIT_US;
+        let lists = ready.lists.iter();
+        lists.flat_map(|of| of.list.iter(&partition.tasks).take_while(has_waited).take(count + 1)).nth(count).is_some()
+    }
+
+    /// Lanes in line, by queue and priority in the order of their turns; and whether some of them need resources.
+    fn waiting_for_room(&mut self) -> (Vec<Waiting>, bool) {
+        let mut all = Vec::new();
+        let mut may_come = false;
+        for queue in 0..self.dispatch.queues.len() {
+            if !self.dispatch.queues[queue].waits() {
+                continue;
+            }
+            let number = u32::try_from(queue).expect("queues are bounded at admission");
+            let lanes = self.lanes_of(number);
+            if lanes.iter().any(|waiting| !waiting.need.is_empty()) {
+                may_come = true;
+                all.extend(lanes);
+            }
+        }
+        (all, may_come)
+    }
+
+    fn lanes_of(&mut self, queue: u32) -> Vec<Waiting> {
+        let now_us = self.last_time_us;
+        let entry = &self.dispatch.queues[queue as usize];
+        let (by, gives_up, mut lanes) = (entry.order.by(), entry.order.gives_up(), Vec::new());
+        let may_age = entry.order.may_age(entry.leased) > 0;
+        for lane in (0..PRIORITIES).flat_map(|priority| &entry.rings[priority]).take(LANES_MAX) {
+            let Some(partition) = self.partitions[usize::from(lane.partition)].as_deref() else { continue };
+            let ready = &partition.lanes[lane.lane as usize];
+            let lists = || ready.lists.iter().filter(|of| of.list.len > 0);
+            let heads = lists().map(|of| partition.tasks[of.list.head].at_us);
+            let Some(since_us) = heads.min().filter(|_| !partition.queues[ready.queue as usize].settings.paused) else {
+                continue;
+            };
+            let learned = &mut self.dispatch.learned;
+            let turn = match by {
+                By::Turns => Turn::LAST,
+                _ => lists()
+                    .map(|of| turn_of(learned, partition, of, (by, gives_up), now_us))
+                    .min()
+                    .unwrap_or(Turn::LAST),
+            };
+            let asks = Asks { queue, priority: ready.priority, lane: *lane };
+            let is_aged = may_age && now_us.saturating_sub(since_us) >= AGED_US;
+            lanes.push(Waiting { asks, need: ready.resources.clone(), since_us, turn, waited: false, is_aged });
+        }
+        for waiting in &mut lanes {
+            let workers = &self.dispatch.queues[queue as usize].workers;
+            let of_lane = |&&index: &&u32| {
+                let reservation = self.dispatch.workers[index as usize].reserved.as_ref();
+                reservation.is_some_and(|reservation| reservation.asks.lane == waiting.asks.lane)
+            };
+            let reserved = match self.dispatch.queues[queue as usize].reserved {
+                0 => 0,
+                _ => workers.iter().filter(of_lane).count(),
+            };
+            waiting.waited = self.waits(waiting.asks.lane, u32::try_from(reserved).unwrap_or(u32::MAX));
+        }
+        lanes.sort_by_key(|waiting| (waiting.asks.priority, !waiting.is_aged, waiting.turn, waiting.since_us));
+        lanes
+    }
+
+    /// Those for which a worker is to be kept, the first of each queue first.
+    fn wide(&self, waiting: Vec<Waiting>, running: &mut Option<Running>) -> Vec<Waiting> {
+        let mut rounds: Vec<(usize, Waiting)> = Vec::new();
+        // The queue at hand, how many of it there are, and behind which priority and turn its tasks are not next.
+        let (mut queue, mut round, mut last) = (u32::MAX, 0, None::<(u8, Turn)>);
+        for waiting in waiting {
+            if waiting.asks.queue != queue {
+                (queue, round, last) = (waiting.asks.queue, 0, None);
+            }
+            let is_next = last.is_none_or(|last| {
+                let is_ahead = (waiting.asks.priority, waiting.turn) <= last;
+                is_ahead || (waiting.asks.priority == last.0 && waiting.is_aged)
+            });
+            if !is_next || rounds.len() == WIDE_MAX || !self.could_start(&waiting) {
+                continue;
+            }
+            if !self.is_in_the_way(&waiting, running) {
+                let own = (waiting.asks.priority, waiting.turn);
+                last = Some(last.map_or(own, |last| last.min(own)));
+            } else if waiting.waited && self.dispatch.queues[queue as usize].unreserved_until_us <= self.last_time_us {
+                rounds.push((round, waiting));
+                round += 1;
+            }
+        }
+        rounds.sort_by_key(|(round, waiting)| (*round, waiting.since_us));
+        rounds.into_iter().map(|(_, waiting)| waiting).collect()
+    }
+
+    /// Workers of a queue that would hold a task if nothing ran there.
+    fn capable<'a>(&'a self, waiting: &'a Waiting) -> impl Iterator<Item = (u32, &'a Worker)> + 'a {
+        let workers = self.dispatch.queues[waiting.asks.queue as usize].workers.iter();
+        let workers = workers.map(|&index| (index, &self.dispatch.workers[index as usize]));
+        let could = |worker: &Worker| waiting.need.fits_on(worker.capacity.as_ref(), &Resources::default(), 1) > 0;
+        workers.filter(move |(_, worker)| could(worker))
+    }
+
+    fn could_start(&self, waiting: &Waiting) -> bool {
+        self.capable(waiting).next().is_some()
+    }
+
+    /// Whether tasks that need less are what keeps one from every worker that would hold it.
+    fn is_in_the_way(&self, waiting: &Waiting, running: &mut Option<Running>) -> bool {
+        let need = &waiting.need;
+        if need.is_empty() || self.capable(waiting).any(|(_, worker)| has_room(worker, need)) {
+            return false;
+        }
+        if self.capable(waiting).all(|(_, worker)| are_alike(worker, need)) {
+            return false;
+        }
+        let running = running.get_or_insert_with(|| self.running());
+        self.capable(waiting).any(|(index, _)| {
+            let leases = running.leases.get(index as usize).into_iter().flatten();
+            let mut needs = leases.filter_map(|&(_, partition, contract)| self.need_of(partition, contract));
+            needs.any(|other| need.fits(other, &Resources::default(), 1) == 0)
+        })
+    }
+
+    /// What is expected of workers that are kept, and whether others would do better.
+    fn expect_anew(&mut self, running: &Running) {
+        for index in self.reserved() {
+            let Some(reservation) = &self.dispatch.workers[index as usize].reserved else { continue };
+            let fit = self.fit(index, &reservation.need, running);
+            let better = if reservation.moves < MOVES_MAX { self.better(index, fit.at_us, running) } else { None };
+            let Some((index, fit)) =
+                better.map_or(Some((index, fit)), |(to, fit)| self.move_reservation(index, to, fit))
+            else {
+                continue;
+            };
+            let Some(reservation) = &mut self.dispatch.workers[index as usize].reserved else { continue };
+            reservation.expected_us = (fit.at_us != u64::MAX).then_some(fit.at_us);
+            reservation.promised_us = reservation.promised_us.or(reservation.expected_us);
+            reservation.spare = fit.spare;
+            // Who was held may start by what is expected now.
+            if self.dispatch.workers[index as usize].credit > 0 {
+                self.dispatch.mark_all(index);
+            }
+        }
+    }
+
+    /// A worker on which a task fits in less than half the time that it takes where one is kept for it.
+    fn better(&self, index: u32, at_us: u64, running: &Running) -> Option<(u32, Fit)> {
+        let now_us = self.last_time_us;
+        let reservation = self.dispatch.workers[index as usize].reserved.as_ref()?;
+        let half_us = now_us + at_us.saturating_sub(now_us) / 2;
+        if half_us < now_us + LOOK_US {
+            return None;
+        }
+        let workers = self.dispatch.queues[reservation.asks.queue as usize].workers.iter();
+        let offers = |worker: &Worker| worker.reserved.is_none() && (worker.credit > 0 || worker.leases > 0);
+        let fits = |worker: &Worker| {
+            let capacity = worker.capacity.as_ref();
+            capacity.is_some_and(|capacity| reservation.need.fits(capacity, &Resources::default(), 1) > 0)
+        };
+        let others = workers.filter(|&&other| {
+            let worker = &self.dispatch.workers[other as usize];
+            offers(worker) && fits(worker)
+        });
+        let fit = others.map(|&other| (other, self.fit(other, &reservation.need, running)));
+        fit.filter(|(_, fit)| fit.at_us < half_us).min_by_key(|(_, fit)| fit.at_us)
+    }
+
+    /// Another worker is kept in the place of one.
+    fn move_reservation(&mut self, index: u32, to: u32, fit: Fit) -> Option<(u32, Fit)> {
+        let mut reservation = self.dispatch.unreserve(index)?;
+        (reservation.moves, reservation.idle_us) = (reservation.moves + 1, 0);
+        self.dispatch.reserve(to, *reservation);
+        Some((to, fit))
+    }
+
+    /// Keeps the worker for a task where it fits first, if one more may be kept.
+    fn keep_a_worker(&mut self, waiting: &Waiting, running: &Running) {
+        let (capable, reserved) = self.capable(waiting).fold((0, 0), |(capable, reserved), (_, worker)| {
+            (capable + 1, reserved + usize::from(worker.reserved.is_some()))
+        });
+        if reserved >= (capable / 2).max(1) {
+            return;
+        }
+        let free = self.capable(waiting).filter(|(_, worker)| {
+            worker.reserved.is_none() && worker.capacity.is_some() && (worker.credit > 0 || worker.leases > 0)
+        });
+        let fits = free.map(|(index, worker)| (self.fit(index, &waiting.need, running), worker.leases, index));
+        let Some((fit, _, index)) = fits.min_by_key(|(fit, leases, index)| (fit.at_us, *leases, *index)) else {
+            return;
+        };
+        let expected_us = (fit.at_us != u64::MAX).then_some(fit.at_us);
+        let reservation = Reservation {
+            asks: waiting.asks,
+            need: waiting.need.clone(),
+            is_aged: waiting.is_aged,
+            expected_us,
+            promised_us: expected_us,
+            spare: fit.spare,
+            moves: 0,
+            idle_us: 0,
+        };
+        self.dispatch.reservations.made += 1;
+        self.dispatch.reserve(index, reservation);
+    }
+}
+
+/// Whether a worker has credit and room for a task that needs so much.
+fn has_room(worker: &Worker, need: &Resources) -> bool {
+    worker.credit > 0 && need.fits_on(worker.capacity.as_ref(), &worker.used, 1) > 0
+}
+
+/// Whether all that is leased to a worker needs just as much.
+fn are_alike(worker: &Worker, need: &Resources) -> bool {
+    let (mut all, mut rest) = (Resources::default(), worker.used.within(need));
+    all.add(need, u64::from(worker.leases));
+    rest.subtract(&all);
+    rest.is_empty() && need.fits(&worker.used, &Resources::default(), worker.leases) == worker.leases
+}
