@@ -150,9 +150,9 @@ impl Neighbours {
         Some(kind)
     }
 
-    /// How much memory tasks of a class have at most, by what was measured of their kind.
-    pub(crate) fn memory(&self, class: u32) -> Option<Memory> {
-        self.live.memory(usize::from(self.kind(class)?))
+    /// How much memory a queue's tasks of this name have at most, if they were measured.
+    pub(crate) fn memory(&self, queue: u32, name: &str) -> Option<Memory> {
+        self.live.memory(usize::from(self.find(queue, name)?))
     }
 
     /// What was learned, as bytes.

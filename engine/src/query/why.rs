@@ -7,6 +7,7 @@ use taskmaster_scheduler::predictor::Prediction;
 
 use super::chance;
 use crate::arena::Arena;
+use crate::contract::Contract;
 use crate::dispatch::{Dispatch, LaneRef, Worker};
 use crate::extra::{Extra, unpack_error};
 use crate::order::deadline::Ends;
@@ -126,7 +127,7 @@ fn running(partition: &Partition, slot: Slot, view: &View<'_>) -> Vec<(&'static 
         ("order", dispatch.queues[queue as usize].order.in_words()),
         ("expected", expected_in_words(&expected, samples)),
     ];
-    facts.extend(memory_in_words(dispatch, contract.class, contract.resources.memory_bytes));
+    facts.extend(memory_in_words(dispatch, queue, contract));
     if let Some(started_us) = partition.started_us(slot) {
         let runs_ms = view.now_us.saturating_sub(started_us) / 1_000;
         facts.push(("runs", format!("for {runs_ms} ms by now")));
@@ -179,7 +180,7 @@ fn ready(partition: &Partition, slot: Slot, view: &View<'_>, facts: &mut Vec<(&s
     let (expected, samples) = dispatch.learned.expected(class);
     facts.push(("order", served.order.in_words()));
     facts.push(("expected", expected_in_words(&expected, samples)));
-    facts.extend(memory_in_words(dispatch, class, contract.resources.memory_bytes));
+    facts.extend(memory_in_words(dispatch, queue.dispatch, contract));
     if !task.has(flag::BLOCKED) {
         facts.extend(in_line(&asking, queue.dispatch, view));
     }
@@ -250,10 +251,10 @@ const fn standing_in_words(standing: Standing) -> &'static str {
 }
 
 /// How much memory a task will have at most, where its kind was measured.
-fn memory_in_words(dispatch: &Dispatch, class: u32, asked_bytes: u64) -> Option<(&'static str, String)> {
-    let Memory { median_bytes, most_bytes, attempts } = dispatch.neighbours.memory(class)?;
+fn memory_in_words(dispatch: &Dispatch, queue: u32, contract: &Contract) -> Option<(&'static str, String)> {
+    let Memory { median_bytes, most_bytes, attempts } = dispatch.neighbours.memory(queue, &contract.kind)?;
     let [median, most] = [median_bytes, most_bytes].map(|bytes| bytes / 1_048_576.0);
-    let asked = match asked_bytes {
+    let asked = match contract.resources.memory_bytes {
         0 => "it asks for none".to_owned(),
         bytes => format!("it asks for {} MiB", bytes.div_ceil(1_048_576)),
     };
