@@ -30,6 +30,8 @@ const WIDE_MAX: usize = 64;
 /// A worker that the task does not start on, though it fits or though nothing runs there any more, is kept for no longer, in microseconds.
 const IDLE_US: u64 = 10_000_000;
 const NO_CREDIT_US: u64 = 1_000_000;
+/// For so long no worker is kept for tasks of a queue, after one for which its limits let none start.
+const LIMITED_US: u64 = 60_000_000;
 /// How often another worker takes the part of one that is kept, where the task fits in less than half the time.
 const MOVES_MAX: u8 = 4;
 
@@ -97,7 +99,7 @@ impl Shard {
         for index in self.reserved() {
             let worker = &self.dispatch.workers[index as usize];
             let Some(reservation) = &worker.reserved else { continue };
-            let lane = reservation.asks.lane;
+            let Asks { queue, lane, .. } = reservation.asks;
             let before = of_lane.entry((lane.partition, lane.lane)).or_default();
             let is_wanted = reservation.is_wanted(&self.partitions) && self.waits(lane, *before);
             *before += 1;
@@ -112,6 +114,9 @@ impl Shard {
             let is_over = idle_us > 0 && now_us - idle_us >= bound_us;
             if !is_wanted || is_over || self.draining {
                 self.dispatch.unreserve(index);
+                if is_wanted && !offers_nothing {
+                    self.dispatch.queues[queue as usize].unreserved_until_us = now_us + LIMITED_US;
+                }
             } else if let Some(reservation) = &mut self.dispatch.workers[index as usize].reserved {
                 reservation.idle_us = idle_us;
             }

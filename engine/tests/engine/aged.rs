@@ -92,6 +92,50 @@ fn old_tasks_start_within_the_time_that_half_of_the_places_need_for_them() {
     assert!(waited_ms <= 2 * (LONG_MS + 4 * SHORT_MS), "{waited_ms} ms for the last");
 }
 
+/// Steps of five seconds, in which short tasks always wait; whether a task runs at their end or ran before.
+fn runs_beside_short_ones(site: &mut Site, id: TaskId) -> bool {
+    (0..5_000 / STEP_MS).any(|_| {
+        refill(site);
+        site.step();
+        site.running.iter().any(|(_, lease)| lease.id == id)
+    })
+}
+
+fn give_back(site: &mut Site, id: TaskId) {
+    let at = site.running.iter().position(|(_, lease)| lease.id == id).expect("it runs");
+    let (_, lease) = site.running.swap_remove(at);
+    site.world.release(&lease);
+    // The place is for others first.
+    refill(site);
+    site.world.credit(FIRST, 1);
+    site.begin();
+}
+
+#[test]
+fn an_old_task_that_is_given_back_is_as_old_as_before() {
+    let mut site = taught(1);
+    let old = old(&mut site, 1, 1)[0];
+    assert!(runs_beside_short_ones(&mut site, old));
+    site.step();
+    give_back(&mut site, old);
+    assert!(runs_beside_short_ones(&mut site, old), "it waits for ten minutes once more");
+}
+
+#[test]
+fn a_task_that_is_given_back_hides_no_older_one_behind_it() {
+    let mut site = taught(1);
+    site.world.disconnect(FIRST);
+    let [first, second] = [(); 2].map(|()| site.submit("mail", 1, LONG_MS));
+    site.world.advance_ms(AGED_MS - LONG_MS / 2);
+    // Nothing else waits: it goes by turn, and the other one becomes too old while it runs.
+    site.world.worker_with(FIRST, &["mail"], 1, "", |body| body.cpu_milli = 1_000);
+    site.begin();
+    assert!(site.running.iter().all(|(_, lease)| lease.id == first));
+    site.world.advance_ms(LONG_MS * 3 / 4);
+    give_back(&mut site, first);
+    assert!(runs_beside_short_ones(&mut site, first) && runs_beside_short_ones(&mut site, second));
+}
+
 #[test]
 fn old_tasks_have_all_places_where_nothing_else_waits() {
     let mut site = taught(8);

@@ -328,6 +328,37 @@ fn a_line_of_wide_tasks_does_not_starve_the_narrow_ones() {
 }
 
 #[test]
+fn a_worker_is_not_kept_for_what_limits_keep_from_starting() {
+    let mut site = Site::new(&[8], &["mail", "slow"]);
+    site.world.configure("slow", queue_field::RATE, |queue| (queue.rate_milli_per_s, queue.rate_burst) = (1, 1));
+    let mut stream = Stream::new("mail", 2);
+    site.submit("slow", 8, 100);
+    stream.flow_for(&mut site, 2_000, None);
+    let wide = site.submit("slow", 8, 100);
+    let before_us = site.used_us;
+    stream.flow_for(&mut site, 140_000, None);
+    assert!(!site.started_us.contains_key(&wide), "its rate is one in a thousand seconds");
+    // A worker is kept for ten seconds of each seventy, and is to be emptied before.
+    let part = (site.used_us - before_us) as f64 / (8.0 * 140e6);
+    assert!(part > 0.8, "others had {part:.2} of the worker");
+}
+
+#[test]
+fn of_the_workers_that_would_do_half_are_kept_at_most() {
+    let mut site = Site::new(&[8; 4], &["mail", "wide"]);
+    let mut stream = Stream::new("mail", 2);
+    stream.flow_for(&mut site, 500, None);
+    let wide: Vec<TaskId> = (0..12).map(|_| site.submit("wide", 8, 2_000)).collect();
+    let mut most = 0;
+    while wide.iter().any(|id| !site.started_us.contains_key(id)) {
+        stream.flow(&mut site, 12);
+        site.step();
+        most = site.reserved().max(most);
+    }
+    assert_eq!(most, 2);
+}
+
+#[test]
 fn tasks_that_are_all_as_wide_need_no_worker_to_be_kept() {
     let mut site = Site::new(&[8, 4], &["mail"]);
     for _ in 0..1_000 {
