@@ -254,6 +254,8 @@ pub struct BatchQueue {
     pub refuse_permille: u16,
     /// What is not done to attempts of restartable tasks: the protocol's bits.
     pub restarts_off: u8,
+    /// Its part of the workers that it shares.
+    pub weight: u16,
 }
 
 /// What comes back from the store to a partition that lost all.

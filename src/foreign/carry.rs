@@ -50,7 +50,8 @@ alike!(
         flags_deadlines,
         policy,
         refuse_permille,
-        restarts_off
+        restarts_off,
+        weight
     }
 );
 alike!(

@@ -276,6 +276,8 @@ pub struct QueueSetting {
     pub refuse_permille: u16,
     /// What is not done to attempts of restartable tasks: the protocol's bits.
     pub restarts_off: u8,
+    /// Its part of the workers that it shares.
+    pub weight: u16,
 }
 
 /// The answer to a request.

@@ -206,15 +206,16 @@ impl Statements {
                 .prepare(
                     "INSERT INTO taskmaster.queue_setting
                          (cluster, partition, namespace, queue, paused, draining, rate_milli_per_s, rate_burst, concurrency, depth_max,
-                          retention_ms, flags_deadlines, policy, refuse_permille, restarts_off)
+                          retention_ms, flags_deadlines, policy, refuse_permille, restarts_off, weight)
                      SELECT $1, $2, * FROM unnest($3::text[], $4::text[], $5::bool[], $6::bool[], $7::int8[], $8::int8[], $9::int8[],
-                                                  $10::int8[], $11::int8[], $12::bool[], $13::text[], $14::int4[], $15::int4[])
+                                                  $10::int8[], $11::int8[], $12::bool[], $13::text[], $14::int4[], $15::int4[],
+                                                  $16::int4[])
                      ON CONFLICT (cluster, partition, namespace, queue) DO UPDATE SET
                          paused = excluded.paused, draining = excluded.draining, rate_milli_per_s = excluded.rate_milli_per_s,
                          rate_burst = excluded.rate_burst, concurrency = excluded.concurrency, depth_max = excluded.depth_max,
                          retention_ms = excluded.retention_ms, flags_deadlines = excluded.flags_deadlines,
                          policy = excluded.policy, refuse_permille = excluded.refuse_permille,
-                         restarts_off = excluded.restarts_off, at = now()",
+                         restarts_off = excluded.restarts_off, weight = excluded.weight, at = now()",
                 )
                 .await?,
             stretches: client
@@ -509,6 +510,7 @@ async fn write_queues(
                 &texts(|queue| &queue.policy),
                 &queues.iter().map(|queue| i32::from(queue.refuse_permille)).collect::<Vec<_>>(),
                 &queues.iter().map(|queue| i32::from(queue.restarts_off)).collect::<Vec<_>>(),
+                &queues.iter().map(|queue| i32::from(queue.weight)).collect::<Vec<_>>(),
             ],
         )
         .await?;

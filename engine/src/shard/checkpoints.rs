@@ -202,13 +202,14 @@ fn setting(queue: &Queue) -> BatchQueue {
         policy: policy_name(settings.policy).to_owned(),
         refuse_permille: settings.refuse_permille,
         restarts_off: settings.restarts_off,
+        weight: settings.weight,
     }
 }
 
 /// The request that makes a queue what it was.
 fn configuration(queue: &BatchQueue) -> ConfigureQueue {
     let mut body = ConfigureQueue {
-        set: queue_field::RESTARTS * 2 - 1,
+        set: queue_field::WEIGHT * 2 - 1,
         paused: queue.paused.into(),
         draining: queue.draining.into(),
         rate_milli_per_s: queue.rate_milli_per_s,
@@ -220,6 +221,7 @@ fn configuration(queue: &BatchQueue) -> ConfigureQueue {
         policy: policy_number(policy_named(&queue.policy).unwrap_or_default()),
         refuse_permille: queue.refuse_permille,
         restarts_off: restart::ALL << 4 | (queue.restarts_off & restart::ALL),
+        weight: queue.weight,
         ..ConfigureQueue::default()
     };
     body.namespace = body::put(&mut body.bytes, queue.namespace.as_bytes());

@@ -114,7 +114,7 @@ async fn states_and_settings_of_queues_come_back_when_all_disks_are_lost() {
         .giving_up(false)
         .contention(false);
     client.configure_queue("saving", all.retention(Duration::from_secs(7_200)).flag_deadlines(true)).await.unwrap();
-    client.configure_queue("still", QueueSettings::new().paused(true)).await.unwrap();
+    client.configure_queue("still", QueueSettings::new().paused(true).weight(40)).await.unwrap();
     client.configure_queue("drained", QueueSettings::new().draining(true)).await.unwrap();
     let (saved, named) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let working = worker(&client, &saved, &named).await;

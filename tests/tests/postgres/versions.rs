@@ -72,7 +72,7 @@ async fn the_versions_of_a_finished_tasks_state_are_stored_with_it() {
 async fn the_settings_of_queues_are_stored_with_the_next_tasks() {
     let mut stage = Stage::new("").await;
     let client = stage.client.clone();
-    let settings = QueueSettings::new().rate(2_500_000, 7).concurrency(90).policy(Policy::Fifo);
+    let settings = QueueSettings::new().rate(2_500_000, 7).concurrency(90).policy(Policy::Fifo).weight(3);
     client.configure_queue("plain", settings.retention(Duration::from_secs(7_200)).flag_deadlines(true)).await.unwrap();
     let working = worker(&client).await;
     finish(&client, 40).await;
@@ -80,7 +80,7 @@ async fn the_settings_of_queues_are_stored_with_the_next_tasks() {
     let plain = "FROM taskmaster.queue_config WHERE namespace = 'default' AND queue = 'plain'";
     let as_set =
         "rate_per_s = 2500 AND rate_burst = 7 AND concurrency = 90 AND policy = 'fifo' AND retention = '2 hours'
-                  AND at_deadline = 'flag' AND depth_max IS NULL AND NOT paused AND NOT draining";
+                  AND at_deadline = 'flag' AND depth_max IS NULL AND NOT paused AND NOT draining AND weight = 3";
     assert_eq!(stage.count(&format!("SELECT count(*) {plain} AND {as_set}")).await, 1);
     // A change goes with what ends after it, also while the database is away.
     stage.postgres.kill();

@@ -1,4 +1,4 @@
--- Version 8: what few tasks have beside their outcome, and which may be ended and begun again.
+-- Version 8: what few tasks have beside their outcome, which may be ended and begun again, and weights of queues.
 
 ALTER TABLE taskmaster.final_task ADD COLUMN particulars jsonb;
 COMMENT ON COLUMN taskmaster.final_task.particulars IS
@@ -44,3 +44,17 @@ JOIN taskmaster.contract USING (contract)
 WHERE NOT EXISTS (
     SELECT FROM taskmaster.final_task AS later
     WHERE later.id = task.id AND (later.cluster, later.number) > (task.cluster, task.number));
+
+ALTER TABLE taskmaster.queue_setting ADD COLUMN weight int4 NOT NULL DEFAULT 1;
+COMMENT ON COLUMN taskmaster.queue_setting.weight IS 'Its part of the workers that it shares with other queues, against theirs.';
+
+CREATE OR REPLACE VIEW taskmaster.queue_config AS
+SELECT DISTINCT ON (cluster, namespace, queue)
+       namespace, queue, paused, draining,
+       nullif(rate_milli_per_s, 0) / 1000.0 AS rate_per_s, rate_burst, nullif(concurrency, 0) AS concurrency,
+       nullif(depth_max, 0) AS depth_max, retention_ms * interval '1 ms' AS retention,
+       CASE WHEN flags_deadlines THEN 'flag' ELSE 'expire' END AS at_deadline, policy, at, cluster,
+       nullif(refuse_permille, 0) / 1000.0 AS refuses_under, restarts_off & 1 = 0 AS speculation, restarts_off & 2 = 0 AS preemption,
+       restarts_off & 4 = 0 AS giving_up, restarts_off & 8 = 0 AS contention, weight
+FROM taskmaster.queue_setting
+ORDER BY cluster, namespace, queue, at DESC, partition;

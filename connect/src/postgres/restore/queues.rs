@@ -10,7 +10,7 @@ use crate::postgres::{Error, Session};
 const QUEUES: &str = concat!(
     chain!(),
     " SELECT DISTINCT ON (namespace, queue) namespace, queue, paused, draining, rate_milli_per_s, rate_burst, concurrency, depth_max,
-           retention_ms, flags_deadlines, policy, refuse_permille, restarts_off
+           retention_ms, flags_deadlines, policy, refuse_permille, restarts_off, weight
     FROM taskmaster.queue_setting WHERE cluster IN (SELECT cluster FROM chain)
     ORDER BY namespace, queue, cluster DESC, at DESC, partition"
 );
@@ -40,5 +40,6 @@ fn setting(row: &Row) -> Result<QueueSetting, Error> {
         policy: row.try_get(10)?,
         refuse_permille: u16::try_from(row.try_get::<_, i32>(11)?).unwrap_or_default(),
         restarts_off: u8::try_from(row.try_get::<_, i32>(12)?).unwrap_or_default(),
+        weight: u16::try_from(row.try_get::<_, i32>(13)?).unwrap_or(1),
     })
 }
