@@ -115,8 +115,10 @@ impl Postgres {
         self.folder.path().join("secret")
     }
 
-    /// `kill -9` of the whole server.
+    /// `kill -9` of the whole server: what serves a connection would answer for a while without the others.
     pub(crate) fn kill(&mut self) {
+        kill_process(self.postmaster(), Signal::STOP).unwrap();
+        self.signal_children(Signal::KILL);
         let mut child = self.child.take().expect("it runs");
         kill_all(&child);
         child.wait().unwrap();
@@ -131,11 +133,18 @@ impl Postgres {
         self.signal(Signal::CONT);
     }
 
+    fn postmaster(&self) -> Pid {
+        Pid::from_child(self.child.as_ref().expect("it runs"))
+    }
+
     fn signal(&self, signal: Signal) {
-        let postmaster = Pid::from_child(self.child.as_ref().expect("it runs"));
-        kill_process(postmaster, signal).unwrap();
-        // Each of its children leads a group of its own.
-        let children = format!("/proc/{0}/task/{0}/children", postmaster.as_raw_nonzero());
+        kill_process(self.postmaster(), signal).unwrap();
+        self.signal_children(signal);
+    }
+
+    /// Each of its children leads a group of its own.
+    fn signal_children(&self, signal: Signal) {
+        let children = format!("/proc/{0}/task/{0}/children", self.postmaster().as_raw_nonzero());
         for child in std::fs::read_to_string(children).unwrap().split_whitespace() {
             let pid = child.parse().ok().and_then(Pid::from_raw).unwrap();
             let _ = kill_process(pid, signal);
