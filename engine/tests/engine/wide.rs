@@ -344,6 +344,28 @@ fn a_worker_is_not_kept_for_what_limits_keep_from_starting() {
 }
 
 #[test]
+fn a_worker_is_kept_no_longer_though_nobody_else_asks_for_it() {
+    let (mut site, wide) = kept();
+    site.world.cancel(&[wide]);
+    site.steps(50 + STEP_MS);
+    assert_eq!(site.reserved(), 0);
+}
+
+#[test]
+fn no_more_workers_are_kept_than_tasks_wait() {
+    let mut site = Site::new(&[8; 4], &["mail"]);
+    for _ in 0..4 {
+        site.submit("mail", 5, 10_000);
+    }
+    let wide = [(); 2].map(|()| site.submit("mail", 8, 200));
+    site.steps(KEPT_MS + 150);
+    assert_eq!(site.reserved(), 2);
+    site.world.cancel(&wide[1..]);
+    site.steps(50 + STEP_MS);
+    assert_eq!(site.reserved(), 1);
+}
+
+#[test]
 fn of_the_workers_that_would_do_half_are_kept_at_most() {
     let mut site = Site::new(&[8; 4], &["mail", "wide"]);
     let mut stream = Stream::new("mail", 2);

@@ -75,6 +75,7 @@ async fn a_migration_tells_from_what_is_stored_which_contracts_are_restartable()
         .batch_execute(
             "ALTER TABLE taskmaster.final_task DROP COLUMN particulars CASCADE;
              ALTER TABLE taskmaster.contract DROP COLUMN restartable;
+             ALTER TABLE taskmaster.queue_setting DROP COLUMN weight CASCADE;
              DELETE FROM taskmaster.migration WHERE version > 7",
         )
         .await
