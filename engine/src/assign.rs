@@ -158,11 +158,9 @@ impl Assigner<'_> {
             let asks = Asks { queue, priority: ready.priority, lane: *lane };
             let has_room = |&index: &u32| {
                 let worker = &self.dispatch.workers[index as usize];
-                let fits = ready.resources.fits_on(worker.capacity.as_ref(), &worker.used, 1) > 0;
-                worker.credit > 0 && fits && !self.dispatch.keeps_from(index, &asks)
+                worker.has_room(&ready.resources) && !self.dispatch.keeps_from(index, &asks)
             };
-            let is_paused = partition.queues[ready.queue as usize].settings.paused;
-            if !is_paused && ready.len > 0 && entry.workers.iter().any(has_room) {
+            if partition.may_start(ready) && entry.workers.iter().any(has_room) {
                 count = ROWS_MAX.min(count + ready.len);
             }
         }
@@ -379,12 +377,11 @@ impl Assigner<'_> {
         if taken == 0 {
             return false;
         }
-        self.dispatch.take_credit(worker, taken, &need);
+        self.dispatch.take_credit(queue, worker, taken, &need);
         if self.dispatch.workers[worker as usize].reserved.is_some() {
             let asks = Asks { queue, priority, lane };
             self.dispatch.begins_on_reserved(worker, &asks, (&need, taken), chosen.spare, self.now_us);
         }
-        self.dispatch.shares.begin(queue, &need, taken);
         if let Some((kind, place)) = chosen.place {
             self.dispatch.begins_at(queue, kind, place, self.now_us);
         }
@@ -414,8 +411,7 @@ impl Assigner<'_> {
 /// Whether a lane has tasks that may start; if not, its partition is told that it leaves the line.
 fn stays_in_line(partitions: &mut [Option<Box<Partition>>], lane: LaneRef) -> bool {
     let Some(partition) = partitions[usize::from(lane.partition)].as_deref_mut() else { return false };
-    let ready = &partition.lanes[lane.lane as usize];
-    let stays = ready.len > 0 && !partition.queues[ready.queue as usize].settings.paused;
+    let stays = partition.may_start(&partition.lanes[lane.lane as usize]);
     if !stays {
         partition.lane_left(lane.lane);
     }

@@ -166,6 +166,18 @@ pub(crate) struct Worker {
     pub(crate) pool: u32,
 }
 
+impl Worker {
+    /// Whether it has credit and room for a task that needs so much.
+    pub(crate) fn has_room(&self, need: &Resources) -> bool {
+        self.credit > 0 && need.fits_on(self.capacity.as_ref(), &self.used, 1) > 0
+    }
+
+    /// Whether it would have room for it if nothing ran there.
+    pub(crate) fn could_hold(&self, need: &Resources) -> bool {
+        need.fits_on(self.capacity.as_ref(), &Resources::default(), 1) > 0
+    }
+}
+
 /// The dispatcher of a shard.
 #[derive(Debug, Default)]
 pub(crate) struct Dispatch {
@@ -324,8 +336,9 @@ impl Dispatch {
         workers.map(|&index| u64::from(self.workers[index as usize].credit)).sum()
     }
 
-    /// Uses up credit for `count` leases of tasks that need `need` each.
-    pub(crate) fn take_credit(&mut self, index: u32, count: u32, need: &Resources) {
+    /// Uses up a worker's credit for `count` leases of a queue's tasks that need `need` each.
+    pub(crate) fn take_credit(&mut self, queue: u32, index: u32, count: u32, need: &Resources) {
+        self.shares.begin(queue, need, count);
         let worker = &mut self.workers[index as usize];
         worker.credit -= count;
         worker.leases += count;

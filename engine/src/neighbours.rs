@@ -238,8 +238,7 @@ impl Dispatch {
         for position in (0..count).map(|step| (entry.cursor + step) % count) {
             let index = entry.workers[position];
             let worker = &self.workers[index as usize];
-            let fits = need.fits_on(worker.capacity.as_ref(), &worker.used, 1) > 0;
-            if worker.credit == 0 || !fits || self.keeps_from(index, asks) {
+            if !worker.has_room(need) || self.keeps_from(index, asks) {
                 continue;
             }
             let (loss, contends) = self.neighbours.weigh(kind, &worker.beside, now_us);
@@ -267,7 +266,7 @@ impl Dispatch {
         let left_ms = |other: Kind| 0.5 * self.neighbours.run_ms(other);
         let wait_ms = |index: &u32| {
             let worker = &self.workers[*index as usize];
-            if !worker.connected || need.fits_on(worker.capacity.as_ref(), &Resources::default(), 1) == 0 {
+            if !worker.connected || !worker.could_hold(need) {
                 return None;
             }
             let contends = |other: Kind| self.neighbours.live.contend(usize::from(kind), usize::from(other));

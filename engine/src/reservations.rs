@@ -54,11 +54,11 @@ impl Reservation {
         let Some(partition) = partitions[usize::from(lane.partition)].as_deref() else { return false };
         let Some(ready) = partition.lanes.get(lane.lane as usize) else { return false };
         // The number of the lane may be another's by now.
-        if ready.len == 0 || ready.priority != priority || ready.resources != self.need || !partition.is_leading() {
-            return false;
-        }
-        let of = &partition.queues[ready.queue as usize];
-        of.dispatch == queue && !of.settings.paused
+        let is_same = ready.priority == priority && ready.resources == self.need;
+        is_same
+            && partition.is_leading()
+            && partition.queues[ready.queue as usize].dispatch == queue
+            && partition.may_start(ready)
     }
 
     fn admits(&self, asks: &Asks) -> bool {
@@ -137,10 +137,7 @@ impl Dispatch {
 
     /// What a worker is kept for that has room for a task, if none has that is not kept.
     pub(crate) fn kept_from_in_words(&self, asks: &Asks, need: &Resources, now_us: u64) -> Option<String> {
-        let has_room = |index: &&u32| {
-            let worker = &self.workers[**index as usize];
-            worker.credit > 0 && need.fits_on(worker.capacity.as_ref(), &worker.used, 1) > 0
-        };
+        let has_room = |index: &&u32| self.workers[**index as usize].has_room(need);
         let mut with_room = self.queues[asks.queue as usize].workers.iter().filter(has_room).peekable();
         let first = **with_room.peek()?;
         if !with_room.all(|&index| self.keeps_from(index, asks)) {

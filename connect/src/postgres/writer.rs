@@ -491,6 +491,8 @@ async fn write_queues(
     let texts = |field: fn(&QueueSetting) -> &str| queues.iter().map(field).collect::<Vec<_>>();
     let marks = |field: fn(&QueueSetting) -> bool| queues.iter().map(field).collect::<Vec<_>>();
     let numbers = |field: fn(&QueueSetting) -> u64| queues.iter().map(|queue| signed(field(queue))).collect::<Vec<_>>();
+    let short =
+        |field: fn(&QueueSetting) -> u16| queues.iter().map(|queue| i32::from(field(queue))).collect::<Vec<_>>();
     transaction
         .execute(
             statement,
@@ -508,9 +510,9 @@ async fn write_queues(
                 &numbers(|queue| queue.retention_ms.into()),
                 &marks(|queue| queue.flags_deadlines),
                 &texts(|queue| &queue.policy),
-                &queues.iter().map(|queue| i32::from(queue.refuse_permille)).collect::<Vec<_>>(),
-                &queues.iter().map(|queue| i32::from(queue.restarts_off)).collect::<Vec<_>>(),
-                &queues.iter().map(|queue| i32::from(queue.weight)).collect::<Vec<_>>(),
+                &short(|queue| queue.refuse_permille),
+                &short(|queue| queue.restarts_off.into()),
+                &short(|queue| queue.weight),
             ],
         )
         .await?;

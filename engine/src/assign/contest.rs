@@ -23,7 +23,7 @@ impl Assigner<'_> {
                 self.dispatch.shares.started(candidate);
             } else {
                 let candidate = contest.swap_remove(place);
-                self.could_start(queue);
+                self.note_turn(queue);
                 self.was_served(queue, candidate.own_first);
             }
         }
@@ -34,15 +34,16 @@ impl Assigner<'_> {
 
     /// Whether a queue takes part; if not, it has been served.
     fn takes_part(&mut self, candidate: Candidate) -> bool {
-        let takes_part = self.could_start(candidate.queue);
+        let takes_part = self.note_turn(candidate.queue);
         if !takes_part {
             self.was_served(candidate.queue, candidate.own_first);
         }
         takes_part
     }
 
-    /// Whether a queue has workers with room, and tasks that its limits let start. Without those it has no turn to lose, and none to save.
-    fn could_start(&mut self, queue: u32) -> bool {
+    /// Whether a queue has workers with credit, and tasks that its limits let start. Without those it has no turn to lose, and none to
+    /// save: that is noted.
+    fn note_turn(&mut self, queue: u32) -> bool {
         if self.dispatch.queues[queue as usize].with_credit == 0 {
             return false;
         }
@@ -58,10 +59,7 @@ impl Assigner<'_> {
         let mut lanes = self.dispatch.queues[queue as usize].rings.iter().flatten();
         lanes.any(|lane| {
             let partition = self.partitions[usize::from(lane.partition)].as_deref();
-            partition.is_some_and(|partition| {
-                let ready = &partition.lanes[lane.lane as usize];
-                ready.len > 0 && !partition.queues[ready.queue as usize].settings.paused
-            })
+            partition.is_some_and(|partition| partition.may_start(&partition.lanes[lane.lane as usize]))
         })
     }
 }

@@ -17,9 +17,8 @@ impl Assigner<'_> {
             let worker = &self.dispatch.workers[index as usize];
             let Some(reservation) = worker.reserved.as_deref() else { continue };
             let (asks, is_aged) = (reservation.asks, reservation.is_aged);
-            let fits = reservation.need.fits_on(worker.capacity.as_ref(), &worker.used, 1) > 0;
             let is_own = asks.queue == queue && usize::from(asks.priority) == priority;
-            if !is_own || worker.credit == 0 || !fits {
+            if !is_own || !worker.has_room(&reservation.need) {
                 continue;
             }
             if !reservation.is_wanted(self.partitions) {

@@ -133,10 +133,6 @@ impl Attempts {
         self.doubled.iter().copied()
     }
 
-    fn doubled(&self) -> Vec<Slot> {
-        self.doubled.iter().copied().collect()
-    }
-
     pub(crate) fn reserved_bytes(&self) -> usize {
         let told = self.told.len() * size_of::<(TaskId, Vec<Sentence>)>();
         self.by_slot.allocation_size() + (self.running.len() + self.doubled.len()) * 4 * size_of::<u64>() + told
@@ -396,7 +392,7 @@ impl Partition {
 
     /// A worker is gone: where it had one of two attempts, the other goes on.
     pub(crate) fn worker_gone(&mut self, worker: u32, cx: &mut Cx<'_>) {
-        for slot in self.attempts.doubled() {
+        for slot in self.attempts.with_second().collect::<Vec<_>>() {
             let task = &self.tasks[slot];
             // An outcome that is on its way to the log ends both.
             if task.has(flag::SETTLING) {
@@ -412,7 +408,7 @@ impl Partition {
 
     /// Ends second attempts whose lease has run out.
     pub(crate) fn expire_seconds(&mut self, cx: &mut Cx<'_>) {
-        for slot in self.attempts.doubled() {
+        for slot in self.attempts.with_second().collect::<Vec<_>>() {
             let is_over = self.second(slot).is_some_and(|second| second.until_us <= cx.time_us);
             if is_over && !self.tasks[slot].has(flag::SETTLING) {
                 self.second_came_to_nothing(slot, Over::Overtaken, cx);

@@ -249,6 +249,11 @@ impl Partition {
         self.lanes[lane as usize].lists[list as usize].contracts -= 1;
     }
 
+    /// Whether a lane has tasks that may start, as far as their queue is asked.
+    pub(crate) fn may_start(&self, lane: &Lane) -> bool {
+        lane.len > 0 && !self.queues[lane.queue as usize].settings.paused
+    }
+
     /// Puts a lane with a new ready task in line.
     fn ring_lane(&mut self, index: u32, dispatch: &mut Dispatch) {
         let lane = &mut self.lanes[index as usize];

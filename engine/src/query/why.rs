@@ -144,7 +144,7 @@ fn ready(partition: &Partition, slot: Slot, view: &View<'_>, facts: &mut Vec<(&s
     let served = &dispatch.queues[queue.dispatch as usize];
     let fitting = |index: &&u32| {
         let worker = &dispatch.workers[**index as usize];
-        contract.resources.fits_on(worker.capacity.as_ref(), &Default::default(), 1) > 0
+        worker.could_hold(&contract.resources)
     };
     let reason = if task.has(flag::BLOCKED) {
         let key = extra.map(|extra| &partition.keys[extra.key as usize]);

@@ -10,6 +10,7 @@ use taskmaster_protocol::{Operation, PartitionId};
 
 use super::{Effects, Shard};
 use crate::assign;
+use crate::dispatch::Worker;
 use crate::partition::{DETACHED, Partition, Place, Second};
 use crate::restarts::Look;
 use crate::state::State;
@@ -172,14 +173,13 @@ impl Shard {
         let dispatch = &self.dispatch;
         let has_room = |index: u32| {
             let worker = &dispatch.workers[index as usize];
-            let fits = contract.resources.fits_on(worker.capacity.as_ref(), &worker.used, 1) > 0;
-            index != task.worker && worker.credit > 0 && worker.reserved.is_none() && fits
+            index != task.worker && worker.reserved.is_none() && worker.has_room(&contract.resources)
         };
         let is_waited_for = |index: u32| {
             let worker = &dispatch.workers[index as usize];
             worker.queues.iter().flat_map(|&queue| dispatch.queues[queue as usize].rings.iter().flatten()).any(|lane| {
                 let of = self.partitions[usize::from(lane.partition)].as_deref();
-                of.is_some_and(|of| of.can_start(lane.lane, worker.capacity.as_ref()))
+                of.is_some_and(|of| of.can_start(lane.lane, worker))
             })
         };
         let workers = dispatch.queues[queue as usize].workers.iter().copied();
@@ -196,8 +196,7 @@ impl Shard {
         let contract = &partition.contracts[task.contract];
         let lease_us = u64::from(partition.lease_lists[contract.lease_list as usize].lease_ms) * 1_000;
         let queue = partition.queues[contract.queue as usize].dispatch;
-        self.dispatch.take_credit(worker, 1, &contract.resources);
-        self.dispatch.shares.begin(queue, &contract.resources, 1);
+        self.dispatch.take_credit(queue, worker, 1, &contract.resources);
         self.dispatch.queues[queue as usize].leases_begin(1);
         self.dispatch.restarts.seconds += 1;
         self.dispatch.restarts.counters.second += 1;
@@ -222,10 +221,9 @@ impl Shard {
 }
 
 impl Partition {
-    /// Whether a lane has tasks that may start on a worker of this capacity, once it is free.
-    fn can_start(&self, lane: u32, capacity: Option<&crate::resources::Resources>) -> bool {
+    /// Whether a lane has tasks that may start on a worker, once it is free.
+    fn can_start(&self, lane: u32, worker: &Worker) -> bool {
         let ready = &self.lanes[lane as usize];
-        let fits = ready.resources.fits_on(capacity, &Default::default(), 1) > 0;
-        ready.len > 0 && !self.queues[ready.queue as usize].settings.paused && fits
+        self.may_start(ready) && worker.could_hold(&ready.resources)
     }
 }

@@ -116,8 +116,7 @@ impl Shard {
         let mut wanted = Vec::new();
         for lane in (0..PRIORITIES).flat_map(|priority| &entry.rings[priority]).take(LANES_MAX) {
             let Some((need, priority, count)) = self.overdue(*lane) else { continue };
-            let has_room = workers()
-                .any(|worker| worker.credit > 0 && need.fits_on(worker.capacity.as_ref(), &worker.used, 1) > 0);
+            let has_room = workers().any(|worker| worker.has_room(need));
             // It starts without anybody's end.
             if has_room && !is_full {
                 continue;

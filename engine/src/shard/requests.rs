@@ -1,5 +1,7 @@
 //! Requests that are not logged: subscriptions, leases, queries. And the table of what each operation does.
 
+use std::collections::HashSet;
+
 use taskmaster_protocol::body::{
     self, ArchivedAwaitTask, ArchivedCredit, ArchivedGetTask, ArchivedGetWorkflow, ArchivedLeases, ArchivedListTasks,
     ArchivedListWorkflows, ArchivedProgress, ArchivedReadState, ArchivedShadow, ArchivedSubscribe, Empty, LeaseRow,
@@ -169,11 +171,11 @@ impl Shard {
         }
         let all = body::text(&body.bytes, body.namespace)?;
         let invalid = |sentence| Refused::new(Code::Invalid, sentence);
-        let mut namespaces = Vec::new();
+        let (mut namespaces, mut seen) = (Vec::new(), HashSet::new());
         for namespace in all.split(',') {
             let namespace = if namespace.is_empty() { DEFAULT_NAMESPACE } else { namespace };
             command::submit::check_name("namespace", namespace).map_err(invalid)?;
-            if !namespaces.contains(&namespace) {
+            if seen.insert(namespace) {
                 namespaces.push(namespace);
             }
         }

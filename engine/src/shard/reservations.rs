@@ -95,7 +95,7 @@ impl Shard {
 
     fn end_reservations(&mut self) {
         let now_us = self.last_time_us;
-        let mut of_lane: BTreeMap<(u16, u32), u32> = BTreeMap::new();
+        let mut of_lane: BTreeMap<(u16, u32), usize> = BTreeMap::new();
         for index in self.reserved() {
             let worker = &self.dispatch.workers[index as usize];
             let Some(reservation) = &worker.reserved else { continue };
@@ -104,7 +104,7 @@ impl Shard {
             let is_wanted = reservation.is_wanted(&self.partitions) && self.waits(lane, *before);
             *before += 1;
             let offers_nothing = worker.leases == 0 && worker.credit == 0;
-            let is_idle = offers_nothing || (worker.credit > 0 && has_room(worker, &reservation.need));
+            let is_idle = offers_nothing || worker.has_room(&reservation.need);
             let bound_us = if offers_nothing { NO_CREDIT_US } else { IDLE_US };
             let idle_us = match (is_idle, reservation.idle_us) {
                 (false, _) => 0,
@@ -124,10 +124,10 @@ impl Shard {
     }
 
     /// Whether more than so many tasks of a lane have waited for long enough.
-    fn waits(&self, lane: LaneRef, count: u32) -> bool {
+    fn waits(&self, lane: LaneRef, count: usize) -> bool {
         let Some(partition) = self.partitions[usize::from(lane.partition)].as_deref() else { return false };
         let Some(ready) = partition.lanes.get(lane.lane as usize) else { return false };
-        let (count, now_us) = (count as usize, self.last_time_us);
+        let now_us = self.last_time_us;
         let has_waited = |&slot: &u32| now_us.saturating_sub(partition.tasks[slot].at_us) >= WAIT_US;
         let lists = ready.lists.iter();
         lists.flat_map(|of| of.list.iter(&partition.tasks).take_while(has_waited).take(count + 1)).nth(count).is_some()
@@ -186,7 +186,7 @@ impl Shard {
                 0 => 0,
                 _ => workers.iter().filter(of_lane).count(),
             };
-            waiting.waited = self.waits(waiting.asks.lane, u32::try_from(reserved).unwrap_or(u32::MAX));
+            waiting.waited = self.waits(waiting.asks.lane, reserved);
         }
         lanes.sort_by_key(|waiting| (waiting.asks.priority, !waiting.is_aged, waiting.turn, waiting.since_us));
         lanes
@@ -205,7 +205,7 @@ impl Shard {
                 let is_ahead = (waiting.asks.priority, waiting.turn) <= last;
                 is_ahead || (waiting.asks.priority == last.0 && waiting.is_aged)
             });
-            if !is_next || rounds.len() == WIDE_MAX || !self.could_start(&waiting) {
+            if !is_next || rounds.len() == WIDE_MAX || self.capable(queue, &waiting.need).next().is_none() {
                 continue;
             }
             if !self.is_in_the_way(&waiting, running) {
@@ -221,28 +221,38 @@ impl Shard {
     }
 
     /// Workers of a queue that would hold a task if nothing ran there.
-    fn capable<'a>(&'a self, waiting: &'a Waiting) -> impl Iterator<Item = (u32, &'a Worker)> + 'a {
-        let workers = self.dispatch.queues[waiting.asks.queue as usize].workers.iter();
+    fn capable<'a>(&'a self, queue: u32, need: &'a Resources) -> impl Iterator<Item = (u32, &'a Worker)> + 'a {
+        let workers = self.dispatch.queues[queue as usize].workers.iter();
         let workers = workers.map(|&index| (index, &self.dispatch.workers[index as usize]));
-        let could = |worker: &Worker| waiting.need.fits_on(worker.capacity.as_ref(), &Resources::default(), 1) > 0;
-        workers.filter(move |(_, worker)| could(worker))
+        workers.filter(move |(_, worker)| worker.could_hold(need))
     }
 
-    fn could_start(&self, waiting: &Waiting) -> bool {
-        self.capable(waiting).next().is_some()
+    /// Those of them that may be kept for it, and when it fits there.
+    fn fits<'a>(
+        &'a self,
+        queue: u32,
+        need: &'a Resources,
+        running: &'a Running,
+    ) -> impl Iterator<Item = (u32, &'a Worker, Fit)> + 'a {
+        let may_be_kept = |worker: &Worker| {
+            worker.reserved.is_none() && worker.capacity.is_some() && (worker.credit > 0 || worker.leases > 0)
+        };
+        let workers = self.capable(queue, need).filter(move |(_, worker)| may_be_kept(worker));
+        workers.map(move |(index, worker)| (index, worker, self.fit(index, need, running)))
     }
 
     /// Whether tasks that need less are what keeps one from every worker that would hold it.
     fn is_in_the_way(&self, waiting: &Waiting, running: &mut Option<Running>) -> bool {
         let need = &waiting.need;
-        if need.is_empty() || self.capable(waiting).any(|(_, worker)| has_room(worker, need)) {
+        let capable = || self.capable(waiting.asks.queue, need);
+        if need.is_empty() || capable().any(|(_, worker)| worker.has_room(need)) {
             return false;
         }
-        if self.capable(waiting).all(|(_, worker)| are_alike(worker, need)) {
+        if capable().all(|(_, worker)| are_alike(worker, need)) {
             return false;
         }
         let running = running.get_or_insert_with(|| self.running());
-        self.capable(waiting).any(|(index, _)| {
+        capable().any(|(index, _)| {
             let leases = running.leases.get(index as usize).into_iter().flatten();
             let mut needs = leases.filter_map(|&(_, partition, contract)| self.need_of(partition, contract));
             needs.any(|other| need.fits(other, &Resources::default(), 1) == 0)
@@ -251,15 +261,15 @@ impl Shard {
 
     /// What is expected of workers that are kept, and whether others would do better.
     fn expect_anew(&mut self, running: &Running) {
-        for index in self.reserved() {
+        for mut index in self.reserved() {
             let Some(reservation) = &self.dispatch.workers[index as usize].reserved else { continue };
-            let fit = self.fit(index, &reservation.need, running);
-            let better = if reservation.moves < MOVES_MAX { self.better(index, fit.at_us, running) } else { None };
-            let Some((index, fit)) =
-                better.map_or(Some((index, fit)), |(to, fit)| self.move_reservation(index, to, fit))
-            else {
-                continue;
-            };
+            let mut fit = self.fit(index, &reservation.need, running);
+            if reservation.moves < MOVES_MAX
+                && let Some((to, better)) = self.better(reservation, fit.at_us, running)
+            {
+                self.move_reservation(index, to);
+                (index, fit) = (to, better);
+            }
             let Some(reservation) = &mut self.dispatch.workers[index as usize].reserved else { continue };
             reservation.expected_us = (fit.at_us != u64::MAX).then_some(fit.at_us);
             reservation.promised_us = reservation.promised_us.or(reservation.expected_us);
@@ -272,54 +282,42 @@ impl Shard {
     }
 
     /// A worker on which a task fits in less than half the time that it takes where one is kept for it.
-    fn better(&self, index: u32, at_us: u64, running: &Running) -> Option<(u32, Fit)> {
+    fn better(&self, reservation: &Reservation, at_us: u64, running: &Running) -> Option<(u32, Fit)> {
         let now_us = self.last_time_us;
-        let reservation = self.dispatch.workers[index as usize].reserved.as_ref()?;
         let half_us = now_us + at_us.saturating_sub(now_us) / 2;
         if half_us < now_us + LOOK_US {
             return None;
         }
-        let workers = self.dispatch.queues[reservation.asks.queue as usize].workers.iter();
-        let offers = |worker: &Worker| worker.reserved.is_none() && (worker.credit > 0 || worker.leases > 0);
-        let fits = |worker: &Worker| {
-            let capacity = worker.capacity.as_ref();
-            capacity.is_some_and(|capacity| reservation.need.fits(capacity, &Resources::default(), 1) > 0)
-        };
-        let others = workers.filter(|&&other| {
-            let worker = &self.dispatch.workers[other as usize];
-            offers(worker) && fits(worker)
-        });
-        let fit = others.map(|&other| (other, self.fit(other, &reservation.need, running)));
-        fit.filter(|(_, fit)| fit.at_us < half_us).min_by_key(|(_, fit)| fit.at_us)
+        let others = self.fits(reservation.asks.queue, &reservation.need, running);
+        let better = others.filter(|(.., fit)| fit.at_us < half_us).min_by_key(|(.., fit)| fit.at_us);
+        better.map(|(index, _, fit)| (index, fit))
     }
 
     /// Another worker is kept in the place of one.
-    fn move_reservation(&mut self, index: u32, to: u32, fit: Fit) -> Option<(u32, Fit)> {
-        let mut reservation = self.dispatch.unreserve(index)?;
-        (reservation.moves, reservation.idle_us) = (reservation.moves + 1, 0);
-        self.dispatch.reserve(to, *reservation);
-        Some((to, fit))
+    fn move_reservation(&mut self, index: u32, to: u32) {
+        if let Some(mut reservation) = self.dispatch.unreserve(index) {
+            (reservation.moves, reservation.idle_us) = (reservation.moves + 1, 0);
+            self.dispatch.reserve(to, *reservation);
+        }
     }
 
     /// Keeps the worker for a task where it fits first, if one more may be kept.
     fn keep_a_worker(&mut self, waiting: &Waiting, running: &Running) {
-        let (capable, reserved) = self.capable(waiting).fold((0, 0), |(capable, reserved), (_, worker)| {
+        let (queue, need) = (waiting.asks.queue, &waiting.need);
+        let (capable, reserved) = self.capable(queue, need).fold((0, 0), |(capable, reserved), (_, worker)| {
             (capable + 1, reserved + usize::from(worker.reserved.is_some()))
         });
         if reserved >= (capable / 2).max(1) {
             return;
         }
-        let free = self.capable(waiting).filter(|(_, worker)| {
-            worker.reserved.is_none() && worker.capacity.is_some() && (worker.credit > 0 || worker.leases > 0)
-        });
-        let fits = free.map(|(index, worker)| (self.fit(index, &waiting.need, running), worker.leases, index));
-        let Some((fit, _, index)) = fits.min_by_key(|(fit, leases, index)| (fit.at_us, *leases, *index)) else {
+        let fits = self.fits(queue, need, running);
+        let Some((index, _, fit)) = fits.min_by_key(|(index, worker, fit)| (fit.at_us, worker.leases, *index)) else {
             return;
         };
         let expected_us = (fit.at_us != u64::MAX).then_some(fit.at_us);
         let reservation = Reservation {
             asks: waiting.asks,
-            need: waiting.need.clone(),
+            need: need.clone(),
             is_aged: waiting.is_aged,
             expected_us,
             promised_us: expected_us,
@@ -330,11 +328,6 @@ impl Shard {
         self.dispatch.reservations.made += 1;
         self.dispatch.reserve(index, reservation);
     }
-}
-
-/// Whether a worker has credit and room for a task that needs so much.
-fn has_room(worker: &Worker, need: &Resources) -> bool {
-    worker.credit > 0 && need.fits_on(worker.capacity.as_ref(), &worker.used, 1) > 0
 }
 
 /// Whether all that is leased to a worker needs just as much.
