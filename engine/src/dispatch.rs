@@ -19,7 +19,7 @@ use crate::queue::QueueSettings;
 use crate::reservations::{Reservation, Reservations};
 use crate::resources::Resources;
 use crate::restarts::Restarts;
-use crate::shares::{NO_POOL, Shares};
+use crate::shares::{Candidate, NO_POOL, Shares};
 
 /// A lane of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +112,8 @@ pub(crate) struct DispatchQueue {
     /// Workers that are kept for tasks of it, and until when no more are.
     pub(crate) reserved: u32,
     pub(crate) unreserved_until_us: u64,
+    /// When a worker was last kept for it though it was not its turn, in microseconds.
+    pub(crate) out_of_turn_us: u64,
     dirty: bool,
 }
 
@@ -292,6 +294,7 @@ impl Dispatch {
             self.queues[queue as usize].workers.push(index);
         }
         self.workers[index as usize].pool = self.shares.join(&self.workers[index as usize].queues);
+        self.reservations.is_asked_for = true;
         self.add_credit(index, credit);
     }
 
@@ -330,8 +333,13 @@ impl Dispatch {
         self.shares.set_offer(offer, places);
     }
 
+    /// Whose turn it is of queues that have workers in common: its place among the candidates, and how many tasks it may start.
+    pub(crate) fn next_turn(&self, contest: &[Candidate]) -> Option<(usize, u32)> {
+        self.shares.next(contest, |queue| self.free_places(queue))
+    }
+
     /// Places that are free of a queue's workers, as far as the first few have any.
-    pub(crate) fn free_places(&self, queue: u32) -> u64 {
+    fn free_places(&self, queue: u32) -> u64 {
         let workers = self.queues[queue as usize].workers.iter().take(FREE_LOOK_MAX);
         workers.map(|&index| u64::from(self.workers[index as usize].credit)).sum()
     }

@@ -36,6 +36,8 @@ pub(crate) struct Reservation {
     pub(crate) promised_us: Option<u64>,
     /// Of what the task needs, what is left beside it then.
     pub(crate) spare: Resources,
+    /// Since when a worker is kept for it, in microseconds.
+    pub(crate) since_us: u64,
     /// How often another worker took this one's part.
     pub(crate) moves: u8,
     /// Since when the task would fit and does not start, or the worker offers nothing; 0: neither.
@@ -78,8 +80,10 @@ pub(crate) struct Reservations {
     pub(crate) now: u64,
     /// Reservations made since start.
     pub(crate) made: u64,
-    /// A lane of tasks that need resources came in line since the last look.
+    /// Tasks that need resources, or a worker, came since the last look.
     pub(crate) is_asked_for: bool,
+    /// With which of the workers that are kept the next look begins.
+    pub(crate) looks: usize,
     /// A timer is set for a look.
     pub(crate) is_armed: bool,
 }

@@ -15,6 +15,9 @@
 //! `t` among them; with `a` and `b` exchanged the same holds at `s`, and the difference between both is what was to be shown. How many
 //! tasks start in one turn does not matter. So nobody starves: while `b` waits, `a` has no more than that ahead of its share.
 //!
+//! Beside workers that are kept for wide tasks ([`crate::reservations`]) the bounds hold but for one such task of each queue every five
+//! seconds, which may begin out of turn, and for places that others cannot use meanwhile.
+//!
 //! What is not saved up: one that had nothing to start, or that its own limits kept from starting, comes back level with the one that is
 //! furthest behind among those it meets. One that is kept from its share by where it is served is owed no more than [`OWED`] horizons
 //! per place (see [`Shares::close_gaps`]).
@@ -66,6 +69,8 @@ struct Tenant {
 struct Pool {
     queues: Vec<u32>,
     workers: u32,
+    /// Queues of it that are not idle.
+    busy: u32,
     /// The lowest virtual time of those that waited when a place was given last: of tenants, and of queues by tenant.
     tenants_us: f64,
     queues_us: HashMap<u32, f64, FixedState>,
@@ -188,7 +193,9 @@ impl Shares {
     }
 
     fn add_pool(&mut self, queues: &[u32]) -> u32 {
-        let mut pool = Pool { queues: queues.to_vec(), ..Pool::default() };
+        let busy = queues.iter().filter(|&&queue| !self.queues[queue as usize].is_idle).count();
+        let busy = u32::try_from(busy).expect("queues are bounded at admission");
+        let mut pool = Pool { queues: queues.to_vec(), busy, ..Pool::default() };
         self.level(&mut pool);
         let number = if let Some(free) = self.free_pools.pop() {
             self.pools[free as usize] = pool;
@@ -304,6 +311,7 @@ impl Shares {
         let of = &mut self.queues[queue as usize];
         if !core::mem::replace(&mut of.is_idle, true) {
             self.tenants[of.tenant as usize].busy -= 1;
+            of.pools.iter().for_each(|(pool, _)| self.pools[*pool as usize].busy -= 1);
         }
     }
 
@@ -359,6 +367,9 @@ impl Shares {
         }
         let tenant = &mut self.tenants[of.tenant as usize];
         let pools = || of.pools.iter().map(|(pool, _)| &self.pools[*pool as usize]);
+        // Where nobody waits, nobody has gone on since it was noted who is how far.
+        let is_met = pools().any(|pool| pool.busy > 0);
+        let pools = || pools().filter(|pool| !is_met || pool.busy > 0);
         if let Some(level_us) = pools().filter_map(|pool| pool.queues_us.get(&of.tenant)).copied().reduce(f64::min) {
             of.account.virtual_us = of.account.virtual_us.max(level_us);
         }
@@ -368,10 +379,12 @@ impl Shares {
             tenant.account.virtual_us = tenant.account.virtual_us.max(level_us);
         }
         tenant.busy += 1;
+        of.pools.iter().for_each(|(pool, _)| self.pools[*pool as usize].busy += 1);
     }
 
-    /// Whose turn it is: its place among the candidates, and how many tasks it may start if so many places are free.
-    pub(crate) fn next(&self, contest: &[Candidate], free: u64) -> Option<(usize, u32)> {
+    /// Whose turn it is: its place among the candidates, and how many tasks it may start; `free` tells how many places are free for
+    /// a queue.
+    pub(crate) fn next(&self, contest: &[Candidate], free: impl Fn(u32) -> u64) -> Option<(usize, u32)> {
         let tenant_of = |candidate: &Candidate| self.queues[candidate.queue as usize].tenant;
         let key_of = |tenant: u32| self.tenants[tenant as usize].account.key(self.horizon_us);
         let (mut tenant, mut tenant_key, mut next_tenant_key) = (tenant_of(contest.first()?), f64::MAX, f64::MAX);
@@ -402,8 +415,9 @@ impl Shares {
                 next_key = next_key.min(candidate.key);
             }
         }
-        let account = &self.queues[contest.get(first)?.queue as usize].account;
-        let part = float(free) * PART * account.weight / weights * if others { 0.5 } else { 1.0 };
+        let queue = contest.get(first)?.queue;
+        let account = &self.queues[queue as usize].account;
+        let part = float(free(queue)) * PART * account.weight / weights * if others { 0.5 } else { 1.0 };
         let behind = account.places_behind(next_key - key, self.horizon_us);
         let tenant = &self.tenants[tenant as usize].account;
         let behind = behind.min(tenant.places_behind(next_tenant_key - tenant_key, self.horizon_us));

@@ -72,7 +72,10 @@ impl Assigner<'_> {
             held.waiting = held.waiting.saturating_add(waiting);
             return None;
         }
-        let place = self.dispatch.place(&asks, kind, need, self.now_us)?;
+        let Some(place) = self.dispatch.place(&asks, kind, need, self.now_us) else {
+            let is_kept = self.dispatch.reservations.now > 0;
+            return if is_kept { self.choose_reserved(queue, lane, pick, waiting) } else { None };
+        };
         if let Some(other) = place.contends {
             let cost_us = self.dispatch.neighbours.cost_us(kind, other);
             if self.dispatch.neighbours.hold(kind, cost_us, self.now_us) {

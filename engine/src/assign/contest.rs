@@ -1,6 +1,6 @@
 //! Queues that have workers in common: each free place goes to the one whose turn it is ([`crate::shares`]).
 
-use super::Assigner;
+use super::{Assigner, stays_in_line};
 use crate::shares::Candidate;
 
 impl Assigner<'_> {
@@ -13,9 +13,7 @@ impl Assigner<'_> {
         let mut contest = core::mem::take(&mut self.dispatch.shares.contest);
         contest.retain(|&candidate| self.takes_part(candidate));
         self.dispatch.shares.open(&mut contest);
-        while let Some(first) = contest.first() {
-            let free = self.dispatch.free_places(first.queue);
-            let Some((place, count)) = self.dispatch.shares.next(&contest, free) else { break };
+        while let Some((place, count)) = self.dispatch.next_turn(&contest) {
             let candidate = &mut contest[place];
             let queue = candidate.queue;
             let permits = if self.dispatch.queues[queue as usize].with_credit > 0 { self.permits(queue) } else { 0 };
@@ -25,11 +23,21 @@ impl Assigner<'_> {
                 let candidate = contest.swap_remove(place);
                 self.note_turn(queue);
                 self.was_served(queue, candidate.own_first);
+                contest.retain(|&other| self.has_credit(other));
             }
         }
         contest.clear();
         self.dispatch.shares.contest = contest;
         self.dispatch.next_dirty()
+    }
+
+    /// Whether workers of a queue have credit; if not, it has been served.
+    fn has_credit(&mut self, candidate: Candidate) -> bool {
+        let has_credit = self.dispatch.queues[candidate.queue as usize].with_credit > 0;
+        if !has_credit {
+            self.was_served(candidate.queue, candidate.own_first);
+        }
+        has_credit
     }
 
     /// Whether a queue takes part; if not, it has been served.
@@ -54,12 +62,16 @@ impl Assigner<'_> {
         could_start
     }
 
-    /// Whether tasks of a queue wait for room.
-    fn waits(&self, queue: u32) -> bool {
-        let mut lanes = self.dispatch.queues[queue as usize].rings.iter().flatten();
-        lanes.any(|lane| {
-            let partition = self.partitions[usize::from(lane.partition)].as_deref();
-            partition.is_some_and(|partition| partition.may_start(&partition.lanes[lane.lane as usize]))
+    /// Whether tasks of a queue wait for room. Lanes without any leave the line.
+    fn waits(&mut self, queue: u32) -> bool {
+        self.dispatch.queues[queue as usize].rings.iter_mut().any(|ring| {
+            while let Some(&lane) = ring.front() {
+                if stays_in_line(self.partitions, lane) {
+                    return true;
+                }
+                ring.pop_front();
+            }
+            false
         })
     }
 }

@@ -16,7 +16,8 @@ impl Assigner<'_> {
             let index = self.dispatch.queues[queue as usize].workers[position];
             let worker = &self.dispatch.workers[index as usize];
             let Some(reservation) = worker.reserved.as_deref() else { continue };
-            let (asks, is_aged) = (reservation.asks, reservation.is_aged);
+            let entry = &self.dispatch.queues[queue as usize];
+            let (asks, is_aged) = (reservation.asks, reservation.is_aged && entry.order.may_age(entry.leased) > 0);
             let is_own = asks.queue == queue && usize::from(asks.priority) == priority;
             if !is_own || !worker.has_room(&reservation.need) {
                 continue;

@@ -261,9 +261,12 @@ impl Partition {
         if !self.leading {
             return;
         }
+        // It may have stayed in line while it was empty.
+        if lane.len == 1 {
+            dispatch.reservations.is_asked_for |= !lane.resources.is_empty();
+        }
         if !lane.ringed && !queue.settings.paused {
             lane.ringed = true;
-            dispatch.reservations.is_asked_for |= !lane.resources.is_empty();
             dispatch.ring(queue.dispatch, lane.priority, LaneRef { partition: self.id.0, lane: index });
         } else {
             dispatch.mark(queue.dispatch);
@@ -276,9 +279,12 @@ impl Partition {
             return;
         }
         for (index, lane) in (0u32..).zip(&mut self.lanes) {
-            if lane.queue == queue && lane.len > 0 && !lane.ringed {
+            if lane.queue != queue || lane.len == 0 {
+                continue;
+            }
+            dispatch.reservations.is_asked_for |= !lane.resources.is_empty();
+            if !lane.ringed {
                 lane.ringed = true;
-                dispatch.reservations.is_asked_for |= !lane.resources.is_empty();
                 let target = self.queues[queue as usize].dispatch;
                 dispatch.ring(target, lane.priority, LaneRef { partition: self.id.0, lane: index });
             }

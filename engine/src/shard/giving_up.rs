@@ -11,6 +11,7 @@ use taskmaster_protocol::PartitionId;
 
 use super::Shard;
 use super::preemption::{HELD_US, Victim};
+use crate::dispatch::LaneRef;
 use crate::order::{AGED_US, micros_of, whole_millis};
 use crate::partition::{DETACHED, Place};
 use crate::resources::Resources;
@@ -21,6 +22,7 @@ use crate::task::{Slot, flag};
 /// Tasks that wait for places and are predicted alike.
 struct Waiting {
     priority: u8,
+    lane: LaneRef,
     need: Resources,
     rank: f32,
     count: u32,
@@ -92,7 +94,9 @@ impl Shard {
         let Some(on) = self.dispatch.learned.goes_on(partition.class(victim.slot), ran_us) else { return };
         let lists = waiting.entry(victim.queue).or_insert_with(|| self.waiting_by_rank(victim.queue));
         let could = |list: &&mut Waiting| {
-            list.count > 0 && list.priority <= victim.priority && self.frees_place(victim, &list.need)
+            list.count > 0
+                && list.priority <= victim.priority
+                && self.frees_place(victim, (list.priority, list.lane), &list.need)
         };
         let lowest = lists.iter_mut().filter(could).min_by(|a, b| a.rank.total_cmp(&b.rank));
         let is_late = on.yields_to(lowest.as_ref().map(|list| list.rank));
@@ -123,6 +127,7 @@ impl Shard {
                 owed -= own;
                 waiting.push(Waiting {
                     priority: wanted.priority,
+                    lane: wanted.lane,
                     need: wanted.need.clone(),
                     rank,
                     count: count - own,

@@ -11,6 +11,7 @@ use taskmaster_protocol::body::restart;
 use super::Shard;
 use crate::dispatch::{LaneRef, PRIORITIES};
 use crate::partition::{DETACHED, Over};
+use crate::reservations::Asks;
 use crate::resources::Resources;
 use crate::task::{Slot, flag};
 
@@ -110,13 +111,15 @@ impl Shard {
         if !has_start || (entry.is_limited() && is_held) {
             return Vec::new();
         }
-        let workers = || entry.workers.iter().map(|&index| &self.dispatch.workers[index as usize]);
-        let owed = workers().filter(|worker| worker.owed_until_us > now_us).map(|worker| worker.owed);
+        let workers = || entry.workers.iter().map(|&index| (index, &self.dispatch.workers[index as usize]));
+        let owed = workers().filter(|(_, worker)| worker.owed_until_us > now_us).map(|(_, worker)| worker.owed);
         let mut owed: u32 = owed.sum();
         let mut wanted = Vec::new();
         for lane in (0..PRIORITIES).flat_map(|priority| &entry.rings[priority]).take(LANES_MAX) {
             let Some((need, priority, count)) = self.overdue(*lane) else { continue };
-            let has_room = workers().any(|worker| worker.has_room(need));
+            let asks = Asks { queue, priority, lane: *lane };
+            let has_room =
+                workers().any(|(index, worker)| worker.has_room(need) && !self.dispatch.keeps_from(index, &asks));
             // It starts without anybody's end.
             if has_room && !is_full {
                 continue;
@@ -148,17 +151,19 @@ impl Shard {
         if lane.count == 0 || lane.priority >= victim.priority || ran_us > most_us {
             return false;
         }
-        self.frees_place(victim, &lane.need)
+        self.frees_place(victim, (lane.priority, lane.lane), &lane.need)
     }
 
-    /// Whether the end of an attempt gives a place to a task that needs so much.
-    pub(super) fn frees_place(&self, victim: &Victim, need: &Resources) -> bool {
+    /// Whether the end of an attempt gives a place to a task of this priority and lane that needs so much.
+    pub(super) fn frees_place(&self, victim: &Victim, (priority, lane): (u8, LaneRef), need: &Resources) -> bool {
         let Some(partition) = self.partitions[usize::from(victim.partition.0)].as_deref() else { return false };
         let task = &partition.tasks[victim.slot];
         let second = partition.second(victim.slot).filter(|_| victim.is_second);
         let index = second.map_or(task.worker, |second| second.worker);
         let worker = &self.dispatch.workers[index as usize];
-        let serves = worker.connected && worker.queues.contains(&victim.queue);
+        let asks = Asks { queue: victim.queue, priority, lane };
+        let serves =
+            worker.connected && worker.queues.contains(&victim.queue) && !self.dispatch.keeps_from(index, &asks);
         // One that did not give the place for which an attempt was ended would not give another.
         let is_overdue = worker.owed > 0 && worker.owed_until_us <= self.last_time_us;
         let fits = || {

@@ -1,12 +1,12 @@
 //! Which workers are kept for tasks that need much of them ([`crate::reservations`]), looked at while such tasks may wait.
 //!
-//! A task gets a worker when it has waited for a while, fits on none, it is its turn by the queue's order, and tasks run on those it
-//! could go to that need less than it does: their like would go on taking its room. That worker is taken where it is expected to fit
-//! first. Of those that it could go to at most half are kept at a time, or one.
+//! A task gets a worker when it has waited for a while, fits on none, it is its turn by the queue's order and its queue's turn by
+//! [`crate::shares`], and tasks run on those it could go to that need less than it does: their like would go on taking its room. That
+//! worker is taken where it is expected to fit first. Of those that it could go to at most half are kept at a time, or one.
 
 mod fits;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use taskmaster_protocol::PartitionId;
 
@@ -24,14 +24,19 @@ use fits::{Fit, Running};
 const LOOK_US: u64 = 50_000;
 const LOOK_LATER_US: u64 = 500_000;
 const LOOK_EACH_US: u64 = 2;
-/// Most lanes of a queue that a look takes in, and most tasks for which it keeps workers.
+/// Most lanes of a queue that a look takes in, most tasks for which it keeps workers, and most records that it looks at for those.
 const LANES_MAX: usize = 64;
 const WIDE_MAX: usize = 64;
+const RECORDS_MAX: usize = 1 << 18;
 /// A worker that the task does not start on, though it fits or though nothing runs there any more, is kept for no longer, in microseconds.
 const IDLE_US: u64 = 10_000_000;
 const NO_CREDIT_US: u64 = 1_000_000;
 /// For so long no worker is kept for tasks of a queue, after one for which its limits let none start.
 const LIMITED_US: u64 = 60_000_000;
+/// A worker of which it is not known when the task will fit is kept for so long, and then for as long not, in microseconds.
+const UNKNOWN_US: u64 = 600_000_000;
+/// Who has waited for so long gets a worker though it is not its queue's turn, once in this time for each queue, in microseconds.
+const TURN_US: u64 = 5_000_000;
 /// How often another worker takes the part of one that is kept, where the task fits in less than half the time.
 const MOVES_MAX: u8 = 4;
 
@@ -41,6 +46,8 @@ struct Waiting {
     need: Resources,
     since_us: u64,
     turn: Turn,
+    /// It is its queue's turn.
+    is_due: bool,
     /// More of them have waited for long enough than workers are kept for; and the first of them for too long.
     waited: bool,
     is_aged: bool,
@@ -73,11 +80,15 @@ impl Shard {
         let wide = self.wide(waiting, &mut running);
         if self.dispatch.reservations.now > 0 || !wide.is_empty() {
             let running = running.unwrap_or_else(|| self.running());
-            self.expect_anew(&running);
-            for waiting in &wide {
+            // A task may be looked for on every worker, beside all that runs there.
+            let each = self.dispatch.workers.len() + running.seen;
+            let most = (RECORDS_MAX / each.max(1)).clamp(1, WIDE_MAX);
+            let mut looked = self.expect_anew(&running, most);
+            for waiting in wide.iter().take(most) {
                 self.keep_a_worker(waiting, &running);
+                looked += 1;
             }
-            let pause_us = LOOK_US.max(running.seen as u64 * LOOK_EACH_US);
+            let pause_us = LOOK_US.max(((looked + 1) * each) as u64 * LOOK_EACH_US);
             self.look_at_reservations_in(pause_us);
         } else if may_come {
             let seen = running.map_or(0, |running| running.seen as u64);
@@ -106,16 +117,18 @@ impl Shard {
             let offers_nothing = worker.leases == 0 && worker.credit == 0;
             let is_idle = offers_nothing || worker.has_room(&reservation.need);
             let bound_us = if offers_nothing { NO_CREDIT_US } else { IDLE_US };
+            let is_vain = reservation.expected_us.is_none() && now_us - reservation.since_us >= UNKNOWN_US;
             let idle_us = match (is_idle, reservation.idle_us) {
                 (false, _) => 0,
                 (true, 0) => now_us,
                 (true, since_us) => since_us,
             };
             let is_over = idle_us > 0 && now_us - idle_us >= bound_us;
-            if !is_wanted || is_over || self.draining {
+            if !is_wanted || is_over || is_vain || self.draining {
                 self.dispatch.unreserve(index);
+                let pause_us = if is_vain { UNKNOWN_US } else { LIMITED_US };
                 if is_wanted && !offers_nothing {
-                    self.dispatch.queues[queue as usize].unreserved_until_us = now_us + LIMITED_US;
+                    self.dispatch.queues[queue as usize].unreserved_until_us = now_us + pause_us;
                 }
             } else if let Some(reservation) = &mut self.dispatch.workers[index as usize].reserved {
                 reservation.idle_us = idle_us;
@@ -138,7 +151,7 @@ impl Shard {
         let mut all = Vec::new();
         let mut may_come = false;
         for queue in 0..self.dispatch.queues.len() {
-            if !self.dispatch.queues[queue].waits() {
+            if !self.dispatch.queues[queue].waits() || self.dispatch.queues[queue].workers.is_empty() {
                 continue;
             }
             let number = u32::try_from(queue).expect("queues are bounded at admission");
@@ -174,7 +187,15 @@ impl Shard {
             };
             let asks = Asks { queue, priority: ready.priority, lane: *lane };
             let is_aged = may_age && now_us.saturating_sub(since_us) >= AGED_US;
-            lanes.push(Waiting { asks, need: ready.resources.clone(), since_us, turn, waited: false, is_aged });
+            lanes.push(Waiting {
+                asks,
+                need: ready.resources.clone(),
+                since_us,
+                turn,
+                is_due: true,
+                waited: false,
+                is_aged,
+            });
         }
         for waiting in &mut lanes {
             let workers = &self.dispatch.queues[queue as usize].workers;
@@ -197,7 +218,7 @@ impl Shard {
         let mut rounds: Vec<(usize, Waiting)> = Vec::new();
         // The queue at hand, how many of it there are, and behind which priority and turn its tasks are not next.
         let (mut queue, mut round, mut last) = (u32::MAX, 0, None::<(u8, Turn)>);
-        for waiting in waiting {
+        for mut waiting in waiting {
             if waiting.asks.queue != queue {
                 (queue, round, last) = (waiting.asks.queue, 0, None);
             }
@@ -205,19 +226,45 @@ impl Shard {
                 let is_ahead = (waiting.asks.priority, waiting.turn) <= last;
                 is_ahead || (waiting.asks.priority == last.0 && waiting.is_aged)
             });
-            if !is_next || rounds.len() == WIDE_MAX || self.capable(queue, &waiting.need).next().is_none() {
+            if !is_next || self.capable(queue, &waiting.need).next().is_none() {
                 continue;
             }
             if !self.is_in_the_way(&waiting, running) {
                 let own = (waiting.asks.priority, waiting.turn);
                 last = Some(last.map_or(own, |last| last.min(own)));
             } else if waiting.waited && self.dispatch.queues[queue as usize].unreserved_until_us <= self.last_time_us {
-                rounds.push((round, waiting));
-                round += 1;
+                waiting.is_due = self.is_turn_of_queue(&waiting);
+                if waiting.is_due || self.goes_out_of_turn(&waiting) {
+                    rounds.push((round, waiting));
+                    round += 1;
+                }
             }
         }
-        rounds.sort_by_key(|(round, waiting)| (*round, waiting.since_us));
+        rounds.sort_by_key(|(round, waiting)| (*round, waiting.is_due, waiting.since_us));
         rounds.into_iter().map(|(_, waiting)| waiting).collect()
+    }
+
+    /// Whether it is a task's queue's turn, of those that have tasks for the workers that would hold it.
+    fn is_turn_of_queue(&self, waiting: &Waiting) -> bool {
+        let queue = waiting.asks.queue;
+        let capable = || self.capable(queue, &waiting.need).map(|(_, worker)| worker);
+        let others: BTreeSet<u32> = capable().flat_map(|worker| &worker.queues).copied().collect();
+        let mut before = others.into_iter().filter(|&other| self.dispatch.shares.goes_before(other, queue));
+        !before.any(|other| {
+            let lanes = self.dispatch.queues[other as usize].rings.iter().flatten().take(LANES_MAX);
+            let mut waiting = lanes.filter_map(|lane| {
+                let partition = self.partitions[usize::from(lane.partition)].as_deref()?;
+                Some(&partition.lanes[lane.lane as usize]).filter(|lane| partition.may_start(lane))
+            });
+            let may_hold = |need| capable().any(|worker| worker.queues.contains(&other) && worker.could_hold(need));
+            waiting.any(|lane| may_hold(&lane.resources))
+        })
+    }
+
+    /// Whether a task has waited for so long that it does not matter whose turn it is.
+    fn goes_out_of_turn(&self, waiting: &Waiting) -> bool {
+        let last_us = self.dispatch.queues[waiting.asks.queue as usize].out_of_turn_us;
+        self.last_time_us.saturating_sub(last_us.max(waiting.since_us)) >= TURN_US
     }
 
     /// Workers of a queue that would hold a task if nothing ran there.
@@ -245,7 +292,9 @@ impl Shard {
     fn is_in_the_way(&self, waiting: &Waiting, running: &mut Option<Running>) -> bool {
         let need = &waiting.need;
         let capable = || self.capable(waiting.asks.queue, need);
-        if need.is_empty() || capable().any(|(_, worker)| worker.has_room(need)) {
+        let is_free =
+            |(index, worker): (u32, &Worker)| worker.has_room(need) && !self.dispatch.keeps_from(index, &waiting.asks);
+        if need.is_empty() || capable().any(is_free) {
             return false;
         }
         if capable().all(|(_, worker)| are_alike(worker, need)) {
@@ -259,16 +308,22 @@ impl Shard {
         })
     }
 
-    /// What is expected of workers that are kept, and whether others would do better.
-    fn expect_anew(&mut self, running: &Running) {
-        for mut index in self.reserved() {
+    /// What is expected of workers that are kept, and of so many of them at most, whether others would do better; for how many that was asked.
+    fn expect_anew(&mut self, running: &Running, most: usize) -> usize {
+        let (mut reserved, mut looked) = (self.reserved(), 0);
+        // Others are the first of them next time.
+        let turns = reserved.len().max(1);
+        reserved.rotate_left(self.dispatch.reservations.looks % turns);
+        self.dispatch.reservations.looks = (self.dispatch.reservations.looks + most) % turns;
+        for mut index in reserved {
             let Some(reservation) = &self.dispatch.workers[index as usize].reserved else { continue };
             let mut fit = self.fit(index, &reservation.need, running);
-            if reservation.moves < MOVES_MAX
-                && let Some((to, better)) = self.better(reservation, fit.at_us, running)
-            {
-                self.move_reservation(index, to);
-                (index, fit) = (to, better);
+            if reservation.moves < MOVES_MAX && looked < most && fit.at_us > self.last_time_us + 2 * LOOK_US {
+                looked += 1;
+                if let Some((to, better)) = self.better(reservation, fit.at_us, running) {
+                    self.move_reservation(index, to);
+                    (index, fit) = (to, better);
+                }
             }
             let Some(reservation) = &mut self.dispatch.workers[index as usize].reserved else { continue };
             reservation.expected_us = (fit.at_us != u64::MAX).then_some(fit.at_us);
@@ -279,15 +334,13 @@ impl Shard {
                 self.dispatch.mark_all(index);
             }
         }
+        looked
     }
 
     /// A worker on which a task fits in less than half the time that it takes where one is kept for it.
     fn better(&self, reservation: &Reservation, at_us: u64, running: &Running) -> Option<(u32, Fit)> {
         let now_us = self.last_time_us;
         let half_us = now_us + at_us.saturating_sub(now_us) / 2;
-        if half_us < now_us + LOOK_US {
-            return None;
-        }
         let others = self.fits(reservation.asks.queue, &reservation.need, running);
         let better = others.filter(|(.., fit)| fit.at_us < half_us).min_by_key(|(.., fit)| fit.at_us);
         better.map(|(index, _, fit)| (index, fit))
@@ -304,6 +357,9 @@ impl Shard {
     /// Keeps the worker for a task where it fits first, if one more may be kept.
     fn keep_a_worker(&mut self, waiting: &Waiting, running: &Running) {
         let (queue, need) = (waiting.asks.queue, &waiting.need);
+        if !waiting.is_due && !self.goes_out_of_turn(waiting) {
+            return;
+        }
         let (capable, reserved) = self.capable(queue, need).fold((0, 0), |(capable, reserved), (_, worker)| {
             (capable + 1, reserved + usize::from(worker.reserved.is_some()))
         });
@@ -322,9 +378,13 @@ impl Shard {
             expected_us,
             promised_us: expected_us,
             spare: fit.spare,
+            since_us: self.last_time_us,
             moves: 0,
             idle_us: 0,
         };
+        if !waiting.is_due {
+            self.dispatch.queues[queue as usize].out_of_turn_us = self.last_time_us;
+        }
         self.dispatch.reservations.made += 1;
         self.dispatch.reserve(index, reservation);
     }

@@ -148,6 +148,21 @@ impl Shares {
         })
     }
 
+    /// Whether a queue that waits had and holds less for its weight than another, or its namespace than the other's.
+    pub(crate) fn goes_before(&self, queue: u32, than: u32) -> bool {
+        let [of, than] = [queue, than].map(|number| &self.queues[number as usize]);
+        !of.is_idle && self.is_before(of, than)
+    }
+
+    fn is_before(&self, queue: &Queue, than: &Queue) -> bool {
+        let key = |account: &Account| account.key_at(self.now_us, self.horizon_us);
+        if queue.tenant == than.tenant {
+            return key(&queue.account) < key(&than.account);
+        }
+        let [tenant, other] = [queue, than].map(|of| key(&self.tenants[of.tenant as usize].account));
+        tenant < other
+    }
+
     /// How a queue stands; `None` if it shares no worker. `waits` says whether a queue has tasks that wait.
     pub(crate) fn due(&self, queue: u32, waits: impl Fn(u32) -> bool) -> Option<Due> {
         let own = &self.queues[queue as usize];
@@ -168,15 +183,6 @@ impl Shares {
         let siblings = sharing.iter().map(of).filter(|other| other.tenant == own.tenant);
         let weights: f64 = siblings.map(|other| other.account.weight).sum();
         let held: f64 = sharing.iter().map(|number| of(number).account.places).sum();
-        let key = |of: &Queue| {
-            let tenant = &self.tenants[of.tenant as usize].account;
-            [tenant, &of.account].map(|account| account.key_at(self.now_us, self.horizon_us))
-        };
-        let [own_tenant_us, own_us] = key(own);
-        let goes_before = |other: &Queue| match key(other) {
-            [_, other_us] if other.tenant == own.tenant => other_us < own_us,
-            [other_tenant_us, _] => other_tenant_us < own_tenant_us,
-        };
         let (weight, tenant_weight) = (own.account.weight, tenant_weight(own.tenant));
         Some(Due {
             weight,
@@ -184,7 +190,7 @@ impl Shares {
             holds: if held > 0.0 { own.account.places / held } else { 0.0 },
             due: tenant_weight / all * weight / weights,
             others: sharing.len() - 1,
-            is_next: !sharing.iter().any(|number| waits(*number) && goes_before(of(number))),
+            is_next: !sharing.iter().any(|number| waits(*number) && self.is_before(of(number), own)),
         })
     }
 }

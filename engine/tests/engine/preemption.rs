@@ -126,6 +126,39 @@ fn nothing_is_ended_for_a_task_that_would_not_fit_or_that_the_queue_holds_back()
     assert!(world.revocations().is_empty(), "the queue is paused");
 }
 
+/// One worker is kept for a task of another queue that needs all of it.
+#[test]
+fn nothing_is_ended_on_a_worker_that_is_kept_for_others_and_its_room_is_none() {
+    let needing = |queue: &str, number, cpus: u32| job(queue, number).with_spec(|spec| spec.cpu_milli = 1_000 * cpus);
+    let mut world = World::new();
+    world.worker_with(WORKER, &["mail", "other"], 2, "", |body| body.cpu_milli = 2_000);
+    for number in 0..2 {
+        world.submit_one(needing("mail", number, 1).priority(LOW).restartable());
+    }
+    let running = world.leases();
+    world.submit_one(needing("other", 2, 2));
+    world.advance_ms(1_600);
+    assert_eq!(world.shard.stats().reserved, 1);
+    world.submit_one(needing("mail", 3, 1).priority(CRITICAL));
+    world.advance_ms(1_000);
+    assert!(world.revocations().is_empty(), "it could not start there");
+    // On another worker it could, though the one that is kept has room.
+    assert_eq!(world.complete(&running[0], b""), Code::Ok);
+    world.credit(WORKER, 1);
+    world.worker_with(WORKER + 1, &["mail"], 1, "", |body| body.cpu_milli = 1_000);
+    let urgent = world.lease();
+    assert_eq!(urgent.conn, WORKER + 1);
+    assert_eq!(world.complete(&urgent, b""), Code::Ok);
+    world.submit_one(needing("mail", 4, 1).priority(LOW).restartable());
+    world.credit(WORKER + 1, 1);
+    let victim = world.lease();
+    world.advance_ms(500);
+    world.submit_one(needing("mail", 5, 1).priority(CRITICAL));
+    world.advance_ms(300);
+    assert_eq!(world.shard.stats().reserved, 1);
+    assert_eq!(world.revocations(), [(WORKER + 1, victim.id, victim.token)]);
+}
+
 #[test]
 fn a_task_of_a_queue_at_its_limit_gets_the_place_of_a_less_urgent_one() {
     let mut world = World::new();

@@ -242,6 +242,24 @@ fn a_queue_that_comes_back_has_its_part_at_once_and_no_more() {
 }
 
 #[test]
+fn where_nobody_waits_nothing_is_saved_up() {
+    let until_ms = 5_000;
+    let mut yard = Yard::new(vec![
+        Load { until_ms, ..load("back", 500) },
+        load("busy", 500),
+        Load { until_ms, ..load("gone", 500) },
+    ]);
+    yard.worker(&["back", "busy"], 8);
+    yard.worker(&["back", "gone"], 8);
+    yard.run(600_000);
+    assert_eq!([0, 2].map(|at| yard.loads[at].waiting), [0, 0]);
+    yard.loads[0].until_ms = u64::MAX;
+    yard.run(500);
+    // It has all of one worker, which is as much as the other queue has.
+    assert_near(&yard.parts(3_000), &[0.5, 0.5, 0.0], 0.05, "at once");
+}
+
+#[test]
 fn what_its_own_limit_keeps_from_a_queue_is_not_owed_to_it() {
     let mut yard = Yard::new(vec![load("limited", 100), load("free", 100)]);
     yard.world.configure("limited", queue_field::CONCURRENCY, |body| body.concurrency = 1);
