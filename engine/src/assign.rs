@@ -369,9 +369,12 @@ impl Assigner<'_> {
         let priority = ready.priority;
         let entry = &mut self.dispatch.queues[queue as usize];
         let (leased, order) = (entry.leased, &mut entry.order);
+        let goes_by_paths = order.goes_by_paths();
         let is_watching = order.is_watching(&mut self.dispatch.learned, self.now_us);
         let mut watching = is_watching.then_some((order, leased));
-        let source = (lane.lane, pick);
+        // Of a measured kind this one was chosen for its worker.
+        let goes_by_paths = goes_by_paths && chosen.place.is_none() && !self.scratch.by_age;
+        let source = (lane.lane, pick, goes_by_paths.then_some(&self.dispatch.learned));
         let taken =
             fill(partition, self.arena, self.scratch, source, worker, count, self.now_us, self.timers, &mut watching);
         if taken == 0 {
@@ -479,7 +482,7 @@ fn fill(
     partition: &mut Partition,
     arena: &Arena,
     scratch: &mut Scratch,
-    (lane, pick): (u32, Pick),
+    (lane, pick, learned): (u32, Pick, Option<&Learned>),
     worker: u32,
     count: u32,
     now_us: u64,
@@ -494,8 +497,7 @@ fn fill(
     scratch.restartable = 0;
     let mut taken = 0;
     while taken < count && body.bytes.len() < BYTES_MAX {
-        let ready = &mut partition.lanes[lane as usize];
-        let next = ready.take_next(pick, &mut partition.tasks, &partition.extras);
+        let next = partition.take_next(lane, pick, learned.map(|learned| (learned, now_us)));
         let Some((slot, class)) = next else { break };
         let ready_us = partition.tasks[slot].at_us;
         partition.set_state(slot, State::Leased);

@@ -4,7 +4,8 @@
 //! and resource need are one class; they are predicted alike, so lanes are ordered and not tasks, and no task pays for it.
 //!
 //! Bounds, under every policy:
-//! - priorities go first, and within a class tasks go in the order in which they became ready, or by [`deadline`];
+//! - priorities go first, and within a class tasks go in the order in which they became ready, or by [`deadline`]; those of one workflow
+//!   take each other's turns (`workflow/paths.rs`);
 //! - once the oldest task in line has waited for [`AGED_US`], every second frame takes the oldest, as long as tasks that went so hold less
 //!   than half of the queue's leases, or none;
 //! - `auto` leaves the order of readiness only while replays of what was just served, by its own run times, say with confidence
@@ -309,6 +310,12 @@ impl Learned {
         (self.predict(known), known.samples.max(counting))
     }
 
+    /// How long a task of a class runs in one of two cases, in milliseconds.
+    pub(crate) fn median_ms(&self, class: u32) -> u32 {
+        let median_us = deadline::quantiles_us(&self.predict(&self.classes[class as usize]))[0];
+        u32::try_from(median_us / 1_000).unwrap_or(u32::MAX)
+    }
+
     /// What is expected of a class, and how many places its tasks take.
     fn expected_of(&self, class: u32) -> (Prediction, u32) {
         let known = &self.classes[class as usize];
@@ -416,6 +423,11 @@ impl Order {
             Policy::Auto if self.is_better || self.is_trusted => By::Rank,
             Policy::Auto => By::Turns,
         }
+    }
+
+    /// Whether tasks of a workflow take each other's turns.
+    pub(crate) const fn goes_by_paths(&self) -> bool {
+        matches!(self.policy, Policy::Auto | Policy::Shortest)
     }
 
     /// Whether restartable tasks may be given up now, and go by the rank that this gives them.

@@ -242,26 +242,55 @@ impl List {
 
     /// Puts a task that is on no list behind the last one whose number is no higher.
     pub(crate) fn insert_by_number(&mut self, tasks: &mut Tasks, slot: Slot) {
+        self.insert_near(tasks, slot, u32::MAX);
+    }
+
+    /// The same if that place is so near to an end of the list: whether it is.
+    pub(crate) fn insert_near(&mut self, tasks: &mut Tasks, slot: Slot, steps: u32) -> bool {
         let number = tasks[slot].token;
         // From both ends: it is near one of them as a rule.
         let (mut last, mut first) = (self.tail, self.head);
-        let (before, next) = loop {
+        let place = (0..steps).find_map(|_| {
             if last == NONE || tasks[last].token <= number {
-                break (last, if last == NONE { self.head } else { tasks[last].next });
+                return Some((last, if last == NONE { self.head } else { tasks[last].next }));
             }
             if tasks[first].token > number {
-                break (tasks[first].prev, first);
+                return Some((tasks[first].prev, first));
             }
             (last, first) = (tasks[last].prev, tasks[first].next);
-        };
+            None
+        });
+        match place {
+            None => return false,
+            Some((_, NONE)) => self.push_back(tasks, slot),
+            Some((NONE, _)) => self.push_front(tasks, slot),
+            Some((before, next)) => {
+                (tasks[slot].prev, tasks[slot].next) = (before, next);
+                (tasks[before].next, tasks[next].prev) = (slot, slot);
+                self.len += 1;
+            }
+        }
+        true
+    }
+
+    /// The first task and another one change places, and numbers.
+    pub(crate) fn change_with_first(&mut self, tasks: &mut Tasks, slot: Slot) {
+        let first = self.head;
+        if first == slot {
+            return;
+        }
+        let (number, place) = (tasks[first].token, tasks[slot].token);
+        self.unlink(tasks, first);
+        let (before, next) = (tasks[slot].prev, tasks[slot].next);
+        self.unlink(tasks, slot);
+        self.push_front(tasks, slot);
+        (tasks[slot].token, tasks[first].token) = (number, place);
         if next == NONE {
-            return self.push_back(tasks, slot);
+            return self.push_back(tasks, first);
         }
-        if before == NONE {
-            return self.push_front(tasks, slot);
-        }
-        (tasks[slot].prev, tasks[slot].next) = (before, next);
-        (tasks[before].next, tasks[next].prev) = (slot, slot);
+        let before = if before == NONE { slot } else { before };
+        (tasks[first].prev, tasks[first].next) = (before, next);
+        (tasks[before].next, tasks[next].prev) = (first, first);
         self.len += 1;
     }
 

@@ -3,6 +3,8 @@
 //! A task that succeeds releases the tasks that need it. One that ends otherwise cancels its descendants, or releases
 //! them all the same, as the workflow chose. Tasks of a workflow start their retention together, when the last is final.
 
+mod paths;
+
 use std::collections::BTreeSet;
 
 use hashbrown::HashMap;
@@ -32,6 +34,8 @@ pub(crate) struct Workflow {
     pub(crate) remembered: u32,
     pub(crate) submitted_us: u64,
     pub(crate) finished_us: u64,
+    /// Once a task of it was to start.
+    paths: Option<Box<paths::Paths>>,
 }
 
 impl Workflow {
@@ -65,6 +69,7 @@ impl Workflow {
             remembered: count,
             submitted_us,
             finished_us: 0,
+            paths: None,
         }
     }
 
@@ -136,6 +141,7 @@ impl Workflows {
         workflow.rows[row as usize] = NONE;
         workflow.remembered -= 1;
         if workflow.remembered == 0 {
+            self.drop_paths(index);
             let workflow = self.items[index as usize].take().expect("the index is live");
             arena.free(workflow.name);
             self.bytes -= workflow.reserved_bytes();
@@ -196,6 +202,8 @@ fn settle_row(partition: &mut Partition, index: u32, slot: Slot, cx: &mut Cx<'_>
     }
     let workflow = &mut partition.workflows[index];
     if workflow.unfinished == 0 {
+        partition.workflows.drop_paths(index);
+        let workflow = &mut partition.workflows[index];
         if core::mem::take(&mut workflow.awaited) {
             cx.settled.push(Awaited::Workflow(workflow.id));
         }

@@ -77,6 +77,9 @@ mod outcomes;
 #[path = "engine/workflows.rs"]
 mod workflows;
 
+#[path = "engine/paths.rs"]
+mod paths;
+
 #[path = "engine/checkpoints.rs"]
 mod checkpoints;
 

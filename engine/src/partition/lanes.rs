@@ -7,6 +7,7 @@ use super::Partition;
 use crate::contract::Contract;
 use crate::dispatch::{Dispatch, LaneRef};
 use crate::extra::Extras;
+use crate::order::Learned;
 use crate::order::deadline::{self, Ends, Turn};
 use crate::queue::Policy;
 use crate::resources::Resources;
@@ -15,6 +16,8 @@ use crate::task::{List, Slot, Tasks};
 
 /// Most lists of a lane: each start looks at all of them. Further classes share them, and are predicted alike.
 const LANE_CLASSES_MAX: usize = 16;
+/// Tasks of a list that are looked at for the place of one that changed turns.
+const NEAR: u32 = 1_024;
 /// What a task takes in the order of deadlines, in bytes: an entry, and its part of the tree's nodes.
 const DEADLINE_BYTES: usize = 40;
 
@@ -115,24 +118,18 @@ impl Lane {
         }
     }
 
-    /// Takes the next task off its list; with its class.
-    pub(crate) fn take_next(&mut self, pick: Pick, tasks: &mut Tasks, extras: &Extras) -> Option<(Slot, u32)> {
-        let (list, slot) = match pick {
-            Pick::Oldest => {
-                let list = self.oldest(tasks)?;
-                (list, self.lists[list as usize].list.first()?)
-            }
+    /// The next task.
+    fn next(&self, pick: Pick, tasks: &Tasks) -> Option<Slot> {
+        match pick {
+            Pick::Oldest => self.lists[self.oldest(tasks)? as usize].list.first(),
             Pick::List { list, until_us } => {
-                let slot = self.lists[list as usize].list.first().filter(|&slot| tasks[slot].at_us <= until_us)?;
-                (list, slot)
+                self.lists[list as usize].list.first().filter(|&slot| tasks[slot].at_us <= until_us)
             }
             Pick::Deadline { list, ends, until } => {
                 let (turn, slot) = self.lists[list as usize].next_by_deadline(ends, tasks)?;
-                (list, Some(slot).filter(|_| turn <= until)?)
+                Some(slot).filter(|_| turn <= until)
             }
-        };
-        self.take(list, slot, tasks, extras);
-        Some((slot, self.lists[list as usize].class))
+        }
     }
 
     /// The list whose first task has been ready longest.
@@ -220,6 +217,7 @@ impl Partition {
         let index = contract.lane;
         let lane = &mut self.lanes[index as usize];
         lane.push(contract.list, slot, &mut self.tasks, &self.extras);
+        self.note_ready(slot);
         self.ring_lane(index, dispatch);
     }
 
@@ -229,6 +227,7 @@ impl Partition {
         let contract = &self.contracts[self.tasks[slot].contract];
         let index = contract.lane;
         self.lanes[index as usize].push_first(contract.list, slot, &mut self.tasks, &self.extras);
+        self.note_ready(slot);
         self.ring_lane(index, dispatch);
     }
 
@@ -239,8 +238,42 @@ impl Partition {
         let index = self.contracts[self.tasks[slot].contract].lane;
         let list = self.class_list(index, class);
         self.lanes[index as usize].insert(list, slot, &mut self.tasks, &self.extras);
+        self.note_ready(slot);
         self.ring_lane(index, dispatch);
         list
+    }
+
+    /// Takes the next task of a lane off its list, or, by what is known at a time, that of its workflow which takes its turn; with its
+    /// class.
+    pub(crate) fn take_next(&mut self, lane: u32, pick: Pick, paths: Option<(&Learned, u64)>) -> Option<(Slot, u32)> {
+        let next = self.lanes[lane as usize].next(pick, &self.tasks)?;
+        let slot = paths.map_or(next, |(learned, now_us)| self.whose_turn(lane, next, learned, now_us));
+        let list = self.list(slot);
+        let ready = &mut self.lanes[lane as usize];
+        ready.take(list, slot, &mut self.tasks, &self.extras);
+        Some((slot, ready.lists[list as usize].class))
+    }
+
+    /// The first task of a list gets the turn of another one of its lane: whether its new place was found.
+    pub(crate) fn change_turns(&mut self, lane: u32, first: Slot, other: Slot) -> bool {
+        let [from, to] = [first, other].map(|slot| self.list(slot) as usize);
+        let lists = &mut self.lanes[lane as usize].lists;
+        if lists[from].deadlines.is_some() || lists[from].list.head != first {
+            return false;
+        }
+        if from == to {
+            lists[from].list.change_with_first(&mut self.tasks, other);
+            return true;
+        }
+        let number = self.tasks[first].token;
+        lists[from].list.unlink(&mut self.tasks, first);
+        self.tasks[first].token = self.tasks[other].token;
+        let is_found = lists[from].list.insert_near(&mut self.tasks, first, NEAR);
+        if !is_found {
+            self.tasks[first].token = number;
+            lists[from].list.push_front(&mut self.tasks, first);
+        }
+        is_found
     }
 
     /// A task is no longer on the list of another class.

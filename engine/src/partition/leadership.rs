@@ -52,6 +52,7 @@ impl Partition {
             }
         }
         self.forget_attempts(cx);
+        self.workflows.drop_all_paths();
     }
 
     /// Whether this replica leads and serves.

@@ -183,6 +183,8 @@ fn ready(partition: &Partition, slot: Slot, view: &View<'_>, facts: &mut Vec<(&s
     facts.extend(memory_in_words(dispatch, queue.dispatch, contract));
     if !task.has(flag::BLOCKED) {
         facts.extend(in_line(&asking, queue.dispatch, view));
+        let path = partition.path_in_words(slot, &dispatch.learned, served.order.goes_by_paths());
+        facts.extend(path.map(|words| ("path", words)));
     }
 }
 

@@ -1,0 +1,209 @@
+//! Which of a workflow's ready tasks is next: the one from which the longest path leads to the workflow's end, by predicted run times.
+//!
+//! Volatile and the leader's own, and made when a task of the workflow is first to start. Tasks of one workflow take each other's turns: when
+//! the turn of one has come, by whatever order its queue has, the one on the longest path starts in its stead, of those that wait in the
+//! same lane, and it gets the other's turn. So what a workflow does with its turns is its own affair, and no task of others goes earlier or
+//! later for it. A task that has waited for [`AGED_US`] takes its turn itself.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+
+use hashbrown::HashMap;
+
+use super::{Workflow, Workflows};
+use crate::hash::FixedState;
+use crate::order::{AGED_US, Learned};
+use crate::partition::Partition;
+use crate::state::State;
+use crate::task::{NONE, Slot, flag};
+
+/// Paths are measured anew after so many microseconds, and so many more for each row.
+const ANEW_US: u64 = 1_000_000;
+const ANEW_ROW_US: u64 = 20;
+/// Memory of a row, in bytes: its path and an entry.
+const ROW_BYTES: usize = size_of::<u32>() + size_of::<Ready>();
+
+/// A ready task: the path that it begins, in milliseconds, its number in the order of readiness, and its slot.
+type Ready = (u32, Reverse<u64>, Slot);
+
+/// The paths of a workflow.
+#[derive(Debug)]
+pub(crate) struct Paths {
+    /// By row: from its start to the end of all, in milliseconds.
+    left_ms: Vec<u32>,
+    made_us: u64,
+    /// Ready tasks by lane, the longest path first; some may have started or ended since.
+    ready: BTreeMap<u32, BinaryHeap<Ready>>,
+    entries: usize,
+}
+
+impl Paths {
+    fn push(&mut self, lane: u32, row: u32, number: u64, slot: Slot) {
+        let left_ms = self.left_ms[row as usize];
+        self.ready.entry(lane).or_default().push((left_ms, Reverse(number), slot));
+        self.entries += 1;
+    }
+
+    /// Whether most of the entries are old.
+    fn is_full(&self) -> bool {
+        self.entries > 2 * self.left_ms.len() + 64
+    }
+
+    fn is_old(&self, now_us: u64) -> bool {
+        now_us.saturating_sub(self.made_us) >= ANEW_US + self.left_ms.len() as u64 * ANEW_ROW_US
+    }
+
+    const fn reserved_bytes(rows: usize) -> usize {
+        rows * ROW_BYTES
+    }
+}
+
+impl Workflows {
+    fn set_paths(&mut self, index: u32, paths: Paths) {
+        let workflow = &mut self[index];
+        let rows = workflow.rows.len();
+        if workflow.paths.replace(Box::new(paths)).is_none() {
+            self.bytes += Paths::reserved_bytes(rows);
+        }
+    }
+
+    /// A workflow that is over, or led by another, has no paths.
+    pub(super) fn drop_paths(&mut self, index: u32) {
+        let workflow = &mut self[index];
+        let rows = workflow.rows.len();
+        if workflow.paths.take().is_some() {
+            self.bytes -= Paths::reserved_bytes(rows);
+        }
+    }
+
+    /// The paths of all workflows are another leader's matter.
+    pub(crate) fn drop_all_paths(&mut self) {
+        for index in (0u32..).take(self.items.len()) {
+            if self.items[index as usize].is_some() {
+                self.drop_paths(index);
+            }
+        }
+    }
+}
+
+impl Partition {
+    /// The workflow and row of a task.
+    fn row_of(&self, slot: Slot) -> Option<(u32, u32)> {
+        let extra = self.extras.get(self.tasks[slot].extra)?;
+        (extra.workflow != NONE).then_some((extra.workflow, extra.row))
+    }
+
+    /// A task came on a lane.
+    pub(crate) fn note_ready(&mut self, slot: Slot) {
+        let Some((index, row)) = self.row_of(slot) else { return };
+        let (task, workflow) = (&self.tasks[slot], &mut self.workflows[index]);
+        let Some(paths) = &mut workflow.paths else { return };
+        paths.push(self.contracts[task.contract].lane, row, task.token, slot);
+        // They are made anew when they are asked for.
+        if paths.is_full() {
+            self.workflows.drop_paths(index);
+        }
+    }
+
+    /// The task that starts when it is the turn of the first of a lane's list; they change turns.
+    pub(crate) fn whose_turn(&mut self, lane: u32, slot: Slot, learned: &Learned, now_us: u64) -> Slot {
+        let Some((index, _)) = self.row_of(slot) else { return slot };
+        if now_us.saturating_sub(self.tasks[slot].at_us) >= AGED_US {
+            return slot;
+        }
+        if self.workflows[index].paths.as_ref().is_none_or(|paths| paths.is_old(now_us)) {
+            let paths = self.measure_paths(index, learned, now_us);
+            self.workflows.set_paths(index, paths);
+        }
+        let Some(mut paths) = self.workflows[index].paths.take() else { return slot };
+        let mut first = None;
+        if let Some(ready) = paths.ready.get_mut(&lane) {
+            while first.is_none()
+                && let Some((_, Reverse(number), other)) = ready.pop()
+            {
+                paths.entries -= 1;
+                first = self.waits_as(other, (index, lane), number).then_some(other);
+            }
+        }
+        self.workflows[index].paths = Some(paths);
+        let Some(first) = first.filter(|&first| first != slot) else { return slot };
+        let changes = self.change_turns(lane, slot, first);
+        let (starts, waits) = if changes { (first, slot) } else { (slot, first) };
+        self.note_ready(waits);
+        starts
+    }
+
+    /// Whether a slot's task is of this workflow, and waits in this lane with this number.
+    fn waits_as(&self, slot: Slot, (workflow, lane): (u32, u32), number: u64) -> bool {
+        let is_there = self.tasks.get(slot).is_some_and(|task| task.token == number) && self.is_in_lane(slot);
+        let is_own = || self.row_of(slot).is_some_and(|(index, _)| index == workflow);
+        is_there && self.contracts[self.tasks[slot].contract].lane == lane && is_own()
+    }
+
+    fn is_in_lane(&self, slot: Slot) -> bool {
+        let task = &self.tasks[slot];
+        task.state == State::Ready && !task.has(flag::BLOCKED)
+    }
+
+    fn measure_paths(&self, index: u32, learned: &Learned, now_us: u64) -> Paths {
+        let workflow = &self.workflows[index];
+        let (left_ms, ready, entries) = (self.paths_ms(workflow, learned), BTreeMap::new(), 0);
+        let mut paths = Paths { left_ms, made_us: now_us, ready, entries };
+        for (row, &slot) in (0u32..).zip(&workflow.rows).filter(|(_, slot)| **slot != NONE) {
+            if self.is_in_lane(slot) {
+                let task = &self.tasks[slot];
+                paths.push(self.contracts[task.contract].lane, row, task.token, slot);
+            }
+        }
+        paths
+    }
+
+    /// By row of a workflow: the longest path from its start to the end of all, by median run times, in milliseconds, of which a task takes one
+    /// at least. Each row comes after those that it needs.
+    fn paths_ms(&self, workflow: &Workflow, learned: &Learned) -> Vec<u32> {
+        let mut by_class: HashMap<u32, u32, FixedState> = HashMap::default();
+        let mut left_ms = vec![0u32; workflow.rows.len()];
+        let rows = u32::try_from(workflow.rows.len()).expect("rows are bounded");
+        for row in (0..rows).rev() {
+            let slot = workflow.rows[row as usize];
+            let after = workflow.children_of(row).iter().map(|child| left_ms[*child as usize]).max().unwrap_or(0);
+            let own = if slot == NONE {
+                0
+            } else {
+                *by_class.entry(self.class(slot)).or_insert_with_key(|class| learned.median_ms(*class).max(1))
+            };
+            left_ms[row as usize] = own.saturating_add(after);
+        }
+        left_ms
+    }
+
+    /// What is said to who asks why a ready task of a workflow waits; `goes`: its queue's order lets tasks of a workflow take each other's turns.
+    pub(crate) fn path_in_words(&self, slot: Slot, learned: &Learned, goes: bool) -> Option<String> {
+        let (index, row) = self.row_of(slot)?;
+        let (workflow, lane) = (&self.workflows[index], self.contracts[self.tasks[slot].contract].lane);
+        let left_ms = self.paths_ms(workflow, learned);
+        let path_ms = |row: u32| left_ms[row as usize];
+        let longest_ms = (0u32..).zip(&workflow.rows).map(|(row, _)| path_ms(row)).max()?;
+        let rows = (0u32..).zip(&workflow.rows).filter(|&(other, &slot)| other != row && slot != NONE);
+        let beside =
+            rows.filter(|&(_, &slot)| self.is_in_lane(slot) && self.contracts[self.tasks[slot].contract].lane == lane);
+        let (mut all, mut before) = (0, 0);
+        for (other, &at) in beside {
+            let key = |row: u32, slot: Slot| (path_ms(row), Reverse(self.tasks[slot].token));
+            all += 1;
+            before += u32::from(key(other, at) > key(row, slot));
+        }
+        let turns = if goes {
+            format!(
+                "whenever it is the turn of one of them, the one with the longest starts: {before} of {all} others that wait with its \
+                 priority and resources go before it"
+            )
+        } else {
+            "the queue's policy does not go by that".to_owned()
+        };
+        let path_ms = path_ms(row);
+        Some(format!(
+            "from its start to the end of its workflow the longest way is predicted to take {path_ms} ms, of {longest_ms} ms for all; {turns}"
+        ))
+    }
+}
