@@ -14,7 +14,8 @@ pub const EXEC: &str = "exec";
 
 /// What a worker can run. Build it, then share it behind an [`Arc`].
 ///
-/// Looked up in this order: a command of that very kind, a built-in, `exec`, the command for all kinds.
+/// Looked up in this order: a command of that very kind, a built-in, `exec`, the command for all kinds. Built-ins and `exec` may have a variant
+/// behind a slash (`exec/align`).
 #[derive(Debug, Default)]
 pub struct Registry {
     builtins: bool,
@@ -91,6 +92,8 @@ impl Registry {
 
     fn way(&self, kind: &str) -> Option<Way> {
         let command = self.commands.get(kind).cloned().map(Way::Command);
+        // What is behind a slash says only whose run times a task's are like.
+        let kind = kind.split_once('/').map_or(kind, |(kind, _)| kind);
         command
             .or_else(|| Builtin::named(kind).filter(|_| self.builtins).map(Way::Builtin))
             .or_else(|| Some(Way::Exec).filter(|_| self.exec && kind == EXEC))

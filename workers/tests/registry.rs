@@ -46,7 +46,10 @@ async fn a_kind_is_run_the_most_particular_way() {
         ("sleep", "", "particular\n"),
         ("noop", "", ""),
         ("exec", r#"{"run": "cat; echo $X", "stdin": "in ", "env": {"X": "x"}}"#, "in x\n"),
+        ("exec/align", r#"{"run": "echo variant"}"#, "variant\n"),
+        ("noop/x", "", ""),
         ("anything", "", "fallback\n"),
+        ("execute", "", "fallback\n"),
     ] {
         let finished = run(&registry, job(kind, payload)).await;
         assert_eq!(finished.outcome, Outcome::Succeeded { result: expected.into() }, "{kind}");

@@ -143,14 +143,25 @@ fn payloads_are_what_workers_read() {
     );
     let (kind, payload) = plan.tasks[0].kind_and_payload();
     let payload = String::from_utf8(payload).expect("JSON is text");
-    assert_eq!(kind, "exec");
+    assert_eq!(kind, "exec/a");
     assert_eq!(
         payload,
         "{\"command\":[\"ls\",\"-l\"],\"env\":{\"A\":\"b\",\"TASKMASTER_TASK\":\"a\",\"TASKMASTER_WORKDIR\":\"/w\",\
          \"TASKMASTER_WORKFLOW\":\"file\"},\"cwd\":\"/w\",\"stdin\":\"in\",\"timeout_ms\":2000,\
          \"non_retryable\":[3],\"truncate\":true}"
     );
-    assert_eq!(plan.tasks[1].kind_and_payload(), ("noop", Vec::new()));
+    assert_eq!(plan.tasks[1].kind_and_payload(), ("noop".into(), Vec::new()));
+}
+
+#[test]
+fn a_kind_says_the_group_and_is_one_that_a_node_takes() {
+    let name = "é".repeat(60);
+    let mut plan = read("tasks:\n  one: {run: x, array: 2}\n  two: {run: x}\n");
+    let kinds: Vec<_> = plan.tasks.iter().map(|task| task.kind_and_payload().0).collect();
+    assert_eq!(kinds, ["exec/one", "exec/one", "exec/two"]);
+    plan.tasks[0].group = format!("a,\n{name}");
+    let kind = plan.tasks[0].kind_and_payload().0;
+    assert_eq!(kind, format!("exec/a{}", "é".repeat(49)));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! A plan as what the client submits.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use taskmaster_client::{OnFailure, Priority, Resources, Retries, Step, Task, Workflow};
@@ -16,18 +18,15 @@ pub(super) fn workflow(plan: &Plan) -> Workflow {
     };
     let mut workflow = Workflow::new(plan.name.clone()).on_failure(on_failure);
     let mut steps: Vec<Step> = Vec::with_capacity(plan.tasks.len());
-    let mut template: Option<(&Contract, &str, Task)> = None;
+    // Tasks of one contract and kind share a row of contracts on the wire.
+    let mut templates: HashMap<(*const Contract, Cow<'_, str>), Task> = HashMap::new();
     for task in &plan.tasks {
         let (kind, payload) = task.kind_and_payload();
-        // Tasks of one contract and kind share a row of contracts on the wire.
-        let shared = template
-            .take()
-            .filter(|(contract, of, _)| std::ptr::eq(*contract, &raw const *task.contract) && *of == kind);
-        let (contract, of, base) = shared.unwrap_or_else(|| (&task.contract, kind, base_task(task, kind)));
+        let template = templates.entry((&raw const *task.contract, kind));
+        let base = template.or_insert_with_key(|(_, kind)| base_task(task, kind));
         let needs: Vec<Step> =
             task.parents.iter().map(|&parent| steps[usize::try_from(parent).expect("an index")]).collect();
         steps.push(workflow.add(task.name.clone(), base.clone().payload(payload), needs));
-        template = Some((contract, of, base));
     }
     workflow
 }

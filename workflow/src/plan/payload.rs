@@ -1,5 +1,7 @@
 //! A task's work as the kind and the payload that workers understand.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 
 use super::{PlanTask, Work};
@@ -28,6 +30,9 @@ impl Serialize for Env<'_> {
     }
 }
 
+/// Most bytes of a group's name in a kind.
+const GROUP_BYTES_MAX: usize = 100;
+
 /// Payload of a `replay` task.
 #[derive(Serialize)]
 struct Replayed {
@@ -36,10 +41,10 @@ struct Replayed {
 }
 
 impl PlanTask {
-    /// The kind that handles it and the payload for that kind: `exec` for a process, `replay` for a recorded run, else
-    /// what the file says.
+    /// The kind that handles it and the payload for that kind: `exec` for a process, `replay` for a recorded run, each with the group
+    /// behind a slash, by which run times are learned; else what the file says.
     #[must_use]
-    pub fn kind_and_payload(&self) -> (&str, Vec<u8>) {
+    pub fn kind_and_payload(&self) -> (Cow<'_, str>, Vec<u8>) {
         match &self.work {
             Work::Command(command) => {
                 let exec = Exec {
@@ -51,13 +56,26 @@ impl PlanTask {
                     non_retryable: &self.contract.retry.non_retryable_exit_codes,
                     truncate: true,
                 };
-                ("exec", json(&exec))
+                (self.variant("exec"), json(&exec))
             }
-            Work::Kind { kind, payload } => (kind, payload.clone().into_bytes()),
+            Work::Kind { kind, payload } => (kind.into(), payload.clone().into_bytes()),
             Work::Replay(replay) => {
-                ("replay", json(&Replayed { ms: replay.runtime_s * 1_000.0, memory_bytes: replay.memory_bytes }))
+                let replayed = Replayed { ms: replay.runtime_s * 1_000.0, memory_bytes: replay.memory_bytes };
+                (self.variant("replay"), json(&replayed))
             }
         }
+    }
+
+    /// A kind with the group as its variant, of the characters that a kind may have.
+    fn variant(&self, kind: &str) -> Cow<'_, str> {
+        let mut variant = format!("{kind}/");
+        for of in self.group.chars().filter(|of| !of.is_control() && *of != ',') {
+            if variant.len() + of.len_utf8() > kind.len() + 1 + GROUP_BYTES_MAX {
+                break;
+            }
+            variant.push(of);
+        }
+        variant.into()
     }
 }
 
