@@ -20,11 +20,13 @@ use crate::order::{AGED_US, By, Learned, Order};
 use crate::partition::{ClassList, Partition, Pick};
 use crate::permits;
 use crate::reservations::Asks;
+use crate::resources::Resources;
 use crate::shares::Candidate;
 use crate::state::State;
 use crate::task::Slot;
 use crate::timer::{Timer, TimerKind, Timers};
 use crate::versions::History;
+use crate::wishes::Wishes;
 use apart::{Chosen, Held};
 
 /// Most rows and payload bytes of one assign frame.
@@ -158,7 +160,7 @@ impl Assigner<'_> {
             let asks = Asks { queue, priority: ready.priority, lane: *lane };
             let has_room = |&index: &u32| {
                 let worker = &self.dispatch.workers[index as usize];
-                worker.has_room(&ready.resources) && !self.dispatch.keeps_from(index, &asks)
+                ready.sets().any(|need| worker.has_room(need)) && !self.dispatch.keeps_from(index, &asks)
             };
             if partition.may_start(ready) && entry.workers.iter().any(has_room) {
                 count = ROWS_MAX.min(count + ready.len);
@@ -365,7 +367,8 @@ impl Assigner<'_> {
         let partition = self.partitions[usize::from(lane.partition)].as_deref_mut().expect("checked by the caller");
         let ready = &partition.lanes[lane.lane as usize];
         let (worker, count) = (chosen.worker, chosen.count.min(permits));
-        let (conn, need) = (self.dispatch.workers[worker as usize].conn, ready.resources.clone());
+        let (conn, set) = (self.dispatch.workers[worker as usize].conn, chosen.set);
+        let need = ready.wishes.set(&ready.resources, set).clone();
         let priority = ready.priority;
         let entry = &mut self.dispatch.queues[queue as usize];
         let (leased, order) = (entry.leased, &mut entry.order);
@@ -374,7 +377,7 @@ impl Assigner<'_> {
         let mut watching = is_watching.then_some((order, leased));
         // Of a measured kind this one was chosen for its worker.
         let goes_by_paths = goes_by_paths && chosen.place.is_none() && !self.scratch.by_age;
-        let source = (lane.lane, pick, goes_by_paths.then_some(&self.dispatch.learned));
+        let source = Source { lane: lane.lane, pick, set, paths: goes_by_paths.then_some(&self.dispatch.learned) };
         let taken =
             fill(partition, self.arena, self.scratch, source, worker, count, self.now_us, self.timers, &mut watching);
         if taken == 0 {
@@ -452,8 +455,12 @@ fn share_of(credit: u32, ready: u32, with_credit: u32) -> u32 {
     if credit >= BULK_CREDIT { credit } else { credit.min(ready.div_ceil(with_credit.max(1))) }
 }
 
-/// The worker whose turn it is among those with credit and room that are not kept for others.
-fn choose(dispatch: &mut Dispatch, queue: u32, ready: u32, need: &crate::resources::Resources) -> Found {
+/// The worker whose turn it is among those with credit and room that are not kept for others; of those with the most labels that
+/// tasks prefer.
+fn choose(dispatch: &mut Dispatch, queue: u32, ready: u32, need: &Resources, wishes: &Wishes) -> Found {
+    if !wishes.labels.is_empty() {
+        return choose_labelled(dispatch, queue, ready, need, wishes);
+    }
     let entry = &dispatch.queues[queue as usize];
     let count = entry.workers.len();
     let mut found = Found::None;
@@ -476,13 +483,47 @@ fn choose(dispatch: &mut Dispatch, queue: u32, ready: u32, need: &crate::resourc
     found
 }
 
+fn choose_labelled(dispatch: &mut Dispatch, queue: u32, ready: u32, need: &Resources, wishes: &Wishes) -> Found {
+    let entry = &dispatch.queues[queue as usize];
+    let count = entry.workers.len();
+    let (mut found, mut best) = (Found::None, None::<(usize, usize, u32, u32)>);
+    for position in (0..count).map(|step| (entry.cursor + step) % count) {
+        let index = entry.workers[position];
+        let worker = &dispatch.workers[index as usize];
+        let take = share_of(worker.credit, ready, entry.with_credit);
+        let fits = need.fits_on(worker.capacity.as_ref(), &worker.used, take);
+        let labels = wishes.labels_of(worker.capacity.as_ref());
+        if worker.credit == 0 || fits == 0 {
+            continue;
+        }
+        if worker.reserved.is_some() {
+            found = Found::Reserved;
+        } else if best.is_none_or(|(most, ..)| labels > most) {
+            best = Some((labels, position, index, fits));
+        }
+    }
+    let Some((_, position, index, fits)) = best else { return found };
+    dispatch.queues[queue as usize].cursor = (position + 1) % count;
+    Found::Worker(index, fits)
+}
+
+/// Which tasks start.
+struct Source<'a> {
+    lane: u32,
+    pick: Pick,
+    /// With which of their resources ([`crate::wishes::Wishes::set`]).
+    set: u8,
+    /// By what paths are measured, where tasks of a workflow take each other's turns.
+    paths: Option<&'a Learned>,
+}
+
 /// Leases up to `count` tasks of a lane and describes them in the scratch body. Returns how many.
 #[expect(clippy::too_many_arguments, reason = "the parts of the shard that leasing touches")]
 fn fill(
     partition: &mut Partition,
     arena: &Arena,
     scratch: &mut Scratch,
-    (lane, pick, learned): (u32, Pick, Option<&Learned>),
+    Source { lane, pick, set, paths }: Source<'_>,
     worker: u32,
     count: u32,
     now_us: u64,
@@ -497,10 +538,11 @@ fn fill(
     scratch.restartable = 0;
     let mut taken = 0;
     while taken < count && body.bytes.len() < BYTES_MAX {
-        let next = partition.take_next(lane, pick, learned.map(|learned| (learned, now_us)));
+        let next = partition.take_next(lane, pick, paths.map(|learned| (learned, now_us)));
         let Some((slot, class)) = next else { break };
         let ready_us = partition.tasks[slot].at_us;
         partition.set_state(slot, State::Leased);
+        partition.runs_with(slot, set);
         if scratch.by_age {
             partition.went_by_age(slot, ready_us);
         }
@@ -521,7 +563,7 @@ fn fill(
         let spec = match scratch.contracts.iter().position(|&known| known == number) {
             Some(position) => position,
             None => {
-                put_spec(partition, number, body);
+                put_spec(partition, number, set, body);
                 scratch.contracts.push(number);
                 scratch.contracts.len() - 1
             }
@@ -553,17 +595,18 @@ fn fill(
     taken
 }
 
-/// Adds a contract to a body.
-fn put_spec(partition: &Partition, contract: u32, body: &mut Assign) {
+/// Adds a contract to a body, of which tasks run with these resources.
+fn put_spec(partition: &Partition, contract: u32, set: u8, body: &mut Assign) {
     let contract = &partition.contracts[contract];
     let queue = &partition.queues[contract.queue as usize];
+    let need = contract.wishes.set(&contract.resources, set);
     body.specs.push(AssignSpec {
-        memory_bytes: contract.resources.memory_bytes,
-        cpu_milli: u32::try_from(contract.resources.cpu_milli).unwrap_or(u32::MAX),
-        gpu_milli: u32::try_from(contract.resources.gpu_milli).unwrap_or(u32::MAX),
+        memory_bytes: need.memory_bytes,
+        cpu_milli: u32::try_from(need.cpu_milli).unwrap_or(u32::MAX),
+        gpu_milli: u32::try_from(need.gpu_milli).unwrap_or(u32::MAX),
         queue: body::put(&mut body.bytes, queue.name.as_bytes()),
         kind: body::put(&mut body.bytes, contract.kind.as_bytes()),
-        custom: body::put(&mut body.bytes, contract.resources.custom_pairs().as_bytes()),
+        custom: body::put(&mut body.bytes, need.custom_pairs().as_bytes()),
         lease_ms: contract.lease_ms,
         attempts_max: u32::from(contract.retry.attempts_max),
     });
@@ -578,7 +621,7 @@ pub(crate) fn describe(
     body: &mut Assign,
 ) {
     let task = &partition.tasks[slot];
-    put_spec(partition, task.contract, body);
+    put_spec(partition, task.contract, partition.set_of(slot), body);
     let history = partition.extras.get(task.extra).and_then(|extra| partition.versions.get(extra.history));
     body.rows.push(AssignRow {
         id: task.id,

@@ -7,6 +7,7 @@ use hashbrown::HashMap;
 use taskmaster_protocol::body::{self, ArchivedSpec, Malformed};
 
 use crate::resources::Resources;
+use crate::wishes::{self, Wishes};
 
 /// How failed attempts are repeated.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,12 +67,20 @@ pub(crate) struct Contract {
     pub(crate) retention_ms: u32,
     pub(crate) retry: Retry,
     pub(crate) resources: Resources,
+    pub(crate) wishes: Wishes,
     /// Its tasks' attempts may be ended and made again, or made twice at once.
     pub(crate) restartable: bool,
     /// Canonical bytes.
     pub(crate) canonical: Box<[u8]>,
     /// Tasks that refer to it.
     pub(crate) tasks: u32,
+}
+
+impl Contract {
+    /// What its tasks ask for, in words.
+    pub(crate) fn asked(&self) -> wishes::Asked<'_> {
+        wishes::Asked(&self.resources, &self.wishes)
+    }
 }
 
 /// A spec read from canonical bytes or from the wire.
@@ -103,6 +112,14 @@ pub const DEFAULT_NAMESPACE: &str = "default";
 const RESTARTABLE: u8 = 1;
 
 impl<'a> SpecView<'a> {
+    /// The resources that it asks for.
+    ///
+    /// # Errors
+    /// A sentence about what is wrong.
+    pub(crate) fn asks(&self) -> Result<(Resources, Wishes), String> {
+        wishes::parse(self.cpu_milli, self.memory_bytes, self.gpu_milli, self.custom)
+    }
+
     /// Reads a spec of a submit body.
     pub(crate) fn of(spec: &ArchivedSpec, area: &'a rkyv::vec::ArchivedVec<u8>) -> Result<Self, Malformed> {
         let namespace = body::text(area, spec.namespace)?;

@@ -43,6 +43,7 @@ mod streams;
 mod task;
 mod timer;
 mod versions;
+mod wishes;
 mod workflow;
 
 pub use cluster::{ClusterMap, META_GROUP, Member, Membership, NodeInfo, NodeStatus, Placement};

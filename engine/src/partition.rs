@@ -99,6 +99,8 @@ pub(crate) struct Partition {
     started: HashMap<Slot, u64, FixedState>,
     /// Leased tasks that went by age, and since when they were ready. Volatile.
     aged: HashMap<Slot, u64, FixedState>,
+    /// Leased tasks that run with other resources than the first, and which ([`Wishes::set`]). Volatile.
+    chosen: HashMap<Slot, u8, FixedState>,
     /// Attempts of restartable tasks. Volatile.
     pub(crate) attempts: Attempts,
     pub(crate) lease_lists: Vec<LeaseList>,
@@ -168,6 +170,7 @@ impl Partition {
             last_ready: FIRST_READY,
             started: HashMap::default(),
             aged: HashMap::default(),
+            chosen: HashMap::default(),
             attempts: Attempts::default(),
             lease_lists: Vec::new(),
             retention: Vec::new(),
@@ -258,9 +261,8 @@ impl Partition {
 
     fn add_contract(&mut self, spec: &SpecView<'_>, canonical: Box<[u8]>, dispatch: &mut Dispatch) -> u32 {
         let queue = self.queue(spec.namespace, spec.queue, dispatch);
-        let resources = Resources::parse(spec.cpu_milli, spec.memory_bytes, spec.gpu_milli, spec.custom)
-            .expect("checked at admission");
-        let lane = self.lane(queue, spec.priority, &resources);
+        let (resources, wishes) = spec.asks().expect("checked at admission");
+        let lane = self.lane(queue, spec.priority, &resources, &wishes);
         let class = {
             let queue = self.queues[queue as usize].dispatch;
             dispatch.learned.class((queue, spec.queue), spec.namespace, spec.kind, &resources, spec.restartable)
@@ -285,6 +287,7 @@ impl Partition {
                 non_retryable: spec.non_retryable.to_owned(),
             },
             resources,
+            wishes,
             restartable: spec.restartable,
             canonical,
             tasks: 0,
@@ -363,7 +366,10 @@ impl Partition {
         let (contract, worker) = (&self.contracts[task.contract], task.worker);
         let list = if task.worker & DETACHED != 0 { self.grace_list() } else { contract.lease_list };
         let queue = self.queues[contract.queue as usize].dispatch;
-        dispatch.lease_ended(queue, worker & !DETACHED, &contract.resources);
+        dispatch.lease_ended(queue, worker & !DETACHED, self.need(slot));
+        if !self.chosen.is_empty() {
+            self.chosen.remove(&slot);
+        }
         self.lease_lists[list as usize].list.unlink(&mut self.tasks, slot);
         self.tasks[slot].flags &= !(flag::EXPIRING | flag::SETTLING);
         if !self.started.is_empty() {
@@ -372,6 +378,24 @@ impl Partition {
         if !self.aged.is_empty() && self.aged.remove(&slot).is_some() {
             dispatch.queues[queue as usize].order.aged_ends();
         }
+    }
+
+    /// A task that is leased runs with these resources ([`Wishes::set`]).
+    pub(crate) fn runs_with(&mut self, slot: Slot, set: u8) {
+        if set > 0 {
+            self.chosen.insert(slot, set);
+        }
+    }
+
+    /// With which resources a leased task runs: 0 for the first.
+    pub(crate) fn set_of(&self, slot: Slot) -> u8 {
+        if self.chosen.is_empty() { 0 } else { self.chosen.get(&slot).copied().unwrap_or(0) }
+    }
+
+    /// What a leased task holds of its worker.
+    pub(crate) fn need(&self, slot: Slot) -> &Resources {
+        let contract = &self.contracts[self.tasks[slot].contract];
+        contract.wishes.set(&contract.resources, self.set_of(slot))
     }
 
     /// A task that is leased went by age.

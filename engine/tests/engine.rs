@@ -77,6 +77,9 @@ mod outcomes;
 #[path = "engine/workflows.rs"]
 mod workflows;
 
+#[path = "engine/wishes.rs"]
+mod wishes;
+
 #[path = "engine/paths.rs"]
 mod paths;
 

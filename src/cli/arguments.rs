@@ -202,6 +202,53 @@ pub(crate) struct Description {
     #[arg(long, value_name = "NAME=VALUE")]
     #[serde(deserialize_with = "labels")]
     pub(crate) on: Vec<Label>,
+    /// Rather on workers with this label, if one has room (repeatable: where most of them are); in files an object of names and values
+    #[arg(long, value_name = "NAME=VALUE")]
+    #[serde(deserialize_with = "labels")]
+    pub(crate) prefer: Vec<Label>,
+    /// With these resources where there is no room for the others (cpu=8,memory=4GiB,licence=1,on:zone=north; repeatable: tried in this
+    /// order); in files a list of such texts
+    #[arg(long = "or", value_name = "RESOURCES")]
+    #[serde(deserialize_with = "alternatives")]
+    pub(crate) or: Vec<Alternative>,
+}
+
+/// Resources in one text: `cpu=8,memory=4GiB,licence=1,on:zone=north`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Alternative(Resources);
+
+impl FromStr for Alternative {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut resources = Resources::new();
+        for pair in text.split(',') {
+            let (name, amount) = pair.split_once('=').ok_or_else(|| {
+                format!("'{pair}' is no resource; write name=amount, for example cpu=8,memory=4GiB,on:zone=north")
+            })?;
+            resources = match name {
+                "cpu" => resources.cpu_milli(amount.parse::<Milli>().map_err(|error| error.to_string())?.0),
+                "gpu" => resources.gpu_milli(amount.parse::<Milli>().map_err(|error| error.to_string())?.0),
+                "memory" => resources.memory_bytes(amount.parse::<ByteSize>().map_err(|error| error.to_string())?.0),
+                _ => match pair.strip_prefix("on:") {
+                    Some(label) => {
+                        let Label { name, value } = label.parse()?;
+                        resources.on(&name, &value)
+                    }
+                    None => {
+                        let Amount { name, amount } = pair.parse()?;
+                        resources.custom(&name, amount)
+                    }
+                },
+            };
+        }
+        Ok(Self(resources))
+    }
+}
+
+fn alternatives<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Alternative>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    texts.iter().map(|text| text.parse().map_err(de::Error::custom)).collect()
 }
 
 impl Description {
@@ -232,6 +279,8 @@ impl Description {
             memory: self.memory.or(flags.memory),
             resource: if self.resource.is_empty() { flags.resource.clone() } else { self.resource },
             on: if self.on.is_empty() { flags.on.clone() } else { self.on },
+            prefer: if self.prefer.is_empty() { flags.prefer.clone() } else { self.prefer },
+            or: if self.or.is_empty() { flags.or.clone() } else { self.or },
         }
     }
 
@@ -298,7 +347,10 @@ impl Description {
         }
         let custom = |resources: Resources, Amount { name, amount }: &Amount| resources.custom(name, *amount);
         let resources = self.resource.iter().fold(resources, custom);
-        self.on.iter().fold(resources, |resources, Label { name, value }| resources.on(name, value))
+        let resources = self.on.iter().fold(resources, |resources, Label { name, value }| resources.on(name, value));
+        let prefer = |resources: Resources, Label { name, value }: &Label| resources.prefer(name, value);
+        let resources = self.prefer.iter().fold(resources, prefer);
+        self.or.iter().fold(resources, |resources, Alternative(other)| resources.or(other))
     }
 }
 
@@ -309,13 +361,19 @@ mod tests {
     #[test]
     fn a_line_says_what_flags_say_with_the_same_units() {
         let line = r#"{"kind": "send", "queue": "emails", "priority": "high", "delay": "5s", "memory": "1MiB",
-            "cpu": "500m", "resources": {"licence": 2}, "on": {"zone": "north"}, "non_retryable": ["bad"]}"#;
+            "cpu": "500m", "resources": {"licence": 2}, "on": {"zone": "north"}, "non_retryable": ["bad"],
+            "prefer": {"disk": "fast"}, "or": ["gpu=0.5,memory=2MiB,licence=3,on:zone=south"]}"#;
         let read: Description = serde_json::from_str(line).unwrap();
         assert_eq!(read.delay, Some(Interval::ms(5_000)));
         assert_eq!(read.memory, Some(ByteSize::mib(1)));
         assert_eq!(read.cpu, Some(Milli(500)));
         assert_eq!(read.resource, ["licence=2".parse().unwrap()]);
         assert_eq!(read.on, ["zone=north".parse().unwrap()]);
+        assert_eq!(read.prefer, ["disk=fast".parse().unwrap()]);
+        let other = Resources::new().gpu_milli(500).memory_bytes(2 << 20).custom("licence", 3).on("zone", "south");
+        assert_eq!(read.or, [Alternative(other.clone())]);
+        let asked = Resources::new().cpu_milli(500).memory_bytes(1 << 20).custom("licence", 2).on("zone", "north");
+        assert_eq!(read.resources(), asked.prefer("disk", "fast").or(&other));
         assert!(read.task().is_some());
     }
 

@@ -294,7 +294,9 @@ fn lack(wanted: &Resources, capacity: &Capacity) -> Option<String> {
     if wanted.gpu_milli > capacity.gpu_milli {
         return Some(format!("{}m of gpu, the largest worker has {}m", wanted.gpu_milli, capacity.gpu_milli));
     }
-    wanted.custom.iter().find_map(|(name, units)| {
+    // What is only preferred, or would do as well, is the node's affair.
+    let is_needed = |name: &str| !name.starts_with("prefer/") && !name.starts_with("or/");
+    wanted.custom.iter().filter(|(name, _)| is_needed(name)).find_map(|(name, units)| {
         let has = capacity.custom.iter().find(|(other, _)| other == name).map_or(0, |(_, has)| *has);
         (*units > has).then(|| format!("{units} of '{name}', the largest worker has {has}"))
     })

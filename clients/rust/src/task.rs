@@ -8,7 +8,7 @@ use std::fmt::{self, Write as _};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use taskmaster_protocol::body::LABEL;
+use taskmaster_protocol::body::{ALTERNATIVE, LABEL, PREFERRED};
 use taskmaster_protocol::{Code, TaskId, limits};
 
 use crate::error::Refusal;
@@ -255,6 +255,35 @@ impl Resources {
     #[must_use]
     pub fn on(self, name: &str, value: &str) -> Self {
         self.custom(&label(name, value), 1)
+    }
+
+    /// Of a task: it goes to a worker with this label if one has room, and to any other at once if none has; of several labels to the worker
+    /// with the most.
+    #[must_use]
+    pub fn prefer(self, name: &str, value: &str) -> Self {
+        self.custom(&format!("{PREFERRED}{name}/{value}"), 1)
+    }
+
+    /// Of a task: it runs with these as well, where there is no room for what is said so far. Up to four, which are tried in the order in which
+    /// they are given; the server refuses more, and ones that name nothing or are alike.
+    ///
+    /// ```
+    /// # use taskmaster_client::Resources;
+    /// let on_a_gpu_or_eight_cores = Resources::new().gpu_milli(1_000).or(&Resources::new().cpu_milli(8_000));
+    /// ```
+    #[must_use]
+    pub fn or(self, other: &Self) -> Self {
+        let is_of = |pair: &str, number: usize| pair.starts_with(&format!("{ALTERNATIVE}{number}/"));
+        let number = (1..).find(|&number| !self.custom.split(',').any(|pair| is_of(pair, number))).unwrap_or(1);
+        let counted = [
+            ("cpu_milli", u64::from(other.cpu_milli)),
+            ("gpu_milli", u64::from(other.gpu_milli)),
+            ("memory_bytes", other.memory_bytes),
+        ];
+        let named = other.custom.split(',').filter_map(|pair| pair.split_once('='));
+        let named = named.map(|(name, amount)| (name, amount.parse().unwrap_or(0)));
+        let all = counted.into_iter().filter(|(_, amount)| *amount > 0).chain(named);
+        all.fold(self, |all, (name, amount)| all.custom(&format!("{ALTERNATIVE}{number}/{name}"), amount))
     }
 }
 
@@ -621,4 +650,18 @@ pub(crate) fn millis_u32(duration: Duration) -> u32 {
 /// Milliseconds since 1970; 1 for times before, because 0 means none.
 pub(crate) fn unix_ms(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(1, millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alternatives_are_numbered_in_the_order_in_which_they_are_given() {
+        let eight = Resources::new().cpu_milli(8_000);
+        let licensed = Resources::new().memory_bytes(1 << 30).custom("licence", 2).on("zone", "south");
+        let asked = Resources::new().gpu_milli(1_000).prefer("zone", "north").or(&eight).or(&licensed);
+        let pairs = "prefer/zone/north=1,or/1/cpu_milli=8000,or/2/memory_bytes=1073741824,or/2/licence=2,or/2/label/zone/south=1";
+        assert_eq!((asked.gpu_milli, asked.custom.as_str()), (1_000, pairs));
+    }
 }

@@ -24,6 +24,8 @@ pub(super) struct Held {
 /// Where tasks go.
 pub(super) struct Chosen {
     pub(super) worker: u32,
+    /// With which of their resources ([`crate::wishes::Wishes::set`]).
+    pub(super) set: u8,
     /// How many, at most.
     pub(super) count: u32,
     /// Of a measured kind, by its neighbours.
@@ -60,12 +62,20 @@ impl Assigner<'_> {
         let partition = self.partitions[usize::from(lane.partition)].as_deref()?;
         let ready = &partition.lanes[lane.lane as usize];
         let (need, asks) = (&ready.resources, Asks { queue, priority: ready.priority, lane });
-        let Some(kind) = class.and_then(|class| self.dispatch.kept_apart(queue, class)) else {
-            return match choose(self.dispatch, queue, waiting, need) {
-                Found::Worker(worker, count) => Some(Chosen { worker, count, place: None, spare: false }),
-                Found::Reserved => self.choose_reserved(queue, lane, pick, waiting),
-                Found::None => None,
-            };
+        // Who says more of the place is not placed by neighbours.
+        let kind = class.filter(|_| ready.wishes.is_empty()).and_then(|class| self.dispatch.kept_apart(queue, class));
+        let Some(kind) = kind else {
+            let mut is_kept = false;
+            for (set, need) in (0u8..).zip(ready.sets()) {
+                match choose(self.dispatch, queue, waiting, need, &ready.wishes) {
+                    Found::Worker(worker, count) => {
+                        return Some(Chosen { worker, set, count, place: None, spare: false });
+                    }
+                    Found::Reserved => is_kept |= set == 0,
+                    Found::None => {}
+                }
+            }
+            return if is_kept { self.choose_reserved(queue, lane, pick, waiting) } else { None };
         };
         // The same holds for its like in other lanes.
         if let Some(held) = self.scratch.held.iter_mut().find(|held| held.kind == kind) {
@@ -83,7 +93,7 @@ impl Assigner<'_> {
                 return None;
             }
         }
-        Some(Chosen { worker: place.worker, count: 1, place: Some((kind, place)), spare: false })
+        Some(Chosen { worker: place.worker, set: 0, count: 1, place: Some((kind, place)), spare: false })
     }
 
     /// Nothing else of the queue can start: lets the first held task start for which no better place is expected sooner than what it
@@ -93,7 +103,7 @@ impl Assigner<'_> {
         let starts = held.iter().position(|held| !self.pays_to_wait(queue, held));
         let started = starts.map(|first| held[first]).is_some_and(|held| {
             let place = Some((held.kind, held.place));
-            let chosen = Chosen { worker: held.place.worker, count: 1, place, spare: false };
+            let chosen = Chosen { worker: held.place.worker, set: 0, count: 1, place, spare: false };
             self.start(queue, held.lane, held.pick, &chosen, permits)
         });
         let until = |held: &Held| self.dispatch.neighbours.held_until_us(held.kind, held.cost_us);

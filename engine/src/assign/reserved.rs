@@ -27,7 +27,7 @@ impl Assigner<'_> {
                 continue;
             }
             let pick = self.pick_for(queue, asks.lane, by, is_aged);
-            let chosen = Chosen { worker: index, count: 1, place: None, spare: false };
+            let chosen = Chosen { worker: index, set: 0, count: 1, place: None, spare: false };
             self.scratch.by_age = is_aged && by != By::Turns;
             let began = self.start(queue, asks.lane, pick, &chosen, permits);
             self.scratch.by_age = false;
@@ -84,7 +84,7 @@ impl Assigner<'_> {
             if worker.credit == 0 || fits == 0 {
                 continue;
             }
-            let count = |count| Some(Chosen { worker: index, count, place: None, spare: false });
+            let count = |count| Some(Chosen { worker: index, set: 0, count, place: None, spare: false });
             if !reservation.is_wanted(self.partitions) {
                 self.dispatch.unreserve(index);
                 return count(fits);
@@ -103,7 +103,7 @@ impl Assigner<'_> {
             let fits = fits.min(worker.credit - 1);
             let fits = need.within(&reservation.need).fits(&reservation.spare, &Resources::default(), fits);
             if fits > 0 {
-                return Some(Chosen { worker: index, count: fits, place: None, spare: true });
+                return Some(Chosen { worker: index, set: 0, count: fits, place: None, spare: true });
             }
         }
         None

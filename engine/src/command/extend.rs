@@ -53,8 +53,7 @@ fn adopt(partition: &mut Partition, slot: u32, worker: Option<u32>, cx: &mut Cx<
     let holder = task.worker;
     if let Some(worker) = worker.filter(|&worker| worker != holder) {
         task.worker = worker;
-        let contract = &partition.contracts[task.contract];
-        let queue = partition.queues[contract.queue as usize].dispatch;
-        cx.dispatch.move_lease(queue, holder, worker, &contract.resources);
+        let queue = partition.queues[partition.contracts[task.contract].queue as usize].dispatch;
+        cx.dispatch.move_lease(queue, holder, worker, partition.need(slot));
     }
 }

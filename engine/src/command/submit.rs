@@ -13,7 +13,6 @@ use crate::memo::known::KnownRow;
 use crate::memo::{self, Standing};
 use crate::partition::{Cx, Partition};
 use crate::refused::Refused;
-use crate::resources::Resources;
 use crate::state::State;
 use crate::task::{NONE, Task};
 use crate::timer::{Timer, TimerKind};
@@ -121,8 +120,7 @@ fn check_spec(partition: &Partition, spec: &SpecView<'_>, auto_create: bool) -> 
     if spec.attempts_max == 0 || spec.attempts_max > limits::ATTEMPTS_MAX {
         return invalid(format!("{} attempts are outside 1 to {}", spec.attempts_max, limits::ATTEMPTS_MAX));
     }
-    Resources::parse(spec.cpu_milli, spec.memory_bytes, spec.gpu_milli, spec.custom)
-        .map_err(|sentence| Refused::new(Code::Invalid, sentence))?;
+    spec.asks().map_err(|sentence| Refused::new(Code::Invalid, sentence))?;
     match partition.find_queue(spec.namespace, spec.queue) {
         Some(queue) if partition.queues[queue as usize].settings.draining => {
             let message = format!("queue \"{}\" is draining and takes no new tasks: resume it first", spec.queue);

@@ -212,8 +212,8 @@ impl Partition {
         second.until_us = cx.time_us + lease_us;
         if let Some(worker) = worker.filter(|&worker| worker != second.worker) {
             let queue = self.queues[contract.queue as usize].dispatch;
-            cx.dispatch.move_lease(queue, second.worker, worker, &contract.resources);
-            second.worker = worker;
+            let before = core::mem::replace(&mut second.worker, worker);
+            cx.dispatch.move_lease(queue, before, worker, self.need(slot));
         }
     }
 
@@ -270,7 +270,7 @@ impl Partition {
     fn lease_over(&self, slot: Slot, lease: (u32, TaskId, u64), started_us: u64, over: Over, cx: &mut Cx<'_>) {
         let contract = &self.contracts[self.tasks[slot].contract];
         let queue = self.queues[contract.queue as usize].dispatch;
-        cx.dispatch.lease_ended(queue, lease.0, &contract.resources);
+        cx.dispatch.lease_ended(queue, lease.0, self.need(slot));
         let restarts = &mut cx.dispatch.restarts;
         restarts.second_over(cx.time_us);
         restarts.counters.wasted_us += cx.time_us.saturating_sub(started_us);

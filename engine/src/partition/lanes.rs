@@ -13,6 +13,7 @@ use crate::queue::Policy;
 use crate::resources::Resources;
 use crate::state::State;
 use crate::task::{List, Slot, Tasks};
+use crate::wishes::Wishes;
 
 /// Most lists of a lane: each start looks at all of them. Further classes share them, and are predicted alike.
 const LANE_CLASSES_MAX: usize = 16;
@@ -21,8 +22,8 @@ const NEAR: u32 = 1_024;
 /// What a task takes in the order of deadlines, in bytes: an entry, and its part of the tree's nodes.
 const DEADLINE_BYTES: usize = 40;
 
-/// What tasks of one lane have in common: queue, priority, resources.
-pub(super) type Needs = (u32, u8, Resources);
+/// What tasks of one lane have in common: queue, priority, resources, and what else they say of their place.
+pub(super) type Needs = (u32, u8, Resources, Wishes);
 
 /// Ready tasks of one queue, priority and resource need.
 #[derive(Debug, Default)]
@@ -30,6 +31,7 @@ pub(crate) struct Lane {
     pub(crate) queue: u32,
     pub(crate) priority: u8,
     pub(crate) resources: Resources,
+    pub(crate) wishes: Wishes,
     /// By class of [`crate::order`], each in order of readiness.
     pub(crate) lists: Vec<ClassList>,
     /// Tasks on all of them.
@@ -73,6 +75,11 @@ impl ClassList {
 }
 
 impl Lane {
+    /// The resources with which its tasks may run, in the order in which they are tried.
+    pub(crate) fn sets(&self) -> impl Iterator<Item = &Resources> {
+        self.wishes.sets(&self.resources)
+    }
+
     /// Appends a task.
     fn push(&mut self, list: u32, slot: Slot, tasks: &mut Tasks, extras: &Extras) {
         let of = &mut self.lists[list as usize];
@@ -145,12 +152,13 @@ impl Lane {
 
 impl Partition {
     /// The lane of a queue, priority and resource need, made on first use; a contract refers to it from here on.
-    pub(super) fn lane(&mut self, queue: u32, priority: u8, resources: &Resources) -> u32 {
-        let needs = (queue, priority, resources.clone());
+    pub(super) fn lane(&mut self, queue: u32, priority: u8, resources: &Resources, wishes: &Wishes) -> u32 {
+        let needs = (queue, priority, resources.clone(), wishes.clone());
         let index = match self.lane_by_needs.get(&needs) {
             Some(&index) => index,
             None => {
-                let lane = Lane { queue, priority, resources: resources.clone(), ..Lane::default() };
+                let (resources, wishes) = (resources.clone(), wishes.clone());
+                let lane = Lane { queue, priority, resources, wishes, ..Lane::default() };
                 let index = if let Some(free) = self.free_lanes.pop() {
                     self.lanes[free as usize] = lane;
                     free
@@ -337,7 +345,7 @@ impl Partition {
 
     fn free_lane(&mut self, index: u32) {
         let lane = core::mem::take(&mut self.lanes[index as usize]);
-        self.lane_by_needs.remove(&(lane.queue, lane.priority, lane.resources));
+        self.lane_by_needs.remove(&(lane.queue, lane.priority, lane.resources, lane.wishes));
         self.free_lanes.push(index);
     }
 

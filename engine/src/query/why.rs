@@ -127,6 +127,9 @@ fn running(partition: &Partition, slot: Slot, view: &View<'_>) -> Vec<(&'static 
         ("order", dispatch.queues[queue as usize].order.in_words()),
         ("expected", expected_in_words(&expected, samples)),
     ];
+    if !contract.wishes.others.is_empty() {
+        facts.push(("resources", format!("it runs with {}, of {}", partition.need(slot), contract.asked())));
+    }
     facts.extend(memory_in_words(dispatch, queue, contract));
     if let Some(started_us) = partition.started_us(slot) {
         let runs_ms = view.now_us.saturating_sub(started_us) / 1_000;
@@ -144,7 +147,7 @@ fn ready(partition: &Partition, slot: Slot, view: &View<'_>, facts: &mut Vec<(&s
     let served = &dispatch.queues[queue.dispatch as usize];
     let fitting = |index: &&u32| {
         let worker = &dispatch.workers[**index as usize];
-        worker.could_hold(&contract.resources)
+        contract.wishes.sets(&contract.resources).any(|need| worker.could_hold(need))
     };
     let reason = if task.has(flag::BLOCKED) {
         let key = extra.map(|extra| &partition.keys[extra.key as usize]);
@@ -156,7 +159,7 @@ fn ready(partition: &Partition, slot: Slot, view: &View<'_>, facts: &mut Vec<(&s
     } else if served.workers.is_empty() {
         format!("no worker serves queue \"{0}\": start one with `taskmaster worker --queue {0}`", queue.name)
     } else if served.workers.iter().filter(fitting).count() == 0 {
-        format!("it asks for {}, and no connected worker offers that much", contract.resources)
+        format!("it asks for {}, and no connected worker offers that much", contract.asked())
     } else if served.concurrency.is_some_and(|limit| served.leased >= limit) {
         format!("the queue runs its limit of {} tasks", served.leased)
     } else if served.bucket.is_some_and(|mut bucket| bucket.available(now_us) == 0) {
@@ -175,6 +178,9 @@ fn ready(partition: &Partition, slot: Slot, view: &View<'_>, facts: &mut Vec<(&s
     let class = asking.class;
     if !task.has(flag::BLOCKED) && !queue.settings.paused {
         kept_or_held(partition, slot, class, dispatch, now_us).for_each(|(name, words)| facts.push((name, words)));
+    }
+    if !contract.wishes.is_empty() {
+        facts.push(("resources", format!("it asks for {}", contract.asked())));
     }
     facts.push(("waited", format!("{} ms", now_us.saturating_sub(task.at_us) / 1_000)));
     let (expected, samples) = dispatch.learned.expected(class);

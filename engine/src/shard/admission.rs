@@ -57,7 +57,7 @@ impl<'a> Refusing<'a> {
         if queue.settings.paused || is_memoised {
             return None;
         }
-        let resources = Resources::parse(spec.cpu_milli, spec.memory_bytes, spec.gpu_milli, spec.custom).ok()?;
+        let (resources, _) = spec.asks().ok()?;
         let class = shard.dispatch.learned.find_class(queue.dispatch, spec.kind, &resources, spec.restartable)?;
         Some(Self { name: spec.queue, queue: queue.dispatch, class, priority: spec.priority, resources, permille })
     }

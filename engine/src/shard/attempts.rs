@@ -173,7 +173,7 @@ impl Shard {
         let dispatch = &self.dispatch;
         let has_room = |index: u32| {
             let worker = &dispatch.workers[index as usize];
-            index != task.worker && worker.reserved.is_none() && worker.has_room(&contract.resources)
+            index != task.worker && worker.reserved.is_none() && worker.has_room(partition.need(slot))
         };
         let is_waited_for = |index: u32| {
             let worker = &dispatch.workers[index as usize];
@@ -196,7 +196,7 @@ impl Shard {
         let contract = &partition.contracts[task.contract];
         let lease_us = u64::from(partition.lease_lists[contract.lease_list as usize].lease_ms) * 1_000;
         let queue = partition.queues[contract.queue as usize].dispatch;
-        self.dispatch.take_credit(queue, worker, 1, &contract.resources);
+        self.dispatch.take_credit(queue, worker, 1, partition.need(slot));
         self.dispatch.queues[queue as usize].leases_begin(1);
         self.dispatch.restarts.seconds += 1;
         self.dispatch.restarts.counters.second += 1;
@@ -224,6 +224,6 @@ impl Partition {
     /// Whether a lane has tasks that may start on a worker, once it is free.
     fn can_start(&self, lane: u32, worker: &Worker) -> bool {
         let ready = &self.lanes[lane as usize];
-        self.may_start(ready) && worker.could_hold(&ready.resources)
+        self.may_start(ready) && ready.sets().any(|need| worker.could_hold(need))
     }
 }

@@ -168,7 +168,7 @@ impl Shard {
         let is_overdue = worker.owed > 0 && worker.owed_until_us <= self.last_time_us;
         let fits = || {
             let mut used = worker.used.clone();
-            used.subtract(&partition.contracts[task.contract].resources);
+            used.subtract(partition.need(victim.slot));
             need.fits_on(worker.capacity.as_ref(), &used, 1) > 0
         };
         serves && !is_overdue && fits()

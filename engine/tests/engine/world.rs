@@ -85,6 +85,10 @@ pub(crate) struct Lease {
     pub(crate) ready_us: u64,
     /// The version of its state to resume from.
     pub(crate) version: u32,
+    /// What it holds of its worker.
+    pub(crate) cpu_milli: u32,
+    pub(crate) gpu_milli: u32,
+    pub(crate) custom: String,
 }
 
 impl Lease {
@@ -654,6 +658,9 @@ pub(crate) fn leases_in(message: &Message) -> Vec<Lease> {
             kind: text(&body.bytes, spec.kind),
             ready_us: row.ready_us,
             version: row.version,
+            cpu_milli: spec.cpu_milli,
+            gpu_milli: spec.gpu_milli,
+            custom: text(&body.bytes, spec.custom),
         }
     };
     body.rows.iter().map(lease).collect()

@@ -14,6 +14,8 @@ pub const ROWS_MAX: usize = 100_000;
 pub const SPECS_MAX: usize = 4_096;
 /// Longest queue, kind, namespace or resource name, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
+/// Most sets of resources with which a task runs as well as with its first.
+pub const ALTERNATIVES_MAX: usize = 4;
 /// Longest unique or concurrency key, in bytes.
 pub const KEY_BYTES_MAX: usize = 512;
 /// Longest error text or code kept for a failed attempt, in bytes.

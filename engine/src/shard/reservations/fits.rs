@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::Shard;
 use crate::partition::DETACHED;
 use crate::resources::Resources;
+use crate::task::Slot;
 
 /// Most leases that a look takes in.
 const LEASES_MAX: usize = 1 << 16;
@@ -16,8 +17,8 @@ pub(super) struct Running {
     pub(super) seen: usize,
 }
 
-/// When it ends in nine of ten cases, `u64::MAX` if that is not known, and where to find its contract.
-pub(super) type Lease = (u64, u16, u32);
+/// When it ends in nine of ten cases, `u64::MAX` if that is not known, and which task it is.
+pub(super) type Lease = (u64, u16, Slot);
 
 /// When a task fits on a worker, `u64::MAX` if that is not known, and what is left beside it then of what it needs.
 pub(super) struct Fit {
@@ -26,9 +27,8 @@ pub(super) struct Fit {
 }
 
 impl Shard {
-    pub(super) fn need_of(&self, partition: u16, contract: u32) -> Option<&Resources> {
-        let partition = self.partitions[usize::from(partition)].as_deref()?;
-        Some(&partition.contracts[contract].resources)
+    pub(super) fn need_of(&self, partition: u16, slot: Slot) -> Option<&Resources> {
+        Some(self.partitions[usize::from(partition)].as_deref()?.need(slot))
     }
 
     /// What runs on workers whose resources are counted.
@@ -54,7 +54,7 @@ impl Shard {
                 let class = partition.class(slot);
                 let most_us = most_us.entry(class).or_insert_with(|| self.dispatch.learned.most_us(class));
                 let ends_us = self.ends_us(started_us, *most_us);
-                running.leases[worker as usize].push((ends_us, partition.id.0, partition.tasks[slot].contract));
+                running.leases[worker as usize].push((ends_us, partition.id.0, slot));
             }
         }
         running
@@ -81,12 +81,12 @@ impl Shard {
         let mut leases = leases.clone();
         leases.sort_unstable();
         let (mut at_us, mut used) = (self.last_time_us, worker.used.clone());
-        for (ends_us, partition, contract) in leases {
+        for (ends_us, partition, slot) in leases {
             // What ends at the same time is not there any more either.
             if ends_us > at_us && need.fits(capacity, &used, 1) > 0 {
                 break;
             }
-            let Some(other) = self.need_of(partition, contract) else { return unknown() };
+            let Some(other) = self.need_of(partition, slot) else { return unknown() };
             at_us = ends_us;
             used.subtract(other);
         }

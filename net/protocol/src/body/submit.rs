@@ -40,6 +40,14 @@ pub struct TaskRow {
 /// What names of labels begin with among the custom resources: of such a one a worker has as much as anybody wants, or none.
 pub const LABEL: &str = "label/";
 
+/// What names of labels begin with, among the custom resources of a task, that it prefers in a worker and does not need: `prefer/zone/north=1`.
+pub const PREFERRED: &str = "prefer/";
+
+/// What names begin with, among the custom resources of a task, of which it needs as little as there is room for others of them: behind it
+/// stand a number from 1 to [`crate::limits::ALTERNATIVES_MAX`], by which they are tried, and `cpu_milli`, `memory_bytes`, `gpu_milli` or another
+/// name: `or/1/cpu_milli=8000`.
+pub const ALTERNATIVE: &str = "or/";
+
 /// The contract shared by tasks: handler, order, lease, retries and resources.
 #[derive(Clone, Copy, Debug, Default, Archive, Serialize, Deserialize)]
 pub struct Spec {

@@ -114,6 +114,7 @@ fn limit_table_is_complete() {
         ("state_tags", wide(limits::STATE_TAGS_MAX)),
         ("state_page_bytes", wide(limits::STATE_PAGE_BYTES_MAX)),
         ("label_bytes", wide(limits::LABEL_BYTES_MAX)),
+        ("alternatives", wide(limits::ALTERNATIVES_MAX)),
         ("weight", limits::WEIGHT_MAX.into()),
         ("topic_bytes", wide(limits::TOPIC_BYTES_MAX)),
         ("streams", wide(limits::STREAMS_MAX)),
