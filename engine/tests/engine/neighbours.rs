@@ -267,6 +267,21 @@ fn no_task_starves_whatever_workers_say() {
 }
 
 #[test]
+fn a_task_of_a_measured_kind_takes_what_is_spare_of_a_worker_that_is_kept() {
+    let mut park = taught(&[2], true);
+    let conn = park.machines[0].conn;
+    park.world.worker_with(conn, &["q"], 3, "", |body| body.cpu_milli = 2_000);
+    let needing = |number: u32, cpus: u32| of("light", number).with_spec(|spec| spec.cpu_milli = 1_000 * cpus);
+    park.world.submit_one(needing(1, 1));
+    assert_eq!(park.world.leases().len(), 1);
+    park.world.submit_one(needing(2, 2));
+    park.world.advance_ms(1_700);
+    assert_eq!(park.world.shard.stats().reserved, 1);
+    let beside = park.world.submit_one(needing(3, 0));
+    assert_eq!(park.world.lease().id, beside);
+}
+
+#[test]
 fn why_says_how_much_memory_a_task_will_have() {
     let mut park = taught(&[2, 2], true);
     let (submit, mut number) = (|park: &mut Park, job| park.world.submit_one(job), 0);
