@@ -282,8 +282,10 @@ impl Resources {
         ];
         let named = other.custom.split(',').filter_map(|pair| pair.split_once('='));
         let named = named.map(|(name, amount)| (name, amount.parse().unwrap_or(0)));
-        let all = counted.into_iter().filter(|(_, amount)| *amount > 0).chain(named);
-        all.fold(self, |all, (name, amount)| all.custom(&format!("{ALTERNATIVE}{number}/{name}"), amount))
+        // One that names nothing is refused by what it says.
+        let is_none = *other == Self::default();
+        let all = counted.into_iter().filter(|(_, amount)| *amount > 0 || is_none).take(if is_none { 1 } else { 3 });
+        all.chain(named).fold(self, |all, (name, amount)| all.custom(&format!("{ALTERNATIVE}{number}/{name}"), amount))
     }
 }
 
@@ -663,5 +665,6 @@ mod tests {
         let asked = Resources::new().gpu_milli(1_000).prefer("zone", "north").or(&eight).or(&licensed);
         let pairs = "prefer/zone/north=1,or/1/cpu_milli=8000,or/2/memory_bytes=1073741824,or/2/licence=2,or/2/label/zone/south=1";
         assert_eq!((asked.gpu_milli, asked.custom.as_str()), (1_000, pairs));
+        assert_eq!(Resources::new().or(&Resources::new()).custom, "or/1/cpu_milli=0", "which is refused");
     }
 }

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use taskmaster_client::{
-    Client, Code, Error, OnFailure, Priority, QueueSettings, Retries, State, StateChange, Submitted, Task, TaskError,
-    TaskFilter, TestServer, Worker, Workflow,
+    Client, Code, Error, OnFailure, Priority, QueueSettings, Resources, Retries, State, StateChange, Submitted, Task,
+    TaskError, TaskFilter, TestServer, Worker, Workflow,
 };
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
@@ -66,6 +66,30 @@ async fn ten_thousand_tasks_run_exactly_once_on_three_shards_over_tcp() {
     }
     worker.shutdown().await.unwrap();
     assert_eq!(ran.load(Ordering::Relaxed), 10_000);
+}
+
+#[tokio::test]
+async fn a_task_with_alternatives_runs_where_one_of_them_fits_and_is_told_which() {
+    let client = Client::in_memory().await;
+    let offers = |resources: Resources| {
+        let told =
+            |task: taskmaster_client::Context| async move { Ok(format!("{} {:?}", task.cpu_milli(), task.devices())) };
+        Worker::builder(&client).resources(resources).default_handler(told).start()
+    };
+    let cpus = offers(Resources::new().cpu_milli(8_000).custom("licence", 1)).await.unwrap();
+    let asked = Resources::new().gpu_milli(1_000).prefer("zone", "north");
+    let licensed = Resources::new().cpu_milli(2_000).custom("licence", 1);
+    let task = Task::new("k").resources(asked.or(&Resources::new().cpu_milli(16_000)).or(&licensed));
+    let run = async |task: &Task| {
+        let id = client.submit(task.clone()).await.unwrap().id;
+        client.result(id).await.unwrap().text().unwrap().to_owned()
+    };
+    assert_eq!(run(&task).await, "2000 []");
+    let gpus = offers(Resources::new().gpu_milli(1_000)).await.unwrap();
+    assert_eq!(run(&task).await, "0 [0]");
+    for worker in [cpus, gpus] {
+        worker.shutdown().await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]

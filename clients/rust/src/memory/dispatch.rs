@@ -2,13 +2,42 @@
 
 use std::collections::BTreeMap;
 
-use taskmaster_protocol::body::{Assign, AssignRow, AssignSpec, put};
+use taskmaster_protocol::body::{ALTERNATIVE, Assign, AssignRow, AssignSpec, put};
 use taskmaster_protocol::{Code, Header, Operation, PartitionId, TaskId};
 
-use super::engine::{Engine, QueueKey, Timer};
+use super::engine::{Engine, Entry, QueueKey, Timer};
 use super::send;
 use crate::task::State;
 use crate::worker::room::{Need, pairs};
+
+impl Entry {
+    /// What it may run with, in the order in which it is tried.
+    fn sets(&self) -> Vec<Need> {
+        let first = Need {
+            cpu_milli: self.cpu_milli,
+            gpu_milli: self.gpu_milli,
+            memory_bytes: self.memory_bytes,
+            custom: pairs(&self.custom),
+        };
+        let mut others = BTreeMap::<&str, Need>::new();
+        for pair in self.custom.split(',').filter_map(|pair| pair.strip_prefix(ALTERNATIVE)) {
+            let Some((number, (name, units))) =
+                pair.split_once('/').and_then(|(n, pair)| Some((n, pair.split_once('=')?)))
+            else {
+                continue;
+            };
+            let (set, units) = (others.entry(number).or_default(), units.parse::<u64>().unwrap_or(u64::MAX));
+            let narrow = u32::try_from(units).unwrap_or(u32::MAX);
+            match name {
+                "cpu_milli" => set.cpu_milli = narrow,
+                "gpu_milli" => set.gpu_milli = narrow,
+                "memory_bytes" => set.memory_bytes = units,
+                _ => set.custom.push((name.to_owned(), units)),
+            }
+        }
+        std::iter::once(first).chain(others.into_values()).collect()
+    }
+}
 
 impl Engine {
     /// Assigns ready tasks to connections with credit, in the order of priority and arrival, round robin.
@@ -24,8 +53,9 @@ impl Engine {
                 if self.is_crowded(id) {
                     continue;
                 }
-                let Some(connection) = self.taker(&queue, id) else { continue };
+                let Some((connection, set)) = self.taker(&queue, id) else { continue };
                 self.lease(id, connection);
+                self.task(id).set = set;
                 assigned.entry((connection, id.partition())).or_default().push(id);
             }
         }
@@ -41,27 +71,24 @@ impl Engine {
         !task.concurrency_key.is_empty() && self.busy.get(&key).is_some_and(|&busy| busy >= task.concurrency_limit)
     }
 
-    /// The subscribed connection with the most credit.
-    fn taker(&self, queue: &QueueKey, id: TaskId) -> Option<u64> {
+    /// The subscribed connection with the most credit of those that offer one of the task's sets of resources, and which set.
+    fn taker(&self, queue: &QueueKey, id: TaskId) -> Option<(u64, usize)> {
         let shard = id.partition().0 % self.shards;
         let task = &self.tasks[&id];
-        let need = Need {
-            cpu_milli: task.cpu_milli,
-            gpu_milli: task.gpu_milli,
-            memory_bytes: task.memory_bytes,
-            custom: pairs(&task.custom),
+        let subscribed = |need: &Need| {
+            self.subscriptions
+                .iter()
+                .filter(|(connection, subscription)| {
+                    subscription.credit > 0
+                        && subscription.namespace.split(',').any(|namespace| namespace == queue.0)
+                        && subscription.queues.contains(&queue.1)
+                        && need.fits(subscription.room.as_ref())
+                        && self.peers.get(connection).is_some_and(|peer| peer.shard == shard)
+                })
+                .max_by_key(|(_, subscription)| subscription.credit)
         };
-        self.subscriptions
-            .iter()
-            .filter(|(connection, subscription)| {
-                subscription.credit > 0
-                    && subscription.namespace.split(',').any(|namespace| namespace == queue.0)
-                    && subscription.queues.contains(&queue.1)
-                    && need.fits(subscription.room.as_ref())
-                    && self.peers.get(connection).is_some_and(|peer| peer.shard == shard)
-            })
-            .max_by_key(|(_, subscription)| subscription.credit)
-            .map(|(&connection, _)| connection)
+        let mut sets = task.sets().into_iter().enumerate();
+        sets.find_map(|(set, need)| subscribed(&need).map(|(&connection, _)| (connection, set)))
     }
 
     fn lease(&mut self, id: TaskId, connection: u64) {
@@ -94,13 +121,15 @@ impl Engine {
         for (id, spec) in ids.iter().zip(0u32..) {
             let task = &self.tasks[id];
             let area = &mut assign.bytes;
+            let need = task.sets().swap_remove(task.set);
+            let custom: Vec<String> = need.custom.iter().map(|(name, amount)| format!("{name}={amount}")).collect();
             assign.specs.push(AssignSpec {
-                memory_bytes: task.memory_bytes,
-                cpu_milli: task.cpu_milli,
-                gpu_milli: task.gpu_milli,
+                memory_bytes: need.memory_bytes,
+                cpu_milli: need.cpu_milli,
+                gpu_milli: need.gpu_milli,
                 queue: put(area, task.queue.1.as_bytes()),
                 kind: put(area, task.kind.as_bytes()),
-                custom: put(area, task.custom.as_bytes()),
+                custom: put(area, custom.join(",").as_bytes()),
                 lease_ms: task.lease_ms,
                 attempts_max: task.attempts_max,
             });

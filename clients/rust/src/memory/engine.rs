@@ -44,6 +44,8 @@ pub(super) struct Entry {
     pub(super) gpu_milli: u32,
     pub(super) memory_bytes: u64,
     pub(super) custom: String,
+    /// Which of its sets of resources it runs with.
+    pub(super) set: usize,
     pub(super) priority: u8,
     pub(super) is_restartable: bool,
     pub(super) deadline_ms: u64,
@@ -278,6 +280,7 @@ impl Engine {
             gpu_milli: spec.gpu_milli.to_native(),
             memory_bytes: spec.memory_bytes.to_native(),
             custom: word(spec.custom)?,
+            set: 0,
             priority: spec.priority,
             is_restartable: spec.restartable != 0,
             deadline_ms: 0,

@@ -3,7 +3,7 @@
 //! A shard counts the tasks that it gave itself; the worker has those of all shards and nodes. So it is the worker that keeps what runs
 //! within what is there. Devices are told apart here as well: a task has whole ones to itself, and a part of one beside others.
 
-use taskmaster_protocol::body::LABEL;
+use taskmaster_protocol::body::{ALTERNATIVE, LABEL, PREFERRED};
 
 use crate::task::Resources;
 
@@ -37,10 +37,14 @@ pub(crate) struct Room {
     custom: Vec<(String, u64)>,
 }
 
-/// The pairs of `name=amount` in a list; what is none is left out.
+/// The pairs of `name=amount` in a list; what is none, what is only preferred, and other sets that would do, are left
+/// out.
 pub(crate) fn pairs(custom: &str) -> Vec<(String, u64)> {
     let pair = |text: &str| {
         let (name, amount) = text.split_once('=')?;
+        if name.starts_with(PREFERRED) || name.starts_with(ALTERNATIVE) {
+            return None;
+        }
         Some((name.to_owned(), amount.parse().ok()?))
     };
     custom.split(',').filter_map(pair).collect()
@@ -128,6 +132,19 @@ mod tests {
     fn who_offers_nothing_counts_nothing() {
         assert_eq!(Room::new(&Resources::new()), None);
         assert!(need(1, 1, "other=1").fits(None) && !need(0, 0, "label/zone/north=1").fits(None));
+    }
+
+    #[test]
+    fn what_is_preferred_or_would_do_instead_needs_no_room() {
+        let preferring = need(1_000, 0, "licence=2,prefer/zone/north=1,or/1/licence=9");
+        assert!(preferring.fits(None));
+        let mut room = room(1_000, 0);
+        let whole = room.clone();
+        assert_eq!(room.place(&preferring), Some(vec![]));
+        room.take(&preferring, &[]);
+        assert_eq!(room.left("licence"), 0);
+        room.give(&preferring, &[]);
+        assert_eq!(room, whole);
     }
 
     #[test]
