@@ -372,7 +372,7 @@ impl Assigner<'_> {
         let priority = ready.priority;
         let entry = &mut self.dispatch.queues[queue as usize];
         let (leased, order) = (entry.leased, &mut entry.order);
-        let goes_by_paths = order.goes_by_paths();
+        let goes_by_paths = order.goes_by_paths().is_some();
         let is_watching = order.is_watching(&mut self.dispatch.learned, self.now_us);
         let mut watching = is_watching.then_some((order, leased));
         // Of a measured kind this one was chosen for its worker.

@@ -165,6 +165,13 @@ impl<'a> SpecView<'a> {
         }
     }
 
+    /// The resources that it asks for where it stands in a log or a snapshot: what [`Self::asks`] refuses was taken before there were
+    /// alternatives and preferences, as plain names.
+    pub(crate) fn asked(&self) -> (Resources, Wishes) {
+        let plain = || Resources::parse(self.cpu_milli, self.memory_bytes, self.gpu_milli, self.custom);
+        self.asks().unwrap_or_else(|_| (plain().expect("checked at admission"), Wishes::default()))
+    }
+
     /// Reads canonical bytes; `None` if they are not.
     pub(crate) fn read_canonical(mut bytes: &'a [u8]) -> Option<Self> {
         let mut take = |count: usize| -> Option<&'a [u8]> {
@@ -320,8 +327,23 @@ mod tests {
     }
 
     #[test]
+    fn what_a_log_of_before_has_is_plain_resources() {
+        let spec = |custom| SpecView { custom, ..spec() };
+        for custom in ["or/1/cpu_milli=0", "or/9/x=1", "or/x/y=1", "prefer/zone=1", "prefer/a/b=2,licence=1"] {
+            assert!(spec(custom).asks().is_err(), "{custom}");
+            let (resources, wishes) = spec(custom).asked();
+            assert_eq!((resources.custom_pairs(), wishes), (custom.to_owned(), Wishes::default()));
+        }
+        assert_eq!(spec("or/1/cpu_milli=1").asked(), spec("or/1/cpu_milli=1").asks().unwrap());
+    }
+
+    #[test]
     fn canonical_bytes_round_trip() {
-        let spec = SpecView {
+        check_round_trip(spec());
+    }
+
+    fn spec() -> SpecView<'static> {
+        SpecView {
             namespace: "default",
             queue: "emails",
             kind: "send",
@@ -339,7 +361,10 @@ mod tests {
             priority: 2,
             restartable: false,
             is_memo: false,
-        };
+        }
+    }
+
+    fn check_round_trip(spec: SpecView<'_>) {
         let mut bytes = Vec::new();
         spec.write_canonical(&mut bytes);
         let restartable = SpecView { restartable: true, ..spec.clone() };

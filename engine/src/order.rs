@@ -425,9 +425,9 @@ impl Order {
         }
     }
 
-    /// Whether tasks of a workflow take each other's turns.
-    pub(crate) const fn goes_by_paths(&self) -> bool {
-        matches!(self.policy, Policy::Auto | Policy::Shortest)
+    /// Whether tasks of a workflow take each other's turns, and if so whether only those of their own list.
+    pub(crate) fn goes_by_paths(&self) -> Option<bool> {
+        matches!(self.policy, Policy::Auto | Policy::Shortest).then(|| self.by() == By::Rank)
     }
 
     /// Whether restartable tasks may be given up now, and go by the rank that this gives them.

@@ -261,7 +261,7 @@ impl Partition {
 
     fn add_contract(&mut self, spec: &SpecView<'_>, canonical: Box<[u8]>, dispatch: &mut Dispatch) -> u32 {
         let queue = self.queue(spec.namespace, spec.queue, dispatch);
-        let (resources, wishes) = spec.asks().expect("checked at admission");
+        let (resources, wishes) = spec.asked();
         let lane = self.lane(queue, spec.priority, &resources, &wishes);
         let class = {
             let queue = self.queues[queue as usize].dispatch;

@@ -36,8 +36,8 @@ pub(crate) struct Reservation {
     pub(crate) promised_us: Option<u64>,
     /// Of what the task needs, what is left beside it then.
     pub(crate) spare: Resources,
-    /// Since when a worker is kept for it, in microseconds.
-    pub(crate) since_us: u64,
+    /// Since when it is not known when the task will fit, in microseconds; 0: it is known.
+    pub(crate) unknown_us: u64,
     /// How often another worker took this one's part.
     pub(crate) moves: u8,
     /// Since when the task would fit and does not start, or the worker offers nothing; 0: neither.
@@ -84,6 +84,8 @@ pub(crate) struct Reservations {
     pub(crate) is_asked_for: bool,
     /// With which of the workers that are kept the next look begins.
     pub(crate) looks: usize,
+    /// The queue whose tasks are looked at first by the next look.
+    pub(crate) first_queue: u32,
     /// A timer is set for a look.
     pub(crate) is_armed: bool,
 }

@@ -4,6 +4,7 @@
 //! that know nothing of them are read as before.
 
 use core::fmt;
+use std::collections::BTreeSet;
 
 use taskmaster_protocol::body::{ALTERNATIVE, LABEL, PREFERRED};
 use taskmaster_protocol::limits::ALTERNATIVES_MAX;
@@ -26,6 +27,7 @@ struct Set {
     memory_bytes: u64,
     gpu_milli: u32,
     custom: String,
+    counted: BTreeSet<String>,
 }
 
 impl Set {
@@ -33,10 +35,16 @@ impl Set {
         let wrong = || format!("{name} of an alternative must be a whole amount above zero, not \"{amount}\"");
         let number: u64 = amount.parse().ok().filter(|&number| number > 0).ok_or_else(wrong)?;
         let short = || u32::try_from(number).map_err(|_| wrong());
+        if matches!(name, "cpu_milli" | "gpu_milli" | "memory_bytes") && !self.counted.insert(name.to_owned()) {
+            return Err(format!("an alternative names {name} twice"));
+        }
         match name {
             "cpu_milli" => self.cpu_milli = short()?,
             "gpu_milli" => self.gpu_milli = short()?,
             "memory_bytes" => self.memory_bytes = number,
+            _ if name.starts_with(ALTERNATIVE) || name.starts_with(PREFERRED) => {
+                return Err(format!("an alternative has no alternatives or preferences of its own, see \"{name}\""));
+            }
             _ => {
                 let comma = if self.custom.is_empty() { "" } else { "," };
                 self.custom.push_str(&format!("{comma}{name}={amount}"));
@@ -63,7 +71,7 @@ pub(crate) fn parse(
     for pair in custom.split(',') {
         if let Some(of) = pair.strip_prefix(ALTERNATIVE) {
             let parts = of.split_once('/').and_then(|(number, rest)| Some((number, rest.rsplit_once('=')?)));
-            let place = |number: &str| number.parse().ok().filter(|number| (1..=ALTERNATIVES_MAX).contains(number));
+            let place = |text: &str| (1..=ALTERNATIVES_MAX).find(|number| number.to_string() == text);
             let Some((number, (name, amount))) = parts.and_then(|(number, rest)| Some((place(number)?, rest))) else {
                 return Err(format!(
                     "\"{pair}\" must be {ALTERNATIVE}NUMBER/NAME=AMOUNT, with numbers from 1 to {ALTERNATIVES_MAX}"
@@ -74,7 +82,9 @@ pub(crate) fn parse(
             }
             sets[number - 1].add(name, amount)?;
         } else if let Some(of) = pair.strip_prefix(PREFERRED) {
-            let label = of.split_once('=').map(|(label, _)| label).filter(|label| label.contains('/'));
+            let label = of.strip_suffix("=1").filter(|label| {
+                label.split_once('/').is_some_and(|(name, value)| !name.is_empty() && !value.is_empty())
+            });
             let label = label.ok_or_else(|| format!("\"{pair}\" must be {PREFERRED}NAME/VALUE=1"))?;
             labels.push(format!("{LABEL}{label}"));
         } else {
@@ -175,7 +185,13 @@ mod tests {
             ("or/1/gpu_milli=1000", "the same as one before"),
             ("or/1/cpu_milli=1,or/2/cpu_milli=1", "alternative 2 is the same"),
             ("or/1/licence=1,or/1/licence=2", "distinct"),
+            ("or/+1/cpu_milli=1", "numbers from 1 to 4"),
+            ("or/1/cpu_milli=1,or/1/cpu_milli=2", "cpu_milli twice"),
+            ("or/1/or/1/cpu_milli=1", "no alternatives or preferences of its own"),
+            ("or/1/prefer/zone/north=1", "no alternatives or preferences of its own"),
             ("prefer/zone=1", "must be prefer/NAME/VALUE=1"),
+            ("prefer/zone/north=2", "must be prefer/NAME/VALUE=1"),
+            ("prefer//north=1", "must be prefer/NAME/VALUE=1"),
             ("prefer/zone/north=1,licence", "name=amount"),
         ] {
             let refused = parse(0, 0, 1_000, custom).unwrap_err();

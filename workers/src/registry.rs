@@ -14,8 +14,8 @@ pub const EXEC: &str = "exec";
 
 /// What a worker can run. Build it, then share it behind an [`Arc`].
 ///
-/// Looked up in this order: a command of that very kind, a built-in, `exec`, the command for all kinds. Built-ins and `exec` may have a variant
-/// behind a slash (`exec/align`).
+/// Looked up in this order: a command of that very kind, a built-in, `exec`, the command for all kinds. A kind may have a variant behind a slash
+/// (`exec/align`): it is run as the kind before the slash, unless there is a command for it.
 #[derive(Debug, Default)]
 pub struct Registry {
     builtins: bool,
@@ -91,9 +91,10 @@ impl Registry {
     }
 
     fn way(&self, kind: &str) -> Option<Way> {
-        let command = self.commands.get(kind).cloned().map(Way::Command);
         // What is behind a slash says only whose run times a task's are like.
-        let kind = kind.split_once('/').map_or(kind, |(kind, _)| kind);
+        let base = kind.split_once('/').map_or(kind, |(base, _)| base);
+        let command = self.commands.get(kind).or_else(|| self.commands.get(base)).cloned().map(Way::Command);
+        let kind = base;
         command
             .or_else(|| Builtin::named(kind).filter(|_| self.builtins).map(Way::Builtin))
             .or_else(|| Some(Way::Exec).filter(|_| self.exec && kind == EXEC))

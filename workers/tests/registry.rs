@@ -48,6 +48,7 @@ async fn a_kind_is_run_the_most_particular_way() {
         ("exec", r#"{"run": "cat; echo $X", "stdin": "in ", "env": {"X": "x"}}"#, "in x\n"),
         ("exec/align", r#"{"run": "echo variant"}"#, "variant\n"),
         ("noop/x", "", ""),
+        ("sleep/x", "", "particular\n"),
         ("anything", "", "fallback\n"),
         ("execute", "", "fallback\n"),
     ] {

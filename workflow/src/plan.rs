@@ -284,6 +284,10 @@ fn milli(cores: f64) -> u32 {
 }
 
 fn lack(wanted: &Resources, capacity: &Capacity) -> Option<String> {
+    // It may run with others; the node says if those are nowhere either.
+    if wanted.custom.iter().any(|(name, _)| name.starts_with("or/")) {
+        return None;
+    }
     if wanted.cpu_milli > capacity.cpu_milli {
         return Some(format!("{}m of cpu, the largest worker has {}m", wanted.cpu_milli, capacity.cpu_milli));
     }
@@ -294,9 +298,8 @@ fn lack(wanted: &Resources, capacity: &Capacity) -> Option<String> {
     if wanted.gpu_milli > capacity.gpu_milli {
         return Some(format!("{}m of gpu, the largest worker has {}m", wanted.gpu_milli, capacity.gpu_milli));
     }
-    // What is only preferred, or would do as well, is the node's affair.
-    let is_needed = |name: &str| !name.starts_with("prefer/") && !name.starts_with("or/");
-    wanted.custom.iter().filter(|(name, _)| is_needed(name)).find_map(|(name, units)| {
+    // What is only preferred is not needed.
+    wanted.custom.iter().filter(|(name, _)| !name.starts_with("prefer/")).find_map(|(name, units)| {
         let has = capacity.custom.iter().find(|(other, _)| other == name).map_or(0, |(_, has)| *has);
         (*units > has).then(|| format!("{units} of '{name}', the largest worker has {has}"))
     })

@@ -54,7 +54,7 @@ fn speed_divides_run_times_and_leaves_sizes() {
 #[test]
 fn a_replay_is_a_task_of_the_replay_kind() {
     let plan = good("diamond");
-    let (kind, payload) = plan.tasks[1].kind_and_payload();
+    let (kind, payload) = plan.tasks[1].kind_and_payload(true);
     assert_eq!((&*kind, payload.as_slice()), ("replay/branch", &br#"{"ms":4000.0,"memory_bytes":134217728}"#[..]));
 }
 

@@ -141,7 +141,7 @@ fn payloads_are_what_workers_read() {
   b: {kind: noop}
 ",
     );
-    let (kind, payload) = plan.tasks[0].kind_and_payload();
+    let (kind, payload) = plan.tasks[0].kind_and_payload(true);
     let payload = String::from_utf8(payload).expect("JSON is text");
     assert_eq!(kind, "exec/a");
     assert_eq!(
@@ -150,17 +150,18 @@ fn payloads_are_what_workers_read() {
          \"TASKMASTER_WORKFLOW\":\"file\"},\"cwd\":\"/w\",\"stdin\":\"in\",\"timeout_ms\":2000,\
          \"non_retryable\":[3],\"truncate\":true}"
     );
-    assert_eq!(plan.tasks[1].kind_and_payload(), ("noop".into(), Vec::new()));
+    assert_eq!(plan.tasks[1].kind_and_payload(true), ("noop".into(), Vec::new()));
 }
 
 #[test]
 fn a_kind_says_the_group_and_is_one_that_a_node_takes() {
     let name = "é".repeat(60);
     let mut plan = read("tasks:\n  one: {run: x, array: 2}\n  two: {run: x}\n");
-    let kinds: Vec<_> = plan.tasks.iter().map(|task| task.kind_and_payload().0).collect();
+    let kinds: Vec<_> = plan.tasks.iter().map(|task| task.kind_and_payload(true).0).collect();
     assert_eq!(kinds, ["exec/one", "exec/one", "exec/two"]);
+    assert_eq!(plan.tasks[0].kind_and_payload(false).0, "exec");
     plan.tasks[0].group = format!("a,\n{name}");
-    let kind = plan.tasks[0].kind_and_payload().0;
+    let kind = plan.tasks[0].kind_and_payload(true).0;
     assert_eq!(kind, format!("exec/a{}", "é".repeat(49)));
 }
 

@@ -14,6 +14,7 @@ use crate::task::{Contract, State, Task};
 
 /// Contracts looked at for one that a task shares; more distinct ones in a row cost a row each.
 const SPECS_LOOKED_AT: usize = 16;
+const SAME_LOOKED_AT: usize = 128;
 /// Bytes of byte area after which a batch is sealed: far below the frame limit, above the largest single payload's share.
 const AREA_BYTES_MAX: usize = 8 << 20;
 
@@ -147,10 +148,14 @@ impl Batch {
     }
 
     fn spec(&mut self, contract: &Arc<Contract>, namespace: &str) -> u32 {
-        let first = self.contracts.len().saturating_sub(SPECS_LOOKED_AT);
-        let known = self.contracts[first..].iter().rposition(|known| Arc::ptr_eq(known, contract) || known == contract);
-        if let Some(at) = known {
-            return count(first + at);
+        // The same one, as in workflows of a few kinds, is found for less than an equal one.
+        let same = |most: usize, is_it: &dyn Fn(&Arc<Contract>) -> bool| {
+            let first = self.contracts.len().saturating_sub(most);
+            self.contracts[first..].iter().rposition(is_it).map(|at| first + at)
+        };
+        let known = same(SAME_LOOKED_AT, &|known| Arc::ptr_eq(known, contract));
+        if let Some(at) = known.or_else(|| same(SPECS_LOOKED_AT, &|known| known == contract)) {
+            return count(at);
         }
         let area = &mut self.body.bytes;
         let namespace = contract.namespace.as_deref().unwrap_or(namespace);

@@ -246,7 +246,6 @@ impl Partition {
         let index = self.contracts[self.tasks[slot].contract].lane;
         let list = self.class_list(index, class);
         self.lanes[index as usize].insert(list, slot, &mut self.tasks, &self.extras);
-        self.note_ready(slot);
         self.ring_lane(index, dispatch);
         list
     }
@@ -255,7 +254,8 @@ impl Partition {
     /// class.
     pub(crate) fn take_next(&mut self, lane: u32, pick: Pick, paths: Option<(&Learned, u64)>) -> Option<(Slot, u32)> {
         let next = self.lanes[lane as usize].next(pick, &self.tasks)?;
-        let slot = paths.map_or(next, |(learned, now_us)| self.whose_turn(lane, next, learned, now_us));
+        let within = !matches!(pick, Pick::Oldest);
+        let slot = paths.map_or(next, |(learned, now_us)| self.whose_turn(next, within, learned, now_us));
         let list = self.list(slot);
         let ready = &mut self.lanes[lane as usize];
         ready.take(list, slot, &mut self.tasks, &self.extras);

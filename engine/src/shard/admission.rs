@@ -57,7 +57,11 @@ impl<'a> Refusing<'a> {
         if queue.settings.paused || is_memoised {
             return None;
         }
-        let (resources, _) = spec.asks().ok()?;
+        let (resources, wishes) = spec.asks().ok()?;
+        // Places are counted for the first resources alone.
+        if !wishes.others.is_empty() {
+            return None;
+        }
         let class = shard.dispatch.learned.find_class(queue.dispatch, spec.kind, &resources, spec.restartable)?;
         Some(Self { name: spec.queue, queue: queue.dispatch, class, priority: spec.priority, resources, permille })
     }

@@ -77,22 +77,25 @@ impl Shard {
         }
         let (waiting, may_come) = self.waiting_for_room();
         let mut running = None;
-        let wide = self.wide(waiting, &mut running);
+        let (wide, checked) = self.wide(waiting, &mut running);
         if self.dispatch.reservations.now > 0 || !wide.is_empty() {
             let running = running.unwrap_or_else(|| self.running());
             // A task may be looked for on every worker, beside all that runs there.
             let each = self.dispatch.workers.len() + running.seen;
             let most = (RECORDS_MAX / each.max(1)).clamp(1, WIDE_MAX);
             let mut looked = self.expect_anew(&running, most);
-            for waiting in wide.iter().take(most) {
-                self.keep_a_worker(waiting, &running);
-                looked += 1;
+            let mut left = most;
+            for waiting in &wide {
+                let is_looked_for = left > 0 && self.keep_a_worker(waiting, &running);
+                left -= usize::from(is_looked_for);
             }
+            looked += most - left + checked;
             let pause_us = LOOK_US.max(((looked + 1) * each) as u64 * LOOK_EACH_US);
             self.look_at_reservations_in(pause_us);
         } else if may_come {
-            let seen = running.map_or(0, |running| running.seen as u64);
-            self.look_at_reservations_in(LOOK_LATER_US.max(seen * LOOK_EACH_US));
+            let seen = running.map_or(0, |running| running.seen);
+            let each = self.dispatch.workers.len() + seen;
+            self.look_at_reservations_in(LOOK_LATER_US.max(((checked + 1) * each) as u64 * LOOK_EACH_US));
         }
     }
 
@@ -117,7 +120,7 @@ impl Shard {
             let offers_nothing = worker.leases == 0 && worker.credit == 0;
             let is_idle = offers_nothing || worker.has_room(&reservation.need);
             let bound_us = if offers_nothing { NO_CREDIT_US } else { IDLE_US };
-            let is_vain = reservation.expected_us.is_none() && now_us - reservation.since_us >= UNKNOWN_US;
+            let is_vain = reservation.unknown_us > 0 && now_us - reservation.unknown_us >= UNKNOWN_US;
             let idle_us = match (is_idle, reservation.idle_us) {
                 (false, _) => 0,
                 (true, 0) => now_us,
@@ -150,7 +153,9 @@ impl Shard {
     fn waiting_for_room(&mut self) -> (Vec<Waiting>, bool) {
         let mut all = Vec::new();
         let mut may_come = false;
-        for queue in 0..self.dispatch.queues.len() {
+        let (queues, first) =
+            (self.dispatch.queues.len(), core::mem::take(&mut self.dispatch.reservations.first_queue));
+        for queue in (0..queues).map(|queue| (queue + first as usize) % queues) {
             if !self.dispatch.queues[queue].waits() || self.dispatch.queues[queue].workers.is_empty() {
                 continue;
             }
@@ -214,8 +219,12 @@ impl Shard {
     }
 
     /// Those for which a worker is to be kept, the first of each queue first.
-    fn wide(&self, waiting: Vec<Waiting>, running: &mut Option<Running>) -> Vec<Waiting> {
+    /// And how many were looked at beside all that runs.
+    fn wide(&mut self, waiting: Vec<Waiting>, running: &mut Option<Running>) -> (Vec<Waiting>, usize) {
         let mut rounds: Vec<(usize, Waiting)> = Vec::new();
+        let leases: usize = self.dispatch.workers.iter().map(|worker| worker.leases as usize).sum();
+        let most = (RECORDS_MAX / (self.dispatch.workers.len() + leases).max(1)).max(WIDE_MAX);
+        let mut checked = 0;
         // The queue at hand, how many of it there are, and behind which priority and turn its tasks are not next.
         let (mut queue, mut round, mut last) = (u32::MAX, 0, None::<(u8, Turn)>);
         for mut waiting in waiting {
@@ -229,6 +238,12 @@ impl Shard {
             if !is_next || self.capable(queue, &waiting.need).next().is_none() {
                 continue;
             }
+            if checked == most {
+                // The next look begins with its queue.
+                self.dispatch.reservations.first_queue = queue;
+                break;
+            }
+            checked += 1;
             if !self.is_in_the_way(&waiting, running) {
                 let own = (waiting.asks.priority, waiting.turn);
                 last = Some(last.map_or(own, |last| last.min(own)));
@@ -240,8 +255,10 @@ impl Shard {
                 }
             }
         }
-        rounds.sort_by_key(|(round, waiting)| (*round, waiting.is_due, waiting.since_us));
-        rounds.into_iter().map(|(_, waiting)| waiting).collect()
+        // Who waited for so long goes by age, whose turn it may be.
+        let goes_by_turn = |waiting: &Waiting| !self.goes_out_of_turn(waiting);
+        rounds.sort_by_key(|(round, waiting)| (*round, goes_by_turn(waiting), waiting.since_us));
+        (rounds.into_iter().map(|(_, waiting)| waiting).collect(), checked)
     }
 
     /// Whether it is a task's queue's turn, of those that have tasks for the workers that would hold it.
@@ -257,7 +274,7 @@ impl Shard {
                 Some(&partition.lanes[lane.lane as usize]).filter(|lane| partition.may_start(lane))
             });
             let may_hold = |need| capable().any(|worker| worker.queues.contains(&other) && worker.could_hold(need));
-            waiting.any(|lane| may_hold(&lane.resources))
+            waiting.any(|lane| lane.sets().any(may_hold))
         })
     }
 
@@ -327,6 +344,11 @@ impl Shard {
             }
             let Some(reservation) = &mut self.dispatch.workers[index as usize].reserved else { continue };
             reservation.expected_us = (fit.at_us != u64::MAX).then_some(fit.at_us);
+            reservation.unknown_us = match reservation.expected_us {
+                Some(_) => 0,
+                None if reservation.unknown_us > 0 => reservation.unknown_us,
+                None => self.last_time_us,
+            };
             reservation.promised_us = reservation.promised_us.or(reservation.expected_us);
             reservation.spare = fit.spare;
             // Who was held may start by what is expected now.
@@ -354,21 +376,21 @@ impl Shard {
         }
     }
 
-    /// Keeps the worker for a task where it fits first, if one more may be kept.
-    fn keep_a_worker(&mut self, waiting: &Waiting, running: &Running) {
+    /// Keeps the worker for a task where it fits first, if one more may be kept; whether one was looked for.
+    fn keep_a_worker(&mut self, waiting: &Waiting, running: &Running) -> bool {
         let (queue, need) = (waiting.asks.queue, &waiting.need);
         if !waiting.is_due && !self.goes_out_of_turn(waiting) {
-            return;
+            return false;
         }
         let (capable, reserved) = self.capable(queue, need).fold((0, 0), |(capable, reserved), (_, worker)| {
             (capable + 1, reserved + usize::from(worker.reserved.is_some()))
         });
         if reserved >= (capable / 2).max(1) {
-            return;
+            return false;
         }
         let fits = self.fits(queue, need, running);
         let Some((index, _, fit)) = fits.min_by_key(|(index, worker, fit)| (fit.at_us, worker.leases, *index)) else {
-            return;
+            return true;
         };
         let expected_us = (fit.at_us != u64::MAX).then_some(fit.at_us);
         let reservation = Reservation {
@@ -378,7 +400,7 @@ impl Shard {
             expected_us,
             promised_us: expected_us,
             spare: fit.spare,
-            since_us: self.last_time_us,
+            unknown_us: if expected_us.is_none() { self.last_time_us } else { 0 },
             moves: 0,
             idle_us: 0,
         };
@@ -387,6 +409,7 @@ impl Shard {
         }
         self.dispatch.reservations.made += 1;
         self.dispatch.reserve(index, reservation);
+        true
     }
 }
 

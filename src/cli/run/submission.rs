@@ -1,7 +1,7 @@
 //! A plan as what the client submits.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use taskmaster_client::{OnFailure, Priority, Resources, Retries, Step, Task, Workflow};
@@ -9,6 +9,9 @@ use taskmaster_workflow::{Contract, Plan, PlanTask, Work};
 
 /// How long finished tasks are kept: their times are read when the last one is final.
 const RETENTION: Duration = Duration::from_secs(86_400);
+
+/// Groups of a plan whose run times are learned apart; with more, each would be seen too seldom and take a place from other kinds.
+const GROUPS_MAX: usize = 64;
 
 /// The plan as a workflow of the client: same order, so a step's row is the task's index.
 pub(super) fn workflow(plan: &Plan) -> Workflow {
@@ -20,8 +23,9 @@ pub(super) fn workflow(plan: &Plan) -> Workflow {
     let mut steps: Vec<Step> = Vec::with_capacity(plan.tasks.len());
     // Tasks of one contract and kind share a row of contracts on the wire.
     let mut templates: HashMap<(*const Contract, Cow<'_, str>), Task> = HashMap::new();
+    let groups: HashSet<&str> = plan.tasks.iter().map(|task| task.group.as_str()).collect();
     for task in &plan.tasks {
-        let (kind, payload) = task.kind_and_payload();
+        let (kind, payload) = task.kind_and_payload(groups.len() <= GROUPS_MAX);
         let template = templates.entry((&raw const *task.contract, kind));
         let base = template.or_insert_with_key(|(_, kind)| base_task(task, kind));
         let needs: Vec<Step> =

@@ -41,10 +41,10 @@ struct Replayed {
 }
 
 impl PlanTask {
-    /// The kind that handles it and the payload for that kind: `exec` for a process, `replay` for a recorded run, each with the group
-    /// behind a slash, by which run times are learned; else what the file says.
+    /// The kind that handles it and the payload for that kind: `exec` for a process, `replay` for a recorded run, if `varies` with the
+    /// group behind a slash, by which run times are learned; else what the file says.
     #[must_use]
-    pub fn kind_and_payload(&self) -> (Cow<'_, str>, Vec<u8>) {
+    pub fn kind_and_payload(&self, varies: bool) -> (Cow<'_, str>, Vec<u8>) {
         match &self.work {
             Work::Command(command) => {
                 let exec = Exec {
@@ -56,18 +56,21 @@ impl PlanTask {
                     non_retryable: &self.contract.retry.non_retryable_exit_codes,
                     truncate: true,
                 };
-                (self.variant("exec"), json(&exec))
+                (self.variant("exec", varies), json(&exec))
             }
             Work::Kind { kind, payload } => (kind.into(), payload.clone().into_bytes()),
             Work::Replay(replay) => {
                 let replayed = Replayed { ms: replay.runtime_s * 1_000.0, memory_bytes: replay.memory_bytes };
-                (self.variant("replay"), json(&replayed))
+                (self.variant("replay", varies), json(&replayed))
             }
         }
     }
 
     /// A kind with the group as its variant, of the characters that a kind may have.
-    fn variant(&self, kind: &str) -> Cow<'_, str> {
+    fn variant(&self, kind: &'static str, varies: bool) -> Cow<'_, str> {
+        if !varies {
+            return kind.into();
+        }
         let mut variant = format!("{kind}/");
         for of in self.group.chars().filter(|of| !of.is_control() && *of != ',') {
             if variant.len() + of.len_utf8() > kind.len() + 1 + GROUP_BYTES_MAX {

@@ -86,7 +86,9 @@ fn custom(reader: &mut Reader<'_>, entry: &crate::yaml::Entry, what: &str, resou
         reader.problem(Code::UnknownKey, entry.key_at, sentence);
         return;
     }
-    let Some(units) = units_of(reader, &entry.value, what) else { return };
+    let is_memory = name.starts_with("or/") && name.ends_with("/memory_bytes");
+    let most = if is_memory { limits::MEMORY_BYTES_MAX } else { limits::RESOURCE_UNITS_MAX };
+    let Some(units) = units_of(reader, &entry.value, what, most) else { return };
     if resources.custom.len() >= limits::CUSTOM_RESOURCES_MAX {
         let sentence = format!("{what} is one too many; a task may ask for {}", limits::CUSTOM_RESOURCES_MAX);
         reader.problem(Code::BadValue, entry.key_at, sentence);
@@ -97,9 +99,9 @@ fn custom(reader: &mut Reader<'_>, entry: &crate::yaml::Entry, what: &str, resou
     resources.custom.insert(place, (name, units));
 }
 
-fn units_of(reader: &mut Reader<'_>, node: &Node, what: &str) -> Option<u64> {
+fn units_of(reader: &mut Reader<'_>, node: &Node, what: &str, most: u64) -> Option<u64> {
     let units = reader.whole(node, what, 0, u64::MAX)?;
-    possible(reader, node, what, units, limits::RESOURCE_UNITS_MAX, "");
+    possible(reader, node, what, units, most, "");
     Some(units)
 }
 

@@ -320,7 +320,10 @@ impl Runner {
     }
 
     async fn answer(&self, context: Context) -> Result<Payload, TaskError> {
-        let handler = self.handlers.get(context.kind()).or(self.default_handler.as_ref());
+        // A variant of a kind, behind a slash, is a matter of what is learned of it.
+        let base = context.kind().split_once('/').map_or(context.kind(), |(base, _)| base);
+        let own = self.handlers.get(context.kind()).or_else(|| self.handlers.get(base));
+        let handler = own.or(self.default_handler.as_ref());
         let Some(handler) = handler else {
             let message = format!("this worker has no handler for kind \"{}\"", context.kind());
             return Err(TaskError::new("no_handler", message));
