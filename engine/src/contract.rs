@@ -329,7 +329,7 @@ mod tests {
     #[test]
     fn what_a_log_of_before_has_is_plain_resources() {
         let spec = |custom| SpecView { custom, ..spec() };
-        for custom in ["or/1/cpu_milli=0", "or/9/x=1", "or/x/y=1", "prefer/zone=1", "prefer/a/b=2,licence=1"] {
+        for custom in ["or/1/cpu_milli=0", "or/9/x=1", "or/x/y=1", "prefer/zone=1", "licence=1,prefer/a/b=2"] {
             assert!(spec(custom).asks().is_err(), "{custom}");
             let (resources, wishes) = spec(custom).asked();
             assert_eq!((resources.custom_pairs(), wishes), (custom.to_owned(), Wishes::default()));
