@@ -79,7 +79,9 @@ impl Redis {
 
     /// Starts the one node of a cluster.
     pub(crate) async fn start_cluster() -> Self {
-        let server = Self::start_with(&["--cluster-enabled", "yes"]).await;
+        // By default the members' port is higher by ten thousand: taken by somebody, or higher than there are ports.
+        let members = crate::process::free_address().port().to_string();
+        let server = Self::start_with(&["--cluster-enabled", "yes", "--cluster-port", &members]).await;
         let mut client = server.client().await;
         let mut slots = redis::cmd("CLUSTER");
         slots.arg("ADDSLOTSRANGE").arg(0).arg(16_383);
