@@ -99,7 +99,7 @@ pub(crate) struct Partition {
     started: HashMap<Slot, u64, FixedState>,
     /// Leased tasks that went by age, and since when they were ready. Volatile.
     aged: HashMap<Slot, u64, FixedState>,
-    /// Leased tasks that run with other resources than the first, and which ([`Wishes::set`]). Volatile.
+    /// Leased tasks that run with other resources than the first, and which ([`crate::wishes::Wishes::set`]). Volatile.
     chosen: HashMap<Slot, u8, FixedState>,
     /// Attempts of restartable tasks. Volatile.
     pub(crate) attempts: Attempts,
@@ -380,7 +380,7 @@ impl Partition {
         }
     }
 
-    /// A task that is leased runs with these resources ([`Wishes::set`]).
+    /// A task that is leased runs with these resources ([`crate::wishes::Wishes::set`]).
     pub(crate) fn runs_with(&mut self, slot: Slot, set: u8) {
         if set > 0 {
             self.chosen.insert(slot, set);
