@@ -372,11 +372,10 @@ impl Assigner<'_> {
         let priority = ready.priority;
         let entry = &mut self.dispatch.queues[queue as usize];
         let (leased, order) = (entry.leased, &mut entry.order);
-        let goes_by_paths = order.goes_by_paths().is_some();
+        // Of a measured kind this one was chosen for its worker.
+        let goes_by_paths = order.goes_by_paths().is_some() && chosen.place.is_none() && !self.scratch.by_age;
         let is_watching = order.is_watching(&mut self.dispatch.learned, self.now_us);
         let mut watching = is_watching.then_some((order, leased));
-        // Of a measured kind this one was chosen for its worker.
-        let goes_by_paths = goes_by_paths && chosen.place.is_none() && !self.scratch.by_age;
         let source = Source { lane: lane.lane, pick, set, paths: goes_by_paths.then_some(&self.dispatch.learned) };
         let taken =
             fill(partition, self.arena, self.scratch, source, worker, count, self.now_us, self.timers, &mut watching);
@@ -458,12 +457,9 @@ fn share_of(credit: u32, ready: u32, with_credit: u32) -> u32 {
 /// The worker whose turn it is among those with credit and room that are not kept for others; of those with the most labels that
 /// tasks prefer.
 fn choose(dispatch: &mut Dispatch, queue: u32, ready: u32, need: &Resources, wishes: &Wishes) -> Found {
-    if !wishes.labels.is_empty() {
-        return choose_labelled(dispatch, queue, ready, need, wishes);
-    }
     let entry = &dispatch.queues[queue as usize];
     let count = entry.workers.len();
-    let mut found = Found::None;
+    let (mut is_kept, mut best) = (false, None::<(usize, usize, u32, u32)>);
     for step in 0..count {
         let position = (entry.cursor + step) % count;
         let index = entry.workers[position];
@@ -474,37 +470,25 @@ fn choose(dispatch: &mut Dispatch, queue: u32, ready: u32, need: &Resources, wis
         let take = share_of(worker.credit, ready, entry.with_credit);
         let fits = need.fits_on(worker.capacity.as_ref(), &worker.used, take);
         if fits > 0 && worker.reserved.is_some() {
-            found = Found::Reserved;
+            is_kept = true;
         } else if fits > 0 {
+            let labels = wishes.labels_of(worker.capacity.as_ref());
+            if best.is_none_or(|(most, ..)| labels > most) {
+                best = Some((labels, position, index, fits));
+            }
+            if labels == wishes.labels.len() {
+                break;
+            }
+        }
+    }
+    match best {
+        Some((_, position, index, fits)) => {
             dispatch.queues[queue as usize].cursor = (position + 1) % count;
-            return Found::Worker(index, fits);
+            Found::Worker(index, fits)
         }
+        None if is_kept => Found::Reserved,
+        None => Found::None,
     }
-    found
-}
-
-fn choose_labelled(dispatch: &mut Dispatch, queue: u32, ready: u32, need: &Resources, wishes: &Wishes) -> Found {
-    let entry = &dispatch.queues[queue as usize];
-    let count = entry.workers.len();
-    let (mut found, mut best) = (Found::None, None::<(usize, usize, u32, u32)>);
-    for position in (0..count).map(|step| (entry.cursor + step) % count) {
-        let index = entry.workers[position];
-        let worker = &dispatch.workers[index as usize];
-        let take = share_of(worker.credit, ready, entry.with_credit);
-        let fits = need.fits_on(worker.capacity.as_ref(), &worker.used, take);
-        let labels = wishes.labels_of(worker.capacity.as_ref());
-        if worker.credit == 0 || fits == 0 {
-            continue;
-        }
-        if worker.reserved.is_some() {
-            found = Found::Reserved;
-        } else if best.is_none_or(|(most, ..)| labels > most) {
-            best = Some((labels, position, index, fits));
-        }
-    }
-    let Some((_, position, index, fits)) = best else { return found };
-    dispatch.queues[queue as usize].cursor = (position + 1) % count;
-    Found::Worker(index, fits)
 }
 
 /// Which tasks start.

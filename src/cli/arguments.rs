@@ -251,10 +251,14 @@ fn alternatives<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Altern
     texts.iter().map(|text| text.parse().map_err(de::Error::custom)).collect()
 }
 
+/// What a line lists, or else what the flags do.
+fn own_or<T: Clone>(own: Vec<T>, flags: &[T]) -> Vec<T> {
+    if own.is_empty() { flags.to_vec() } else { own }
+}
+
 impl Description {
     /// What a line says, completed by the flags.
     pub(crate) fn or(self, flags: &Self) -> Self {
-        let list = |own: Vec<_>, other: &Vec<_>| if own.is_empty() { other.clone() } else { own };
         Self {
             kind: self.kind.or_else(|| flags.kind.clone()),
             queue: self.queue.or_else(|| flags.queue.clone()),
@@ -271,16 +275,16 @@ impl Description {
             attempts: self.attempts.or(flags.attempts),
             backoff: self.backoff.or(flags.backoff),
             backoff_max: self.backoff_max.or(flags.backoff_max),
-            non_retryable: list(self.non_retryable, &flags.non_retryable),
+            non_retryable: own_or(self.non_retryable, &flags.non_retryable),
             lease: self.lease.or(flags.lease),
             retention: self.retention.or(flags.retention),
             cpu: self.cpu.or(flags.cpu),
             gpu: self.gpu.or(flags.gpu),
             memory: self.memory.or(flags.memory),
-            resource: if self.resource.is_empty() { flags.resource.clone() } else { self.resource },
-            on: if self.on.is_empty() { flags.on.clone() } else { self.on },
-            prefer: if self.prefer.is_empty() { flags.prefer.clone() } else { self.prefer },
-            or: if self.or.is_empty() { flags.or.clone() } else { self.or },
+            resource: own_or(self.resource, &flags.resource),
+            on: own_or(self.on, &flags.on),
+            prefer: own_or(self.prefer, &flags.prefer),
+            or: own_or(self.or, &flags.or),
         }
     }
 

@@ -283,9 +283,9 @@ impl Resources {
         let named = other.custom.split(',').filter_map(|pair| pair.split_once('='));
         let named = named.map(|(name, amount)| (name, amount.parse().unwrap_or(0)));
         // One that names nothing is refused by what it says.
-        let is_none = *other == Self::default();
-        let all = counted.into_iter().filter(|(_, amount)| *amount > 0 || is_none).take(if is_none { 1 } else { 3 });
-        all.chain(named).fold(self, |all, (name, amount)| all.custom(&format!("{ALTERNATIVE}{number}/{name}"), amount))
+        let none = (*other == Self::default()).then_some(("cpu_milli", 0));
+        let all = counted.into_iter().filter(|(_, amount)| *amount > 0).chain(named).chain(none);
+        all.fold(self, |all, (name, amount)| all.custom(&format!("{ALTERNATIVE}{number}/{name}"), amount))
     }
 }
 
