@@ -16,7 +16,7 @@ use crate::dispatch::{Dispatch, LaneRef, PRIORITIES};
 use crate::effects::Effects;
 use crate::entry::Start;
 use crate::order::deadline::{Ends, Turn};
-use crate::order::{AGED_US, By, Learned, Order};
+use crate::order::{By, LINE_MAX, Learned, Order};
 use crate::partition::{ClassList, Partition, Pick};
 use crate::permits;
 use crate::reservations::Asks;
@@ -27,6 +27,7 @@ use crate::task::Slot;
 use crate::timer::{Timer, TimerKind, Timers};
 use crate::versions::History;
 use crate::wishes::Wishes;
+use crate::workflow::ByPaths;
 use apart::{Chosen, Held};
 
 /// Most rows and payload bytes of one assign frame.
@@ -206,6 +207,18 @@ impl Assigner<'_> {
 
     /// Whether a frame was sent.
     fn assign_one_frame(&mut self, queue: u32, permits: u32) -> bool {
+        let is_sent = self.assign_next(queue, permits);
+        // All lanes are in line again.
+        let order = &mut self.dispatch.queues[queue as usize].order;
+        if is_sent && order.is_full() {
+            self.judge(queue);
+        } else if is_sent && order.is_line_due(self.now_us) {
+            self.judge_line(queue);
+        }
+        is_sent
+    }
+
+    fn assign_next(&mut self, queue: u32, permits: u32) -> bool {
         self.scratch.held.clear();
         let by = self.dispatch.queues[queue as usize].order.by();
         for priority in 0..PRIORITIES {
@@ -269,7 +282,8 @@ impl Assigner<'_> {
         let mut overdue = core::mem::take(&mut self.scratch.overdue);
         overdue.sort_unstable();
         self.scratch.by_age = true;
-        let until_us = if by == By::Deadline { self.now_us.saturating_sub(AGED_US) } else { u64::MAX };
+        let order = &self.dispatch.queues[queue as usize].order;
+        let until_us = if by == By::Deadline { order.aged_us(self.now_us) } else { u64::MAX };
         let went = overdue.iter().find(|&&(_, at, list)| {
             let lane = self.dispatch.queues[queue as usize].rings[priority][at];
             self.assign_lane(queue, lane, Pick::List { list, until_us }, permits)
@@ -296,7 +310,7 @@ impl Assigner<'_> {
     fn take_turns(&mut self, queue: u32, priority: usize, by: By, looks: bool) {
         let (now_us, mut at) = (self.now_us, 0);
         let entry = &mut self.dispatch.queues[queue as usize];
-        let gives_up = entry.order.gives_up();
+        let (gives_up, aged_us) = (entry.order.gives_up(), entry.order.aged_us(now_us));
         self.scratch.turns.clear();
         self.scratch.overdue.clear();
         // Of a long line a part that changes from frame to frame is looked at.
@@ -317,7 +331,7 @@ impl Assigner<'_> {
                 self.scratch.turns.push((turn, at, list));
                 if looks {
                     let ready_us = partition.tasks[of.list.head].at_us;
-                    if now_us.saturating_sub(ready_us) >= AGED_US {
+                    if ready_us <= aged_us {
                         self.scratch.overdue.push((ready_us, at, list));
                     }
                 }
@@ -344,7 +358,27 @@ impl Assigner<'_> {
         let lists = lists.flatten().filter(|of| of.list.len > 0);
         let waiting = lists.clone().map(|of| of.list.len as usize).sum();
         let places = usize::try_from(entry.leased).unwrap_or(usize::MAX);
-        entry.order.judge(&self.dispatch.learned, places, waiting, lists.map(|of| of.class));
+        let classes = lists.map(|of| of.class);
+        entry.order.judge(&self.dispatch.learned, (places, waiting), classes, self.now_us);
+    }
+
+    /// Plays what waits in a queue, of each list a part.
+    fn judge_line(&mut self, queue: u32) {
+        let entry = &mut self.dispatch.queues[queue as usize];
+        let partitions = &*self.partitions;
+        let lists = entry.rings.iter().flatten().filter_map(|lane| {
+            let partition = partitions[usize::from(lane.partition)].as_deref()?;
+            Some(partition.lanes[lane.lane as usize].lists.iter().map(move |of| (partition, of)))
+        });
+        let lists = lists.flatten().filter(|(_, of)| of.list.len > 0);
+        let waiting: usize = lists.clone().map(|(_, of)| of.list.len as usize).sum();
+        let line = lists.flat_map(|(partition, of)| {
+            let part = (of.list.len as usize * LINE_MAX).div_ceil(waiting);
+            of.list.iter(&partition.tasks).take(part).map(|slot| (of.class, partition.tasks[slot].at_us))
+        });
+        let line: Vec<(u32, u64)> = line.take(2 * LINE_MAX).collect();
+        let places = usize::try_from(entry.leased).unwrap_or(usize::MAX);
+        entry.order.judge_line(&self.dispatch.learned, (places, waiting), &line, self.now_us);
     }
 
     /// Lets tasks of a lane start.
@@ -371,12 +405,15 @@ impl Assigner<'_> {
         let need = ready.wishes.set(&ready.resources, set).clone();
         let priority = ready.priority;
         let entry = &mut self.dispatch.queues[queue as usize];
-        let (leased, order) = (entry.leased, &mut entry.order);
         // Of a measured kind this one was chosen for its worker.
-        let goes_by_paths = order.goes_by_paths().is_some() && chosen.place.is_none() && !self.scratch.by_age;
+        let within = entry.goes_by_paths().filter(|_| chosen.place.is_none() && !self.scratch.by_age);
+        let (leased, order) = (entry.leased, &mut entry.order);
+        let aged_us = order.aged_us(self.now_us);
         let is_watching = order.is_watching(&mut self.dispatch.learned, self.now_us);
         let mut watching = is_watching.then_some((order, leased));
-        let source = Source { lane: lane.lane, pick, set, paths: goes_by_paths.then_some(&self.dispatch.learned) };
+        let (learned, now_us) = (&self.dispatch.learned, self.now_us);
+        let paths = within.map(|within| ByPaths { within, learned, aged_us, now_us });
+        let source = Source { lane: lane.lane, pick, set, paths };
         let taken =
             fill(partition, self.arena, self.scratch, source, worker, count, self.now_us, self.timers, &mut watching);
         if taken == 0 {
@@ -406,9 +443,6 @@ impl Assigner<'_> {
         }
         let header = Header::request(Operation::Assign, 0, Some(partition.id));
         frame::encode(self.effects.buffer(conn), header, &self.scratch.body);
-        if is_watching && self.dispatch.queues[queue as usize].order.is_full() {
-            self.judge(queue);
-        }
         true
     }
 }
@@ -497,8 +531,8 @@ struct Source<'a> {
     pick: Pick,
     /// With which of their resources ([`crate::wishes::Wishes::set`]).
     set: u8,
-    /// By what paths are measured, where tasks of a workflow take each other's turns.
-    paths: Option<&'a Learned>,
+    /// Where tasks of a workflow take each other's turns.
+    paths: Option<ByPaths<'a>>,
 }
 
 /// Leases up to `count` tasks of a lane and describes them in the scratch body. Returns how many.
@@ -522,7 +556,7 @@ fn fill(
     scratch.restartable = 0;
     let mut taken = 0;
     while taken < count && body.bytes.len() < BYTES_MAX {
-        let next = partition.take_next(lane, pick, paths.map(|learned| (learned, now_us)));
+        let next = partition.take_next(lane, pick, paths);
         let Some((slot, class)) = next else { break };
         let ready_us = partition.tasks[slot].at_us;
         partition.set_state(slot, State::Leased);

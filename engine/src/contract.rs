@@ -70,6 +70,8 @@ pub(crate) struct Contract {
     pub(crate) wishes: Wishes,
     /// Its tasks' attempts may be ended and made again, or made twice at once.
     pub(crate) restartable: bool,
+    /// The magnitude of its tasks' payloads ([`payload_size`]).
+    pub(crate) size: u8,
     /// Canonical bytes.
     pub(crate) canonical: Box<[u8]>,
     /// Tasks that refer to it.
@@ -102,14 +104,29 @@ pub(crate) struct SpecView<'a> {
     pub(crate) attempts_max: u16,
     pub(crate) priority: u8,
     pub(crate) restartable: bool,
+    /// The magnitude of the payloads of the tasks meant ([`payload_size`]); in a submission it is by task.
+    pub(crate) size: u8,
     /// Its tasks are memoised, as this submission has it: no part of the contract.
     pub(crate) is_memo: bool,
 }
 
 /// The namespace used when none is given.
 pub const DEFAULT_NAMESPACE: &str = "default";
-/// What canonical bytes end with when tasks are restartable. Without it they end with the texts, as they always did.
+/// What canonical bytes end with when tasks are restartable or their payloads large: bits. Without any they end with the texts.
 const RESTARTABLE: u8 = 1;
+const SIZE_SHIFT: u32 = 1;
+/// Magnitudes of payloads.
+pub(crate) const SIZES: usize = 4;
+
+/// The magnitude of a payload, by which run times are told apart: up to 1 KiB, 16 KiB, 256 KiB, or more.
+pub(crate) const fn payload_size(bytes: usize) -> u8 {
+    match bytes {
+        0..=0x400 => 0,
+        0x401..=0x4000 => 1,
+        0x4001..=0x4_0000 => 2,
+        _ => 3,
+    }
+}
 
 impl<'a> SpecView<'a> {
     /// The resources that it asks for.
@@ -140,6 +157,7 @@ impl<'a> SpecView<'a> {
             attempts_max: spec.attempts_max.to_native(),
             priority: spec.priority,
             restartable: spec.restartable != 0,
+            size: 0,
             is_memo: spec.memo != 0,
         })
     }
@@ -160,9 +178,8 @@ impl<'a> SpecView<'a> {
             out.extend_from_slice(&u16::try_from(text.len()).expect("names are bounded at admission").to_le_bytes());
             out.extend_from_slice(text.as_bytes());
         }
-        if self.restartable {
-            out.push(RESTARTABLE);
-        }
+        let last = (u8::from(self.restartable) * RESTARTABLE) | (self.size << SIZE_SHIFT);
+        out.extend((last != 0).then_some(last));
     }
 
     /// The resources that it asks for where it stands in a log or a snapshot: what [`Self::asks`] refuses was taken before there were
@@ -192,9 +209,9 @@ impl<'a> SpecView<'a> {
             let length = u16::from_le_bytes(*take(2)?.first_chunk()?);
             *text = core::str::from_utf8(take(usize::from(length))?).ok()?;
         }
-        let restartable = match bytes {
-            [] => false,
-            [RESTARTABLE] => true,
+        let last = match bytes {
+            [] => 0,
+            [last] if (1..u8::try_from(SIZES << SIZE_SHIFT).expect("few")).contains(last) => *last,
             _ => return None,
         };
         let [cpu_milli, gpu_milli, lease_ms, backoff_ms, backoff_max_ms, retention_ms] = numbers;
@@ -215,7 +232,8 @@ impl<'a> SpecView<'a> {
             backoff_factor_centi,
             attempts_max,
             priority,
-            restartable,
+            restartable: last & RESTARTABLE != 0,
+            size: last >> SIZE_SHIFT,
             is_memo: false,
         })
     }
@@ -360,6 +378,7 @@ mod tests {
             attempts_max: 3,
             priority: 2,
             restartable: false,
+            size: 0,
             is_memo: false,
         }
     }
@@ -373,10 +392,16 @@ mod tests {
             assert_eq!(SpecView::read_canonical(&bytes[..cut]), None);
         }
         let plain = bytes.clone();
-        restartable.write_canonical(&mut bytes);
-        assert_eq!(bytes[..plain.len()], plain, "what is not said costs nothing and changes no identity");
-        assert_eq!(SpecView::read_canonical(&bytes), Some(restartable));
+        for size in 0..4 {
+            let sized = SpecView { size, ..restartable.clone() };
+            sized.write_canonical(&mut bytes);
+            assert_eq!(bytes[..plain.len()], plain, "what is not said costs nothing and changes no identity");
+            assert_eq!(SpecView::read_canonical(&bytes), Some(sized));
+        }
         bytes.push(0);
         assert_eq!(SpecView::read_canonical(&bytes), None);
+        for last in [0, 8, 255] {
+            assert_eq!(SpecView::read_canonical(&[plain.as_slice(), &[last]].concat()), None);
+        }
     }
 }

@@ -118,6 +118,12 @@ pub(crate) struct DispatchQueue {
 }
 
 impl DispatchQueue {
+    /// Whether tasks of a workflow take each other's turns, and if so whether only those of their own list: where kinds are kept apart, lists
+    /// are chosen for their workers.
+    pub(crate) fn goes_by_paths(&self) -> Option<bool> {
+        self.order.goes_by_paths().map(|of_one_class| of_one_class || self.is_measured && !self.mixes)
+    }
+
     /// Whether lanes with ready tasks are in line.
     pub(crate) fn waits(&self) -> bool {
         self.rings.iter().any(|ring| !ring.is_empty())

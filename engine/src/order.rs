@@ -6,7 +6,7 @@
 //! Bounds, under every policy:
 //! - priorities go first, and within a class tasks go in the order in which they became ready, or by [`deadline`]; those of one workflow
 //!   take each other's turns (`workflow/paths.rs`);
-//! - once the oldest task in line has waited for [`AGED_US`], every second frame takes the oldest, as long as tasks that went so hold less
+//! - once the oldest task in line has waited for the cap ([`Order::cap_us`]), every second frame takes the oldest, as long as tasks that went so hold less
 //!   than half of the queue's leases, or none;
 //! - `auto` leaves the order of readiness only while replays of what was just served, by its own run times, say with confidence
 //!   that the learned order is better.
@@ -14,11 +14,12 @@
 use hashbrown::HashMap;
 use taskmaster_protocol::PartitionId;
 use taskmaster_scheduler::Millis;
-use taskmaster_scheduler::guard::{Guard, Verdict};
+use taskmaster_scheduler::chance::Outcomes;
+use taskmaster_scheduler::guard::Guard;
 use taskmaster_scheduler::lengths::{self, Attempt, Lengths};
 use taskmaster_scheduler::order::Policy;
 use taskmaster_scheduler::predictor::{Facts, Keys, Prediction, Predictor};
-use taskmaster_scheduler::shadow::{self, Comparison, Ran, Restartable, Stage};
+use taskmaster_scheduler::shadow::{self, Comparison, Restartable};
 use taskmaster_scheduler::straggler::{Late, Record};
 
 use crate::dispatch::PRIORITIES;
@@ -26,13 +27,18 @@ use crate::hash::{FixedState, mix_bytes};
 use crate::resources::Resources;
 
 pub(crate) mod deadline;
+mod judging;
 mod recent;
 
 use deadline::Ends;
-use recent::{Began, Recent};
+pub(crate) use judging::LINE_MAX;
+use recent::Recent;
 
-/// A task that waited for so long goes ahead of all ranks, in microseconds.
+/// A task that waited for so long goes ahead of all ranks, in microseconds; or for so many mean run times of its queue, if that is longer.
 pub(crate) const AGED_US: u64 = 600_000_000;
+const AGED_RUNS: u64 = 50;
+/// The mean is that of the latest: each counts as one of so many.
+const MEAN_RUNS: u64 = 64;
 /// Between two looks for such tasks, in microseconds.
 const AGE_LOOK_US: u64 = 50_000;
 /// Most classes of a shard; tasks of further ones are predicted like each other, as this one.
@@ -57,6 +63,11 @@ const LENGTHS_CELLS: usize = 1 << 12;
 pub(crate) const WASTE_MAX: f64 = 0.05;
 /// Run times that a class remembers for replays.
 const RUNS: usize = 32;
+/// Parts of a class's attempts.
+const SUCCEEDED: u32 = 1;
+const FAILED: u32 = 2;
+/// Longer attempts count as this in a mean: a week.
+const RUN_US_MAX: u64 = 604_800_000_000;
 /// Most queues of a shard of which more is remembered than what was served last.
 const REMEMBERED_MAX: u32 = 256;
 
@@ -84,8 +95,24 @@ struct Class {
     runs: [f32; RUNS],
 }
 
-/// What tells classes apart: queue, kind, resources, and whether tasks are restartable.
-type Name = (u32, String, Resources, bool);
+/// What tells classes of a queue apart.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Alike<'a> {
+    pub(crate) kind: &'a str,
+    pub(crate) resources: &'a Resources,
+    pub(crate) restartable: bool,
+    /// The magnitude of the payloads ([`crate::contract::payload_size`]).
+    pub(crate) size: u8,
+}
+
+/// The same, with the queue.
+type Name = (u32, String, Resources, bool, u8);
+
+impl Alike<'_> {
+    fn name(&self, queue: u32) -> Name {
+        (queue, self.kind.to_owned(), self.resources.clone(), self.restartable, self.size)
+    }
+}
 
 /// What a shard has learned.
 pub(crate) struct Learned {
@@ -143,15 +170,8 @@ pub(crate) fn micros_of(ms: Millis) -> u64 {
 impl Learned {
     /// The class of tasks of a queue, by number and name, made on first use; `tenant` is the queue's namespace. What is learned goes
     /// by the name, since numbers are given anew after a restart.
-    pub(crate) fn class(
-        &mut self,
-        queue: (u32, &str),
-        tenant: &str,
-        kind: &str,
-        resources: &Resources,
-        is_restartable: bool,
-    ) -> u32 {
-        let name = (queue.0, kind.to_owned(), resources.clone(), is_restartable);
+    pub(crate) fn class(&mut self, queue: (u32, &str), tenant: &str, alike: &Alike<'_>) -> u32 {
+        let name = alike.name(queue.0);
         if let Some(&class) = self.by_name.get(&name) {
             return class;
         }
@@ -161,13 +181,13 @@ impl Learned {
         if self.classes.len() >= CLASSES_MAX {
             return OTHERS;
         }
-        let width = u32::try_from(resources.cpu_milli.div_ceil(1_000)).unwrap_or(u32::MAX).max(1);
+        let width = u32::try_from(alike.resources.cpu_milli.div_ceil(1_000)).unwrap_or(u32::MAX).max(1);
         let labels = short(queue.1);
-        let facts = Facts { tenant: short(tenant), kind: short(kind), labels, width, ..Facts::default() };
-        if is_restartable {
+        let facts = Facts { tenant: short(tenant), kind: short(alike.kind), labels, width, ..Facts::default() };
+        if alike.restartable {
             self.lengths.get_or_insert_with(|| Lengths::new(LENGTHS_CELLS, FLOOR_MS));
         }
-        let class = self.add_class(Keys::new(&facts), width, is_restartable);
+        let class = self.add_class(Keys::new(&facts).marked(alike.size.into()), width, alike.restartable);
         self.by_name.insert(name, class);
         class
     }
@@ -194,14 +214,8 @@ impl Learned {
     }
 
     /// A class that was made before.
-    pub(crate) fn find_class(
-        &self,
-        queue: u32,
-        kind: &str,
-        resources: &Resources,
-        is_restartable: bool,
-    ) -> Option<u32> {
-        self.by_name.get(&(queue, kind.to_owned(), resources.clone(), is_restartable)).copied()
+    pub(crate) fn find_class(&self, queue: u32, alike: &Alike<'_>) -> Option<u32> {
+        self.by_name.get(&alike.name(queue)).copied()
     }
 
     /// The class of tasks of a class that were given up when they had run for so long, made on first use.
@@ -226,6 +240,21 @@ impl Learned {
         if known.outlived > 0 { expected.outlived(known.outlived) } else { expected }
     }
 
+    /// The same of attempts that succeed and of those that fail, as far as any did.
+    fn outcomes_of(&self, known: &Class, all: &Prediction) -> Outcomes {
+        let part = |part| {
+            let of = self.predictor.predict_part(&known.keys, part).unwrap_or(*all);
+            if known.outlived > 0 { of.outlived(known.outlived) } else { of }
+        };
+        Outcomes { succeeds: part(SUCCEEDED), fails: part(FAILED), failed: all.failed }
+    }
+
+    /// What is expected of attempts of a class that succeed and that fail.
+    pub(crate) fn outcomes(&self, class: u32) -> Outcomes {
+        let known = &self.classes[class as usize];
+        self.outcomes_of(known, &self.predict(known))
+    }
+
     /// How a task of a class starts that was given up after so long, or never (0), if enough is known of its like.
     fn attempt_of(&self, known: &Class, outlived: Millis) -> Option<Attempt> {
         let lengths = self.lengths.as_ref().filter(|_| known.is_restartable)?;
@@ -238,11 +267,12 @@ impl Learned {
         let known = &self.classes[class as usize];
         if known.ranked_us == 0 || now_us.saturating_sub(known.ranked_us) >= RANK_US {
             let expected = self.predict(known);
+            let succeeds = self.outcomes_of(known, &expected).succeeds;
             let attempt = self.attempt_of(known, known.outlived);
-            let late = Late::of(&expected).filter(|_| self.predictor.weight(&known.keys) >= LATE_WEIGHT_MIN);
+            let late = Late::of(&succeeds).filter(|_| self.predictor.weight(&known.keys) >= LATE_WEIGHT_MIN);
             let known = &mut self.classes[class as usize];
             (known.ranked_us, known.late, known.attempt) = (now_us, late, attempt);
-            (known.rank, known.quantiles_us) = (expected.rank(known.width), deadline::quantiles_us(&expected));
+            (known.rank, known.quantiles_us) = (expected.rank(known.width), deadline::quantiles_us(&succeeds));
         }
         &self.classes[class as usize]
     }
@@ -284,7 +314,7 @@ impl Learned {
     pub(crate) fn most_us(&self, class: u32) -> Option<u64> {
         let known = &self.classes[class as usize];
         let is_known = self.predictor.weight(&known.keys) >= LATE_WEIGHT_MIN;
-        is_known.then(|| deadline::quantiles_us(&self.predict(known))[1])
+        is_known.then(|| deadline::quantiles_us(&self.outcomes(class).succeeds)[1])
     }
 
     /// When attempts of a class are late, if enough is known.
@@ -310,9 +340,9 @@ impl Learned {
         (self.predict(known), known.samples.max(counting))
     }
 
-    /// How long a task of a class runs in one of two cases, in milliseconds.
+    /// How long a task of a class runs in one of two cases if it succeeds, in milliseconds.
     pub(crate) fn median_ms(&self, class: u32) -> u32 {
-        let median_us = deadline::quantiles_us(&self.predict(&self.classes[class as usize]))[0];
+        let median_us = deadline::quantiles_us(&self.outcomes(class).succeeds)[0];
         u32::try_from(median_us / 1_000).unwrap_or(u32::MAX)
     }
 
@@ -332,6 +362,10 @@ impl Learned {
         let run = millis(run_us);
         let made = self.predictor.predict(&known.keys, 0);
         self.predictor.learn(&known.keys, 0, run, failed, Some(&made));
+        // Only where some fail those that do not are others than all.
+        if failed || self.predictor.weight_of_part(&known.keys, FAILED) > 0.0 {
+            self.predictor.learn_part(&known.keys, if failed { FAILED } else { SUCCEEDED }, run);
+        }
         if let Some(lengths) = self.lengths.as_mut().filter(|_| known.is_restartable) {
             lengths.learn(&known.keys, whole_millis(run_us));
         }
@@ -385,9 +419,13 @@ pub(crate) struct Order {
     pub(crate) keeps_all: bool,
     guard: Guard,
     is_better: bool,
+    /// When orders were compared last.
+    judged_us: u64,
     /// No guard is asked.
     pub(crate) is_trusted: bool,
     recent: Recent,
+    /// Mean run time of the latest attempts, in microseconds; 0 before the first.
+    mean_us: u64,
     /// By priority.
     aging: [Aging; PRIORITIES],
     /// Leases of tasks that went by age.
@@ -425,7 +463,7 @@ impl Order {
         }
     }
 
-    /// Whether tasks of a workflow take each other's turns, and if so whether only those of their own list.
+    /// Whether tasks of a workflow take each other's turns, and if so whether only those of one class.
     pub(crate) fn goes_by_paths(&self) -> Option<bool> {
         matches!(self.policy, Policy::Auto | Policy::Shortest).then(|| self.by() == By::Rank)
     }
@@ -490,6 +528,21 @@ impl Order {
     /// The attempt of a lease ended after so many microseconds.
     pub(crate) fn ran(&mut self, lease: (PartitionId, u64), run_us: u64) {
         self.recent.ended(lease, run_us);
+        let run_us = run_us.min(RUN_US_MAX);
+        self.mean_us = match self.mean_us {
+            0 => run_us,
+            mean_us => (mean_us * (MEAN_RUNS - 1) + run_us) / MEAN_RUNS,
+        };
+    }
+
+    /// A task that has waited for so long goes ahead of all ranks, in microseconds.
+    pub(crate) fn cap_us(&self) -> u64 {
+        AGED_US.max(AGED_RUNS * self.mean_us)
+    }
+
+    /// Tasks that are ready since then, or longer, go ahead of all ranks.
+    pub(crate) fn aged_us(&self, now_us: u64) -> u64 {
+        now_us.saturating_sub(self.cap_us())
     }
 
     /// What another policy would have made of what was served, if enough was; and of how many tasks that is known.
@@ -498,41 +551,13 @@ impl Order {
         #[expect(clippy::cast_precision_loss, reason = "a threshold")]
         let floor = FLOOR_MS as f64;
         let count = played.iter().map(|(tasks, _)| tasks.len()).sum();
-        (shadow::compare(&played, self.policy, shadow, millis(AGED_US), floor), count)
+        (shadow::compare(&played, self.policy, shadow, millis(self.cap_us()), floor), count)
     }
 
-    /// A task of the queue ended.
+    /// A task of the queue ended. Where predictions do not hold any more nothing is ordered by them from here on.
     pub(crate) fn ended(&mut self, missed: bool) {
         self.guard.completion(missed);
-    }
-
-    /// Replays what was served on so many places and in both orders; `waiting` tasks are in line, of these classes. Of one class alone
-    /// all orders are one.
-    pub(crate) fn judge(
-        &mut self,
-        learned: &Learned,
-        places: usize,
-        waiting: usize,
-        mut classes: impl Iterator<Item = u32>,
-    ) {
-        let served = self.recent.latest();
-        let Some(first) = served.first().map(|began| began.class) else { return };
-        let gives_up = !self.keeps_all && served.iter().any(|began| learned.attempt(began.class, 0).is_some());
-        if !gives_up && served.iter().all(|began| began.class == first) {
-            self.is_better &= classes.any(|class| class != first);
-            return;
-        }
-        let Some(tasks) = replayed(served, learned) else { return };
-        #[expect(clippy::cast_precision_loss, reason = "a threshold")]
-        let stage = Stage { places, from: 0.0, cap: f64::INFINITY, floor: FLOOR_MS as f64 };
-        let plain = shadow::play(&tasks, Policy::Fifo, &stage);
-        let candidate = match gives_up {
-            true => shadow::play_giving_up(&tasks, &stage, learned, WASTE_MAX),
-            false => shadow::play(&tasks, Policy::Shortest, &stage),
-        };
-        let longest = if self.is_better { plain.longest } else { plain.longest.max(waiting) };
-        self.guard.block(plain.slowdown(), candidate.slowdown(), longest);
-        self.is_better = self.guard.verdict(waiting) == Verdict::Candidate;
+        self.is_better &= !self.guard.has_drifted();
     }
 
     /// What is said to who asks why.
@@ -551,99 +576,9 @@ impl Order {
     }
 }
 
-/// The served tasks as they became ready, with run times of their classes; `None` if some class has none yet.
-fn replayed(served: &[Began], learned: &Learned) -> Option<Vec<Ran>> {
-    let first_us = served.iter().map(|began| began.ready_us).min()?;
-    let task = |(number, began): (usize, &Began)| {
-        let ready = millis(began.ready_us - first_us);
-        let (expected, width) = learned.expected_of(began.class);
-        let (run, rank) = (f64::from(learned.run(began.class, number)?), expected.rank(width));
-        Some(Ran { ready, began: ready, run, rank, quantiles: [run; 2], deadline: None, group: began.class })
-    };
-    let mut tasks: Vec<Ran> = served.iter().enumerate().map(task).collect::<Option<_>>()?;
-    tasks.sort_by(|a, b| a.ready.total_cmp(&b.ready));
-    Some(tasks)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Two kinds, 1 ms and 400 ms, that come at once and wait: `auto` finds that the short ones should go first.
-    fn taught(slow_ms: u64) -> (Learned, Order, [u32; 2]) {
-        let mut learned = Learned::default();
-        let classes =
-            ["short", "long"].map(|kind| learned.class((0, "q"), "default", kind, &Resources::default(), false));
-        let mut now_us = 1;
-        for _ in 0..20 {
-            for (class, run_ms) in [(classes[0], 1), (classes[1], slow_ms)] {
-                now_us += LEARN_US;
-                learned.learn(class, run_ms * 1_000, false, now_us);
-            }
-        }
-        (learned, Order::default(), classes)
-    }
-
-    /// Tasks of one replay.
-    const BLOCK: usize = 256;
-
-    fn block(learned: &Learned, order: &mut Order, classes: [u32; 2], now_us: u64, waiting: usize) {
-        for number in 0..BLOCK {
-            order.note((PartitionId(0), now_us + number as u64), [now_us, now_us, 0], classes[number % 2], 4);
-        }
-        assert!(order.is_full());
-        order.judge(learned, 4, waiting, classes.into_iter());
-    }
-
-    fn blocks(learned: &Learned, order: &mut Order, classes: [u32; 2], count: u64) {
-        let from = 1 + order.recent.noted() / BLOCK as u64;
-        (from..from + count).for_each(|number| block(learned, order, classes, number * 1_000_000, BLOCK));
-    }
-
-    #[test]
-    fn auto_takes_the_shortest_first_once_replays_show_a_gain() {
-        let (mut learned, mut order, classes) = taught(400);
-        assert!(learned.rank(classes[0], 1, false) < learned.rank(classes[1], 1, false));
-        blocks(&learned, &mut order, classes, 3);
-        assert!(!(order.by() == By::Rank), "three blocks are too few");
-        blocks(&learned, &mut order, classes, 10);
-        assert!((order.by() == By::Rank), "{}", order.in_words());
-    }
-
-    #[test]
-    fn auto_keeps_the_order_of_readiness_where_there_is_nothing_to_gain() {
-        let (learned, mut order, classes) = taught(1);
-        blocks(&learned, &mut order, classes, 40);
-        assert!(!(order.by() == By::Rank), "{}", order.in_words());
-        let (learned, mut order, [short, _]) = taught(400);
-        blocks(&learned, &mut order, [short, short], 40);
-        assert!(!(order.by() == By::Rank), "one class has no order");
-    }
-
-    #[test]
-    fn a_stretch_of_one_kind_ends_the_learned_order_only_where_no_other_waits() {
-        let (learned, mut order, classes) = taught(400);
-        blocks(&learned, &mut order, classes, 13);
-        assert!(order.by() == By::Rank, "{}", order.in_words());
-        let mut stretch = |now_us: u64, waiting: [u32; 2]| {
-            for number in 0..BLOCK {
-                order.note((PartitionId(0), now_us + number as u64), [now_us, now_us, 0], classes[0], 4);
-            }
-            assert!(order.is_full());
-            order.judge(&learned, 4, BLOCK, waiting.into_iter());
-            order.by() == By::Rank
-        };
-        assert!(stretch(20_000_000, classes), "the long ones wait");
-        assert!(!stretch(21_000_000, [classes[0]; 2]));
-    }
-
-    #[test]
-    fn auto_falls_back_when_the_line_grows_beyond_what_it_was() {
-        let (learned, mut order, classes) = taught(400);
-        blocks(&learned, &mut order, classes, 10);
-        block(&learned, &mut order, classes, 20_000_000, 100 * BLOCK);
-        assert!(!(order.by() == By::Rank));
-    }
 
     #[test]
     fn overdue_tasks_get_every_second_frame() {

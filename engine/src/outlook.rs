@@ -39,6 +39,7 @@ pub(crate) enum Unknown {
 pub(crate) struct Outlook {
     /// How likely it ends in time.
     pub(crate) in_time: Result<f64, Unknown>,
+    /// Of an attempt that succeeds.
     pub(crate) expected: Prediction,
     /// Tasks of its kind that say so.
     pub(crate) samples: u32,
@@ -102,7 +103,7 @@ impl View<'_> {
     pub(crate) fn of(&self, queue: u32, asking: &Asking<'_>) -> Outlook {
         let served = &self.dispatch.queues[queue as usize];
         let (expected, samples) = self.dispatch.learned.expected(asking.class);
-        let run = Run::of(&expected);
+        let (outcomes, run) = (self.dispatch.learned.outcomes(asking.class), Run::of(&expected));
         let mut line =
             Line { running: served.leased, places: self.places(served, asking.resources), ..Line::default() };
         #[expect(clippy::cast_precision_loss, reason = "a count")]
@@ -132,8 +133,9 @@ impl View<'_> {
         } else if line.places == 0 {
             Err(Unknown::Served)
         } else {
-            Ok(chance::in_time(&expected, wait, self.millis_to(asking.deadline_us.unwrap_or(u64::MAX))))
+            Ok(chance::in_time(&outcomes, wait, self.millis_to(asking.deadline_us.unwrap_or(u64::MAX))))
         };
+        let expected = outcomes.succeeds;
         Outlook { in_time, expected, samples, ahead: line.tasks, places: line.places, wait_ms: wait.mean }
     }
 
@@ -161,7 +163,6 @@ impl View<'_> {
         (lanes_max, counted_max): (usize, usize),
         mut add: impl FnMut(u64, &Prediction),
     ) {
-        let expected = self.dispatch.learned.expected(asking.class).0;
         let rank = |class: u32| self.dispatch.learned.rank_at_present(class, served.order.gives_up());
         let own_rank = if by == By::Rank { rank(asking.class) } else { 0.0 };
         for lane in served.rings.iter().flatten().take(lanes_max) {
@@ -171,14 +172,15 @@ impl View<'_> {
                 let other = self.dispatch.learned.expected(of.class).0;
                 let list = (*lane, partition, ready, of);
                 let is_first = by == By::Rank && of.class != asking.class && rank(of.class) < own_rank;
-                add(self.ahead((by, is_first), asking, &expected, list, &other, counted_max), &other);
+                add(self.ahead((by, is_first), asking, list, counted_max), &other);
             }
         }
     }
 
     /// The outlook of a task that runs since then.
     pub(crate) fn of_running(&self, class: u32, since_us: u64, deadline_us: u64) -> Outlook {
-        let (expected, samples) = self.dispatch.learned.expected(class);
+        let (expected, samples) =
+            (self.dispatch.learned.outcomes(class).succeeds, self.dispatch.learned.expected(class).1);
         let (elapsed, left) = (millis(self.now_us.saturating_sub(since_us)), self.millis_to(deadline_us));
         let known = Run::of(&expected).within_when(elapsed, left);
         let in_time = if samples < SAMPLES_MIN { Err(Unknown::Samples) } else { Ok(known) };
@@ -215,9 +217,7 @@ impl View<'_> {
         &self,
         (by, is_first): (By, bool),
         asking: &Asking<'_>,
-        expected: &Prediction,
         (lane, partition, ready, of): (LaneRef, &Partition, &Lane, &ClassList),
-        other: &Prediction,
         counted_max: usize,
     ) -> u64 {
         let own = asking.own.filter(|(number, _)| *number == lane.partition).map(|(_, slot)| slot);
@@ -236,7 +236,8 @@ impl View<'_> {
             By::Rank if is_first => all,
             By::Rank => 0,
             By::Deadline => {
-                let [mine, theirs] = [expected, other].map(|prediction| Ends::of(prediction, self.now_us));
+                let ends = |class| Ends::of(&self.dispatch.learned.outcomes(class).succeeds, self.now_us);
+                let [mine, theirs] = [asking.class, of.class].map(ends);
                 let turn = Turn::of(asking.deadline_us, asking.ready.0, mine);
                 let later = |slot: &Slot| {
                     let task = &tasks[*slot];

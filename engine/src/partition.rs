@@ -18,6 +18,7 @@ use crate::entry::Settings;
 use crate::extra::{Extra, Extras};
 use crate::hash::FixedState;
 use crate::memo::{Findings, Followers};
+use crate::order::Alike;
 use crate::queue::{Queue, QueueSettings};
 use crate::resources::Resources;
 use crate::state::State;
@@ -265,7 +266,9 @@ impl Partition {
         let lane = self.lane(queue, spec.priority, &resources, &wishes);
         let class = {
             let queue = self.queues[queue as usize].dispatch;
-            dispatch.learned.class((queue, spec.queue), spec.namespace, spec.kind, &resources, spec.restartable)
+            let alike =
+                Alike { kind: spec.kind, resources: &resources, restartable: spec.restartable, size: spec.size };
+            dispatch.learned.class((queue, spec.queue), spec.namespace, &alike)
         };
         let list = self.class_list(lane, class);
         let lease_list = self.lease_list(spec.lease_ms);
@@ -289,6 +292,7 @@ impl Partition {
             resources,
             wishes,
             restartable: spec.restartable,
+            size: spec.size,
             canonical,
             tasks: 0,
         })

@@ -17,6 +17,8 @@ use crate::partition::{Awaited, Cx, Partition};
 use crate::state::State;
 use crate::task::{NONE, Slot};
 
+pub(crate) use paths::ByPaths;
+
 /// One workflow.
 #[derive(Debug)]
 pub(crate) struct Workflow {

@@ -108,18 +108,30 @@ impl Line {
     }
 }
 
+/// What is expected of the attempts of a task.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Outcomes {
+    /// Of those that succeed.
+    pub succeeds: Prediction,
+    /// Of those that fail.
+    pub fails: Prediction,
+    /// The part that fails.
+    pub failed: f32,
+}
+
 /// How likely a task ends within `left` milliseconds that waits and then runs; an attempt fails with the predicted probability, and
 /// then there is time for one more or not.
 #[must_use]
-pub fn in_time(expected: &Prediction, wait: Wait, left: f64) -> f64 {
-    let run = Run::of(expected);
+pub fn in_time(expected: &Outcomes, wait: Wait, left: f64) -> f64 {
+    let run = Run::of(&expected.succeeds);
     let failed = f64::from(expected.failed).clamp(0.0, 1.0);
     let first = ends_within(&run, wait, left);
     if failed < 1e-3 {
         return first;
     }
-    let spread = (run.mean_square() - run.mean().powi(2)).max(0.0);
-    let again = Wait { mean: wait.mean + run.mean(), deviation: (wait.deviation.powi(2) + spread).sqrt() };
+    let lost = Run::of(&expected.fails);
+    let spread = (lost.mean_square() - lost.mean().powi(2)).max(0.0);
+    let again = Wait { mean: wait.mean + lost.mean(), deviation: (wait.deviation.powi(2) + spread).sqrt() };
     (1.0 - failed) * (first + failed * ends_within(&run, again, left))
 }
 
@@ -152,6 +164,11 @@ mod tests {
     use super::*;
     use crate::critical::project::Random;
 
+    /// Attempts that fail after as long as others succeed.
+    fn alike(told: Prediction) -> Outcomes {
+        Outcomes { succeeds: told, fails: told, failed: told.failed }
+    }
+
     fn expected(median_ms: f32, most_ms: f32) -> Prediction {
         let (q50, q90) = (median_ms.ln(), most_ms.ln());
         Prediction { log_mean: q50, inverse: 1.0 / median_ms, q50, q90, failed: 0.0, level: 6, samples: 9.0 }
@@ -159,11 +176,11 @@ mod tests {
 
     #[test]
     fn without_a_wait_it_is_the_part_of_run_times_that_fit() {
-        let of = |left| in_time(&expected(100.0, 300.0), Wait::default(), left);
+        let of = |left| in_time(&alike(expected(100.0, 300.0)), Wait::default(), left);
         assert!((of(100.0) - 0.5).abs() < 1e-6 && (of(300.0) - 0.9).abs() < 1e-3);
         assert_eq!([of(0.0), of(-5.0)], [0.0, 0.0]);
         let late = Wait { mean: 250.0, deviation: 0.0 };
-        assert!((in_time(&expected(100.0, 300.0), late, 350.0) - 0.5).abs() < 1e-6);
+        assert!((in_time(&alike(expected(100.0, 300.0)), late, 350.0) - 0.5).abs() < 1e-6);
     }
 
     #[test]
@@ -176,10 +193,12 @@ mod tests {
 
     #[test]
     fn attempts_that_fail_cost_their_time() {
-        let half = Prediction { failed: 0.5, ..expected(100.0, 101.0) };
-        let of = |left| in_time(&half, Wait::default(), left);
-        assert!((of(150.0) - 0.5).abs() < 0.01, "one attempt");
-        assert!((of(250.0) - 0.75).abs() < 0.01, "two attempts");
+        let half = alike(Prediction { failed: 0.5, ..expected(100.0, 101.0) });
+        let of = |half: &Outcomes, left| in_time(half, Wait::default(), left);
+        assert!((of(&half, 150.0) - 0.5).abs() < 0.01, "one attempt");
+        assert!((of(&half, 250.0) - 0.75).abs() < 0.01, "two attempts");
+        let soon = Outcomes { fails: expected(10.0, 11.0), ..half };
+        assert!((of(&soon, 150.0) - 0.75).abs() < 0.01, "one that fails soon leaves time for a second");
     }
 
     fn gauss(random: &mut Random) -> f64 {
@@ -216,7 +235,7 @@ mod tests {
             let line = Line { tasks, running: places, places, work, squares };
             #[expect(clippy::cast_precision_loss, reason = "small numbers")]
             let left = line.wait(&run).mean * (0.4 + random.below(1_200) as f64 / 1_000.0) + 100.0;
-            let chance = in_time(&told, line.wait(&run), left);
+            let chance = in_time(&alike(told), line.wait(&run), left);
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a bin")]
             let bin = &mut bins[((chance * 5.0) as usize).min(4)];
             *bin = (bin.0 + chance, bin.1 + u32::from(end <= left), bin.2 + 1);

@@ -64,6 +64,12 @@ impl Guard {
         self.missed += 0.01 * (f64::from(u8::from(missed)) - self.missed);
     }
 
+    /// Whether predictions do not hold any more.
+    #[must_use]
+    pub fn has_drifted(&self) -> bool {
+        self.missed > MISSED_MAX
+    }
+
     /// The mean gain, as a logarithm; 0 without blocks.
     #[must_use]
     pub fn mean(&self) -> f64 {
@@ -94,7 +100,7 @@ impl Guard {
             Verdict::Plain
         } else if queue > GROWTH_MAX * self.longest.max(QUEUE_MIN) {
             Verdict::Grown
-        } else if self.missed > MISSED_MAX {
+        } else if self.has_drifted() {
             Verdict::Drifted
         } else {
             Verdict::Candidate

@@ -25,6 +25,8 @@ const SHRINKAGE: f32 = 3.0;
 const MEMORY: f32 = 0.9;
 /// The longest memory of a cell's quantiles: the step of their updates is never less than one in so many samples.
 const QUANTILE_SAMPLES_MAX: f32 = 64.0;
+/// Samples of a part of tasks without which nothing is said of it.
+const PART_MIN: f32 = 3.0;
 /// The shortest run time that matters to a slowdown: shorter ones count as this.
 const RUN_MS_MIN: f32 = 1.0;
 /// The longest run time taken for one: a year.
@@ -89,6 +91,21 @@ impl Keys {
             of(6, &[tenant, kind, limit, size]),
             of(7, &[tenant, kind, limit, width, size, labels]),
         ])
+    }
+
+    /// The keys of those of these tasks that a mark (not 0) tells apart from the others: what is known of all of them holds for those with a new mark, until
+    /// the two narrowest levels know better.
+    #[must_use]
+    pub fn marked(mut self, mark: u32) -> Self {
+        if mark != 0 {
+            self.0[LEVELS - 2..].iter_mut().for_each(|key| *key = mix(*key, u64::from(mark)) | 1);
+        }
+        self
+    }
+
+    /// The key of a part of the same tasks.
+    fn part(&self, part: u32) -> u64 {
+        mix(self.0[LEVELS - 1], u64::from(part)) | 1
     }
 }
 
@@ -229,18 +246,59 @@ impl Predictor {
             if cell.weight == 0.0 {
                 *cell = Cell { q50: before.q50, q90: before.q90.max(log), ..Cell::default() };
             }
-            cell.weight = cell.weight * MEMORY + 1.0;
-            cell.count = (cell.count + 1.0).min(QUANTILE_SAMPLES_MAX);
-            let part = 1.0 / cell.weight;
-            let gap = log - cell.log_mean;
-            cell.log_mean += part * gap;
-            cell.spread += part * ((log - cell.q50).abs() - cell.spread);
-            cell.inverse += part * (inverse - cell.inverse);
-            cell.failed += part * (failed - cell.failed);
-            // Quantiles by stochastic steps, as large as the spread of the logarithms.
-            let step = (cell.spread + 0.05) * 2.0 / (cell.count + 1.0).sqrt();
-            cell.q50 += if log > cell.q50 { 0.5 * step } else { -0.5 * step };
-            cell.q90 += if log > cell.q90 { 0.9 * step } else { -0.1 * step };
+            cell.add(log, inverse, failed);
         }
+    }
+
+    /// Learns of one part of the tasks with these keys how long one of it ran, such as those that failed. What all of them do is learned
+    /// beside it ([`Self::learn`]).
+    pub fn learn_part(&mut self, keys: &Keys, part: u32, run: f64) {
+        if !run.is_finite() || run < 0.0 {
+            return;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "clamped at once")]
+        let run = (run as f32).clamp(RUN_MS_MIN, RUN_MS_MAX);
+        let (log, floor) = (run.ln(), self.floor);
+        let cell = self.table.entry(keys.part(part));
+        if cell.weight == 0.0 {
+            *cell = Cell { q50: log, q90: log, ..Cell::default() };
+        }
+        cell.add(log, 1.0 / run.max(floor), 0.0);
+    }
+
+    /// Weight of the samples of a part, forgetting.
+    #[must_use]
+    pub fn weight_of_part(&self, keys: &Keys, part: u32) -> f32 {
+        self.table.get(keys.part(part)).map_or(0.0, |cell| cell.weight)
+    }
+
+    /// What is expected of a part of the tasks with these keys, by its own samples; `None` for fewer than [`PART_MIN`]. What part of tasks fails is
+    /// not told.
+    #[must_use]
+    pub fn predict_part(&self, keys: &Keys, part: u32) -> Option<Prediction> {
+        let cell = self.table.get(keys.part(part)).filter(|cell| cell.count >= PART_MIN)?;
+        let &Cell { log_mean, inverse, q50, q90, weight: samples, .. } = cell;
+        let level = u8::try_from(LEVELS - 1).expect("few");
+        let mut found = Prediction { log_mean, inverse, q50, q90, failed: 0.0, level, samples };
+        found.q90 = (q90 + self.correction.of(&found)).clamp(q50, RUN_MS_MAX.ln().max(q50));
+        Some(found)
+    }
+}
+
+impl Cell {
+    /// A task ran for so long.
+    fn add(&mut self, log: f32, inverse: f32, failed: f32) {
+        self.weight = self.weight * MEMORY + 1.0;
+        self.count = (self.count + 1.0).min(QUANTILE_SAMPLES_MAX);
+        let part = 1.0 / self.weight;
+        let gap = log - self.log_mean;
+        self.log_mean += part * gap;
+        self.spread += part * ((log - self.q50).abs() - self.spread);
+        self.inverse += part * (inverse - self.inverse);
+        self.failed += part * (failed - self.failed);
+        // Quantiles by stochastic steps, as large as the spread of the logarithms.
+        let step = (self.spread + 0.05) * 2.0 / (self.count + 1.0).sqrt();
+        self.q50 += if log > self.q50 { 0.5 * step } else { -0.5 * step };
+        self.q90 += if log > self.q90 { 0.9 * step } else { -0.1 * step };
     }
 }

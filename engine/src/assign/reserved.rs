@@ -2,7 +2,6 @@
 
 use super::{Assigner, Chosen, share_of, turn_of};
 use crate::dispatch::LaneRef;
-use crate::order::AGED_US;
 use crate::order::By;
 use crate::order::deadline::Turn;
 use crate::partition::Pick;
@@ -48,7 +47,8 @@ impl Assigner<'_> {
         let lists = (0u32..).zip(&partition.lanes[lane.lane as usize].lists).filter(|(_, of)| of.list.len > 0);
         if is_aged && by != By::Turns {
             let oldest = lists.min_by_key(|(_, of)| partition.tasks[of.list.head].at_us);
-            let until_us = if by == By::Deadline { self.now_us.saturating_sub(AGED_US) } else { u64::MAX };
+            let order = &self.dispatch.queues[queue as usize].order;
+            let until_us = if by == By::Deadline { order.aged_us(self.now_us) } else { u64::MAX };
             let (list, of) = oldest.expect("it has tasks");
             if partition.tasks[of.list.head].at_us <= until_us {
                 return Pick::List { list, until_us };

@@ -6,7 +6,7 @@ use taskmaster_protocol::{Code, TaskId, limits};
 
 use super::except;
 use crate::arena::{Arena, Handle};
-use crate::contract::SpecView;
+use crate::contract::{SIZES, SpecView, payload_size};
 use crate::events::Change;
 use crate::extra::Extra;
 use crate::memo::known::KnownRow;
@@ -84,13 +84,19 @@ fn check_new_names(partition: &Partition, body: &ArchivedSubmit) -> Result<(), R
             return full("queues", QUEUES_MAX);
         }
     }
-    if partition.contracts.len() + body.specs.len() > CONTRACTS_MAX {
-        let mut canonical = Vec::new();
-        let is_new = |spec: &SpecView<'_>| {
-            spec.write_canonical(&mut canonical);
-            partition.contracts.find(&canonical).is_none()
-        };
-        if partition.contracts.len() + specs().filter(is_new).count() > CONTRACTS_MAX {
+    if partition.contracts.len() + body.specs.len() * SIZES > CONTRACTS_MAX {
+        let specs: Vec<SpecView<'_>> = specs().collect();
+        let named =
+            body.tasks.iter().filter_map(|task| Some((specs.get(task.spec.to_native() as usize)?, size_of(task))));
+        let mut new: Vec<Vec<u8>> = Vec::new();
+        for (spec, size) in named {
+            let mut canonical = Vec::new();
+            SpecView { size, ..spec.clone() }.write_canonical(&mut canonical);
+            new.extend(Some(canonical).filter(|canonical| partition.contracts.find(canonical).is_none()));
+        }
+        new.sort_unstable();
+        new.dedup();
+        if partition.contracts.len() + new.len() > CONTRACTS_MAX {
             return full("contracts", CONTRACTS_MAX);
         }
     }
@@ -398,6 +404,39 @@ fn check_workflow(partition: &Partition, body: &ArchivedSubmit) -> Result<(), Re
     Ok(())
 }
 
+/// The magnitude of a row's payload.
+fn size_of(row: &ArchivedTaskRow) -> u8 {
+    payload_size(row.payload.len.to_native() as usize)
+}
+
+/// The contracts of a submission's tasks: of each spec one per magnitude of payloads, made when the first task needs it.
+struct Contracts<'a> {
+    specs: Vec<SpecView<'a>>,
+    made: Vec<[u32; SIZES]>,
+}
+
+impl<'a> Contracts<'a> {
+    fn of(body: &'a ArchivedSubmit) -> Self {
+        let specs: Vec<_> = body.specs.iter().filter_map(|spec| SpecView::of(spec, &body.bytes).ok()).collect();
+        Self { made: vec![[NONE; SIZES]; specs.len()], specs }
+    }
+
+    fn get(&mut self, partition: &mut Partition, row: &ArchivedTaskRow, cx: &mut Cx<'_>) -> u32 {
+        let (spec, size) = (row.spec.to_native() as usize, size_of(row));
+        let contract = &mut self.made[spec][usize::from(size)];
+        if *contract == NONE {
+            *contract = partition.contract(&SpecView { size, ..self.specs[spec].clone() }, cx.dispatch);
+        }
+        *contract
+    }
+
+    /// What no task was made of is dropped.
+    fn end(self, partition: &mut Partition) {
+        let made = self.made.into_iter().flatten().filter(|contract| *contract != NONE);
+        made.for_each(|contract| partition.drop_unused_contract(contract));
+    }
+}
+
 /// Carries a logged submission out, some of whose results may be known.
 pub(crate) fn apply(
     partition: &mut Partition,
@@ -407,30 +446,28 @@ pub(crate) fn apply(
     cx: &mut Cx<'_>,
 ) -> BatchReply {
     let mut reply = BatchReply::default();
-    let specs: Vec<SpecView<'_>> = body.specs.iter().filter_map(|spec| SpecView::of(spec, &body.bytes).ok()).collect();
     let mut known = known.iter().peekable();
-    let contracts: Vec<u32> = specs.iter().map(|spec| partition.contract(spec, cx.dispatch)).collect();
+    let mut contracts = Contracts::of(body);
     if let Some(row) = body.workflow.first() {
-        apply_workflow(partition, body, row, &contracts, resend, &mut reply, cx);
+        apply_workflow(partition, body, row, &mut contracts, resend, &mut reply, cx);
     } else {
         for (index, row) in body.tasks.iter().enumerate() {
-            let spec = row.spec.to_native() as usize;
             if !is_new(partition, index, TaskId::from(&row.id), resend, &mut reply) {
                 continue;
             }
-            if specs[spec].is_memo {
+            let contract = contracts.get(partition, row, cx);
+            let spec = &contracts.specs[row.spec.to_native() as usize];
+            if spec.is_memo {
                 while known.next_if(|known| (known.row as usize) < index).is_some() {}
                 let known = known.next_if(|known| known.row as usize == index);
-                apply_memoised(partition, body, row, &specs[spec], contracts[spec], known, cx);
+                apply_memoised(partition, body, row, spec, contract, known, cx);
                 reply.accepted += 1;
             } else {
-                apply_row(partition, body, index, row, &specs[spec], contracts[spec], &mut reply, cx);
+                apply_row(partition, body, index, row, spec, contract, &mut reply, cx);
             }
         }
     }
-    for contract in contracts {
-        partition.drop_unused_contract(contract);
-    }
+    contracts.end(partition);
     reply
 }
 
@@ -618,7 +655,7 @@ fn apply_workflow(
     partition: &mut Partition,
     body: &ArchivedSubmit,
     row: &body::ArchivedWorkflowRow,
-    contracts: &[u32],
+    contracts: &mut Contracts<'_>,
     resend: bool,
     reply: &mut BatchReply,
     cx: &mut Cx<'_>,
@@ -659,7 +696,7 @@ fn apply_workflow(
             made.name = store(cx.arena, body::slice(&body.bytes, extra.name).unwrap_or_default());
         }
         let record = partition.extras.insert(made);
-        let contract = contracts[task.spec.to_native() as usize];
+        let contract = contracts.get(partition, task, cx);
         let slot = insert(partition, body, task, contract, record, State::Waiting, cx);
         partition.workflows[workflow].rows.push(slot);
         reply.accepted += 1;

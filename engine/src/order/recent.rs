@@ -137,7 +137,7 @@ impl Recent {
 impl Began {
     fn ran(&self, learned: &Learned, now_us: u64) -> Ran {
         let (expected, width) = learned.expected_of(self.class);
-        let quantiles = deadline::quantiles_us(&expected).map(millis);
+        let quantiles = deadline::quantiles_us(&learned.outcomes(self.class).succeeds).map(millis);
         Ran {
             ready: millis(self.ready_us),
             began: millis(self.began_us),

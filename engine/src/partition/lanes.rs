@@ -7,13 +7,14 @@ use super::Partition;
 use crate::contract::Contract;
 use crate::dispatch::{Dispatch, LaneRef};
 use crate::extra::Extras;
-use crate::order::Learned;
+
 use crate::order::deadline::{self, Ends, Turn};
 use crate::queue::Policy;
 use crate::resources::Resources;
 use crate::state::State;
 use crate::task::{List, Slot, Tasks};
 use crate::wishes::Wishes;
+use crate::workflow::ByPaths;
 
 /// Most lists of a lane: each start looks at all of them. Further classes share them, and are predicted alike.
 const LANE_CLASSES_MAX: usize = 16;
@@ -250,12 +251,10 @@ impl Partition {
         list
     }
 
-    /// Takes the next task of a lane off its list, or, by what is known at a time, that of its workflow which takes its turn; with its
-    /// class.
-    pub(crate) fn take_next(&mut self, lane: u32, pick: Pick, paths: Option<(&Learned, u64)>) -> Option<(Slot, u32)> {
+    /// Takes the next task of a lane off its list, or that of its workflow which takes its turn; with its class.
+    pub(crate) fn take_next(&mut self, lane: u32, pick: Pick, paths: Option<ByPaths<'_>>) -> Option<(Slot, u32)> {
         let next = self.lanes[lane as usize].next(pick, &self.tasks)?;
-        let within = !matches!(pick, Pick::Oldest);
-        let slot = paths.map_or(next, |(learned, now_us)| self.whose_turn(next, within, learned, now_us));
+        let slot = paths.map_or(next, |paths| self.whose_turn(next, paths));
         let list = self.list(slot);
         let ready = &mut self.lanes[lane as usize];
         ready.take(list, slot, &mut self.tasks, &self.extras);

@@ -1,6 +1,7 @@
 //! Why a task waits, or how it ended, in sentences for a person at 3 a.m.
 
 use taskmaster_protocol::body::{self, Explanation, restart};
+use taskmaster_scheduler::chance::Outcomes;
 use taskmaster_scheduler::order::Standing;
 use taskmaster_scheduler::place::live::Memory;
 use taskmaster_scheduler::predictor::Prediction;
@@ -10,8 +11,8 @@ use crate::arena::Arena;
 use crate::contract::Contract;
 use crate::dispatch::{Dispatch, LaneRef, Worker};
 use crate::extra::{Extra, unpack_error};
+use crate::order::By;
 use crate::order::deadline::Ends;
-use crate::order::{AGED_US, By};
 use crate::outlook::{Asking, View};
 use crate::partition::{DETACHED, Partition};
 use crate::queue::QueueSettings;
@@ -125,8 +126,9 @@ fn running(partition: &Partition, slot: Slot, view: &View<'_>) -> Vec<(&'static 
     let (expected, samples) = dispatch.learned.expected(contract.class);
     let mut facts = vec![
         ("order", dispatch.queues[queue as usize].order.in_words()),
-        ("expected", expected_in_words(&expected, samples)),
+        ("expected", expected_in_words(&expected, samples, contract.size)),
     ];
+    facts.extend(failures_in_words(&dispatch.learned.outcomes(contract.class)));
     if !contract.wishes.others.is_empty() {
         facts.push(("resources", format!("it runs with {}, of {}", partition.need(slot), contract.asked())));
     }
@@ -185,11 +187,12 @@ fn ready(partition: &Partition, slot: Slot, view: &View<'_>, facts: &mut Vec<(&s
     facts.push(("waited", format!("{} ms", now_us.saturating_sub(task.at_us) / 1_000)));
     let (expected, samples) = dispatch.learned.expected(class);
     facts.push(("order", served.order.in_words()));
-    facts.push(("expected", expected_in_words(&expected, samples)));
+    facts.push(("expected", expected_in_words(&expected, samples, contract.size)));
+    facts.extend(failures_in_words(&dispatch.learned.outcomes(class)));
     facts.extend(memory_in_words(dispatch, queue.dispatch, contract));
     if !task.has(flag::BLOCKED) {
         facts.extend(in_line(&asking, queue.dispatch, view));
-        let path = partition.path_in_words(slot, &dispatch.learned, served.order.goes_by_paths());
+        let path = partition.path_in_words(slot, &dispatch.learned, served.goes_by_paths());
         facts.extend(path.map(|words| ("path", words)));
     }
 }
@@ -232,13 +235,12 @@ fn in_line(asking: &Asking<'_>, queue: u32, view: &View<'_>) -> Vec<(&'static st
             facts.push(("rank", format!("{rank:.2}: of tasks of one priority the lowest goes first")));
         }
         By::Deadline => {
-            let ends = Ends::of(&view.dispatch.learned.expected(asking.class).0, view.now_us);
+            let ends = Ends::of(&view.dispatch.learned.outcomes(asking.class).succeeds, view.now_us);
             facts.push(("standing", standing_in_words(Standing::of(asking.deadline_us, ends.both())).to_owned()));
         }
     }
-    let waited_us = view.now_us.saturating_sub(asking.ready.0);
-    if order.by() != By::Turns && waited_us >= AGED_US {
-        let minutes = AGED_US / 60_000_000;
+    if order.by() != By::Turns && asking.ready.0 <= order.aged_us(view.now_us) {
+        let minutes = order.cap_us() / 60_000_000;
         facts.push((
             "aged",
             format!(
@@ -273,7 +275,7 @@ fn memory_in_words(dispatch: &Dispatch, queue: u32, contract: &Contract) -> Opti
     Some(("memory", words))
 }
 
-fn expected_in_words(expected: &Prediction, samples: u32) -> String {
+fn expected_in_words(expected: &Prediction, samples: u32, size: u8) -> String {
     if expected.samples == 0.0 {
         return "nothing has ended yet by which a run time could be predicted".to_owned();
     }
@@ -289,6 +291,7 @@ fn expected_in_words(expected: &Prediction, samples: u32) -> String {
         1 => "kind and width",
         2 => "namespace",
         3..=5 => "namespace and kind",
+        _ if size > 0 => "namespace, queue, kind, width and magnitude of the payload",
         _ => "namespace, queue, kind and width",
     };
     let weight = expected.samples;
@@ -296,6 +299,17 @@ fn expected_in_words(expected: &Prediction, samples: u32) -> String {
         "to run for {median:.0} ms, and for no more than {most:.0} ms in nine of ten cases, by {source}; the finest key with samples is \
          {key}, and they weigh {weight:.1}"
     )
+}
+
+/// How attempts fare that fail, and those that do not.
+fn failures_in_words(outcomes: &Outcomes) -> Option<(&'static str, String)> {
+    let Outcomes { succeeds, fails, failed } = outcomes;
+    let [long, soon] = [succeeds.q50, fails.q50].map(f32::exp);
+    let words = format!(
+        "{:.0} % of attempts, after {soon:.0} ms in one of two cases; those that succeed take {long:.0} ms",
+        100.0 * failed
+    );
+    (*failed >= 0.005).then_some(("failures", words))
 }
 
 fn open_needs(partition: &Partition, extra: Option<&Extra>, arena: &Arena) -> Option<String> {

@@ -13,9 +13,10 @@ use super::{Effects, Shard};
 use crate::command::submit::Size;
 use crate::command::submit_stream::Admitted as StreamAdmitted;
 use crate::command::{self, Admitted};
-use crate::contract::SpecView;
+use crate::contract::{SpecView, payload_size};
 use crate::effects::ConnId;
 use crate::entry::Verb;
+use crate::order::Alike;
 use crate::outlook::{Asking, View};
 use crate::partition::Partition;
 use crate::refused::Refused;
@@ -36,19 +37,15 @@ const DEADLINES_MAX: u64 = 16;
 struct Refusing<'a> {
     name: &'a str,
     queue: u32,
-    class: u32,
+    kind: &'a str,
+    restartable: bool,
     priority: u8,
     resources: Resources,
     permille: u16,
 }
 
 impl<'a> Refusing<'a> {
-    fn of(
-        shard: &Shard,
-        partition: &Partition,
-        spec: &'a body::ArchivedSpec,
-        body: &'a ArchivedSubmit,
-    ) -> Option<Self> {
+    fn of(partition: &Partition, spec: &'a body::ArchivedSpec, body: &'a ArchivedSubmit) -> Option<Self> {
         let is_memoised = spec.memo != 0;
         let spec = SpecView::of(spec, &body.bytes).ok()?;
         let queue = &partition.queues[partition.find_queue(spec.namespace, spec.queue)? as usize];
@@ -62,13 +59,21 @@ impl<'a> Refusing<'a> {
         if !wishes.others.is_empty() {
             return None;
         }
-        let class = shard.dispatch.learned.find_class(queue.dispatch, spec.kind, &resources, spec.restartable)?;
-        Some(Self { name: spec.queue, queue: queue.dispatch, class, priority: spec.priority, resources, permille })
+        let (SpecView { queue: name, kind, restartable, priority, .. }, queue) = (spec, queue.dispatch);
+        Some(Self { name, queue, kind, restartable, priority, resources, permille })
     }
 
-    /// Refuses a task with this deadline, `before` others of the frame go before it.
-    fn check(&self, shard: &Shard, (due_us, deadline_us): (u64, u64), before: u64) -> Result<(), Refused> {
-        let (class, priority, resources) = (self.class, self.priority, &self.resources);
+    /// Refuses a task of so many bytes with this deadline, `before` others of the frame go before it.
+    fn check(
+        &self,
+        shard: &Shard,
+        bytes: usize,
+        (due_us, deadline_us): (u64, u64),
+        before: u64,
+    ) -> Result<(), Refused> {
+        let &Self { kind, restartable, priority, ref resources, .. } = self;
+        let alike = Alike { kind, resources, restartable, size: payload_size(bytes) };
+        let Some(class) = shard.dispatch.learned.find_class(self.queue, &alike) else { return Ok(()) };
         // A delayed one is seen as it will be when it is due.
         let now_us = due_us.max(shard.last_time_us);
         let deadline_us = Some(deadline_us);
@@ -205,7 +210,7 @@ impl Shard {
     /// Refuses a task whose deadline is less likely to be met than its queue wants. One that is being sent again may be in the log.
     pub(super) fn check_deadlines(&self, partition: &Partition, body: &ArchivedSubmit) -> Result<(), Refused> {
         let specs: Vec<Option<Refusing<'_>>> =
-            body.specs.iter().map(|spec| Refusing::of(self, partition, spec, body)).collect();
+            body.specs.iter().map(|spec| Refusing::of(partition, spec, body)).collect();
         if !body.workflow.is_empty() || specs.iter().all(Option::is_none) {
             return Ok(());
         }
@@ -216,7 +221,8 @@ impl Shard {
             let is_held = || command::submit::is_held(partition, body, task, &self.arena);
             let times = command::submit::due_and_deadline_of(body, task, self.last_time_us);
             let Some(times) = times.filter(|_| !is_known() && !is_held()) else { continue };
-            spec.check(self, times, looked_at).map_err(|refused| refused.at_row(row))?;
+            let bytes = task.payload.len.to_native() as usize;
+            spec.check(self, bytes, times, looked_at).map_err(|refused| refused.at_row(row))?;
             looked_at += 1;
             if looked_at == DEADLINES_MAX {
                 break;

@@ -12,7 +12,7 @@ use taskmaster_protocol::PartitionId;
 use super::Shard;
 use super::preemption::{HELD_US, Victim};
 use crate::dispatch::LaneRef;
-use crate::order::{AGED_US, micros_of, whole_millis};
+use crate::order::{micros_of, whole_millis};
 use crate::partition::{DETACHED, Place};
 use crate::resources::Resources;
 use crate::restarts::Look;
@@ -62,11 +62,12 @@ impl Shard {
         let is_steady = task.state == State::Leased && task.worker & DETACHED == 0;
         let is_over = task.has(flag::SETTLING) || task.has(flag::EXPIRING);
         let (started_us, outlived_us) = (attempt.started_us, attempt.outlived_us);
-        let went_ahead = started_us.saturating_sub(attempt.ready_us) >= AGED_US;
+        let order = &self.dispatch.queues[queue as usize].order;
+        let went_ahead = attempt.ready_us <= order.aged_us(started_us);
         if !is_steady || is_over || attempt.second.is_some() || went_ahead {
             return None;
         }
-        if !self.dispatch.queues[queue as usize].order.gives_up() || now_us.saturating_sub(started_us) < HELD_US {
+        if !order.gives_up() || now_us.saturating_sub(started_us) < HELD_US {
             return None;
         }
         let mut judged_us = attempt.judged_us;

@@ -13,8 +13,8 @@ use taskmaster_protocol::PartitionId;
 use super::Shard;
 use crate::assign::turn_of;
 use crate::dispatch::{LaneRef, PRIORITIES, Worker};
+use crate::order::By;
 use crate::order::deadline::Turn;
-use crate::order::{AGED_US, By};
 use crate::reservations::{Asks, Reservation, WAIT_US};
 use crate::resources::Resources;
 use crate::timer::{Timer, TimerKind};
@@ -173,7 +173,7 @@ impl Shard {
         let now_us = self.last_time_us;
         let entry = &self.dispatch.queues[queue as usize];
         let (by, gives_up, mut lanes) = (entry.order.by(), entry.order.gives_up(), Vec::new());
-        let may_age = entry.order.may_age(entry.leased) > 0;
+        let (may_age, aged_us) = (entry.order.may_age(entry.leased) > 0, entry.order.aged_us(now_us));
         for lane in (0..PRIORITIES).flat_map(|priority| &entry.rings[priority]).take(LANES_MAX) {
             let Some(partition) = self.partitions[usize::from(lane.partition)].as_deref() else { continue };
             let ready = &partition.lanes[lane.lane as usize];
@@ -191,7 +191,7 @@ impl Shard {
                     .unwrap_or(Turn::LAST),
             };
             let asks = Asks { queue, priority: ready.priority, lane: *lane };
-            let is_aged = may_age && now_us.saturating_sub(since_us) >= AGED_US;
+            let is_aged = may_age && since_us <= aged_us;
             lanes.push(Waiting {
                 asks,
                 need: ready.resources.clone(),

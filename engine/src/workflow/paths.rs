@@ -4,7 +4,7 @@
 //! the turn of one has come, the one on the longest path starts in its stead, of those that wait in the same lane, and it gets the other's
 //! turn. Where a queue goes by what was learned of kinds, a turn is one of a kind, and only those of the same list exchange theirs. So
 //! what a workflow does with its turns is its own affair, and no task of others goes earlier or later for it. A task that has waited for
-//! [`AGED_US`] takes its turn itself, and so does one that was given up.
+//! the cap of the aging ([`crate::order`]) takes its turn itself, and so does one that was given up.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -13,7 +13,7 @@ use hashbrown::HashMap;
 
 use super::{Workflow, Workflows};
 use crate::hash::FixedState;
-use crate::order::{AGED_US, Learned};
+use crate::order::Learned;
 use crate::partition::Partition;
 use crate::state::State;
 use crate::task::{NONE, Slot, flag};
@@ -101,6 +101,18 @@ impl Workflows {
     }
 }
 
+/// How tasks of a workflow take each other's turns.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ByPaths<'a> {
+    /// Those of one list alone.
+    pub(crate) within: bool,
+    /// By what paths are measured.
+    pub(crate) learned: &'a Learned,
+    /// One that is ready since then, or longer, takes its turn itself.
+    pub(crate) aged_us: u64,
+    pub(crate) now_us: u64,
+}
+
 impl Partition {
     /// The workflow and row of a task.
     fn row_of(&self, slot: Slot) -> Option<(u32, u32)> {
@@ -120,10 +132,11 @@ impl Partition {
         }
     }
 
-    /// The task that starts when it is the turn of the first of a lane's list; they change turns. `within`: with those of its list alone.
-    pub(crate) fn whose_turn(&mut self, slot: Slot, within: bool, learned: &Learned, now_us: u64) -> Slot {
+    /// The task that starts when it is the turn of the first of a lane's list; they change turns.
+    pub(crate) fn whose_turn(&mut self, slot: Slot, by: ByPaths<'_>) -> Slot {
+        let ByPaths { within, learned, aged_us, now_us } = by;
         let Some((index, _)) = self.row_of(slot) else { return slot };
-        if now_us.saturating_sub(self.tasks[slot].at_us) >= AGED_US || !self.may_change(slot) {
+        if self.tasks[slot].at_us <= aged_us || !self.may_change(slot) {
             return slot;
         }
         if self.workflows[index].paths.as_mut().is_none_or(|paths| paths.are_old(learned, now_us)) {

@@ -240,3 +240,103 @@ fn more_kinds_than_there_are_lists_are_learned_each_for_itself() {
         assert!(expected.contains("by 4 tasks of its kind"), "{expected}");
     }
 }
+
+/// A task of a kind with a payload of so many bytes.
+fn sized(number: u32, bytes: usize) -> Job {
+    Job { payload: vec![7; bytes], ..kind(number, "resize") }
+}
+
+#[test]
+fn tasks_of_one_kind_are_told_apart_by_how_much_they_bring() {
+    let median_ms = |expected: &str| -> f64 { expected.split(' ').nth(3).unwrap().parse().unwrap() };
+    let mut world = World::new();
+    world.configure("mail", queue_field::POLICY, |queue| queue.policy = SHORTEST);
+    world.worker(WORKER, &["mail"], 0);
+    let run = |world: &mut World| {
+        world.credit(WORKER, 1);
+        let lease = world.lease();
+        world.advance_ms(if lease.payload.len() > 10_000 { 5_000 } else { 20 });
+        world.complete(&lease, b"");
+        lease.id
+    };
+    for number in 0..60 {
+        world.submit_one(sized(number, if number % 2 == 0 { 300_000 } else { 500 }));
+        run(&mut world);
+    }
+    let mixed = [sized(100, 300_000), sized(101, 100), sized(102, 400_000), sized(103, 900)];
+    world.submit(&mixed);
+    let expected = fact(&mut world, id(0, 102), "expected").unwrap();
+    assert!(expected.contains("magnitude of the payload") && median_ms(&expected) > 3_000.0, "{expected}");
+    let small = fact(&mut world, id(0, 103), "expected").unwrap();
+    assert!(!small.contains("payload") && median_ms(&small) < 100.0, "{small}");
+    let order: Vec<_> = (0..4).map(|_| run(&mut world)).collect();
+    assert_eq!(order, ids(&[101, 103, 100, 102]));
+}
+
+#[test]
+fn attempts_that_fail_at_once_do_not_make_those_that_succeed_seem_short() {
+    let mut world = World::new();
+    world.worker(WORKER, &["mail"], 0);
+    // Two of three attempts fail after 10 ms, the third takes 20 s.
+    for number in 0..12 {
+        world.submit_one(kind(number, "flaky").attempts(3).backoff_ms(0, 0).lease_ms(60_000));
+        for attempt in 0..3 {
+            world.credit(WORKER, 1);
+            let lease = world.lease();
+            world.advance_ms(if attempt < 2 { 10 } else { 20_000 });
+            let code = if attempt < 2 { world.fail(&lease, "early") } else { world.complete(&lease, b"") };
+            assert_eq!(code, taskmaster_protocol::Code::Ok);
+        }
+    }
+    let waits = world.submit_one(kind(100, "flaky").deadline_in_ms(5_000));
+    let failures = fact(&mut world, waits, "failures").unwrap();
+    let (early, late) = failures.split_once("in one of two cases").unwrap();
+    assert!(early.contains("after 10 ms"), "{failures}");
+    let long: f64 = late.split_whitespace().rev().nth(1).unwrap().parse().unwrap();
+    assert!((19_000.0..21_000.0).contains(&long), "{failures}");
+    world.credit(WORKER, 1);
+    world.lease();
+    let in_time = fact(&mut world, waits, "in_time").unwrap();
+    let percent: f64 = in_time.split(' ').next().unwrap().parse().unwrap();
+    assert!(percent < 5.0, "it would take 20 s and has five: {in_time}");
+}
+
+#[test]
+fn what_a_snapshot_brings_back_is_told_apart_as_before() {
+    let mut world = World::new();
+    let all: Vec<Job> = (0..6).map(|number| sized(number, if number % 2 == 0 { 20_000 } else { 500 })).collect();
+    world.submit(&all);
+    let (sequence, chunks) = world.snapshot(|_| {});
+    world.crash();
+    world.restart(Some((sequence, &chunks)));
+    world.worker(WORKER, &["mail"], 4);
+    for lease in world.leases() {
+        world.advance_ms(lease.payload.len() as u64 / 100);
+        world.complete(&lease, b"");
+    }
+    let [large, small] = [4, 5].map(|number| fact(&mut world, id(0, number), "expected").unwrap());
+    assert!(large.contains("magnitude of the payload") && !small.contains("magnitude"), "{large}; {small}");
+}
+
+#[test]
+fn auto_finds_the_order_where_tasks_take_hours() {
+    let mut world = World::new();
+    world.worker(WORKER, &["mail"], 0);
+    let slow =
+        |number: u32| kind(number, if number.is_multiple_of(2) { "hours" } else { "minutes" }).lease_ms(8 * 3_600_000);
+    let run = |world: &mut World| {
+        world.credit(WORKER, 1);
+        let lease = world.lease();
+        world.advance_ms(if lease.kind == "hours" { 2 * 3_600_000 } else { 120_000 });
+        world.complete(&lease, b"");
+        lease.kind
+    };
+    let all: Vec<Job> = (0..80).map(slow).collect();
+    world.submit(&all);
+    let kinds: Vec<String> = (0..44).map(|_| run(&mut world)).collect();
+    let minutes = kinds[14..44].iter().filter(|kind| *kind == "minutes").count();
+    assert!(minutes > 25, "{minutes} of 30: {kinds:?}");
+    let waits = world.submit_one(slow(1_000));
+    let order = fact(&mut world, waits, "order").unwrap();
+    assert!(order.contains("the shortest first"), "{order}");
+}
