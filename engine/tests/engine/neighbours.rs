@@ -6,7 +6,7 @@ use taskmaster_engine::State;
 use taskmaster_protocol::body::{Usage, UsageBeside, UsageKind, UsageRow, put, queue_field, restart};
 use taskmaster_protocol::{Code, Operation, TaskId};
 
-use crate::job::{Job, job};
+use crate::job::{Job, id, job};
 use crate::park::{Park, STEP_MS, Truth};
 use crate::random::Random;
 use crate::world::World;
@@ -302,6 +302,20 @@ fn why_says_how_much_memory_a_task_will_have() {
     assert!(sentence.contains("8.0 MiB in half") && sentence.contains("asks for none"), "{sentence}");
     let new = submit(&mut park, of("new", 102));
     assert_eq!(said(&mut park.world, new, "memory"), None);
+}
+
+#[test]
+fn where_kinds_are_kept_apart_a_workflows_tasks_take_turns_of_their_own_kind() {
+    let mut park = taught(&[2], false);
+    park.world.configure("q", queue_field::POLICY, |queue| queue.policy = 0);
+    park.world.worker(park.machines[0].conn, &["other"], 0);
+    let rows = [of("light", 1), of("hog", 2), of("hog", 3).needs(&[1])];
+    assert_eq!(park.world.workflow(id(0, 900), false, &rows).accepted, 3);
+    let path = said(&mut park.world, id(0, 1), "path").unwrap();
+    assert!(path.contains("0 of 0 others") && path.contains("kind and resources"), "{path}");
+    park.world.configure("q", queue_field::RESTARTS, |queue| queue.restarts_off = 0x88);
+    let path = said(&mut park.world, id(0, 1), "path").unwrap();
+    assert!(path.contains("1 of 1 others") && path.contains("priority and resources"), "{path}");
 }
 
 #[test]
