@@ -630,16 +630,16 @@ fn put_spec(partition: &Partition, contract: u32, set: u8, body: &mut Assign) {
     });
 }
 
-/// Describes one more lease on a task, under `token`; the task has been ready since `ready_us`.
+/// Describes one more lease on a task, under `token` and with this set of its resources; the task has been ready since `ready_us`.
 pub(crate) fn describe(
     partition: &Partition,
     arena: &Arena,
     slot: Slot,
-    (token, ready_us): (u64, u64),
+    (token, set, ready_us): (u64, u8, u64),
     body: &mut Assign,
 ) {
     let task = &partition.tasks[slot];
-    put_spec(partition, task.contract, partition.set_of(slot), body);
+    put_spec(partition, task.contract, set, body);
     let history = partition.extras.get(task.extra).and_then(|extra| partition.versions.get(extra.history));
     body.rows.push(AssignRow {
         id: task.id,

@@ -79,7 +79,7 @@ pub(crate) struct Contract {
 }
 
 impl Contract {
-    /// What its tasks ask for, in words.
+    /// What its tasks ask for.
     pub(crate) fn asked(&self) -> wishes::Asked<'_> {
         wishes::Asked(&self.resources, &self.wishes)
     }

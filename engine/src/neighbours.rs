@@ -16,7 +16,7 @@ use crate::dispatch::Dispatch;
 use crate::hash::FixedState;
 use crate::order::AGED_US;
 use crate::reservations::Asks;
-use crate::resources::Resources;
+use crate::wishes::Asked;
 
 /// For so long an assigned task is taken to run of which its worker has not said that it came, in microseconds; and so many are noted.
 const SENT_US: u64 = 1_000_000;
@@ -69,6 +69,8 @@ pub(crate) struct Place {
     pub(crate) worker: u32,
     /// Where in the queue's list of workers it is.
     position: usize,
+    /// With which of its resources it runs there ([`crate::wishes::Wishes::set`]).
+    pub(crate) set: u8,
     /// The kind there that it is best kept apart from, if there is one.
     pub(crate) contends: Option<Kind>,
 }
@@ -231,24 +233,30 @@ impl Dispatch {
 
     /// The worker with credit and room where a task and those beside it are slowed down least; one where they are not better kept apart,
     /// if there is one. Between equals, whose turn it is.
-    pub(crate) fn place(&self, asks: &Asks, kind: Kind, need: &Resources, now_us: u64) -> Option<Place> {
+    pub(crate) fn place(&self, asks: &Asks, kind: Kind, asked: Asked<'_>, now_us: u64) -> Option<Place> {
         let entry = &self.queues[asks.queue as usize];
         let count = entry.workers.len();
-        let mut best: Option<((bool, f32), Place)> = None;
+        let mut best: Option<((bool, u8, f32, usize), Place)> = None;
         for position in (0..count).map(|step| (entry.cursor + step) % count) {
             let index = entry.workers[position];
             let worker = &self.workers[index as usize];
-            if !worker.has_room(need) || self.keeps_from(index, asks) {
-                continue;
-            }
+            let set = asked.sets().find(|(_, need)| worker.has_room(need)).map(|(set, _)| set);
+            let Some(set) = set.filter(|_| !self.keeps_from(index, asks)) else { continue };
             let (loss, contends) = self.neighbours.weigh(kind, &worker.beside, now_us);
+            let missing = asked.1.labels.len() - asked.1.labels_of(worker.capacity.as_ref());
             // Less is no difference that was measured.
-            let rank = (contends.is_some(), (loss * LOSS_STEPS).round());
+            let rank = (contends.is_some(), set, (loss * LOSS_STEPS).round(), missing);
             if best.is_none_or(|(known, _)| rank < known) {
-                best = Some((rank, Place { worker: index, position, contends }));
+                best = Some((rank, Place { worker: index, position, set, contends }));
             }
         }
         best.map(|(_, place)| place)
+    }
+
+    /// One of a queue's workers as a place for a task of a kind, with this set of its resources.
+    pub(crate) fn place_on(&self, worker: u32, position: usize, (kind, set): (Kind, u8), now_us: u64) -> Place {
+        let contends = self.neighbours.weigh(kind, &self.workers[worker as usize].beside, now_us).1;
+        Place { worker, position, set, contends }
     }
 
     /// A task of a measured kind begins at a place, as the last row assigned there.
@@ -262,11 +270,11 @@ impl Dispatch {
 
     /// How soon a place is expected where a task of a kind would not be slowed down, in microseconds, by half the run time of what runs
     /// there; `None` if there is none to come.
-    pub(crate) fn place_expected_us(&self, queue: u32, kind: Kind, need: &Resources, now_us: u64) -> Option<u64> {
+    pub(crate) fn place_expected_us(&self, queue: u32, kind: Kind, asked: Asked<'_>, now_us: u64) -> Option<u64> {
         let left_ms = |other: Kind| 0.5 * self.neighbours.run_ms(other);
         let wait_ms = |index: &u32| {
             let worker = &self.workers[*index as usize];
-            if !worker.connected || !worker.could_hold(need) {
+            if !worker.connected || !asked.sets().any(|(_, need)| worker.could_hold(need)) {
                 return None;
             }
             let contends = |other: Kind| self.neighbours.live.contend(usize::from(kind), usize::from(other));
@@ -281,9 +289,9 @@ impl Dispatch {
     }
 
     /// Why a task of a class does not start where there is room, if it is for what runs there.
-    pub(crate) fn held_in_words(&self, asks: &Asks, class: u32, need: &Resources, now_us: u64) -> Option<String> {
+    pub(crate) fn held_in_words(&self, asks: &Asks, class: u32, asked: Asked<'_>, now_us: u64) -> Option<String> {
         let kind = self.kept_apart(asks.queue, class)?;
-        let place = self.place(asks, kind, need, now_us)?;
+        let place = self.place(asks, kind, asked, now_us)?;
         let other = place.contends?;
         let (worker, name) = (&self.workers[place.worker as usize].name, self.neighbours.name(other));
         let [own, others] = [self.neighbours.speed(kind, other), self.neighbours.speed(other, kind)];

@@ -15,6 +15,7 @@ use crate::order::deadline::{Ends, Turn, deadline_us};
 use crate::partition::{ClassList, Lane, Partition};
 use crate::resources::Resources;
 use crate::task::{NONE, Slot, Tasks};
+use crate::wishes::Asked;
 
 /// Tasks of its kind without which nothing is said.
 const SAMPLES_MIN: u32 = 5;
@@ -80,7 +81,7 @@ impl Outlook {
 pub(crate) struct Asking<'a> {
     pub(crate) class: u32,
     pub(crate) priority: u8,
-    pub(crate) resources: &'a Resources,
+    pub(crate) asked: Asked<'a>,
     pub(crate) deadline_us: Option<u64>,
     /// Since when it is ready, and its number in the order of readiness; now and the last for one that is to be submitted.
     pub(crate) ready: (u64, u64),
@@ -104,8 +105,7 @@ impl View<'_> {
         let served = &self.dispatch.queues[queue as usize];
         let (expected, samples) = self.dispatch.learned.expected(asking.class);
         let (outcomes, run) = (self.dispatch.learned.outcomes(asking.class), Run::of(&expected));
-        let mut line =
-            Line { running: served.leased, places: self.places(served, asking.resources), ..Line::default() };
+        let mut line = Line { running: served.leased, places: self.places(served, asking.asked), ..Line::default() };
         #[expect(clippy::cast_precision_loss, reason = "a count")]
         let mut add = |tasks: u64, run: &Run| {
             line.tasks += tasks;
@@ -191,13 +191,15 @@ impl View<'_> {
         millis(deadline_us.saturating_sub(self.now_us))
     }
 
-    /// Tasks of this shard's part of a queue that can run at once, of such resources.
-    fn places(&self, served: &DispatchQueue, resources: &Resources) -> u64 {
+    /// Tasks of this shard's part of a queue that can run at once, and ask for this.
+    fn places(&self, served: &DispatchQueue, asked: Asked<'_>) -> u64 {
         let room = |&index: &u32| {
             let worker = &self.dispatch.workers[index as usize];
             let capacity = worker.capacity.as_ref();
-            let could = resources.fits_on(capacity, &Resources::default(), 1) > 0;
-            (could, resources.fits_on(capacity, &worker.used, worker.credit))
+            let most = |used: &Resources, credit: u32| {
+                asked.sets().map(|(_, need)| need.fits_on(capacity, used, credit)).max()
+            };
+            (most(&Resources::default(), 1) > Some(0), most(&worker.used, worker.credit).unwrap_or(0))
         };
         let rooms: Vec<(bool, u32)> = served.workers.iter().map(room).collect();
         if !rooms.iter().any(|(could, _)| *could) {

@@ -388,6 +388,8 @@ impl Partition {
     pub(crate) fn runs_with(&mut self, slot: Slot, set: u8) {
         if set > 0 {
             self.chosen.insert(slot, set);
+        } else if !self.chosen.is_empty() {
+            self.chosen.remove(&slot);
         }
     }
 
@@ -398,8 +400,13 @@ impl Partition {
 
     /// What a leased task holds of its worker.
     pub(crate) fn need(&self, slot: Slot) -> &Resources {
+        self.need_with(slot, self.set_of(slot))
+    }
+
+    /// What a task holds of a worker with this set of its resources.
+    pub(crate) fn need_with(&self, slot: Slot, set: u8) -> &Resources {
         let contract = &self.contracts[self.tasks[slot].contract];
-        contract.wishes.set(&contract.resources, self.set_of(slot))
+        contract.wishes.set(&contract.resources, set)
     }
 
     /// A task that is leased went by age.

@@ -132,8 +132,16 @@ impl Wishes {
     }
 }
 
-/// What a task asks for, in words.
+/// All that a task asks for.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked<'a>(pub(crate) &'a Resources, pub(crate) &'a Wishes);
+
+impl<'a> Asked<'a> {
+    /// The resources with which it may run, in the order in which they are tried, by number.
+    pub(crate) fn sets(self) -> impl Iterator<Item = (u8, &'a Resources)> {
+        (0u8..).zip(self.1.sets(self.0))
+    }
+}
 
 impl fmt::Display for Asked<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

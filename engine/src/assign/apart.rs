@@ -61,30 +61,29 @@ impl Assigner<'_> {
     ) -> Option<Chosen> {
         let partition = self.partitions[usize::from(lane.partition)].as_deref()?;
         let ready = &partition.lanes[lane.lane as usize];
-        let (need, asks) = (&ready.resources, Asks { queue, priority: ready.priority, lane });
-        // Who says more of the place is not placed by neighbours.
-        let kind = class.filter(|_| ready.wishes.is_empty()).and_then(|class| self.dispatch.kept_apart(queue, class));
+        let asks = Asks { queue, priority: ready.priority, lane };
+        let kind = class.and_then(|class| self.dispatch.kept_apart(queue, class));
         let Some(kind) = kind else {
             let mut is_kept = false;
-            for (set, need) in (0u8..).zip(ready.sets()) {
+            for (set, need) in ready.asked().sets() {
                 match choose(self.dispatch, queue, waiting, need, &ready.wishes) {
                     Found::Worker(worker, count) => {
                         return Some(Chosen { worker, set, count, place: None, spare: false });
                     }
-                    Found::Reserved => is_kept |= set == 0,
+                    Found::Reserved => is_kept = true,
                     Found::None => {}
                 }
             }
-            return if is_kept { self.choose_reserved(queue, lane, pick, waiting) } else { None };
+            return if is_kept { self.choose_reserved(queue, lane, pick, waiting, None) } else { None };
         };
         // The same holds for its like in other lanes.
         if let Some(held) = self.scratch.held.iter_mut().find(|held| held.kind == kind) {
             held.waiting = held.waiting.saturating_add(waiting);
             return None;
         }
-        let Some(place) = self.dispatch.place(&asks, kind, need, self.now_us) else {
+        let Some(place) = self.dispatch.place(&asks, kind, ready.asked(), self.now_us) else {
             let is_kept = self.dispatch.reservations.now > 0;
-            return if is_kept { self.choose_reserved(queue, lane, pick, waiting) } else { None };
+            return if is_kept { self.choose_reserved(queue, lane, pick, waiting, Some(kind)) } else { None };
         };
         if let Some(other) = place.contends {
             let cost_us = self.dispatch.neighbours.cost_us(kind, other);
@@ -93,7 +92,7 @@ impl Assigner<'_> {
                 return None;
             }
         }
-        Some(Chosen { worker: place.worker, set: 0, count: 1, place: Some((kind, place)), spare: false })
+        Some(Chosen { worker: place.worker, set: place.set, count: 1, place: Some((kind, place)), spare: false })
     }
 
     /// Nothing else of the queue can start: lets the first held task start for which no better place is expected sooner than what it
@@ -103,7 +102,7 @@ impl Assigner<'_> {
         let starts = held.iter().position(|held| !self.pays_to_wait(queue, held));
         let started = starts.map(|first| held[first]).is_some_and(|held| {
             let place = Some((held.kind, held.place));
-            let chosen = Chosen { worker: held.place.worker, set: 0, count: 1, place, spare: false };
+            let chosen = Chosen { worker: held.place.worker, set: held.place.set, count: 1, place, spare: false };
             self.start(queue, held.lane, held.pick, &chosen, permits)
         });
         let until = |held: &Held| self.dispatch.neighbours.held_until_us(held.kind, held.cost_us);
@@ -123,8 +122,8 @@ impl Assigner<'_> {
             return false;
         }
         let Some(partition) = self.partitions[usize::from(held.lane.partition)].as_deref() else { return true };
-        let need = &partition.lanes[held.lane.lane as usize].resources;
-        let expected_us = self.dispatch.place_expected_us(queue, held.kind, need, self.now_us);
+        let asked = partition.lanes[held.lane.lane as usize].asked();
+        let expected_us = self.dispatch.place_expected_us(queue, held.kind, asked, self.now_us);
         expected_us.is_some_and(|expected_us| expected_us < held.cost_us)
     }
 

@@ -2,6 +2,7 @@
 
 use super::{Assigner, Chosen, share_of, turn_of};
 use crate::dispatch::LaneRef;
+use crate::neighbours::Kind;
 use crate::order::By;
 use crate::order::deadline::Turn;
 use crate::partition::Pick;
@@ -69,22 +70,35 @@ impl Assigner<'_> {
     }
 
     /// A worker that is kept for somebody and has room for a task that finds no other one: where it itself is meant or what it takes does
-    /// not delay whom the worker is kept for.
-    pub(super) fn choose_reserved(&mut self, queue: u32, lane: LaneRef, pick: Pick, waiting: u32) -> Option<Chosen> {
+    /// not delay whom the worker is kept for. One of a measured kind starts beside none from which it is better kept apart.
+    pub(super) fn choose_reserved(
+        &mut self,
+        queue: u32,
+        lane: LaneRef,
+        pick: Pick,
+        waiting: u32,
+        kind: Option<Kind>,
+    ) -> Option<Chosen> {
         let partition = self.partitions[usize::from(lane.partition)].as_deref()?;
         let ready = &partition.lanes[lane.lane as usize];
-        let (need, asks) = (ready.resources.clone(), Asks { queue, priority: ready.priority, lane });
+        let (needs, asks) = (ready.sets().cloned().collect::<Vec<_>>(), Asks { queue, priority: ready.priority, lane });
         let mut ends_us = None;
         for position in 0..self.dispatch.queues[queue as usize].workers.len() {
             let index = self.dispatch.queues[queue as usize].workers[position];
             let worker = &self.dispatch.workers[index as usize];
             let Some(reservation) = worker.reserved.as_deref() else { continue };
             let take = share_of(worker.credit, waiting, self.dispatch.queues[queue as usize].with_credit);
-            let fits = need.fits_on(worker.capacity.as_ref(), &worker.used, take);
-            if worker.credit == 0 || fits == 0 {
+            let fits = |need: &Resources| need.fits_on(worker.capacity.as_ref(), &worker.used, take);
+            let set = (0u8..).zip(&needs).find(|(_, need)| fits(need) > 0).filter(|_| worker.credit > 0);
+            let Some((set, need)) = set else { continue };
+            let place = kind.map(|kind| (kind, self.dispatch.place_on(index, position, (kind, set), self.now_us)));
+            if place.is_some_and(|(_, place)| place.contends.is_some()) {
                 continue;
             }
-            let count = |count| Some(Chosen { worker: index, set: 0, count, place: None, spare: false });
+            // Of a measured kind one at a time: the next has this one for a neighbour.
+            let most = |count: u32| if place.is_some() { count.min(1) } else { count };
+            let fits = most(fits(need));
+            let count = |count| Some(Chosen { worker: index, set, count, place, spare: false });
             if !reservation.is_wanted(self.partitions) {
                 self.dispatch.unreserve(index);
                 return count(fits);
@@ -103,7 +117,7 @@ impl Assigner<'_> {
             let fits = fits.min(worker.credit - 1);
             let fits = need.within(&reservation.need).fits(&reservation.spare, &Resources::default(), fits);
             if fits > 0 {
-                return Some(Chosen { worker: index, set: 0, count: fits, place: None, spare: true });
+                return Some(Chosen { worker: index, set, count: fits, place, spare: true });
             }
         }
         None

@@ -37,6 +37,8 @@ pub(crate) struct Second {
     pub(crate) started_us: u64,
     /// When its lease ends.
     pub(crate) until_us: u64,
+    /// With which of the task's resources it runs ([`crate::wishes::Wishes::set`]).
+    pub(crate) set: u8,
 }
 
 /// What is known of a restartable task that runs, or to whose attempts something happened.
@@ -212,8 +214,8 @@ impl Partition {
         second.until_us = cx.time_us + lease_us;
         if let Some(worker) = worker.filter(|&worker| worker != second.worker) {
             let queue = self.queues[contract.queue as usize].dispatch;
-            let before = core::mem::replace(&mut second.worker, worker);
-            cx.dispatch.move_lease(queue, before, worker, self.need(slot));
+            let (before, set) = (core::mem::replace(&mut second.worker, worker), second.set);
+            cx.dispatch.move_lease(queue, before, worker, self.need_with(slot, set));
         }
     }
 
@@ -230,7 +232,7 @@ impl Partition {
         attempt.not_before_us = u64::MAX;
         self.attempts.doubled.remove(&slot);
         let task = &self.tasks[slot];
-        self.lease_over(slot, (second.worker, task.id, second.token), second.started_us, over, cx);
+        self.lease_over(slot, (second.worker, task.id, second.token), second.set, second.started_us, over, cx);
     }
 
     /// Ends the first of two attempts: the second is the only one from here on.
@@ -263,14 +265,16 @@ impl Partition {
         lease_list.list.push_back(&mut self.tasks, slot);
         self.arm_lease_list(list, cx.timers);
         self.started.insert(slot, second.started_us);
-        self.lease_over(slot, (worker & !DETACHED, id, token), first_us, over, cx);
+        let set = self.set_of(slot);
+        self.runs_with(slot, second.set);
+        self.lease_over(slot, (worker & !DETACHED, id, token), set, first_us, over, cx);
     }
 
-    /// One of two leases on a task is over; it had begun at `started_us`.
-    fn lease_over(&self, slot: Slot, lease: (u32, TaskId, u64), started_us: u64, over: Over, cx: &mut Cx<'_>) {
+    /// One of two leases on a task is over, which had this set of its resources and had begun at `started_us`.
+    fn lease_over(&self, slot: Slot, lease: (u32, TaskId, u64), set: u8, started_us: u64, over: Over, cx: &mut Cx<'_>) {
         let contract = &self.contracts[self.tasks[slot].contract];
         let queue = self.queues[contract.queue as usize].dispatch;
-        cx.dispatch.lease_ended(queue, lease.0, self.need(slot));
+        cx.dispatch.lease_ended(queue, lease.0, self.need_with(slot, set));
         let restarts = &mut cx.dispatch.restarts;
         restarts.second_over(cx.time_us);
         restarts.counters.wasted_us += cx.time_us.saturating_sub(started_us);

@@ -13,7 +13,7 @@ use crate::queue::Policy;
 use crate::resources::Resources;
 use crate::state::State;
 use crate::task::{List, Slot, Tasks};
-use crate::wishes::Wishes;
+use crate::wishes::{Asked, Wishes};
 use crate::workflow::ByPaths;
 
 /// Most lists of a lane: each start looks at all of them. Further classes share them, and are predicted alike.
@@ -79,6 +79,11 @@ impl Lane {
     /// The resources with which its tasks may run, in the order in which they are tried.
     pub(crate) fn sets(&self) -> impl Iterator<Item = &Resources> {
         self.wishes.sets(&self.resources)
+    }
+
+    /// What its tasks ask for.
+    pub(crate) fn asked(&self) -> Asked<'_> {
+        Asked(&self.resources, &self.wishes)
     }
 
     /// Appends a task.

@@ -40,7 +40,7 @@ pub(crate) fn asking(partition: &Partition, slot: Slot) -> Asking<'_> {
     Asking {
         class: list.map_or(contract.class, |list| list.class),
         priority: contract.priority,
-        resources: &contract.resources,
+        asked: contract.asked(),
         deadline_us: deadline_us(task.extra, &partition.extras),
         ready: (task.at_us, task.token),
         own: Some((partition.id.0, slot)),

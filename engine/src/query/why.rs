@@ -212,7 +212,7 @@ fn kept_or_held(
     let heads = partition.lanes[contract.lane as usize].lists.iter().filter_map(|of| of.list.first());
     let is_first = heads.min_by_key(|&head| partition.tasks[head].token) == Some(slot);
     let kept = dispatch.kept_for_in_words(&asks, is_first, now_us).map(|words| ("reserved", words));
-    let held = dispatch.held_in_words(&asks, class, need, now_us);
+    let held = dispatch.held_in_words(&asks, class, contract.asked(), now_us);
     let held = held.or_else(|| dispatch.kept_from_in_words(&asks, need, now_us)).map(|words| ("waits", words));
     kept.into_iter().chain(held)
 }

@@ -22,6 +22,7 @@ use crate::partition::Partition;
 use crate::refused::Refused;
 use crate::resources::Resources;
 use crate::task::NONE;
+use crate::wishes::{Asked, Wishes};
 
 /// Memory a task takes beside its blobs, as admission counts it, in bytes.
 pub(super) const TASK_BYTES: u64 = 128;
@@ -41,6 +42,7 @@ struct Refusing<'a> {
     restartable: bool,
     priority: u8,
     resources: Resources,
+    wishes: Wishes,
     permille: u16,
 }
 
@@ -55,12 +57,8 @@ impl<'a> Refusing<'a> {
             return None;
         }
         let (resources, wishes) = spec.asks().ok()?;
-        // Places are counted for the first resources alone.
-        if !wishes.others.is_empty() {
-            return None;
-        }
         let (SpecView { queue: name, kind, restartable, priority, .. }, queue) = (spec, queue.dispatch);
-        Some(Self { name, queue, kind, restartable, priority, resources, permille })
+        Some(Self { name, queue, kind, restartable, priority, resources, wishes, permille })
     }
 
     /// Refuses a task of so many bytes with this deadline, `before` others of the frame go before it.
@@ -71,13 +69,14 @@ impl<'a> Refusing<'a> {
         (due_us, deadline_us): (u64, u64),
         before: u64,
     ) -> Result<(), Refused> {
-        let &Self { kind, restartable, priority, ref resources, .. } = self;
+        let &Self { kind, restartable, priority, ref resources, ref wishes, .. } = self;
         let alike = Alike { kind, resources, restartable, size: payload_size(bytes) };
         let Some(class) = shard.dispatch.learned.find_class(self.queue, &alike) else { return Ok(()) };
         // A delayed one is seen as it will be when it is due.
         let now_us = due_us.max(shard.last_time_us);
         let deadline_us = Some(deadline_us);
-        let asking = Asking { class, priority, resources, deadline_us, ready: (now_us, u64::MAX), own: None, before };
+        let asked = Asked(resources, wishes);
+        let asking = Asking { class, priority, asked, deadline_us, ready: (now_us, u64::MAX), own: None, before };
         let outlook = View { now_us, ..shard.view() }.of(self.queue, &asking);
         let Some(permille) = outlook.permille().filter(|&permille| permille < self.permille.into()) else {
             return Ok(());

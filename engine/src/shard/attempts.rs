@@ -12,6 +12,7 @@ use super::{Effects, Shard};
 use crate::assign;
 use crate::dispatch::Worker;
 use crate::partition::{DETACHED, Partition, Place, Second};
+use crate::resources::Resources;
 use crate::restarts::Look;
 use crate::state::State;
 use crate::task::{NONE, Slot, flag};
@@ -122,9 +123,9 @@ impl Shard {
             if idle.is_none() {
                 without.insert(contract);
             }
-            if let Some(worker) = idle {
+            if let Some(idle) = idle {
                 if self.dispatch.learned.takes_second(chance.class) {
-                    self.begin_second(number, &chance, worker, effects);
+                    self.begin_second(number, &chance, idle, effects);
                 } else if let Some(partition) = self.partitions[usize::from(number.0)].as_deref_mut() {
                     partition.pass_second(slot);
                 }
@@ -164,16 +165,16 @@ impl Shard {
         late.pays(elapsed, done_permille).then_some(chance)
     }
 
-    /// A worker other than the one that runs the task, with a place for it that nothing waits for.
-    fn idle_worker(&mut self, number: PartitionId, slot: Slot, effects: &mut Effects) -> Option<u32> {
+    /// A worker other than the one that runs the task, with a place for it that nothing waits for, and with which of its resources it runs there.
+    fn idle_worker(&mut self, number: PartitionId, slot: Slot, effects: &mut Effects) -> Option<(u32, u8)> {
         let partition = self.partitions[usize::from(number.0)].as_deref()?;
         let task = &partition.tasks[slot];
         let contract = &partition.contracts[task.contract];
         let queue = partition.queues[contract.queue as usize].dispatch;
         let dispatch = &self.dispatch;
-        let has_room = |index: u32| {
+        let has_room = |index: u32, need: &Resources| {
             let worker = &dispatch.workers[index as usize];
-            index != task.worker && worker.reserved.is_none() && worker.has_room(partition.need(slot))
+            index != task.worker && worker.reserved.is_none() && worker.has_room(need)
         };
         let is_waited_for = |index: u32| {
             let worker = &dispatch.workers[index as usize];
@@ -182,21 +183,26 @@ impl Shard {
                 of.is_some_and(|of| of.can_start(lane.lane, worker))
             })
         };
-        let workers = dispatch.queues[queue as usize].workers.iter().copied();
-        let idle = workers.filter(|&index| has_room(index)).find(|&index| !is_waited_for(index))?;
+        let idle_with = |need: &Resources| {
+            let workers = dispatch.queues[queue as usize].workers.iter().copied().rev();
+            let labels = |index: &u32| contract.wishes.labels_of(dispatch.workers[*index as usize].capacity.as_ref());
+            workers.filter(|&index| has_room(index, need) && !is_waited_for(index)).max_by_key(labels)
+        };
+        let sets = (0..).zip(contract.wishes.sets(&contract.resources));
+        let idle = { sets }.find_map(|(set, need)| Some((idle_with(need)?, set)))?;
         (self.assigner(effects).permits(queue) > 0).then_some(idle)
     }
 
     /// Begins a second attempt.
-    fn begin_second(&mut self, number: PartitionId, chance: &Chance, worker: u32, effects: &mut Effects) {
-        let (slot, now_us) = (chance.slot, self.last_time_us);
+    fn begin_second(&mut self, number: PartitionId, chance: &Chance, idle: (u32, u8), effects: &mut Effects) {
+        let (slot, now_us, (worker, set)) = (chance.slot, self.last_time_us, idle);
         let Some(partition) = self.partitions[usize::from(number.0)].as_deref_mut() else { return };
         let token = partition.next_token();
         let task = &partition.tasks[slot];
         let contract = &partition.contracts[task.contract];
         let lease_us = u64::from(partition.lease_lists[contract.lease_list as usize].lease_ms) * 1_000;
         let queue = partition.queues[contract.queue as usize].dispatch;
-        self.dispatch.take_credit(queue, worker, 1, partition.need(slot));
+        self.dispatch.take_credit(queue, worker, 1, partition.need_with(slot, set));
         self.dispatch.queues[queue as usize].leases_begin(1);
         self.dispatch.restarts.seconds += 1;
         self.dispatch.restarts.counters.second += 1;
@@ -209,10 +215,10 @@ impl Shard {
         );
         let mut body = Assign::default();
         let ready_us = partition.attempts.get(slot).map_or(0, |attempt| attempt.ready_us);
-        assign::describe(partition, &self.arena, slot, (token, ready_us), &mut body);
+        assign::describe(partition, &self.arena, slot, (token, set, ready_us), &mut body);
         partition.second_begins(
             slot,
-            Second { token, worker, started_us: now_us, until_us: now_us + lease_us },
+            Second { token, worker, started_us: now_us, until_us: now_us + lease_us, set },
             sentence,
         );
         let header = Header::request(Operation::Assign, 0, Some(number));

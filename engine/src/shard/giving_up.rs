@@ -14,7 +14,6 @@ use super::preemption::{HELD_US, Victim};
 use crate::dispatch::LaneRef;
 use crate::order::{micros_of, whole_millis};
 use crate::partition::{DETACHED, Place};
-use crate::resources::Resources;
 use crate::restarts::Look;
 use crate::state::State;
 use crate::task::{Slot, flag};
@@ -23,7 +22,6 @@ use crate::task::{Slot, flag};
 struct Waiting {
     priority: u8,
     lane: LaneRef,
-    need: Resources,
     rank: f32,
     count: u32,
 }
@@ -95,9 +93,7 @@ impl Shard {
         let Some(on) = self.dispatch.learned.goes_on(partition.class(victim.slot), ran_us) else { return };
         let lists = waiting.entry(victim.queue).or_insert_with(|| self.waiting_by_rank(victim.queue));
         let could = |list: &&mut Waiting| {
-            list.count > 0
-                && list.priority <= victim.priority
-                && self.frees_place(victim, (list.priority, list.lane), &list.need)
+            list.count > 0 && list.priority <= victim.priority && self.frees_place(victim, (list.priority, list.lane))
         };
         let lowest = lists.iter_mut().filter(could).min_by(|a, b| a.rank.total_cmp(&b.rank));
         let is_late = on.yields_to(lowest.as_ref().map(|list| list.rank));
@@ -126,13 +122,7 @@ impl Shard {
             for (count, rank) in ranks {
                 let own = owed.min(count);
                 owed -= own;
-                waiting.push(Waiting {
-                    priority: wanted.priority,
-                    lane: wanted.lane,
-                    need: wanted.need.clone(),
-                    rank,
-                    count: count - own,
-                });
+                waiting.push(Waiting { priority: wanted.priority, lane: wanted.lane, rank, count: count - own });
             }
         }
         waiting

@@ -10,9 +10,8 @@ use taskmaster_protocol::body::restart;
 
 use super::Shard;
 use crate::dispatch::{LaneRef, PRIORITIES};
-use crate::partition::{DETACHED, Over};
+use crate::partition::{DETACHED, Lane, Over};
 use crate::reservations::Asks;
-use crate::resources::Resources;
 use crate::task::{Slot, flag};
 
 /// A task that has waited for less may yet find a place by itself, in microseconds.
@@ -32,7 +31,6 @@ const LANES_MAX: usize = 8;
 pub(super) struct Wanted {
     pub(super) lane: LaneRef,
     pub(super) priority: u8,
-    pub(super) need: Resources,
     /// Tasks, of which the first `owed` have places on their way.
     pub(super) count: u32,
     pub(super) owed: u32,
@@ -116,10 +114,12 @@ impl Shard {
         let mut owed: u32 = owed.sum();
         let mut wanted = Vec::new();
         for lane in (0..PRIORITIES).flat_map(|priority| &entry.rings[priority]).take(LANES_MAX) {
-            let Some((need, priority, count)) = self.overdue(*lane) else { continue };
+            let Some((ready, count)) = self.overdue(*lane) else { continue };
+            let priority = ready.priority;
             let asks = Asks { queue, priority, lane: *lane };
-            let has_room =
-                workers().any(|(index, worker)| worker.has_room(need) && !self.dispatch.keeps_from(index, &asks));
+            let has_room = workers().any(|(index, worker)| {
+                ready.sets().any(|need| worker.has_room(need)) && !self.dispatch.keeps_from(index, &asks)
+            });
             // It starts without anybody's end.
             if has_room && !is_full {
                 continue;
@@ -127,21 +127,21 @@ impl Shard {
             let own = owed.min(count);
             owed -= own;
             if count > own {
-                wanted.push(Wanted { lane: *lane, priority, need: need.clone(), count: count - own, owed: own });
+                wanted.push(Wanted { lane: *lane, priority, count: count - own, owed: own });
             }
         }
         wanted
     }
 
-    /// What tasks of a lane need, their priority, and how many there are, if the first of them has waited for long enough.
-    fn overdue(&self, lane: LaneRef) -> Option<(&Resources, u8, u32)> {
+    /// A lane, and how many tasks it has, if the first of them has waited for long enough.
+    fn overdue(&self, lane: LaneRef) -> Option<(&Lane, u32)> {
         let partition = self.partitions[usize::from(lane.partition)].as_deref()?;
         let ready = &partition.lanes[lane.lane as usize];
         let heads = ready.lists.iter().filter_map(|of| of.list.first());
         let since_us = heads.map(|slot| partition.tasks[slot].at_us).min()?;
         let is_paused = partition.queues[ready.queue as usize].settings.paused;
         let waits = !is_paused && self.last_time_us.saturating_sub(since_us) >= WAIT_US;
-        waits.then_some((&ready.resources, ready.priority, ready.len))
+        waits.then_some((ready, ready.len))
     }
 
     /// Whether the end of an attempt gives a place to a task that waits, at a cost that is allowed.
@@ -151,12 +151,13 @@ impl Shard {
         if lane.count == 0 || lane.priority >= victim.priority || ran_us > most_us {
             return false;
         }
-        self.frees_place(victim, (lane.priority, lane.lane), &lane.need)
+        self.frees_place(victim, (lane.priority, lane.lane))
     }
 
-    /// Whether the end of an attempt gives a place to a task of this priority and lane that needs so much.
-    pub(super) fn frees_place(&self, victim: &Victim, (priority, lane): (u8, LaneRef), need: &Resources) -> bool {
-        let Some(partition) = self.partitions[usize::from(victim.partition.0)].as_deref() else { return false };
+    /// Whether the end of an attempt gives a place to a task of this priority and lane, with whichever of its resources.
+    pub(super) fn frees_place(&self, victim: &Victim, (priority, lane): (u8, LaneRef)) -> bool {
+        let of = |number: u16| self.partitions[usize::from(number)].as_deref();
+        let Some((partition, waiting)) = of(victim.partition.0).zip(of(lane.partition)) else { return false };
         let task = &partition.tasks[victim.slot];
         let second = partition.second(victim.slot).filter(|_| victim.is_second);
         let index = second.map_or(task.worker, |second| second.worker);
@@ -168,8 +169,10 @@ impl Shard {
         let is_overdue = worker.owed > 0 && worker.owed_until_us <= self.last_time_us;
         let fits = || {
             let mut used = worker.used.clone();
-            used.subtract(partition.need(victim.slot));
-            need.fits_on(worker.capacity.as_ref(), &used, 1) > 0
+            used.subtract(
+                second.map_or(partition.need(victim.slot), |second| partition.need_with(victim.slot, second.set)),
+            );
+            waiting.lanes[lane.lane as usize].sets().any(|need| need.fits_on(worker.capacity.as_ref(), &used, 1) > 0)
         };
         serves && !is_overdue && fits()
     }

@@ -320,7 +320,7 @@ impl Shard {
         let running = running.get_or_insert_with(|| self.running());
         capable().any(|(index, _)| {
             let leases = running.leases.get(index as usize).into_iter().flatten();
-            let mut needs = leases.filter_map(|&(_, partition, slot)| self.need_of(partition, slot));
+            let mut needs = leases.filter_map(|&lease| self.need_of(lease));
             needs.any(|other| need.fits(other, &Resources::default(), 1) == 0)
         })
     }

@@ -136,3 +136,24 @@ fn the_setting_comes_back_from_log_and_snapshot_and_is_checked() {
     body.queue = taskmaster_protocol::body::put(&mut body.bytes, b"mail");
     assert_eq!(world.call(CLIENT, 0, &body).code(), Code::Invalid);
 }
+
+#[test]
+fn a_task_with_alternatives_is_refused_by_all_of_its_places() {
+    let mut world = taught(FIFO);
+    world.worker_with(WORKER, &["mail"], 0, "", |body| body.cpu_milli = 8_000);
+    let either = |number: u32, deadline_ms: u64| {
+        let mut job = kind(number, "long").with_spec(|spec| spec.gpu_milli = 1_000).deadline_in_ms(deadline_ms);
+        job.custom = "or/1/cpu_milli=8000".to_owned();
+        job
+    };
+    // The first few teach what those with these resources take.
+    for number in 100..106 {
+        world.submit_one(either(number, 3_600_000));
+        run(&mut world);
+    }
+    world.configure("mail", queue_field::REFUSAL, |queue| queue.refuse_permille = 800);
+    let refused = world.submit_frame(&[either(200, 100)]);
+    assert_eq!(refused.code(), Code::HopelessDeadline, "{}", refused.sentence());
+    let waits = world.submit_one(either(201, 60_000));
+    assert_eq!(chance(&mut world, waits).basis, chance_basis::KNOWN, "it fits with its second resources");
+}

@@ -86,6 +86,41 @@ fn contending_tasks_go_to_different_workers() {
 }
 
 #[test]
+fn labels_that_are_preferred_come_after_what_slows_tasks_down() {
+    for north in [0, 1] {
+        let mut park = taught(&[2, 2], true);
+        let conn = park.machines[north].conn;
+        park.world.worker_with(conn, &["q"], 2, "label/zone/north=4294967296", |_| {});
+        for (number, kind) in (0..).zip(["light", "hog", "hog"]) {
+            let mut preferring = of(kind, number);
+            preferring.custom = "prefer/zone/north=1".to_owned();
+            park.world.submit_one(preferring);
+            park.begin();
+        }
+        assert_eq!([park.kinds(north), park.kinds(1 - north)], [vec!["hog", "light"], vec!["hog"]]);
+    }
+}
+
+#[test]
+fn other_resources_are_taken_before_a_neighbour_that_slows_down() {
+    let mut park = taught(&[2, 2], true);
+    let [first, other] = [0, 1].map(|machine| park.machines[machine].conn);
+    park.world.worker_with(first, &["q"], 2, "", |body| (body.gpu_milli, body.cpu_milli) = (2_000, 1_000));
+    park.world.worker_with(other, &["q"], 2, "", |body| body.cpu_milli = 8_000);
+    for number in 0..3 {
+        let mut either = of("hog", number).with_spec(|spec| spec.gpu_milli = 1_000);
+        either.custom = "or/1/cpu_milli=8000".to_owned();
+        park.world.submit_one(either);
+        park.begin();
+        // By the first one it is known which kind these are.
+        if number == 0 {
+            park.finish();
+        }
+    }
+    assert_eq!([park.kinds(0), park.kinds(1)], [vec!["hog"], vec!["hog"]]);
+}
+
+#[test]
 fn switched_off_and_without_measurements_workers_take_turns() {
     let mut park = taught(&[2, 2], true);
     park.world.configure("q", queue_field::RESTARTS, |queue| {
@@ -279,6 +314,28 @@ fn a_task_of_a_measured_kind_takes_what_is_spare_of_a_worker_that_is_kept() {
     assert_eq!(park.world.shard.stats().reserved, 1);
     let beside = park.world.submit_one(needing(3, 0));
     assert_eq!(park.world.lease().id, beside);
+}
+
+#[test]
+fn beside_a_neighbour_that_slows_it_down_a_task_does_not_start_on_a_worker_that_is_kept() {
+    for (kind, starts) in [("hog", false), ("light", true)] {
+        let mut park = taught(&[2], true);
+        let conn = park.machines[0].conn;
+        park.world.worker_with(conn, &["q"], 3, "", |body| body.cpu_milli = 2_000);
+        let needing =
+            |kind: &str, number: u32, cpus: u32| of(kind, number).with_spec(|spec| spec.cpu_milli = 1_000 * cpus);
+        // By the first one it is known which kind these are.
+        for number in 0..2 {
+            park.finish();
+            park.world.submit_one(needing("hog", number, 1));
+            park.begin();
+        }
+        park.world.submit_one(needing("light", 2, 2));
+        park.world.advance_ms(1_700);
+        assert_eq!(park.world.shard.stats().reserved, 1);
+        park.world.submit_one(needing(kind, 3, 0));
+        assert_eq!(park.world.leases().len(), usize::from(starts), "{kind}");
+    }
 }
 
 #[test]

@@ -167,6 +167,101 @@ fn a_preferred_worker_goes_first_and_nobody_waits_for_it() {
     assert_eq!(all, [GPUS, CPUS, CPUS + 1, CPUS + 1]);
 }
 
+/// The worker, and the processors and devices that the task has there.
+fn got(lease: &Lease) -> (u64, u32, u32) {
+    (lease.conn, lease.cpu_milli, lease.gpu_milli)
+}
+
+const ON_GPU: (u64, u32, u32) = (GPUS, 0, 1_000);
+const ON_CPUS: (u64, u32, u32) = (CPUS, 8_000, 0);
+
+/// A restartable task runs for long with the device; nobody else has credit.
+fn late(cpus: u32) -> (World, Lease) {
+    let mut world = site(1, cpus);
+    world.worker_with(GPUS, &["mail"], 0, "", |body| (body.gpu_milli, body.cpu_milli) = (1_000, 1_000));
+    world.worker_with(CPUS, &["mail"], 0, "", |body| body.cpu_milli = 1_000 * cpus);
+    for number in 0..13 {
+        world.submit_one(either(number).restartable());
+        world.credit(GPUS, 1);
+        let lease = world.lease();
+        if number == 12 {
+            return (world, lease);
+        }
+        world.advance_ms(100);
+        assert_eq!(world.complete(&lease, b""), Code::Ok);
+    }
+    unreachable!("the last one is late");
+}
+
+#[test]
+fn a_second_attempt_runs_with_resources_of_its_own_choice_and_each_frees_what_it_has() {
+    for second_wins in [true, false] {
+        let (mut world, first) = late(8);
+        world.credit(CPUS, 1);
+        world.advance_ms(300);
+        let second = world.lease();
+        assert_eq!((got(&first), got(&second), second.id), (ON_GPU, ON_CPUS, first.id));
+        let (winner, loser) = if second_wins { (&second, &first) } else { (&first, &second) };
+        assert_eq!(world.complete(winner, b""), Code::Ok);
+        assert_eq!(world.revocations().len(), 1);
+        assert_eq!(world.complete(loser, b""), Code::AlreadyFinal);
+        world.credit(GPUS, 5);
+        world.credit(CPUS, 5);
+        world.submit(&(200..203).map(either).collect::<Vec<_>>());
+        assert_eq!(world.leases().iter().map(got).collect::<Vec<_>>(), [ON_GPU, ON_CPUS]);
+    }
+}
+
+#[test]
+fn the_second_of_two_attempts_holds_what_it_has_when_it_is_the_only_one() {
+    let (mut world, _) = late(16);
+    world.credit(CPUS, 1);
+    world.advance_ms(300);
+    let second = world.lease();
+    world.disconnect(GPUS);
+    let why = world.why(second.id);
+    let resources = why.iter().find(|(name, _)| name == "resources").unwrap();
+    assert!(resources.1.starts_with("it runs with 8000 milli-cpu"), "{}", resources.1);
+    world.credit(CPUS, 5);
+    world.submit(&[either(200), either(201)]);
+    assert_eq!(got(&world.lease()), ON_CPUS, "eight of sixteen are the second attempt's");
+    assert_eq!(world.complete(&second, b""), Code::Ok);
+    assert_eq!(got(&world.lease()), ON_CPUS);
+    world.submit(&[either(202)]);
+    assert!(world.leases().is_empty(), "all sixteen are taken");
+}
+
+#[test]
+fn a_second_attempt_goes_where_the_task_would_rather_be() {
+    let mut world = crate::speculation::taught();
+    world.worker_with(12, &["mail"], 0, "label/zone/north=4294967296", |_| {});
+    let mut job = job("mail", 100).restartable();
+    job.custom = "prefer/zone/north=1".to_owned();
+    world.submit_one(job);
+    world.credit(crate::speculation::SLOW, 1);
+    world.lease();
+    world.credit(crate::speculation::IDLE, 1);
+    world.credit(12, 1);
+    world.advance_ms(3 * crate::speculation::RUN_MS);
+    assert_eq!(world.lease().conn, 12);
+}
+
+#[test]
+fn an_attempt_is_ended_for_an_urgent_task_that_fits_there_with_other_resources() {
+    let mut world = site(1, 8);
+    world.submit(&[either(0).priority(3), either(1).priority(3).restartable()]);
+    let running = world.leases();
+    assert_eq!(running.iter().map(got).collect::<Vec<_>>(), [ON_GPU, ON_CPUS]);
+    world.advance_ms(100);
+    let mut urgent = job("mail", 2).with_spec(|spec| spec.gpu_milli = 4_000).priority(0);
+    urgent.custom = "or/1/cpu_milli=5000".to_owned();
+    let urgent = world.submit_one(urgent);
+    world.advance_ms(300);
+    assert_eq!(world.revocations(), [(CPUS, running[1].id, running[1].token)]);
+    let lease = world.lease();
+    assert_eq!((lease.id, got(&lease)), (urgent, (CPUS, 5_000, 0)));
+}
+
 /// Whatever happens to attempts, what runs fits into what there is, and when all is over all of it is free.
 fn check_counts(seed: u64) {
     let mut random = Random::new(seed);

@@ -17,8 +17,8 @@ pub(super) struct Running {
     pub(super) seen: usize,
 }
 
-/// When it ends in nine of ten cases, `u64::MAX` if that is not known, and which task it is.
-pub(super) type Lease = (u64, u16, Slot);
+/// When it ends in nine of ten cases, `u64::MAX` if that is not known, which task it is, and with which of its resources.
+pub(super) type Lease = (u64, u16, Slot, u8);
 
 /// When a task fits on a worker, `u64::MAX` if that is not known, and what is left beside it then of what it needs.
 pub(super) struct Fit {
@@ -27,8 +27,8 @@ pub(super) struct Fit {
 }
 
 impl Shard {
-    pub(super) fn need_of(&self, partition: u16, slot: Slot) -> Option<&Resources> {
-        Some(self.partitions[usize::from(partition)].as_deref()?.need(slot))
+    pub(super) fn need_of(&self, (_, partition, slot, set): Lease) -> Option<&Resources> {
+        Some(self.partitions[usize::from(partition)].as_deref()?.need_with(slot, set))
     }
 
     /// What runs on workers whose resources are counted.
@@ -38,12 +38,13 @@ impl Shard {
         let mut most_us = BTreeMap::new();
         for partition in self.partitions.iter().flatten().filter(|partition| partition.is_leading()) {
             let first = partition.lease_lists.iter().flat_map(|list| list.list.iter(&partition.tasks));
-            let first = first.map(|slot| (partition.tasks[slot].worker, slot, partition.started_us(slot)));
+            let first = first
+                .map(|slot| (partition.tasks[slot].worker, slot, partition.set_of(slot), partition.started_us(slot)));
             let second = partition.attempts.with_second().filter_map(|slot| {
                 let second = partition.second(slot)?;
-                Some((second.worker, slot, Some(second.started_us)))
+                Some((second.worker, slot, second.set, Some(second.started_us)))
             });
-            for (worker, slot, started_us) in first.chain(second) {
+            for (worker, slot, set, started_us) in first.chain(second) {
                 if running.seen == LEASES_MAX {
                     return running;
                 }
@@ -54,7 +55,7 @@ impl Shard {
                 let class = partition.class(slot);
                 let most_us = most_us.entry(class).or_insert_with(|| self.dispatch.learned.most_us(class));
                 let ends_us = self.ends_us(started_us, *most_us);
-                running.leases[worker as usize].push((ends_us, partition.id.0, slot));
+                running.leases[worker as usize].push((ends_us, partition.id.0, slot, set));
             }
         }
         running
@@ -81,12 +82,13 @@ impl Shard {
         let mut leases = leases.clone();
         leases.sort_unstable();
         let (mut at_us, mut used) = (self.last_time_us, worker.used.clone());
-        for (ends_us, partition, slot) in leases {
+        for lease in leases {
+            let ends_us = lease.0;
             // What ends at the same time is not there any more either.
             if ends_us > at_us && need.fits(capacity, &used, 1) > 0 {
                 break;
             }
-            let Some(other) = self.need_of(partition, slot) else { return unknown() };
+            let Some(other) = self.need_of(lease) else { return unknown() };
             at_us = ends_us;
             used.subtract(other);
         }
