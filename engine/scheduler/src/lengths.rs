@@ -5,22 +5,31 @@
 //! A histogram per key, from the widest key to the narrowest, some of them with a short memory as well. How far a
 //! prediction moves from one to the next is learned: for each level and amount of evidence the part that would have
 //! predicted best (a step of expectation-maximisation at each run time). Nothing of that is set by hand.
+//!
+//! The declared limit is told apart from the other keys: what it says of any task's length is learned from all tasks ([`limits`]), and only
+//! then come the keys that have it in them. With it in every narrow key each would have too few samples.
 
+mod limits;
 mod saved;
 
 use std::sync::LazyLock;
 
 use crate::Millis;
 use crate::predictor::table::{Table, Weighed};
-use crate::predictor::{Keys, LEVELS};
+use crate::predictor::{Keys, LENGTHS};
+use limits::Limits;
 
 /// Bins: each is half as long again as the one before, so they reach from a millisecond to centuries.
 const BINS: usize = 64;
 /// Logarithm of the ratio of two bins.
 const RATIO_LOG: f64 = 0.405_465_108_108_164_4;
-/// Levels with a short memory beside the long one: that of the third key, the tenant, and of the narrowest.
-const RECENT: [usize; 2] = [2, LEVELS - 1];
-const CELLS: usize = LEVELS + RECENT.len();
+/// Keys without the limit.
+const OPEN: usize = 6;
+/// Keys with a short memory beside the long one: the tenant, and the narrowest without the limit.
+const RECENT: [usize; 2] = [3, OPEN - 1];
+/// The first cell whose key has the limit in it.
+const LIMITED: usize = OPEN + RECENT.len();
+const CELLS: usize = LENGTHS + RECENT.len();
 /// What a sample keeps of its weight at each later one: of all tasks, of a key, of a key's recent ones.
 const MEMORY: [f32; 3] = [0.999, 0.98, 0.8];
 /// Edges of the classes of evidence, in samples.
@@ -28,7 +37,9 @@ const EDGES: [f32; 8] = [0.6, 1.5, 2.5, 4.0, 7.0, 12.0, 25.0, 60.0];
 /// The parts before anything is learned.
 const PARTS: [f32; EDGES.len() + 1] = [0.1, 0.2, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8];
 /// The step by which they are learned.
-const STEP: f32 = 0.005;
+const STEP: f32 = 0.02;
+/// No part of a distribution that is learned from is taken for less.
+const PART_MIN: f32 = 1e-6;
 /// Weight of the wider key's distribution in one's own, in samples.
 const SMOOTHING: f32 = 0.5;
 /// What work lost by giving up counts, in work: lost work delays others, and the budget for it is small.
@@ -63,6 +74,15 @@ struct Histogram {
 impl Default for Histogram {
     fn default() -> Self {
         Self { weight: 0.0, bins: [0.0; BINS] }
+    }
+}
+
+impl Histogram {
+    /// A sample more, for which the others keep `memory` of their weight.
+    fn add(&mut self, bin: usize, memory: f32) {
+        self.weight = self.weight * memory + 1.0;
+        self.bins.iter_mut().for_each(|bin| *bin *= memory);
+        self.bins[bin] += 1.0;
     }
 }
 
@@ -174,6 +194,7 @@ impl Shape {
 pub struct Lengths {
     table: Table<Histogram>,
     parts: [[f32; EDGES.len() + 1]; CELLS],
+    limits: Limits,
     floor: Millis,
 }
 
@@ -190,45 +211,56 @@ fn class(weight: f32) -> usize {
     EDGES.iter().filter(|edge| weight > **edge).count()
 }
 
-/// The cells of a task: each key, then the recent ones.
+/// The cells of a task: each key without the limit, then the recent ones, then those with it. A key of 0 has none.
 fn cells(keys: &Keys) -> impl Iterator<Item = (usize, u64)> {
-    let recent = RECENT.map(|level| keys.level(level)).into_iter();
-    let recent = recent.map(|key| if key == 0 { 0 } else { key.rotate_left(32) ^ 0x5851_F42D_4C95_7F2D });
-    let long = (0..LEVELS).map(|level| keys.level(level));
-    long.chain(recent).enumerate().filter(|(_, key)| *key != 0)
+    let (open, limited) = keys.lengths().split_at(OPEN);
+    let recent = RECENT.map(|level| open[level].rotate_left(32) ^ 0x5851_F42D_4C95_7F2D);
+    open.iter().copied().chain(recent).chain(limited.iter().copied()).enumerate()
 }
 
 impl Lengths {
     /// Distributions in a table of `cells` cells of 264 bytes, with slowdowns bounded at run times of `floor`.
     #[must_use]
     pub fn new(cells: usize, floor: Millis) -> Self {
-        Self { table: Table::new(cells), parts: [PARTS; CELLS], floor }
+        Self { table: Table::new(cells), parts: [PARTS; CELLS], limits: Limits::default(), floor }
     }
 
     /// Weight of the samples that had all of these keys, forgetting.
     #[must_use]
     pub fn weight(&self, keys: &Keys) -> f32 {
-        self.table.get(keys.level(LEVELS - 1)).map_or(0.0, |cell| cell.weight)
+        self.table.get(keys.lengths()[LENGTHS - 1]).map_or(0.0, |cell| cell.weight)
     }
 
     /// The distribution of the run time of a task with these keys; `None` while nothing was learned.
     #[must_use]
     pub fn shape(&self, keys: &Keys) -> Option<Shape> {
+        self.mix(keys, |_, _, _| ()).map(Shape)
+    }
+
+    /// Mixes the cells of a task, from the widest to the narrowest. `see` gets each but the first before it is mixed in, with its level and
+    /// the mixture of those before.
+    fn mix(&self, keys: &Keys, mut see: impl FnMut(usize, &Histogram, &[f64; BINS])) -> Option<[f64; BINS]> {
         let mut shape: Option<[f64; BINS]> = None;
         for (level, key) in cells(keys) {
+            if level == LIMITED
+                && let Some(shape) = &mut shape
+            {
+                self.limits.apply(shape, keys.limit());
+            }
             let Some(cell) = self.table.get(key).filter(|cell| cell.weight > 0.0) else { continue };
             let weight = f64::from(cell.weight);
             let Some(shape) = &mut shape else {
                 shape = Some(cell.bins.map(|bin| f64::from(bin) / weight));
                 continue;
             };
+            see(level, cell, shape);
             let evidence = cell.weight / (cell.weight + SMOOTHING);
             let part = f64::from(self.parts[level][class(cell.weight)] * evidence);
             for (mixed, own) in shape.iter_mut().zip(&cell.bins) {
                 *mixed += part * (f64::from(*own) / weight - *mixed);
             }
         }
-        shape.map(Shape)
+        shape
     }
 
     /// A task that ran for at least `outlived` before it was given up is to start anew (0: for the first time).
@@ -292,21 +324,20 @@ impl Lengths {
     #[expect(clippy::cast_precision_loss, reason = "times are far below 2^53")]
     pub fn learn(&mut self, keys: &Keys, run: Millis) {
         let bin = bin(run.max(1) as f64);
-        let mut mixed = 1.0 / BINS as f32;
-        for (level, key) in cells(keys) {
-            let Some(cell) = self.table.get(key).filter(|cell| cell.weight > 0.0) else { continue };
+        let mut parts = self.parts;
+        self.mix(keys, |level, cell, mixed| {
+            #[expect(clippy::cast_possible_truncation, reason = "a part")]
+            let mixed = (mixed[bin] as f32).max(PART_MIN);
             let own = (cell.bins[bin] + SMOOTHING * mixed) / (cell.weight + SMOOTHING);
-            let part = &mut self.parts[level][class(cell.weight)];
+            let part = &mut parts[level][class(cell.weight)];
             let next = mixed + *part * (own - mixed);
             *part += STEP * (*part * own / next - *part);
-            mixed = next;
-        }
-        for (level, key) in cells(keys) {
-            let memory = MEMORY[if level == 0 { 0 } else { 1 + usize::from(level >= LEVELS) }];
-            let cell = self.table.entry(key);
-            cell.weight = cell.weight * memory + 1.0;
-            cell.bins.iter_mut().for_each(|bin| *bin *= memory);
-            cell.bins[bin] += 1.0;
+        });
+        self.parts = parts;
+        self.limits.learn(bin, keys.limit());
+        for (level, key) in cells(keys).filter(|(_, key)| *key != 0) {
+            let is_recent = (OPEN..LIMITED).contains(&level);
+            self.table.entry(key).add(bin, MEMORY[if level == 0 { 0 } else { 1 + usize::from(is_recent) }]);
         }
     }
 }

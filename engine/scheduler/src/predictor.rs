@@ -51,7 +51,15 @@ pub struct Facts {
 
 /// The keys of a task in the tables, the coarsest first. Made once per task and kept with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Keys([u64; LEVELS]);
+pub struct Keys {
+    levels: [u64; LEVELS],
+    /// Those of distributions of lengths, which know the limit as well.
+    lengths: [u64; LENGTHS],
+    limit: Millis,
+}
+
+/// Keys of distributions: six without the limit, and the two with it.
+pub(crate) const LENGTHS: usize = 8;
 
 fn mix(a: u64, b: u64) -> u64 {
     let mixed = (a ^ b.wrapping_mul(0x9E37_79B9_7F4A_7C15)).wrapping_mul(0xD6E8_FEB8_6659_FD93);
@@ -63,9 +71,15 @@ fn magnitude(value: u64) -> u64 {
 }
 
 impl Keys {
-    /// The key of a level, 0 where there is none.
-    pub(crate) fn level(&self, level: usize) -> u64 {
-        self.0[level]
+    /// The keys of its distributions, from the widest to the narrowest: all; kind and width; labels; tenant; with kind and size; with
+    /// labels. Then those with the limit, of which the first is 0 where none was declared.
+    pub(crate) fn lengths(&self) -> &[u64; LENGTHS] {
+        &self.lengths
+    }
+
+    /// The declared limit, 0 if there is none.
+    pub(crate) fn limit(&self) -> Millis {
+        self.limit
     }
 
     /// The keys of a task of which `facts` are known.
@@ -82,15 +96,27 @@ impl Keys {
         } else {
             [of(2, &[tenant]), of(3, &[shape[0], shape[1], size]), of(4, &[kind, shape[0], shape[1], size])]
         };
-        Self([
+        let narrow = [of(6, &[tenant, kind, limit, size]), of(7, &[tenant, kind, limit, width, size, labels])];
+        let levels = [
             of(0, &[]),
             middle[0],
             middle[1],
             middle[2],
             of(5, &[tenant, kind, magnitude(limit), size]),
-            of(6, &[tenant, kind, limit, size]),
-            of(7, &[tenant, kind, limit, width, size, labels]),
-        ])
+            narrow[0],
+            narrow[1],
+        ];
+        let lengths = [
+            of(0, &[]),
+            of(10, &[kind, shape[1]]),
+            of(11, &[labels]),
+            of(2, &[tenant]),
+            of(12, &[tenant, kind, size]),
+            of(13, &[tenant, kind, size, labels]),
+            if limit > 0 { narrow[0] } else { 0 },
+            narrow[1],
+        ];
+        Self { levels, lengths, limit: facts.limit.max(0) }
     }
 
     /// The keys of those of these tasks that a mark (not 0) tells apart from the others: what is known of all of them holds for those with a new mark, until
@@ -189,7 +215,7 @@ impl Predictor {
 
     fn raw(&self, keys: &Keys, limit: Millis) -> Prediction {
         let mut found = self.prior(limit);
-        for (level, key) in (0u8..).zip(keys.0) {
+        for (level, key) in (0u8..).zip(keys.levels) {
             // A level that does not apply has no key.
             let Some(cell) = self.table.get(key) else { continue };
             let part = cell.weight / (cell.weight + SHRINKAGE);
@@ -223,7 +249,7 @@ impl Predictor {
     /// Weight of the samples that had all of these keys, forgetting.
     #[must_use]
     pub fn weight(&self, keys: &Keys) -> f32 {
-        let narrowest = keys.0.into_iter().rev().find(|key| *key != 0);
+        let narrowest = keys.levels.into_iter().rev().find(|key| *key != 0);
         narrowest.and_then(|key| self.table.get(key)).map_or(0.0, |cell| cell.weight)
     }
 
@@ -241,7 +267,7 @@ impl Predictor {
         self.correction.learn(&made, log);
         let inverse = 1.0 / run.max(self.floor);
         let failed = f32::from(u8::from(failed));
-        for key in keys.0.into_iter().filter(|key| *key != 0) {
+        for key in keys.levels.into_iter().filter(|key| *key != 0) {
             let cell = self.table.entry(key);
             if cell.weight == 0.0 {
                 *cell = Cell { q50: before.q50, q90: before.q90.max(log), ..Cell::default() };

@@ -57,6 +57,28 @@ fn a_key_with_few_samples_borrows_and_one_with_many_does_not() {
 }
 
 #[test]
+fn what_a_limit_says_of_lengths_holds_for_tenants_that_never_had_it() {
+    let mut lengths = Lengths::new(1 << 12, 1000);
+    let keys = |tenant, limit| Keys::new(&Facts { tenant, limit, width: 1, ..Facts::default() });
+    // Every third task is long, and limits are as good as chance, but no shorter than the task.
+    let mut random = Random::new(3);
+    for sample in 0..6_000 {
+        let run = if sample % 3 == 0 { 20_000_000 } else { 100_000 };
+        let limit = 300_000 << (if run > 100_000 { 7 } else { random.below(8) });
+        let tenant = u32::try_from(random.below(20)).unwrap();
+        let limit = if tenant == 0 { 40_000_000 } else { limit };
+        lengths.learn(&keys(tenant, limit), run);
+    }
+    let long = |tenant, limit| 1.0 - lengths.within(&keys(tenant, limit), 1_000_000, i64::MAX).0;
+    let [known, new] = [0, 77].map(|tenant| long(tenant, 600_000));
+    assert!(known < 0.05 && new < 0.05, "{known} {new}");
+    let [known, new] = [0, 77].map(|tenant| long(tenant, 40_000_000));
+    assert!(known > 0.25 && new > 0.6, "{known} {new}");
+    let unlimited = long(0, 0);
+    assert!((0.2..0.5).contains(&unlimited), "{unlimited}");
+}
+
+#[test]
 fn a_task_of_two_kinds_is_judged_after_the_short_one_and_one_of_one_kind_at_its_end() {
     let mut lengths = Lengths::new(1 << 12, 1000);
     let keys = |tenant| Keys::new(&Facts { tenant, kind: tenant, width: 1, ..Facts::default() });
