@@ -47,7 +47,7 @@ impl Config {
     #[must_use]
     pub fn new(slots: u32, policy: Policy) -> Self {
         let waste_max = if policy == Policy::Auto { 0.05 } else { 0.0 };
-        Self { slots, policy, aging: Aging::default(), waste_max, urgency: 3.0, floor: 10_000, cells: 1 << 16 }
+        Self { slots, policy, aging: Aging::default(), waste_max, urgency: 5.0, floor: 10_000, cells: 1 << 16 }
     }
 
     /// Whether whole distributions of run times are of use.
