@@ -6,10 +6,12 @@
 //! of 0) is taken to end within the 0.9 quantile of its prediction, and may delay what was reserved behind it.
 
 mod entry;
+mod hold;
 
 use std::collections::VecDeque;
 
 use entry::Entry;
+use hold::Hold;
 
 use crate::Millis;
 use crate::backfill::{Machine, Waiting};
@@ -45,7 +47,7 @@ impl Config {
     #[must_use]
     pub fn new(slots: u32, policy: Policy) -> Self {
         let waste_max = if policy == Policy::Auto { 0.05 } else { 0.0 };
-        Self { slots, policy, aging: Aging::default(), waste_max, urgency: 3.0, floor: 10_000, cells: 1 << 16 }
+        Self { slots, policy, aging: Aging::default(), waste_max, urgency: 5.0, floor: 10_000, cells: 1 << 16 }
     }
 
     /// Whether whole distributions of run times are of use.
@@ -115,6 +117,7 @@ pub struct Scheduler {
     /// Of restartable tasks, and of those with deadlines.
     lengths: Lengths,
     attempts: Attempts,
+    hold: Hold,
     records: Vec<Option<Record>>,
     /// In the order of ranks, when not `dirty`.
     waiting: Vec<Entry>,
@@ -137,6 +140,7 @@ impl Scheduler {
             predictor: Predictor::new(config.cells, config.floor),
             lengths: Lengths::new(if config.has_lengths() { config.cells / 2 } else { 0 }, config.floor),
             attempts: Attempts::new(config.waste_max),
+            hold: Hold::default(),
             records: Vec::new(),
             waiting: Vec::new(),
             dirty: false,
@@ -197,6 +201,9 @@ impl Scheduler {
             fresh: None,
             submitted: record.submitted,
             worth: 0.0,
+            cost: 0.0,
+            work: 0.0,
+            hold: 0.0,
             tenant,
             can_try: false,
             waiting: Waiting { task: record.task.id, width, limit: record.bound, keep: 0 },
@@ -206,28 +213,54 @@ impl Scheduler {
         }
         let prediction = self.predict(record);
         let tries = self.config.waste_max > 0.0 && record.task.restartable;
-        let rank = match (self.config.policy, record.task.deadline) {
-            (Policy::Deadline, Some(deadline)) => {
-                let left = deadline.saturating_sub(now);
-                let (chance, needed) = match record.task.known {
-                    #[expect(clippy::cast_precision_loss, reason = "a rank")]
-                    Some(run) => (f64::from(u8::from(run <= left)), run as f64),
-                    None => self.lengths.within(&record.keys, left, limit),
-                };
-                deadline_rank(needed, chance, left, width, f64::from(prediction.rank(width)))
-            }
-            _ if tries && record.task.known.is_none() => {
-                let rank = self.lengths.rank(&record.keys, record.tried.unwrap_or(0), limit);
-                f64::from(rank) + 0.5 * f64::from(width).ln()
-            }
-            _ => f64::from(prediction.rank(width)),
+        if self.config.policy == Policy::Deadline {
+            return self.by_deadline(record, &prediction, now, limit, fifo);
+        }
+        let rank = if tries && record.task.known.is_none() {
+            let rank = self.lengths.rank(&record.keys, record.tried.unwrap_or(0), limit);
+            f64::from(rank) + 0.5 * f64::from(width).ln()
+        } else {
+            f64::from(prediction.rank(width))
         };
         let keep =
             if tries { (self.config.slots / KEEP_ONE_OF).min(self.config.slots.saturating_sub(width)) } else { 0 };
         let worth = f64::from(width) / f64::from(prediction.inverse);
         let waiting = Waiting { keep, ..fifo.waiting };
-        let fresh = (tries && self.config.policy != Policy::Deadline).then_some(rank);
-        Entry { rank, fresh, worth, can_try: tries && record.tried.is_none(), waiting, ..fifo }
+        Entry { rank, fresh: tries.then_some(rank), worth, can_try: tries && record.tried.is_none(), waiting, ..fifo }
+    }
+
+    /// The entry of a task in the order of deadlines; one without a deadline is in time whenever it ends.
+    fn by_deadline(&self, record: &Record, prediction: &Prediction, now: Millis, limit: Millis, fifo: Entry) -> Entry {
+        let width = fifo.waiting.width;
+        let otherwise = f64::from(prediction.rank(width));
+        let expected = f64::from(prediction.log_mean).exp();
+        let (chance, needed, rank) = if let Some(deadline) = record.task.deadline {
+            let left = deadline.saturating_sub(now);
+            let (chance, needed) = match record.task.known {
+                #[expect(clippy::cast_precision_loss, reason = "a rank")]
+                Some(run) => (f64::from(u8::from(run <= left)), run as f64),
+                None => self.lengths.within(&record.keys, left, limit),
+            };
+            (chance, needed, deadline_rank(needed, chance, left, width, otherwise))
+        } else {
+            (1.0, expected, otherwise)
+        };
+        let cost = hold::cost(needed, width, chance);
+        let tries = self.config.waste_max > 0.0 && record.task.restartable;
+        let worth = f64::from(width) / f64::from(prediction.inverse);
+        let (work, hold) = (expected * f64::from(width), self.hold.part(cost, chance));
+        Entry { rank, worth, cost, work, hold, can_try: tries && record.tried.is_none(), ..fifo }
+    }
+
+    /// What tasks with deadlines leave free, by what waits now.
+    fn hold_back(&mut self) {
+        let slots = self.config.slots;
+        let ease = hold::ease(self.waiting.iter().map(|entry| entry.work).sum(), slots, &self.config.aging);
+        for entry in &mut self.waiting {
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a part of the slots")]
+            let keep = (ease * entry.hold * f64::from(slots)) as u32;
+            entry.waiting.keep = keep.min(slots.saturating_sub(entry.waiting.width));
+        }
     }
 
     /// A task was submitted. Tasks wider than the machine are refused.
@@ -243,7 +276,11 @@ impl Scheduler {
             (_, None) => millis(made.q90),
         };
         let record = Record { task, keys, submitted: now, state: State::Waiting, tried: None, made, bound };
-        self.waiting.push(self.entry(&record, now));
+        let entry = self.entry(&record, now);
+        if self.config.policy == Policy::Deadline {
+            self.hold.learn(entry.cost);
+        }
+        self.waiting.push(entry);
         self.dirty = true;
         let place = task.id as usize;
         if self.records.len() <= place {
@@ -356,6 +393,9 @@ impl Scheduler {
         if self.dirty {
             self.waiting.sort_by(Entry::by_rank);
             self.dirty = false;
+        }
+        if self.config.policy == Policy::Deadline {
+            self.hold_back();
         }
         self.collect_due(now);
         self.queue.clear();

@@ -15,7 +15,7 @@ use crate::machines::{MACHINES, mean, replicas, single, worse};
 use crate::table::Row;
 
 /// The choices: how fast ranks fall with the wait.
-const URGENCIES: [f64; 4] = [0.0, 1.0, 2.0, 3.0];
+const URGENCIES: [f64; 6] = [0.0, 1.0, 2.0, 3.0, 5.0, 8.0];
 /// Parts of the week.
 const PARTS: i64 = 3;
 

@@ -15,6 +15,10 @@ pub(super) struct Entry {
     pub(super) submitted: Millis,
     /// Which attempts come first.
     pub(super) worth: f64,
+    /// What a deadline met costs, its expected work, and the part of the slots that it leaves free; in the order of deadlines only.
+    pub(super) cost: f64,
+    pub(super) work: f64,
+    pub(super) hold: f64,
     pub(super) tenant: u32,
     pub(super) can_try: bool,
     pub(super) waiting: Waiting,
