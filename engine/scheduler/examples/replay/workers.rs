@@ -110,8 +110,8 @@ pub(crate) fn placement(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dy
     let workers = openb::nodes(nodes, &traces.text(nodes)?)?;
     let pods = openb::pods(pods, &traces.text(pods)?)?;
     let whole: u32 = workers.iter().map(Worker::free_share).sum();
-    let fits = [Fit::Worst, Fit::First, Fit::Best, Fit::Fragmentation];
-    let mut sums = [0.0; 4];
+    let fits = [Fit::Worst, Fit::First, Fit::Best, Fit::Fragmentation, Fit::Future];
+    let mut sums = [0.0; 5];
     let seeds = 2;
     for seed in 1..=seeds {
         let mut random = Random::new(seed);
@@ -129,7 +129,7 @@ pub(crate) fn placement(traces: &Traces, _: &Options) -> Result<Vec<Row>, Box<dy
             *sum += Placement::devices_in_use(&workers, &asks, fit) / seeds as f64;
         }
     }
-    let [worst, first, best, ours] = sums.map(|sum| format!("{:.1}%", 100.0 * sum));
-    let text = format!("{ours} (first fit {first}, best fit {best})");
+    let [worst, first, best, fragmentation, ours] = sums.map(|sum| format!("{:.1}%", 100.0 * sum));
+    let text = format!("{ours} (first fit {first}, best fit {best}, fragmentation {fragmentation})");
     Ok(vec![Row::new("placement, openb: devices in use at a demand of 100%", worst, "94.3%", "96.5%", text)])
 }
