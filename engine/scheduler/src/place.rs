@@ -8,7 +8,7 @@
 //!
 //! A decision costs a look at each worker, and a judgement of those that changed since a task of this shape came: of all of
 //! them for one of the first, or after what is known of the tasks to come was renewed. It keeps [`SEEN_MAX`] shapes of
-//! tasks and a score for each of [`SHAPES`] at each worker.
+//! tasks and a score for each of [`SCORES_MAX`] at each worker.
 
 pub mod contention;
 mod fills;
@@ -24,6 +24,8 @@ pub const DEVICES_MAX: usize = 8;
 pub const DEVICE: u32 = 1000;
 /// Shapes of tasks that are weighed.
 const SHAPES: usize = 96;
+/// Shapes for which scores are kept.
+const SCORES_MAX: usize = 256;
 /// After so many tasks the shapes are chosen anew.
 const SHAPES_EVERY: u32 = 512;
 /// Shapes that are counted; when there are more, counts are halved.
@@ -265,7 +267,7 @@ impl Placement {
                 best = Some((score.lost, score.left, place));
             }
         }
-        if self.scores.len() >= SHAPES {
+        if self.scores.len() >= SCORES_MAX {
             self.scores.clear();
         }
         self.scores.insert(*ask, scores);

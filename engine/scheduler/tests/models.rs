@@ -202,7 +202,7 @@ fn projects_are_valid_and_the_search_finds_the_shortest() {
 fn placement_never_gives_more_than_a_worker_has_and_leaves_whole_devices_whole() {
     let half = Ask { cpu: 1000, memory: 10, devices: 1, share: 500 };
     let whole = Ask { cpu: 1000, memory: 10, devices: 1, share: 1000 };
-    for fit in [Fit::Best, Fit::Fragmentation] {
+    for fit in [Fit::Best, Fit::Fragmentation, Fit::Future] {
         let mut placement = Placement::new(vec![Worker::new(8000, 100, 2), Worker::new(8000, 100, 2)], fit);
         let places: Vec<Option<usize>> =
             [half, whole, half, whole, whole].iter().map(|ask| placement.place(ask)).collect();
@@ -210,11 +210,27 @@ fn placement_never_gives_more_than_a_worker_has_and_leaves_whole_devices_whole()
         assert!(places[4].is_some(), "{fit:?} split a device that a whole task needed: {places:?}");
         assert_eq!(placement.place(&half), None);
     }
-    let mut placement = Placement::new(vec![Worker::new(1000, 100, 1)], Fit::Fragmentation);
-    assert_eq!(placement.place(&Ask { cpu: 1001, ..half }), None);
-    assert_eq!(placement.place(&half), Some(0));
-    placement.leave(0, &half, &[0]);
-    assert_eq!(placement.workers()[0], Worker::new(1000, 100, 1));
+    for fit in [Fit::Fragmentation, Fit::Future] {
+        let mut placement = Placement::new(vec![Worker::new(1000, 100, 1)], fit);
+        assert_eq!(placement.place(&Ask { cpu: 1001, ..half }), None);
+        assert_eq!(placement.place(&half), Some(0));
+        placement.leave(0, &half, &[0]);
+        assert_eq!(placement.workers()[0], Worker::new(1000, 100, 1));
+        assert_eq!(placement.place(&Ask { share: u32::MAX, devices: u32::MAX, ..half }), None);
+        assert_eq!(placement.place(&whole), Some(0), "what is judged anew is what is free now");
+    }
+}
+
+#[test]
+fn processors_beside_devices_are_kept_for_the_mix_to_come() {
+    // On the narrow workers eight small tasks of four processors, or four large and four tiny ones; the wide one takes whatever.
+    let workers = || [vec![Worker::new(64_000, 1_000_000, 8); 8], vec![Worker::new(256_000, 1_000_000, 8); 8]].concat();
+    let ask = |cpu| Ask { cpu, memory: 1, devices: 1, share: 1000 };
+    let mut random = Random::new(3);
+    let asks: Vec<Ask> = (0..128).map(|_| ask(if random.unit() < 0.5 { 20_000 } else { 4_000 })).collect();
+    let used = |fit| Placement::devices_in_use(&workers(), &asks, fit);
+    let [best, fragmentation, future] = [Fit::Best, Fit::Fragmentation, Fit::Future].map(used);
+    assert!(future > fragmentation && future > best, "{best} {fragmentation} {future}");
 }
 
 #[test]

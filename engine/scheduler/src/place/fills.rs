@@ -2,8 +2,10 @@
 //! worker as far as its tasks fit, one after the other.
 //!
 //! So processors beside devices count as far as the mix of tasks needs them, and a part of a device as far as the mix has
-//! tasks for it. The lists are the same for all workers, so that chance does not choose between them.
+//! tasks for it. Tasks of several devices come first: else any small one that comes before would make free devices worthless to
+//! them, though others would have taken it. The lists are the same for all workers, so that chance does not choose between them.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use super::{Ask, DEVICE, DEVICES_MAX, Worker};
@@ -46,6 +48,7 @@ impl Fills {
                 share += ask.devices.saturating_mul(ask.share).min(SHARE);
                 list.push(ask);
             }
+            list.sort_by_key(|ask: &Ask| Reverse(ask.devices));
             list
         };
         Self { lists: (0..LISTS).map(|_| list()).collect() }
