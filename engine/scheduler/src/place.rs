@@ -13,6 +13,7 @@
 pub mod contention;
 mod fills;
 pub mod live;
+pub mod pairing;
 
 use std::collections::BTreeMap;
 

@@ -6,6 +6,7 @@ use taskmaster_scheduler::guard::{Guard, Verdict};
 use taskmaster_scheduler::lengths::Lengths;
 use taskmaster_scheduler::order::{Aging, Policy};
 use taskmaster_scheduler::place::contention::{Contention, Sample};
+use taskmaster_scheduler::place::pairing;
 use taskmaster_scheduler::place::{Ask, Fit, Placement, Worker};
 use taskmaster_scheduler::predictor::{Facts, Keys, Predictor};
 use taskmaster_scheduler::replay::{Job, ReplayOptions, Trace, run};
@@ -248,5 +249,42 @@ fn contention_learns_who_disturbs_whom_and_refuses_what_would_be_slow() {
     let model = Contention::learn(&profiles, &samples);
     assert!(model.speed(1, 0) < 0.8 && model.speed(1, 2) > 0.9, "{} {}", model.speed(1, 0), model.speed(1, 2));
     assert_eq!(model.pair(1, 0), None);
+    assert!(model.worth(1, 0) == 0.0 && model.worth(1, 2) > 0.0);
     assert!(model.pair(1, 2).is_some_and(|speed| speed > 0.9));
+}
+
+#[test]
+fn pairs_are_worth_nearly_as_much_as_the_best_and_none_is_taken_twice() {
+    let mut random = Random::new(5);
+    let (mut all, mut best) = (0.0, 0.0);
+    for round in 0..40 {
+        let count = round % 11;
+        let mut worths = vec![0.0_f32; count * count];
+        for worth in &mut worths {
+            #[expect(clippy::cast_possible_truncation, reason = "any number")]
+            let value = random.unit() as f32 - 0.4;
+            *worth = if round == 7 { f32::NAN } else { value };
+        }
+        let worth = |a: usize, b: usize| worths[a * count + b];
+        let pairs = pairing::pairs(count, worth);
+        let mut taken: Vec<usize> = pairs.iter().flat_map(|(a, b)| [*a, *b]).collect();
+        taken.sort_unstable();
+        taken.dedup();
+        assert!(taken.len() == 2 * pairs.len() && pairs.iter().all(|(a, b)| a < b && worth(*a, *b) > 0.0));
+        let sum: f32 = pairs.iter().map(|(a, b)| worth(*a, *b)).sum();
+        let most = most(count, &worth, 0);
+        assert!(sum <= most + 1e-4, "{sum} {most}");
+        all += sum;
+        best += most;
+    }
+    assert!(all >= 0.98 * best, "{all} of {best}");
+}
+
+/// The most that pairs of those not in `taken`, a set of bits, are worth.
+fn most(count: usize, worth: &dyn Fn(usize, usize) -> f32, taken: u32) -> f32 {
+    let Some(first) = (0..count).find(|task| taken >> task & 1 == 0) else { return 0.0 };
+    let without = taken | 1 << first;
+    let others = (first + 1..count).filter(|other| without >> other & 1 == 0 && worth(first, *other) > 0.0);
+    let with = others.map(|other| worth(first, other) + most(count, worth, without | 1 << other));
+    with.fold(most(count, worth, without), f32::max)
 }
