@@ -89,7 +89,7 @@ impl Worker {
 
     /// Takes a task in if it fits, on the devices with the least free that do.
     fn take(&mut self, ask: &Ask) -> bool {
-        if ask.cpu > self.cpu || ask.memory > self.memory {
+        if ask.cpu > self.cpu || ask.memory > self.memory || ask.devices > self.devices {
             return false;
         }
         let before = self.free;

@@ -217,7 +217,9 @@ fn placement_never_gives_more_than_a_worker_has_and_leaves_whole_devices_whole()
         assert_eq!(placement.place(&half), Some(0));
         placement.leave(0, &half, &[0]);
         assert_eq!(placement.workers()[0], Worker::new(1000, 100, 1));
-        assert_eq!(placement.place(&Ask { share: u32::MAX, devices: u32::MAX, ..half }), None);
+        for share in [0, 1, u32::MAX] {
+            assert_eq!(placement.place(&Ask { share, devices: u32::MAX, ..half }), None);
+        }
         assert_eq!(placement.place(&whole), Some(0), "what is judged anew is what is free now");
     }
 }

@@ -8,15 +8,15 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use super::{Ask, DEVICE, DEVICES_MAX, Worker};
+use super::{Ask, DEVICE, Worker};
 use crate::critical::project::Random;
 
 /// Lists of tasks.
 const LISTS: usize = 16;
 /// Tasks of a list, at least and at most.
 const TASKS: std::ops::Range<usize> = 24..64;
-/// Device share that a list shall ask for: more than any worker has, so that it is what does not fit that ends it.
-const SHARE: u32 = 5 * DEVICES_MAX as u32 * DEVICE / 2;
+/// Device share that a list shall ask for: more than any worker has, so that what does not fit is what ends it.
+const SHARE: u32 = 20 * DEVICE;
 
 /// Lists of tasks to come.
 #[derive(Clone, Debug, Default)]
