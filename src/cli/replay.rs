@@ -153,9 +153,14 @@ fn placement(pods: &[Ask], machines: &[Worker], output: Output) -> Result<(), Fa
     }
     let mut table = Table::new(&[("fit", Side::Left), ("devices in use", Side::Right)]);
     let mut rows = Vec::new();
-    for (name, fit) in
-        [("worst", Fit::Worst), ("first", Fit::First), ("best", Fit::Best), ("fragmentation", Fit::Fragmentation)]
-    {
+    let fits = [
+        ("worst", Fit::Worst),
+        ("first", Fit::First),
+        ("best", Fit::Best),
+        ("fragmentation", Fit::Fragmentation),
+        ("future", Fit::Future),
+    ];
+    for (name, fit) in fits {
         let mut asked = 0;
         let asks = pods.iter().cycle().take_while(|pod| {
             let is_enough = asked >= whole;

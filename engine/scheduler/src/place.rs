@@ -1,14 +1,23 @@
 //! Chooses the worker for a task that asks for several resources: processors, memory, and parts of devices.
 //!
 //! Best fit alone leaves devices that no task can use: one with half a device left where tasks want whole ones, or with
-//! free devices and no processors. So each worker is judged by its fragmentation: the free device share that the tasks
-//! seen so far could not use there, weighted by how often each shape of task was seen (Weng et al., ATC 2023). A task
-//! goes where that grows least; between equals, where least is left.
+//! free devices and no processors. So each worker is judged by the free device share that is lost to the tasks to come, and a
+//! task goes where that grows least; between equals, where least is left. What is lost is either fragmentation, the share that a
+//! task seen so far could not use, weighted by how often its shape was seen (Weng et al., ATC 2023), or what mixes of such
+//! tasks leave, placed there until none fits ([`fills`]).
+//!
+//! A decision costs a look at each worker, and a judgement of those that changed since a task of this shape came: of all of
+//! them for one of the first, or after what is known of the tasks to come was renewed. It keeps [`SEEN_MAX`] shapes of
+//! tasks and a score for each of [`SCORES_MAX`] at each worker.
 
 pub mod contention;
+mod fills;
 pub mod live;
+pub mod pairing;
 
 use std::collections::BTreeMap;
+
+use fills::Fills;
 
 /// Devices of a worker at most.
 pub const DEVICES_MAX: usize = 8;
@@ -16,8 +25,12 @@ pub const DEVICES_MAX: usize = 8;
 pub const DEVICE: u32 = 1000;
 /// Shapes of tasks that are weighed.
 const SHAPES: usize = 96;
+/// Shapes for which scores are kept.
+const SCORES_MAX: usize = 256;
 /// After so many tasks the shapes are chosen anew.
 const SHAPES_EVERY: u32 = 512;
+/// Shapes that are counted; when there are more, counts are halved.
+const SEEN_MAX: usize = 4096;
 
 /// What a task asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,13 +84,26 @@ impl Worker {
     #[must_use]
     pub fn with(&self, ask: &Ask) -> Option<Self> {
         let mut after = *self;
-        after.cpu = after.cpu.checked_sub(ask.cpu)?;
-        after.memory = after.memory.checked_sub(ask.memory)?;
-        for _ in 0..ask.devices {
-            let fitting = after.free.iter_mut().filter(|free| **free >= ask.share.max(1));
-            *fitting.min_by_key(|free| **free)? -= ask.share;
+        after.take(ask).then_some(after)
+    }
+
+    /// Takes a task in if it fits, on the devices with the least free that do.
+    fn take(&mut self, ask: &Ask) -> bool {
+        if ask.cpu > self.cpu || ask.memory > self.memory || ask.devices > self.devices {
+            return false;
         }
-        Some(after)
+        let before = self.free;
+        for _ in 0..ask.devices {
+            let fitting = self.free.iter_mut().filter(|free| **free >= ask.share.max(1));
+            let Some(least) = fitting.min_by_key(|free| **free) else {
+                self.free = before;
+                return false;
+            };
+            *least -= ask.share;
+        }
+        self.cpu -= ask.cpu;
+        self.memory -= ask.memory;
+        true
     }
 
     /// Device share that is free and that a task of this shape could not use.
@@ -100,26 +126,49 @@ pub enum Fit {
     Worst,
     /// Where fragmentation grows least, then where least is left.
     Fragmentation,
+    /// Where what mixes of tasks to come leave grows least, then where least is left.
+    Future,
+}
+
+/// A score of a worker for a shape: by which state of the worker, what it loses, and what is left.
+#[derive(Clone, Copy, Debug, Default)]
+struct Score {
+    stamp: u32,
+    lost: f32,
+    left: f32,
 }
 
 /// Places tasks on workers.
 #[derive(Clone, Debug)]
 pub struct Placement {
     workers: Vec<Worker>,
-    /// Fragmentation of each worker as it stands, by the shapes as they stand.
+    /// What is lost of each worker as it stands, by the tasks to come as they stand.
     lost: Vec<f32>,
+    /// The state of each worker, by a number that grows: 0 is none.
+    stamps: Vec<u32>,
     fit: Fit,
     seen: BTreeMap<Ask, u32>,
     count: u32,
     shapes: Vec<(Ask, f32)>,
+    fills: Fills,
+    scores: BTreeMap<Ask, Vec<Score>>,
 }
 
 impl Placement {
     /// Placement on `workers`.
     #[must_use]
     pub fn new(workers: Vec<Worker>, fit: Fit) -> Self {
-        let lost = vec![0.0; workers.len()];
-        Self { workers, lost, fit, seen: BTreeMap::new(), count: 0, shapes: Vec::new() }
+        Self {
+            lost: vec![0.0; workers.len()],
+            stamps: vec![1; workers.len()],
+            workers,
+            fit,
+            seen: BTreeMap::new(),
+            count: 0,
+            shapes: Vec::new(),
+            fills: Fills::default(),
+            scores: BTreeMap::new(),
+        }
     }
 
     /// Part of the device share of `workers`, which are free, that is in use once these tasks were placed as far as they fit; 0 where
@@ -141,57 +190,103 @@ impl Placement {
         &self.workers
     }
 
+    /// The free device share of a worker that is lost to the tasks to come.
     #[expect(clippy::cast_precision_loss, reason = "a weight")]
-    fn fragmentation(shapes: &[(Ask, f32)], worker: &Worker) -> f32 {
-        shapes.iter().map(|(ask, weight)| weight * worker.lost_to(ask) as f32).sum()
+    fn lost(&self, worker: &Worker) -> f32 {
+        match self.fit {
+            Fit::First | Fit::Best | Fit::Worst => 0.0,
+            Fit::Fragmentation => self.shapes.iter().map(|(ask, weight)| weight * worker.lost_to(ask) as f32).sum(),
+            Fit::Future => worker.free_share() as f32 - self.fills.used(worker),
+        }
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "a weight")]
     fn see(&mut self, ask: &Ask) {
-        *self.seen.entry(*ask).or_insert(0) += 1;
-        self.count += 1;
+        let count = self.seen.entry(*ask).or_insert(0);
+        *count = count.saturating_add(1);
+        self.count = self.count.wrapping_add(1);
+        while self.seen.len() > SEEN_MAX {
+            self.seen.retain(|_, count| {
+                *count /= 2;
+                *count > 0
+            });
+        }
         let is_young = self.count.is_power_of_two() && self.count < SHAPES_EVERY;
-        if !(is_young || self.count.is_multiple_of(SHAPES_EVERY)) {
-            return;
+        if is_young || self.count.is_multiple_of(SHAPES_EVERY) {
+            self.expect();
         }
-        let mut shapes: Vec<(Ask, u32)> = self.seen.iter().map(|(ask, count)| (*ask, *count)).collect();
-        shapes.retain(|(ask, _)| ask.devices > 0);
-        shapes.sort_by_key(|(ask, count)| (u32::MAX - count, *ask));
-        shapes.truncate(SHAPES);
-        let total: u32 = shapes.iter().map(|(_, count)| count).sum();
-        self.shapes = shapes.iter().map(|(ask, count)| (*ask, *count as f32 / total as f32)).collect();
-        for (lost, worker) in self.lost.iter_mut().zip(&self.workers) {
-            *lost = Self::fragmentation(&self.shapes, worker);
+    }
+
+    /// Renews what is known of the tasks to come.
+    #[expect(clippy::cast_precision_loss, reason = "a weight")]
+    fn expect(&mut self) {
+        match self.fit {
+            Fit::First | Fit::Best | Fit::Worst => return,
+            Fit::Fragmentation => {
+                let mut shapes: Vec<(Ask, u32)> = self.seen.iter().map(|(ask, count)| (*ask, *count)).collect();
+                shapes.retain(|(ask, _)| ask.devices > 0);
+                shapes.sort_by_key(|(ask, count)| (u32::MAX - count, *ask));
+                shapes.truncate(SHAPES);
+                let total: u32 = shapes.iter().map(|(_, count)| count).sum();
+                self.shapes = shapes.iter().map(|(ask, count)| (*ask, *count as f32 / total as f32)).collect();
+            }
+            Fit::Future => self.fills = Fills::draw(&self.seen),
         }
+        self.scores.clear();
+        self.lost = self.workers.iter().map(|worker| self.lost(worker)).collect();
+    }
+
+    /// What a task costs at a worker, which is what is compared first, and what is left there.
+    fn score(&self, place: usize, ask: &Ask) -> Score {
+        let stamp = self.stamps[place];
+        let Some(after) = self.workers[place].with(ask) else {
+            return Score { stamp, lost: f32::INFINITY, left: 0.0 };
+        };
+        #[expect(clippy::cast_precision_loss, reason = "a score")]
+        let left = after.free_share() as f32 + after.cpu as f32 / 1e3 + after.memory as f32 / 1e5;
+        let lost = match self.fit {
+            Fit::First => 0.0,
+            Fit::Best => left,
+            Fit::Worst => -left,
+            Fit::Fragmentation | Fit::Future => self.lost(&after) - self.lost[place],
+        };
+        Score { stamp, lost, left }
+    }
+
+    /// Where a task fits best.
+    fn best(&mut self, ask: &Ask) -> Option<usize> {
+        if self.fit == Fit::First {
+            return self.workers.iter().position(|worker| worker.fits(ask));
+        }
+        let mut scores = self.scores.remove(ask).unwrap_or_else(|| vec![Score::default(); self.workers.len()]);
+        let mut best: Option<(f32, f32, usize)> = None;
+        for (place, score) in scores.iter_mut().enumerate() {
+            if score.stamp != self.stamps[place] {
+                *score = self.score(place, ask);
+            }
+            let is_better = best.is_none_or(|(lost, left, _)| (score.lost, score.left) < (lost, left));
+            if score.lost < f32::INFINITY && is_better {
+                best = Some((score.lost, score.left, place));
+            }
+        }
+        if self.scores.len() >= SCORES_MAX {
+            self.scores.clear();
+        }
+        self.scores.insert(*ask, scores);
+        best.map(|(_, _, place)| place)
     }
 
     /// Places a task; `None` when it fits nowhere.
     pub fn place(&mut self, ask: &Ask) -> Option<usize> {
         self.see(ask);
-        let mut best: Option<(f32, f32, usize)> = None;
-        for (place, worker) in self.workers.iter().enumerate() {
-            // Tasks without devices leave workers with devices to others, as long as they can.
-            let Some(after) = worker.with(ask) else { continue };
-            if self.fit == Fit::First {
-                best = Some((0.0, 0.0, place));
-                break;
-            }
-            #[expect(clippy::cast_precision_loss, reason = "a score")]
-            let left = after.free_share() as f32 + after.cpu as f32 / 1e3 + after.memory as f32 / 1e5;
-            let (first, second) = match self.fit {
-                Fit::First => (0.0, 0.0),
-                Fit::Best => (left, 0.0),
-                Fit::Worst => (-left, 0.0),
-                Fit::Fragmentation => (Self::fragmentation(&self.shapes, &after) - self.lost[place], left),
-            };
-            if best.is_none_or(|(a, b, _)| (first, second) < (a, b)) {
-                best = Some((first, second, place));
-            }
-        }
-        let (_, _, place) = best?;
+        let place = self.best(ask)?;
         self.workers[place] = self.workers[place].with(ask)?;
-        self.lost[place] = Self::fragmentation(&self.shapes, &self.workers[place]);
+        self.changed(place);
         Some(place)
+    }
+
+    fn changed(&mut self, place: usize) {
+        self.lost[place] = self.lost(&self.workers[place]);
+        self.stamps[place] = self.stamps[place].wrapping_add(1).max(1);
     }
 
     /// A task has left a worker; `devices` are those that it held.
@@ -202,6 +297,6 @@ impl Placement {
         for device in devices {
             worker.free[*device] = (worker.free[*device] + ask.share).min(DEVICE);
         }
-        self.lost[place] = Self::fragmentation(&self.shapes, worker);
+        self.changed(place);
     }
 }

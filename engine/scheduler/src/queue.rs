@@ -8,12 +8,16 @@
 //!   ahead of it. Within that bound the order is free, as fairness at every pop would cost most of what ranks gain.
 //!
 //! Entries are named by the caller's ids, which are dense and rise with submission: of equal ranks the lower goes first,
-//! whoever its tenant is. A task that is withdrawn or ranked anew leaves a stale entry behind that is dropped when met.
+//! whoever its tenant is. A task that is withdrawn or ranked anew leaves a stale entry behind in its tenant's heap that is
+//! dropped when met; the tenants' firsts are in a heap with one entry for each tenant ([`heads`]).
+
+mod heads;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
 use crate::Millis;
+use heads::Heads;
 
 /// A float with a total order.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,10 +35,11 @@ impl Ord for Rank {
     }
 }
 
+/// A tenant's stale entries are dropped when they are more than this and those of tasks that wait.
+const STALE_MIN: usize = 64;
+
 /// By rank, then by id: the task, and which ranking of it.
 type Key = Reverse<(Rank, u32, u32)>;
-/// The first of a tenant: its rank, the task, the tenant.
-type Head = Reverse<(Rank, u32, u32)>;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Record {
@@ -45,6 +50,12 @@ struct Record {
     waits: bool,
     /// Whether it has an entry among the ages.
     aged: bool,
+}
+
+impl Record {
+    fn is_current(&self, version: u32) -> bool {
+        self.waits && self.version == version
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -72,8 +83,8 @@ pub enum Reason {
 pub struct Queue {
     records: Vec<Record>,
     tenants: Vec<Tenant>,
-    /// Tenants by their first; entries may be stale.
-    heads: BinaryHeap<Head>,
+    /// Tenants by their first, which may no longer wait.
+    heads: Heads,
     /// In the order of submission.
     ages: VecDeque<u32>,
     cap: Millis,
@@ -81,7 +92,7 @@ pub struct Queue {
     waiting: usize,
     aged_last: bool,
     lets_ages: bool,
-    set_aside: Vec<Head>,
+    set_aside: Vec<(Rank, u32, u32)>,
 }
 
 impl Queue {
@@ -92,7 +103,7 @@ impl Queue {
         Self {
             records: Vec::new(),
             tenants: Vec::new(),
-            heads: BinaryHeap::new(),
+            heads: Heads::default(),
             ages: VecDeque::new(),
             cap,
             lead_max: if lead_max.is_nan() { f64::INFINITY } else { lead_max.max(0.0) },
@@ -186,8 +197,13 @@ impl Queue {
         let of = self.tenant(tenant);
         let is_first = of.heap.peek().is_none_or(|Reverse((first, other, _))| (rank, task) < (*first, *other));
         of.heap.push(Reverse((rank, task, version)));
+        if of.heap.len() > 2 * of.waiting + STALE_MIN {
+            let records = &self.records;
+            let heap = &mut self.tenants[tenant as usize].heap;
+            heap.retain(|Reverse((_, task, version))| records[*task as usize].is_current(*version));
+        }
         if is_first {
-            self.heads.push(Reverse((rank, task, tenant)));
+            self.heads.set(tenant, (rank, task));
         }
     }
 
@@ -215,10 +231,6 @@ impl Queue {
         true
     }
 
-    fn is_current(&self, task: u32, version: u32) -> bool {
-        self.records.get(task as usize).is_some_and(|record| record.waits && record.version == version)
-    }
-
     /// The oldest task, if it is due.
     fn due(&mut self, now: Millis) -> Option<u32> {
         while let Some(task) = self.ages.front().copied() {
@@ -236,7 +248,7 @@ impl Queue {
     fn first(&mut self, tenant: u32) -> Option<(Rank, u32)> {
         loop {
             let Reverse((rank, task, version)) = *self.tenants[tenant as usize].heap.peek()?;
-            if self.is_current(task, version) {
+            if self.records[task as usize].is_current(version) {
                 return Some((rank, task));
             }
             self.tenants[tenant as usize].heap.pop();
@@ -258,25 +270,28 @@ impl Queue {
         if cost.is_finite() && cost > 0.0 {
             of.service += cost / of.weight;
         }
-        if let Some((rank, task)) = self.first(tenant) {
-            self.heads.push(Reverse((rank, task, tenant)));
-        }
+        self.settle(tenant);
         Some((task, reason))
+    }
+
+    /// Puts a tenant where its first task that waits belongs, and gives that.
+    fn settle(&mut self, tenant: u32) -> Option<(Rank, u32)> {
+        let first = self.first(tenant);
+        match first {
+            Some(first) => self.heads.set(tenant, first),
+            None => self.heads.remove(tenant),
+        }
+        first
     }
 
     /// The lowest rank of those that wait.
     pub fn lowest(&mut self) -> Option<f32> {
-        while let Some(Reverse((rank, named, tenant))) = self.heads.peek().copied() {
-            let first = self.first(tenant);
-            if first == Some((rank, named)) {
+        loop {
+            let (rank, task, tenant) = self.heads.peek()?;
+            if self.settle(tenant) == Some((rank, task)) {
                 return Some(rank.0);
             }
-            self.heads.pop();
-            if let Some((first, task)) = first.filter(|first| *first > (rank, named)) {
-                self.heads.push(Reverse((first, task, tenant)));
-            }
         }
-        None
     }
 
     fn by_rank(&mut self) -> Option<(u32, Reason)> {
@@ -285,25 +300,22 @@ impl Queue {
         }
         let limit = if self.lead_max.is_finite() { self.least_service() + self.lead_max } else { f64::INFINITY };
         let mut found = None;
-        while let Some(head) = self.heads.pop() {
-            let Reverse((rank, named, tenant)) = head;
-            let Some((first, task)) = self.first(tenant) else { continue };
-            if (first, task) != (rank, named) {
-                // Stale: what is first has an entry of its own, unless its rank rose.
-                if (first, task) > (rank, named) {
-                    self.heads.push(Reverse((first, task, tenant)));
-                }
+        while let Some((rank, task, tenant)) = self.heads.peek() {
+            if self.settle(tenant) != Some((rank, task)) {
                 continue;
             }
             if self.tenants[tenant as usize].service > limit {
-                self.set_aside.push(head);
+                self.heads.remove(tenant);
+                self.set_aside.push((rank, task, tenant));
                 continue;
             }
             found = Some(task);
             break;
         }
         let reason = if self.set_aside.is_empty() { Reason::Rank } else { Reason::Share };
-        self.heads.extend(self.set_aside.drain(..));
+        for (rank, task, tenant) in self.set_aside.drain(..) {
+            self.heads.set(tenant, (rank, task));
+        }
         found.map(|task| (task, reason))
     }
 }

@@ -201,6 +201,35 @@ proptest! {
     }
 
     #[test]
+    fn a_queue_takes_what_a_search_through_all_that_wait_finds(
+        steps in prop::collection::vec((0u8..8, any::<u32>(), 0u32..4, -3i8..3), 1..300),
+    ) {
+        let mut queue = Queue::new(Millis::MAX, f64::INFINITY);
+        let mut waiting: Vec<(i8, u32)> = Vec::new();
+        for (task, (what, which, tenant, rank)) in (0u32..).zip(steps) {
+            let place = which as usize % waiting.len().max(1);
+            match what {
+                0..4 => {
+                    queue.push(task, tenant, f32::from(rank), 0);
+                    waiting.push((rank, task));
+                }
+                4 if !waiting.is_empty() => prop_assert!(queue.withdraw(waiting.swap_remove(place).1)),
+                5 if !waiting.is_empty() => {
+                    waiting[place].0 = rank;
+                    (0..30).for_each(|_| queue.rank_again(waiting[place].1, f32::from(rank)));
+                }
+                _ => {
+                    let least = waiting.iter().min().copied();
+                    prop_assert_eq!(queue.lowest(), least.map(|(rank, _)| f32::from(rank)));
+                    prop_assert_eq!(queue.pop(0, |_| 0.0).map(|(task, _)| task), least.map(|(_, task)| task));
+                    waiting.retain(|entry| Some(*entry) != least);
+                }
+            }
+            prop_assert_eq!(queue.len(), waiting.len());
+        }
+    }
+
+    #[test]
     fn a_tenant_is_never_ahead_of_another_that_waits_by_more_than_the_lead(
         weights in prop::collection::vec(1u32..5, 3),
         tasks in prop::collection::vec((0u32..3, -100f32..100.0, 1u32..50), 30..200),

@@ -6,6 +6,7 @@ use taskmaster_scheduler::guard::{Guard, Verdict};
 use taskmaster_scheduler::lengths::Lengths;
 use taskmaster_scheduler::order::{Aging, Policy};
 use taskmaster_scheduler::place::contention::{Contention, Sample};
+use taskmaster_scheduler::place::pairing;
 use taskmaster_scheduler::place::{Ask, Fit, Placement, Worker};
 use taskmaster_scheduler::predictor::{Facts, Keys, Predictor};
 use taskmaster_scheduler::replay::{Job, ReplayOptions, Trace, run};
@@ -224,7 +225,7 @@ fn projects_are_valid_and_the_search_finds_the_shortest() {
 fn placement_never_gives_more_than_a_worker_has_and_leaves_whole_devices_whole() {
     let half = Ask { cpu: 1000, memory: 10, devices: 1, share: 500 };
     let whole = Ask { cpu: 1000, memory: 10, devices: 1, share: 1000 };
-    for fit in [Fit::Best, Fit::Fragmentation] {
+    for fit in [Fit::Best, Fit::Fragmentation, Fit::Future] {
         let mut placement = Placement::new(vec![Worker::new(8000, 100, 2), Worker::new(8000, 100, 2)], fit);
         let places: Vec<Option<usize>> =
             [half, whole, half, whole, whole].iter().map(|ask| placement.place(ask)).collect();
@@ -232,11 +233,29 @@ fn placement_never_gives_more_than_a_worker_has_and_leaves_whole_devices_whole()
         assert!(places[4].is_some(), "{fit:?} split a device that a whole task needed: {places:?}");
         assert_eq!(placement.place(&half), None);
     }
-    let mut placement = Placement::new(vec![Worker::new(1000, 100, 1)], Fit::Fragmentation);
-    assert_eq!(placement.place(&Ask { cpu: 1001, ..half }), None);
-    assert_eq!(placement.place(&half), Some(0));
-    placement.leave(0, &half, &[0]);
-    assert_eq!(placement.workers()[0], Worker::new(1000, 100, 1));
+    for fit in [Fit::Fragmentation, Fit::Future] {
+        let mut placement = Placement::new(vec![Worker::new(1000, 100, 1)], fit);
+        assert_eq!(placement.place(&Ask { cpu: 1001, ..half }), None);
+        assert_eq!(placement.place(&half), Some(0));
+        placement.leave(0, &half, &[0]);
+        assert_eq!(placement.workers()[0], Worker::new(1000, 100, 1));
+        for share in [0, 1, u32::MAX] {
+            assert_eq!(placement.place(&Ask { share, devices: u32::MAX, ..half }), None);
+        }
+        assert_eq!(placement.place(&whole), Some(0), "what is judged anew is what is free now");
+    }
+}
+
+#[test]
+fn processors_beside_devices_are_kept_for_the_mix_to_come() {
+    // On the narrow workers eight small tasks of four processors, or four large and four tiny ones; the wide one takes whatever.
+    let workers = || [vec![Worker::new(64_000, 1_000_000, 8); 8], vec![Worker::new(256_000, 1_000_000, 8); 8]].concat();
+    let ask = |cpu| Ask { cpu, memory: 1, devices: 1, share: 1000 };
+    let mut random = Random::new(3);
+    let asks: Vec<Ask> = (0..128).map(|_| ask(if random.unit() < 0.5 { 20_000 } else { 4_000 })).collect();
+    let used = |fit| Placement::devices_in_use(&workers(), &asks, fit);
+    let [best, fragmentation, future] = [Fit::Best, Fit::Fragmentation, Fit::Future].map(used);
+    assert!(future > fragmentation && future > best, "{best} {fragmentation} {future}");
 }
 
 #[test]
@@ -254,5 +273,42 @@ fn contention_learns_who_disturbs_whom_and_refuses_what_would_be_slow() {
     let model = Contention::learn(&profiles, &samples);
     assert!(model.speed(1, 0) < 0.8 && model.speed(1, 2) > 0.9, "{} {}", model.speed(1, 0), model.speed(1, 2));
     assert_eq!(model.pair(1, 0), None);
+    assert!(model.worth(1, 0) == 0.0 && model.worth(1, 2) > 0.0);
     assert!(model.pair(1, 2).is_some_and(|speed| speed > 0.9));
+}
+
+#[test]
+fn pairs_are_worth_nearly_as_much_as_the_best_and_none_is_taken_twice() {
+    let mut random = Random::new(5);
+    let (mut all, mut best) = (0.0, 0.0);
+    for round in 0..40 {
+        let count = round % 11;
+        let mut worths = vec![0.0_f32; count * count];
+        for worth in &mut worths {
+            #[expect(clippy::cast_possible_truncation, reason = "any number")]
+            let value = random.unit() as f32 - 0.4;
+            *worth = if round == 7 { f32::NAN } else { value };
+        }
+        let worth = |a: usize, b: usize| worths[a * count + b];
+        let pairs = pairing::pairs(count, worth);
+        let mut taken: Vec<usize> = pairs.iter().flat_map(|(a, b)| [*a, *b]).collect();
+        taken.sort_unstable();
+        taken.dedup();
+        assert!(taken.len() == 2 * pairs.len() && pairs.iter().all(|(a, b)| a < b && worth(*a, *b) > 0.0));
+        let sum: f32 = pairs.iter().map(|(a, b)| worth(*a, *b)).sum();
+        let most = most(count, &worth, 0);
+        assert!(sum <= most + 1e-4, "{sum} {most}");
+        all += sum;
+        best += most;
+    }
+    assert!(all >= 0.98 * best, "{all} of {best}");
+}
+
+/// The most that pairs of those not in `taken`, a set of bits, are worth.
+fn most(count: usize, worth: &dyn Fn(usize, usize) -> f32, taken: u32) -> f32 {
+    let Some(first) = (0..count).find(|task| taken >> task & 1 == 0) else { return 0.0 };
+    let without = taken | 1 << first;
+    let others = (first + 1..count).filter(|other| without >> other & 1 == 0 && worth(first, *other) > 0.0);
+    let with = others.map(|other| worth(first, other) + most(count, worth, without | 1 << other));
+    with.fold(most(count, worth, without), f32::max)
 }

@@ -7,6 +7,8 @@
 
 /// A pair is refused when either task is predicted to run at less than this part of its speed alone.
 pub const SPEED_MIN: f32 = 0.85;
+/// The mean speed at which a pair is worth nothing: halfway from what is refused to no loss.
+pub const PAIR_MIN: f32 = f32::midpoint(SPEED_MIN, 1.0);
 /// A pair is refused when it is predicted over that by less than this part of what predictions are off.
 const MARGIN: f32 = 0.5;
 /// Measures of a task alone: use of the processor or device, of its memory's bandwidth, and of its memory, 0 to 1.
@@ -176,5 +178,11 @@ impl Contention {
     pub fn pair(&self, a: usize, b: usize) -> Option<f32> {
         let (first, second) = (self.speed(a, b), self.speed(b, a));
         (first.min(second) >= SPEED_MIN + MARGIN * self.error).then_some(f32::midpoint(first, second))
+    }
+
+    /// What two are worth together, for [`super::pairing`]: by how much their speed is over [`PAIR_MIN`], 0 where they are refused.
+    #[must_use]
+    pub fn worth(&self, a: usize, b: usize) -> f32 {
+        self.pair(a, b).map_or(0.0, |speed| (speed - PAIR_MIN).max(0.0))
     }
 }
