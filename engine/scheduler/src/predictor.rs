@@ -123,15 +123,15 @@ impl Keys {
     /// the two narrowest levels know better.
     #[must_use]
     pub fn marked(mut self, mark: u32) -> Self {
-        if mark != 0 {
-            self.0[LEVELS - 2..].iter_mut().for_each(|key| *key = mix(*key, u64::from(mark)) | 1);
-        }
+        // Keys that there are not are 0.
+        let narrow = self.levels[LEVELS - 2..].iter_mut().chain(&mut self.lengths[LENGTHS - 3..]);
+        narrow.filter(|key| mark != 0 && **key != 0).for_each(|key| *key = mix(*key, u64::from(mark)) | 1);
         self
     }
 
     /// The key of a part of the same tasks.
     fn part(&self, part: u32) -> u64 {
-        mix(self.0[LEVELS - 1], u64::from(part)) | 1
+        mix(self.levels[LEVELS - 1], u64::from(part)) | 1
     }
 }
 
