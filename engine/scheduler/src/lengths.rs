@@ -211,11 +211,24 @@ fn class(weight: f32) -> usize {
     EDGES.iter().filter(|edge| weight > **edge).count()
 }
 
-/// The cells of a task: each key without the limit, then the recent ones, then those with it. A key of 0 has none.
-fn cells(keys: &Keys) -> impl Iterator<Item = (usize, u64)> {
+/// The cells of a task: each key without the limit, then the recent ones, then those with it. Where there is no limit, the last of these is as
+/// wide as those before, and what is recent comes last. A key of 0 has none.
+fn cells(keys: &Keys) -> [(usize, u64); CELLS] {
     let (open, limited) = keys.lengths().split_at(OPEN);
-    let recent = RECENT.map(|level| open[level].rotate_left(32) ^ 0x5851_F42D_4C95_7F2D);
-    open.iter().copied().chain(recent).chain(limited.iter().copied()).enumerate()
+    let mut cells = [(0, 0); CELLS];
+    for (level, key) in open.iter().enumerate() {
+        cells[level] = (level, *key);
+    }
+    for (place, level) in RECENT.into_iter().enumerate() {
+        cells[OPEN + place] = (OPEN + place, open[level].rotate_left(32) ^ 0x5851_F42D_4C95_7F2D);
+    }
+    for (place, key) in limited.iter().enumerate() {
+        cells[LIMITED + place] = (LIMITED + place, *key);
+    }
+    if keys.limit() == 0 {
+        cells[OPEN..].rotate_left(RECENT.len());
+    }
+    cells
 }
 
 impl Lengths {
@@ -335,7 +348,7 @@ impl Lengths {
         });
         self.parts = parts;
         self.limits.learn(bin, keys.limit());
-        for (level, key) in cells(keys).filter(|(_, key)| *key != 0) {
+        for (level, key) in cells(keys).into_iter().filter(|(_, key)| *key != 0) {
             let is_recent = (OPEN..LIMITED).contains(&level);
             self.table.entry(key).add(bin, MEMORY[if level == 0 { 0 } else { 1 + usize::from(is_recent) }]);
         }
