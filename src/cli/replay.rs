@@ -1,6 +1,7 @@
 //! `taskmaster replay`: recorded workloads, or what a node did, in virtual time through the scheduler's own code, one policy beside the
 //! other.
 
+mod dispatcher;
 mod own;
 mod plot;
 mod queues;
@@ -62,6 +63,9 @@ pub(crate) struct Arguments {
     /// Orders know the run times, as no real one can: how good a prediction could be
     #[arg(long)]
     clairvoyant: bool,
+    /// Through a node's own dispatcher, with its guard and its aging, in place of the scheduler's code alone
+    #[arg(long, conflicts_with_all = ["clairvoyant", "restartable", "machines"])]
+    dispatcher: bool,
     /// The table of machines on which the pods of a trace are placed
     #[arg(long, value_name = "FILE")]
     machines: Option<PathBuf>,
@@ -95,8 +99,11 @@ pub(crate) fn run(global: &Global, arguments: &Arguments) -> Result<Exit, Failur
             read::not_empty(&dir.display().to_string(), read::Input::Queue(own::trace(dir, times.0, times.1)?))?
         }
     };
-    if arguments.plot.is_some() && !matches!(input, read::Input::Queue(_)) {
-        return Err(Failure::new(Exit::Usage, "--plot draws the tasks of a queue; this trace has none"));
+    for (is_asked, what) in [(arguments.plot.is_some(), "--plot draws"), (arguments.dispatcher, "--dispatcher replays")]
+    {
+        if is_asked && !matches!(input, read::Input::Queue(_)) {
+            return Err(Failure::new(Exit::Usage, format!("{what} the tasks of a queue; this trace has none")));
+        }
     }
     match input {
         read::Input::Queue(trace) => queues::run(&trace, &policies, arguments, output)?,

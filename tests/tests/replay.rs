@@ -77,6 +77,29 @@ fn moved_submissions_are_told_seed_by_seed_and_the_same_each_time() {
 }
 
 #[test]
+fn a_nodes_own_dispatcher_is_replayed() {
+    // As by hand above: waits of 0, 100 and 140 s.
+    let few = ["; MaxProcs: 1\n".to_owned(), record(1, 0, 100, 1), record(2, 0, 50, 1), record(3, 10, 20, 1)].concat();
+    let told = report(&["--dispatcher", "--policy", "fifo"], &few);
+    assert_eq!(told["policies"][0]["wait_s"]["mean"], 80.0);
+    assert_eq!(told["policies"][0]["wait_s"]["max"], 140.0);
+    // Two users, of whom one has tasks of an hour and one of a minute, and more work than two slots can do by day.
+    let of = |id: u32| {
+        let (user, run) = if id % 2 == 0 { (7, 60) } else { (8, 3_600) };
+        format!("{id} {} 0 {run} 1 -1 -1 1 -1 -1 1 {user} 1 1 1 1 -1 -1\n", id * 600)
+    };
+    let many = std::iter::once("; MaxProcs: 2\n".to_owned()).chain((1..400).map(of)).collect::<String>();
+    let policies = ["fifo", "shortest", "auto"].map(|policy| ["--policy", policy]).concat();
+    let told = report(&[&["--dispatcher"], policies.as_slice()].concat(), &many);
+    let [fifo, shortest, auto] = [0, 1, 2].map(|place| told["policies"][place]["slowdown"]["mean"].as_f64().unwrap());
+    let plain = report(&["--policy", "fifo"], &many)["policies"][0]["slowdown"]["mean"].as_f64().unwrap();
+    assert!((fifo - plain).abs() < 0.01 * plain, "{fifo} by the dispatcher, {plain} by the scheduler alone");
+    assert!(shortest < 0.5 * fifo && auto < 0.7 * fifo, "{told}");
+    assert_eq!(told["policies"][0]["refused"], 0);
+    assert!(refusal(&["--dispatcher", "--restartable"], &few).contains("cannot be used with"));
+}
+
+#[test]
 fn a_workflow_is_put_over_its_bound() {
     let trace = r#"{"workflow": {"specification": {"tasks": [
         {"id": "a", "parents": []}, {"id": "b", "parents": ["a"]}, {"id": "c", "parents": ["a"]}]},

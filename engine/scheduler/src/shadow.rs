@@ -40,8 +40,10 @@ pub struct Ran {
 pub struct Stage {
     /// Places.
     pub places: usize,
-    /// When the first place is free.
+    /// When the first place is free, and how much later each further one.
     pub from: f64,
+    /// See there.
+    pub every: f64,
     /// A task that waited for so long goes first, by turns.
     pub cap: f64,
     /// Run times under this count as this in a slowdown.
@@ -146,7 +148,7 @@ impl<'a> Play<'a> {
             policy,
             stage,
             giving,
-            places: vec![Place { until: stage.from, by: None }; stage.places.clamp(1, tasks.len().max(1))],
+            places: free_at(stage, tasks.len()),
             line: Vec::new(),
             next: 0,
             is_aged: false,
@@ -244,6 +246,12 @@ impl<'a> Play<'a> {
     }
 }
 
+fn free_at(stage: &Stage, tasks: usize) -> Vec<Place> {
+    #[expect(clippy::cast_precision_loss, reason = "few places")]
+    let at = |place: usize| Place { until: stage.from + place as f64 * stage.every, by: None };
+    (0..stage.places.clamp(1, tasks.max(1))).map(at).collect()
+}
+
 fn bounded(until: Option<Millis>, run: f64) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "a time")]
     until.map_or(run, |until| (until as f64).min(run))
@@ -311,7 +319,7 @@ pub fn compare(
         compared.blocks += 1;
         compared.with_deadline += block.iter().filter(|task| task.deadline.is_some()).count();
         compared.measured += block.iter().map(|task| task.began - task.ready).sum::<f64>();
-        let stage = Stage { places, from, cap, floor };
+        let stage = Stage { places, from, every: 0.0, cap, floor };
         let plain = play(&block, Policy::Fifo, &stage);
         let mut costs = [0.0; 2];
         for (sum, cost) in sums.iter_mut().zip(&mut costs) {
@@ -393,7 +401,7 @@ mod tests {
         (0..count).map(task).collect()
     }
 
-    const STAGE: Stage = Stage { places: 1, from: 0.0, cap: f64::INFINITY, floor: 10.0 };
+    const STAGE: Stage = Stage { places: 1, from: 0.0, every: 0.0, cap: f64::INFINITY, floor: 10.0 };
 
     #[test]
     fn the_shortest_first_lowers_the_mean_and_no_place_is_idle() {

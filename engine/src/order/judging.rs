@@ -10,6 +10,10 @@ use super::{FLOOR_MS, Learned, Order, WASTE_MAX, millis};
 /// Where no stretch of what was served has ended for so long, `auto` looks at what waits, if that is so many tasks, and at so many of them.
 const LINE_PAUSE_US: u64 = 60_000_000;
 const LINE_MIN: usize = 32;
+/// A stretch says nothing of an order on more places than one for so many of its tasks.
+const TASKS_PER_PLACE: usize = 4;
+/// Of what was served one of so many must be of a class of which some have ended.
+const KNOWN_PART: usize = 2;
 pub(crate) const LINE_MAX: usize = 256;
 impl Order {
     /// Replays what was served on so many places and in both orders; `waiting` tasks are in line, of these classes. Of one class alone
@@ -21,9 +25,12 @@ impl Order {
         mut classes: impl Iterator<Item = u32>,
         now_us: u64,
     ) {
-        self.judged_us = now_us;
         let served = self.recent.latest();
         let Some(first) = served.first().map(|began| began.class) else { return };
+        if served.len() < TASKS_PER_PLACE * places {
+            return;
+        }
+        self.judged_us = now_us;
         if !self.is_of_several(learned, served.iter().map(|began| began.class)) {
             self.is_better &= classes.any(|class| class != first);
             return;
@@ -33,8 +40,10 @@ impl Order {
             .iter()
             .enumerate()
             .map(|(number, began)| played(learned, began.class, millis(began.ready_us - first_us), number));
-        if let Some(tasks) = again.collect::<Option<_>>() {
-            self.weigh(learned, tasks, (places, waiting), 0.0);
+        // Of some classes none may have ended yet.
+        let tasks: Vec<Ran> = again.flatten().collect();
+        if tasks.len() >= served.len() / KNOWN_PART {
+            self.weigh(learned, tasks, waiting, (places, 0.0, 0.0));
         }
     }
 
@@ -65,7 +74,11 @@ impl Order {
         });
         let tasks: Vec<Ran> = known.collect();
         if tasks.len() >= LINE_MIN && self.is_of_several(learned, tasks.iter().map(|task| task.group)) {
-            self.weigh(learned, tasks, (places, waiting), millis(now_us.saturating_sub(first_us)));
+            // As many places as the sample is of the line, of which one after the other is free as tasks end.
+            let places = (places * tasks.len()).div_ceil(waiting.max(tasks.len()));
+            #[expect(clippy::cast_precision_loss, reason = "a count")]
+            let every = millis(self.mean_us) / places.max(1) as f64;
+            self.weigh(learned, tasks, waiting, (places, millis(now_us.saturating_sub(first_us)), every));
         }
     }
 
@@ -76,12 +89,18 @@ impl Order {
         gives_up || classes.any(|class| Some(class) != first)
     }
 
-    /// Plays tasks on so many places that are free from then on, in both orders; `waiting` are in line.
-    fn weigh(&mut self, learned: &Learned, mut tasks: Vec<Ran>, (places, waiting): (usize, usize), from: f64) {
+    /// Plays tasks in both orders on so many places, of which the first is free then and each further one so much later; `waiting` are in line.
+    fn weigh(
+        &mut self,
+        learned: &Learned,
+        mut tasks: Vec<Ran>,
+        waiting: usize,
+        (places, from, every): (usize, f64, f64),
+    ) {
         tasks.sort_by(|a, b| a.ready.total_cmp(&b.ready));
         let gives_up = !self.keeps_all && tasks.iter().any(|task| learned.attempt(task.group, 0).is_some());
         #[expect(clippy::cast_precision_loss, reason = "a threshold")]
-        let stage = Stage { places, from, cap: f64::INFINITY, floor: FLOOR_MS as f64 };
+        let stage = Stage { places, from, every, cap: f64::INFINITY, floor: FLOOR_MS as f64 };
         let plain = shadow::play(&tasks, Policy::Fifo, &stage);
         let candidate = match gives_up {
             true => shadow::play_giving_up(&tasks, &stage, learned, WASTE_MAX),

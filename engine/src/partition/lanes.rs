@@ -17,7 +17,7 @@ use crate::wishes::{Asked, Wishes};
 use crate::workflow::ByPaths;
 
 /// Most lists of a lane: each start looks at all of them. Further classes share them, and are predicted alike.
-const LANE_CLASSES_MAX: usize = 16;
+const LANE_CLASSES_MAX: usize = 256;
 /// Tasks of a list that are looked at for the place of one that changed turns.
 const NEAR: u32 = 1_024;
 /// What a task takes in the order of deadlines, in bytes: an entry, and its part of the tree's nodes.

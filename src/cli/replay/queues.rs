@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use taskmaster_scheduler::order::Policy;
 use taskmaster_scheduler::replay::{self, ReplayOptions, Report, Trace};
 
-use super::{Arguments, MILLIS_PER_SECOND, plot};
+use super::{Arguments, MILLIS_PER_SECOND, dispatcher, plot};
 use crate::cli::{Exit, Failure};
 use crate::output::{Output, Side, Table};
 
@@ -96,10 +96,14 @@ pub(super) fn run(trace: &Trace, policies: &[Policy], arguments: &Arguments, out
                 ..ReplayOptions::new(policy)
             };
             let began = Instant::now();
-            let reports = seeds.clone().map(|seed| replay::run(trace, &ReplayOptions { seed, ..options })).collect();
-            Outcome { policy, reports, took_s: began.elapsed().as_secs_f64() }
+            let one = |seed| match arguments.dispatcher {
+                true => dispatched(trace, policy, slots, seed, arguments),
+                false => Ok(replay::run(trace, &ReplayOptions { seed, ..options })),
+            };
+            let reports = seeds.clone().map(one).collect::<Result<_, _>>()?;
+            Ok(Outcome { policy, reports, took_s: began.elapsed().as_secs_f64() })
         })
-        .collect();
+        .collect::<Result<_, Failure>>()?;
     if let Some(path) = &arguments.plot {
         let curves: Vec<plot::Curves> = outcomes
             .iter()
@@ -121,6 +125,14 @@ pub(super) fn run(trace: &Trace, policies: &[Policy], arguments: &Arguments, out
         }))?);
     }
     Ok(output.text(&text(trace, slots, arguments.seeds, &outcomes))?)
+}
+
+/// One replay through the dispatcher.
+fn dispatched(trace: &Trace, policy: Policy, slots: u32, seed: u64, arguments: &Arguments) -> Result<Report, Failure> {
+    let submits = replay::submits(trace, seed);
+    let options = dispatcher::Options { slots, policy, has_payloads: arguments.data_dir.is_some() };
+    let starts = dispatcher::run(trace, &submits, options).map_err(|sentence| Failure::new(Exit::Failed, sentence))?;
+    Ok(Report::new(trace, &submits, &starts, slots, arguments.floor(), 0.0))
 }
 
 fn json(trace: &Trace, outcome: &Outcome, plain: &Outcome) -> Value {
