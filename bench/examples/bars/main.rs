@@ -1,6 +1,6 @@
 //! Prints the scheduler's bars, each beside its baselines of the same run.
 //!
-//! `cargo run --release -p taskmaster-scheduler --example replay -- [--traces DIR] [--seeds N] [--only NAME]
+//! `cargo run --release -p taskmaster-bench --example bars -- [--traces DIR] [--seeds N] [--only NAME]
 //! [--output json]`. The traces are read from the directory given, else from the one that TASKMASTER_TRACES names, else
 //! from `../shared/data` beside the repository. Without one, the bars that need it are left out.
 
@@ -58,7 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             _ => return Err(format!("unknown argument {argument}").into()),
         }
     }
-    let beside = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data");
+    let beside = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
     let traces = Traces::new(traces.unwrap_or(beside));
     let mut rows = Vec::new();
     for (name, bars) in GROUPS {
