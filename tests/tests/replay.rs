@@ -85,7 +85,7 @@ fn a_nodes_own_dispatcher_is_replayed() {
     assert_eq!(told["policies"][0]["wait_s"]["max"], 140.0);
     // Two users, of whom one has tasks of an hour and one of a minute, and more work than two slots can do by day.
     let of = |id: u32| {
-        let (user, run) = if id % 2 == 0 { (7, 60) } else { (8, 3_600) };
+        let (user, run) = if id.is_multiple_of(2) { (7, 60) } else { (8, 3_600) };
         format!("{id} {} 0 {run} 1 -1 -1 1 -1 -1 1 {user} 1 1 1 1 -1 -1\n", id * 600)
     };
     let many = std::iter::once("; MaxProcs: 2\n".to_owned()).chain((1..400).map(of)).collect::<String>();

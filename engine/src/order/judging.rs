@@ -7,14 +7,16 @@ use taskmaster_scheduler::shadow::{self, Ran, Restartable, Stage};
 
 use super::{FLOOR_MS, Learned, Order, WASTE_MAX, millis};
 
-/// Where no stretch of what was served has ended for so long, `auto` looks at what waits, if that is so many tasks, and at so many of them.
+/// Where no stretch of what was served was judged for so long, `auto` looks at what waits, if that is so many tasks.
 const LINE_PAUSE_US: u64 = 60_000_000;
 const LINE_MIN: usize = 32;
 /// A stretch says nothing of an order on more places than one for so many of its tasks.
 const TASKS_PER_PLACE: usize = 4;
 /// Of what was served one of so many must be of a class of which some have ended.
 const KNOWN_PART: usize = 2;
+/// Tasks of a sample of what waits.
 pub(crate) const LINE_MAX: usize = 256;
+
 impl Order {
     /// Replays what was served on so many places and in both orders; `waiting` tasks are in line, of these classes. Of one class alone
     /// all orders are one.
@@ -27,7 +29,7 @@ impl Order {
     ) {
         let served = self.recent.latest();
         let Some(first) = served.first().map(|began| began.class) else { return };
-        if served.len() < TASKS_PER_PLACE * places {
+        if served.len() < places.saturating_mul(TASKS_PER_PLACE) {
             return;
         }
         self.judged_us = now_us;
