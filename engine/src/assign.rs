@@ -7,6 +7,8 @@ mod apart;
 mod contest;
 mod reserved;
 
+use std::collections::VecDeque;
+
 use taskmaster_protocol::body::{self, Assign, AssignRow, AssignSpec};
 use taskmaster_protocol::frame::{self, Header};
 use taskmaster_protocol::{Operation, PartitionId};
@@ -350,27 +352,17 @@ impl Assigner<'_> {
     /// Replays what a queue served.
     fn judge(&mut self, queue: u32) {
         let entry = &mut self.dispatch.queues[queue as usize];
-        let lanes = entry.rings.iter().flatten();
-        let partitions = &*self.partitions;
-        let lists = lanes.filter_map(|lane| {
-            Some(partitions[usize::from(lane.partition)].as_deref()?.lanes[lane.lane as usize].lists.iter())
-        });
-        let lists = lists.flatten().filter(|of| of.list.len > 0);
-        let waiting = lists.clone().map(|of| of.list.len as usize).sum();
+        let lists = waiting_lists(self.partitions, &entry.rings);
+        let waiting = lists.clone().map(|(_, of)| of.list.len as usize).sum();
         let places = usize::try_from(entry.leased).unwrap_or(usize::MAX);
-        let classes = lists.map(|of| of.class);
+        let classes = lists.map(|(_, of)| of.class);
         entry.order.judge(&self.dispatch.learned, (places, waiting), classes, self.now_us);
     }
 
     /// Plays what waits in a queue, of each list a part.
     fn judge_line(&mut self, queue: u32) {
         let entry = &mut self.dispatch.queues[queue as usize];
-        let partitions = &*self.partitions;
-        let lists = entry.rings.iter().flatten().filter_map(|lane| {
-            let partition = partitions[usize::from(lane.partition)].as_deref()?;
-            Some(partition.lanes[lane.lane as usize].lists.iter().map(move |of| (partition, of)))
-        });
-        let lists = lists.flatten().filter(|(_, of)| of.list.len > 0);
+        let lists = waiting_lists(self.partitions, &entry.rings);
         let waiting: usize = lists.clone().map(|(_, of)| of.list.len as usize).sum();
         let line = lists.flat_map(|(partition, of)| {
             let part = (of.list.len as usize * LINE_MAX).div_ceil(waiting);
@@ -445,6 +437,18 @@ impl Assigner<'_> {
         frame::encode(self.effects.buffer(conn), header, &self.scratch.body);
         true
     }
+}
+
+/// The lists of lanes in line that have tasks, with their partitions.
+fn waiting_lists<'a>(
+    partitions: &'a [Option<Box<Partition>>],
+    rings: &'a [VecDeque<LaneRef>; PRIORITIES],
+) -> impl Iterator<Item = (&'a Partition, &'a ClassList)> + Clone {
+    let lists = rings.iter().flatten().filter_map(|lane| {
+        let partition = partitions[usize::from(lane.partition)].as_deref()?;
+        Some(partition.lanes[lane.lane as usize].lists.iter().map(move |of| (partition, of)))
+    });
+    lists.flatten().filter(|(_, of)| of.list.len > 0)
 }
 
 /// Whether a lane has tasks that may start; if not, its partition is told that it leaves the line.

@@ -55,6 +55,7 @@ pub use memo::{Made, Unknown};
 pub use peer::PeerAddr;
 pub use query::listing::{StoredPage, StoredPlace};
 pub use query::task::memo_note;
+pub use queue::policy_number;
 pub use refused::Refused;
 pub use replica::record;
 #[doc(hidden)]

@@ -102,8 +102,9 @@ pub(crate) fn policy_named(name: &str) -> Option<Policy> {
     (0..).map_while(policy_of).find(|&policy| policy_name(policy) == name)
 }
 
-/// Its number there.
-pub(crate) const fn policy_number(policy: Policy) -> u16 {
+/// The number of a policy in the protocol and in snapshots.
+#[must_use]
+pub const fn policy_number(policy: Policy) -> u16 {
     match policy {
         Policy::Auto => 0,
         Policy::Fifo => 1,

@@ -187,6 +187,13 @@ impl Prediction {
     }
 }
 
+/// A run time in milliseconds as it is learned; `None` for what is no time.
+fn believed(run: f64) -> Option<f32> {
+    #[expect(clippy::cast_possible_truncation, reason = "clamped at once")]
+    let short = (run as f32).clamp(RUN_MS_MIN, RUN_MS_MAX);
+    (run.is_finite() && run >= 0.0).then_some(short)
+}
+
 /// The tables.
 #[derive(Clone, Debug)]
 pub struct Predictor {
@@ -256,11 +263,7 @@ impl Predictor {
     /// Learns that a task ran for `run` (milliseconds) and whether it failed. What is no time is dropped. `made` is what
     /// was predicted when it was submitted, by which the quantile is corrected: by then others of its kind had not ended.
     pub fn learn(&mut self, keys: &Keys, limit: Millis, run: f64, failed: bool, made: Option<&Prediction>) {
-        if !run.is_finite() || run < 0.0 {
-            return;
-        }
-        #[expect(clippy::cast_possible_truncation, reason = "clamped at once")]
-        let run = (run as f32).clamp(RUN_MS_MIN, RUN_MS_MAX);
+        let Some(run) = believed(run) else { return };
         let log = run.ln();
         let before = self.raw(keys, limit);
         let made = made.copied().unwrap_or_else(|| self.predict(keys, limit));
@@ -279,11 +282,7 @@ impl Predictor {
     /// Learns of one part of the tasks with these keys how long one of it ran, such as those that failed. What all of them do is learned
     /// beside it ([`Self::learn`]).
     pub fn learn_part(&mut self, keys: &Keys, part: u32, run: f64) {
-        if !run.is_finite() || run < 0.0 {
-            return;
-        }
-        #[expect(clippy::cast_possible_truncation, reason = "clamped at once")]
-        let run = (run as f32).clamp(RUN_MS_MIN, RUN_MS_MAX);
+        let Some(run) = believed(run) else { return };
         let (log, floor) = (run.ln(), self.floor);
         let cell = self.table.entry(keys.part(part));
         if cell.weight == 0.0 {

@@ -213,8 +213,10 @@ impl Scheduler {
         }
         let prediction = self.predict(record);
         let tries = self.config.waste_max > 0.0 && record.task.restartable;
+        let worth = f64::from(width) / f64::from(prediction.inverse);
+        let unranked = Entry { worth, can_try: tries && record.tried.is_none(), ..fifo };
         if self.config.policy == Policy::Deadline {
-            return self.by_deadline(record, &prediction, now, limit, fifo);
+            return self.by_deadline(record, &prediction, now, limit, unranked);
         }
         let rank = if tries && record.task.known.is_none() {
             let rank = self.lengths.rank(&record.keys, record.tried.unwrap_or(0), limit);
@@ -224,14 +226,20 @@ impl Scheduler {
         };
         let keep =
             if tries { (self.config.slots / KEEP_ONE_OF).min(self.config.slots.saturating_sub(width)) } else { 0 };
-        let worth = f64::from(width) / f64::from(prediction.inverse);
-        let waiting = Waiting { keep, ..fifo.waiting };
-        Entry { rank, fresh: tries.then_some(rank), worth, can_try: tries && record.tried.is_none(), waiting, ..fifo }
+        let waiting = Waiting { keep, ..unranked.waiting };
+        Entry { rank, fresh: tries.then_some(rank), waiting, ..unranked }
     }
 
     /// The entry of a task in the order of deadlines; one without a deadline is in time whenever it ends.
-    fn by_deadline(&self, record: &Record, prediction: &Prediction, now: Millis, limit: Millis, fifo: Entry) -> Entry {
-        let width = fifo.waiting.width;
+    fn by_deadline(
+        &self,
+        record: &Record,
+        prediction: &Prediction,
+        now: Millis,
+        limit: Millis,
+        unranked: Entry,
+    ) -> Entry {
+        let width = unranked.waiting.width;
         let otherwise = f64::from(prediction.rank(width));
         let expected = f64::from(prediction.log_mean).exp();
         let (chance, needed, rank) = if let Some(deadline) = record.task.deadline {
@@ -246,10 +254,8 @@ impl Scheduler {
             (1.0, expected, otherwise)
         };
         let cost = hold::cost(needed, width, chance);
-        let tries = self.config.waste_max > 0.0 && record.task.restartable;
-        let worth = f64::from(width) / f64::from(prediction.inverse);
         let (work, hold) = (expected * f64::from(width), self.hold.part(cost, chance));
-        Entry { rank, worth, cost, work, hold, can_try: tries && record.tried.is_none(), ..fifo }
+        Entry { rank, cost, work, hold, ..unranked }
     }
 
     /// What tasks with deadlines leave free, by what waits now.

@@ -84,11 +84,16 @@ impl Order {
         }
     }
 
+    /// Whether some of these classes' tasks would be given up.
+    fn may_give_up(&self, learned: &Learned, mut classes: impl Iterator<Item = u32>) -> bool {
+        !self.keeps_all && classes.any(|class| learned.attempt(class, 0).is_some())
+    }
+
     /// Whether orders of tasks of these classes differ at all.
     fn is_of_several(&self, learned: &Learned, mut classes: impl Iterator<Item = u32> + Clone) -> bool {
-        let gives_up = !self.keeps_all && classes.clone().any(|class| learned.attempt(class, 0).is_some());
+        let all = classes.clone();
         let first = classes.next();
-        gives_up || classes.any(|class| Some(class) != first)
+        classes.any(|class| Some(class) != first) || self.may_give_up(learned, all)
     }
 
     /// Plays tasks in both orders on so many places, of which the first is free then and each further one so much later; `waiting` are in line.
@@ -100,7 +105,7 @@ impl Order {
         (places, from, every): (usize, f64, f64),
     ) {
         tasks.sort_by(|a, b| a.ready.total_cmp(&b.ready));
-        let gives_up = !self.keeps_all && tasks.iter().any(|task| learned.attempt(task.group, 0).is_some());
+        let gives_up = self.may_give_up(learned, tasks.iter().map(|task| task.group));
         #[expect(clippy::cast_precision_loss, reason = "a threshold")]
         let stage = Stage { places, from, every, cap: f64::INFINITY, floor: FLOOR_MS as f64 };
         let plain = shadow::play(&tasks, Policy::Fifo, &stage);

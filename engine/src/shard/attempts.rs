@@ -188,8 +188,7 @@ impl Shard {
             let labels = |index: &u32| contract.wishes.labels_of(dispatch.workers[*index as usize].capacity.as_ref());
             workers.filter(|&index| has_room(index, need) && !is_waited_for(index)).max_by_key(labels)
         };
-        let sets = (0..).zip(contract.wishes.sets(&contract.resources));
-        let idle = { sets }.find_map(|(set, need)| Some((idle_with(need)?, set)))?;
+        let idle = contract.asked().sets().find_map(|(set, need)| Some((idle_with(need)?, set)))?;
         (self.assigner(effects).permits(queue) > 0).then_some(idle)
     }
 

@@ -5,7 +5,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
-use taskmaster_engine::{Config, ConnId, Effects, Input, Shard};
+use taskmaster_engine::{Config, ConnId, Effects, Input, Shard, policy_number};
 use taskmaster_protocol::body::{
     self, ArchivedAssign, ArchivedRefusal, Complete, CompleteRow, ConfigureQueue, Credit, Extra, LeaseRow, Leases,
     Spec, Submit, Subscribe, TaskRow, queue_field,
@@ -25,8 +25,8 @@ const QUEUE: &str = "replay";
 const ROWS_MAX: usize = 512;
 /// Leases are extended so long before they end.
 const EXTEND_US: u64 = 3_600_000_000;
-/// Payload bytes that stand for each magnitude that a node tells apart.
-const SIZES: [usize; 4] = [4, 2 << 10, 32 << 10, 512 << 10];
+/// Payloads that are larger are not told apart by a node.
+const PAYLOAD_MAX: usize = 300 << 10;
 
 /// How it is replayed.
 #[derive(Clone, Copy, Debug)]
@@ -118,12 +118,7 @@ impl Replay<'_> {
         self.end_turn();
         let mut queue = ConfigureQueue { set: queue_field::POLICY, ..ConfigureQueue::default() };
         queue.queue = body::put(&mut queue.bytes, QUEUE.as_bytes());
-        queue.policy = match self.options.policy {
-            Policy::Auto => 0,
-            Policy::Fifo => 1,
-            Policy::Shortest => 2,
-            Policy::Deadline => 3,
-        };
+        queue.policy = policy_number(self.options.policy);
         self.send(CLIENT, &queue);
         let cpu_milli = self.options.slots.saturating_mul(1_000);
         let mut worker = Subscribe { credit: self.options.slots, cpu_milli, ..Subscribe::default() };
@@ -276,8 +271,11 @@ impl Replay<'_> {
                 u32::try_from(submit.specs.len() - 1).expect("few")
             });
             let mut payload = task.to_le_bytes().to_vec();
-            let bytes = if self.options.has_payloads { 1usize << job.size.min(20) } else { 0 };
-            payload.resize(SIZES.into_iter().rfind(|size| bytes / 2 >= *size / 4).unwrap_or(SIZES[0]).max(4), 0);
+            if self.options.has_payloads {
+                // The least that is of the magnitude, and one more: a node's steps are over powers of two.
+                let bytes = (1usize << job.size.min(20)) / 2 + 1;
+                payload.resize(bytes.clamp(payload.len(), PAYLOAD_MAX), 0);
+            }
             let payload = body::put(&mut submit.bytes, &payload);
             // A place from 1 on.
             let mut extra = 0;
